@@ -1,0 +1,1 @@
+"""Fine-tune language models on text that cannot leave its owners."""

@@ -1,0 +1,164 @@
+"""The contract of a federated method, on one page.
+
+A method is a frozen configuration with pure functions. Its table of phases is the algorithm's outline: in each round of a phase the server
+makes one message for its cohort (`broadcast`), each client answers from its own data and state (`client_update`), and the server folds the
+answers into its next state (`aggregate`). Engines move the bytes; they know nothing else. A toy, federated averaging of one number towards
+each client's number of training examples:
+
+>>> import dataclasses, torch
+>>> from fibecfed.core.wire import Tensors, message
+>>> @message
+... class Down:
+...     w: torch.Tensor
+>>> @message
+... class Up:
+...     w: torch.Tensor
+...     num_samples: int
+>>> @message
+... class Nothing:
+...     '''A state with nothing in it.'''
+>>> def update(client, down, round):
+...     step = 0.5 * (len(client.data.train) - down.w)
+...     work = Work(steps=1, examples=len(client.data.train), loss=float(step**2))
+...     return Update(Up(down.w + step, len(client.data.train)), client.state, work)
+>>> def mean(server, received, round):
+...     total = sum(r.message.num_samples for r in received)
+...     return Down(sum(r.message.w * r.message.num_samples for r in received) / total)
+>>> tune = Phase("tune", num_rounds=2, cohort="sampled", down=Down, up=Up,
+...              broadcast=lambda server, round: server, client_update=update, aggregate=mean)
+>>> from fibecfed.core.rng import Key
+>>> server, state = Down(torch.zeros(())), Nothing()
+>>> for t in range(2):
+...     now = Round("tune", t, 2, t)
+...     clients = [Client(c, None, ClientData(train=[0] * n, validation=[], test=[]), state, Key(0)) for c, n in (("a", 1), ("b", 3))]
+...     got = [Received(c.id, tune.client_update(c, tune.broadcast(server, now), now).message) for c in clients]
+...     server = tune.aggregate(server, got, now)
+>>> float(server.w)
+1.875
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from .rng import Key
+from .task import Task
+from .types import ClientData, ClientId, Params, Round
+
+S = TypeVar("S")  # the server's state
+C = TypeVar("C")  # what stays on a client
+D = TypeVar("D")  # message down
+U = TypeVar("U")  # message up
+
+
+@dataclass(frozen=True)
+class Client(Generic[C]):
+    """All that a client may read besides the message it got.
+
+    Attributes:
+        key: the random stream of this client in this round; the same on any engine.
+    """
+
+    id: ClientId
+    task: Task
+    data: ClientData
+    state: C
+    key: Key
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a client did in one round; travels with its message and is counted with it.
+
+    Attributes:
+        steps: optimiser steps.
+        examples: training examples that passed forward and backward through the model for those steps, with repetition.
+        loss: mean training loss over them, nat; 0 where there were none.
+        compute_s: seconds; filled in by the engine.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    loss: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Update(Generic[C, U]):
+    """What a client makes of a message.
+
+    Attributes:
+        message: goes to the server.
+        state: the client's next state; stays.
+        work: counts; go to the server.
+        notes: what a researcher wants to see of the inside (difficulties, eigenvalues), as JSON values. They are written into the
+            records of a simulation and never travel over a network.
+    """
+
+    message: U
+    state: C
+    work: Work = field(default_factory=Work)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Received(Generic[U]):
+    """One client's answer, as the server sees it."""
+
+    client: ClientId
+    message: U
+
+
+@dataclass(frozen=True)
+class Phase(Generic[S, C, D, U]):
+    """One row of a method's outline.
+
+    Attributes:
+        cohort: "sampled" = the federation's clients per round, drawn anew each round, the same for every method; a number = that many
+            clients, drawn once for the phase.
+        down, up: message classes; they are the wire schema.
+    """
+
+    name: str
+    num_rounds: int
+    cohort: Literal["sampled"] | int
+    down: type[D]
+    up: type[U]
+    broadcast: Callable[[S, Round], D]
+    client_update: Callable[[Client[C], D, Round], Update[C, U]]
+    aggregate: Callable[[S, Sequence[Received[U]], Round], S]
+
+
+class Method(Protocol[S, C]):
+    """A federated method for one task. S and C are message classes, so that both can be stored and moved."""
+
+    @property
+    def phases(self) -> tuple[Phase[S, C, Any, Any], ...]: ...
+
+    @property
+    def server_state(self) -> type[S]: ...
+
+    @property
+    def client_state(self) -> type[C]: ...
+
+    def init(self, task: Task, key: Key) -> S:
+        """The server's state before the first round."""
+        ...
+
+    def init_client(self, task: Task, client: ClientId, key: Key) -> C:
+        """A client's state before it first takes part. `key` is the same one that `init` gets."""
+        ...
+
+    def personalise(self, message: Any, state: C) -> Params:
+        """The model client `state` answers with, given a broadcast of the last phase begun: computable on the client alone."""
+        ...
+
+    def server_params(self, server: S) -> Params:
+        """The global model."""
+        ...
+
+    def summary(self, server: S) -> Mapping[str, Any]:
+        """What was selected and learnt besides the tensors, as JSON values."""
+        ...

@@ -1,0 +1,111 @@
+"""The contract between a model and everything that trains or examines it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .rng import Key
+from .types import Batch, Params
+
+
+@dataclass(frozen=True)
+class TracedLinear:
+    """One trained linear map as it ran on a batch: y = x W^T (+ bias).
+
+    Attributes:
+        weight: name of W among the trainable tensors; W is (d_out, d_in).
+        bias: name of the bias, or None where there is none or it is not trained.
+        input: x, shape (batch, token, d_in), or (batch, d_in) for a head on one vector an example.
+        output: y, part of the graph of the losses, shape (batch, token, d_out) or (batch, d_out).
+    """
+
+    weight: str
+    bias: str | None
+    input: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The trained linear maps of one forward pass.
+
+    The gradient of the *summed* losses at each `output` holds every example's own gradient in its row, since no
+    example's loss depends on another's row. `local.fisher` turns both into per-example gradients.
+    """
+
+    linears: tuple[TracedLinear, ...]
+
+
+class Task(Protocol):
+    """A frozen backbone with an adapter and a head, as functions of the trainable tensors.
+
+    The module behind it is never written, so that clients cannot leak into each other. Every method that takes
+    `params` refuses names other than the task's own (plus any of `adapted_weights`, which then replace the frozen ones).
+    Losses are in nat, one an example: whether they are summed or averaged is the caller's visible choice.
+    """
+
+    @property
+    def num_layers(self) -> int:
+        """L, transformer blocks of the backbone."""
+        ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the trainable tensors, sorted."""
+        ...
+
+    def init_params(self, key: Key) -> dict[str, Tensor]:
+        """P at the start, drawn from `key`; float32, on the CPU."""
+        ...
+
+    def layer_of(self, name: str) -> int | None:
+        """The 0-based transformer block that a trainable tensor sits in; None: the head."""
+        ...
+
+    def losses(
+        self, params: Params, batch: Batch, embeddings: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
+        """-log p(label given the text; params), float32 or better. `embeddings` stand in for those of `input_ids`."""
+        ...
+
+    def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
+        """Class scores, float32 or better, without a graph."""
+        ...
+
+    def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
+        """The most likely class of each example, without a graph."""
+        ...
+
+    def embed(self, batch: Batch) -> Float[Tensor, "batch token hidden"]:
+        """Input embeddings of the tokens, before anything is added to them."""
+        ...
+
+    def hidden_states(
+        self, params: Params, batch: Batch, embeddings: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch token hidden"], ...]:
+        """The output of each of the L blocks."""
+        ...
+
+    def traced(self, params: Params, batch: Batch) -> tuple[Float[Tensor, " batch"], Tape]:
+        """Losses, and the trained linear maps that led to them. Every trainable tensor belongs to one of the maps.
+
+        Raises:
+            ValueError: the task trains something that is not a linear map (its gradients cannot be told apart so).
+        """
+        ...
+
+    def adapted_weights(self) -> Mapping[str, Tensor]:
+        """The frozen weights that the adapter stands beside, by name."""
+        ...
+
+    def exact(self) -> Task:
+        """The same function in float32 with kernels that have second derivatives: a copy, for curvature only."""
+        ...

@@ -1,0 +1,76 @@
+"""The few types that every part of the package shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+ClientId: TypeAlias = str
+"""A stable name of a client. Replies are put in order of client ids, which sort as strings."""
+
+Params: TypeAlias = Mapping[str, Tensor]
+"""Named tensors; the canonical order is that of the sorted names. Never write into one that came in."""
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus `labels` (batch,)."""
+
+
+class Examples(Protocol):
+    """Tokenised, labelled examples of one client, addressed by position 0 .. len - 1."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """Int64 labels, shape (examples,)."""
+        ...
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each example after truncation, int64, shape (examples,)."""
+        ...
+
+    @property
+    def rarity(self) -> Tensor:
+        """Mean of -log unigram frequency of an example's tokens on this client, float64, shape (examples,)."""
+        ...
+
+    def batch(self, positions: Sequence[int]) -> Batch:
+        """The examples at `positions`, padded to the longest of them, in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """The three parts of what one client holds. Only `train` may be trained on; `test` is only ever counted on."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+@dataclass(frozen=True)
+class Round:
+    """Where a run stands, as a value that nobody can write to.
+
+    Attributes:
+        phase: name of the phase.
+        index: t, 0-based number of the round inside its phase.
+        num_rounds: T, rounds of the phase.
+        number: 0-based number of the round over all phases of the run.
+    """
+
+    phase: str
+    index: int
+    num_rounds: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that gave no usable reply, with the reason as a sentence."""
+
+    reason: str

@@ -1,0 +1,191 @@
+"""Messages: frozen dataclasses that become bytes and come back. Safetensors, never pickle.
+
+Layout: one safetensors file. Each tensor is stored as `field/name`; everything else stands as JSON under the single metadata
+key `message` (with two keys safetensors writes other bytes in every process). Equal messages give equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+WIRE_VERSION = 1
+"""Written into every message; another number is refused."""
+
+Tensors = Mapping[str, Tensor]
+"""A field that holds named tensors."""
+
+_SCALARS = (int, float, str, bool)
+M = TypeVar("M")
+
+
+class WireError(ValueError):
+    """Bytes that are not the message they should be."""
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: type[M]) -> type[M]:
+    """Make `cls` a frozen dataclass that can go on the wire.
+
+    Fields may be `Tensors`, `Tensor`, int, float, str, bool, or a tuple of one of the last four.
+
+    Raises:
+        TypeError: at import, for a field of any other type.
+
+    >>> @message
+    ... class Hello:
+    ...     '''A greeting.'''
+    ...     words: tuple[str, ...]
+    ...     weight: Tensor
+    >>> blob = encode(Hello(("good", "day"), torch.ones(2)))
+    >>> decode(Hello, blob).words
+    ('good', 'day')
+    """
+    made = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    for name, hint in _hints(made).items():
+        if _kind(hint) is None:
+            raise TypeError(f"{cls.__name__}.{name}: a field of type {hint} cannot go on the wire")
+    return made
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _kind(hint: Any) -> str | None:
+    if hint is Tensor:
+        return "tensor"
+    if hint == Tensors:
+        return "tensors"
+    if hint in _SCALARS:
+        return "scalar"
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis and arguments[0] in _SCALARS:
+        return "tuple"
+    return None
+
+
+def field_kinds(cls: type) -> dict[str, str]:
+    """Field name -> "tensor", "tensors", "scalar" or "tuple", in the order of declaration."""
+    return {name: typing.cast("str", _kind(hint)) for name, hint in _hints(cls).items()}
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of a message. Tensors are written as they are (bfloat16 too), from any device."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, kind in field_kinds(type(value)).items():
+        item = getattr(value, name)
+        if kind == "tensor":
+            tensors[f"{name}/"] = item
+        elif kind == "tensors":
+            tensors.update({f"{name}/{key}": item[key] for key in sorted(item)})
+        else:
+            plain[name] = list(item) if kind == "tuple" else item
+    header = json.dumps(
+        {"type": type(value).__name__, "version": WIRE_VERSION, "fields": plain}, sort_keys=True, separators=(",", ":")
+    )
+    dense = {key: _own_memory(tensor) for key, tensor in tensors.items()}
+    return safetensors.torch.save(dense, metadata={"message": header})
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().to("cpu")
+    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor
+
+
+def decode(cls: type[M], blob: bytes) -> M:
+    """The message of class `cls` that `encode` wrote.
+
+    Raises:
+        WireError: not such bytes, another message class or version, fields missing, unknown or of another type.
+    """
+    header, tensors = _open(blob)
+    if header.get("type") != cls.__name__:
+        raise WireError(f"got a message of type {header.get('type')!r}, expected {cls.__name__!r}")
+    if header.get("version") != WIRE_VERSION:
+        raise WireError(f"got wire version {header.get('version')!r}, expected {WIRE_VERSION}; use the same fibecfed on both sides")
+    plain = header.get("fields")
+    kinds = field_kinds(cls)
+    expected = {name for name, kind in kinds.items() if kind in ("scalar", "tuple")}
+    if not isinstance(plain, dict) or plain.keys() != expected:
+        raise WireError(f"{cls.__name__}: got plain fields {sorted(plain or ())}, expected {sorted(expected)}")
+    values: dict[str, Any] = {}
+    hints = _hints(cls)
+    for name, kind in kinds.items():
+        prefix = f"{name}/"
+        if kind == "tensors":
+            values[name] = {key[len(prefix) :]: tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
+        elif kind == "tensor":
+            if prefix not in tensors:
+                raise WireError(f"{cls.__name__}.{name}: the tensor is missing")
+            values[name] = tensors.pop(prefix)
+        elif kind == "tuple":
+            inner = typing.get_args(hints[name])[0]
+            if not isinstance(plain[name], list):
+                raise WireError(f"{cls.__name__}.{name}: got {type(plain[name]).__name__}, expected a list")
+            values[name] = tuple(_scalar(cls, name, inner, item) for item in plain[name])
+        else:
+            values[name] = _scalar(cls, name, hints[name], plain[name])
+    if tensors:
+        raise WireError(f"{cls.__name__}: unknown tensors {sorted(tensors)[:5]}")
+    return cls(**values)
+
+
+def _scalar(cls: type, name: str, expected: type, value: Any) -> Any:
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise WireError(f"{cls.__name__}.{name}: got {type(value).__name__}, expected {expected.__name__}")
+    return value
+
+
+def _open(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        metadata = json.loads(blob[8 : 8 + size]).get("__metadata__") or {}
+        header = json.loads(metadata["message"])
+        tensors = safetensors.torch.load(blob)
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WireError(f"{len(blob)} bytes that are not a fibecfed message: {error}") from None
+    if not isinstance(header, dict):
+        raise WireError("the header of the message is not a table")
+    return header, tensors
+
+
+def payload_bytes(value: Any) -> dict[str, int]:
+    """Bytes of tensor data by field, and what the rest of the encoded message takes as `overhead`."""
+    sizes: dict[str, int] = {}
+    for name, kind in field_kinds(type(value)).items():
+        item = getattr(value, name)
+        if kind == "tensor":
+            sizes[name] = item.nbytes
+        elif kind == "tensors":
+            sizes[name] = sum(tensor.nbytes for tensor in item.values())
+    sizes["overhead"] = len(encode(value)) - sum(sizes.values())
+    return sizes
+
+
+def describe(cls: type) -> list[tuple[str, str]]:
+    """(field, type as a reader would write it) for each field of a message class."""
+    words = {"tensor": "tensor", "tensors": "named tensors"}
+    rows = []
+    for name, kind in field_kinds(cls).items():
+        hint = _hints(cls)[name]
+        if kind == "tuple":
+            rows.append((name, f"list of {typing.get_args(hint)[0].__name__}"))
+        else:
+            rows.append((name, words.get(kind) or getattr(hint, "__name__", str(hint))))
+    return rows
+
