@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
@@ -50,15 +51,21 @@ def message(cls: type[M]) -> type[M]:
     ('good', 'day')
     """
     made = dataclasses.dataclass(frozen=True, eq=False)(cls)
-    for name, hint in _hints(made).items():
+    scope = sys._getframe(1)  # annotations are strings: they mean what they mean where the class is written
+    hints = typing.get_type_hints(made, globalns=scope.f_globals, localns=scope.f_locals)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(made)}
+    for name, hint in fields.items():
         if _kind(hint) is None:
             raise TypeError(f"{cls.__name__}.{name}: a field of type {hint} cannot go on the wire")
+    made.__wire_fields__ = fields  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    try:
+        return cls.__wire_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    except AttributeError:
+        raise TypeError(f"{cls.__name__} is not a message class; put @message before it") from None
 
 
 def _kind(hint: Any) -> str | None:
