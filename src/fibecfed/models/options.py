@@ -1,0 +1,20 @@
+"""The table [model] of a configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..core.options import Options
+
+
+class ModelOptions(Options):
+    """Which pre-trained model is fine-tuned, and through which adapter."""
+
+    name: str = Field("minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
+    revision: str | None = Field(None, description="Commit or tag of a hub id; pin it for results that can be repeated.")
+    rank: int = Field(8, ge=1, description="r, rank of LoRA.")
+    alpha: float = Field(16.0, gt=0, description="LoRA's alpha; the adapter's output is scaled by alpha / r.")
+    target_modules: tuple[str, ...] | None = Field(None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value.")
+    head: Literal["full", "last"] = Field("full", description="[C] Train the whole classification head, or only its last linear map.")
