@@ -100,7 +100,7 @@ class Update(Generic[C, U]):
     message: U
     state: C
     work: Work = field(default_factory=Work)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class RoundRecord:
         failures: client -> reason.
         notes: client -> what it wrote down about itself (simulation only).
         seconds: of the whole round on this machine, wall clock.
+        cpu_s: processor seconds of this process in the round, which a busy machine does not stretch as much.
     """
 
     phase: str
@@ -39,7 +40,8 @@ class RoundRecord:
     failures: Mapping[str, str]
     server: Mapping[str, Any]
     seconds: float
-    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ _KINDS = {"round": RoundRecord, "evaluation": EvalRecord}
 def to_line(record: RoundRecord | EvalRecord | Mapping[str, Any]) -> str:
     """One line of JSON, with `kind` first. A mapping is the header, the first line of a file."""
     if isinstance(record, Mapping):
+        if taken := {"kind", "version"} & record.keys():
+            raise ValueError(f"a header cannot have {sorted(taken)}: they say what the line is")
         table: dict[str, Any] = {"kind": "header", "version": RECORDS_VERSION, **record}
     else:
         kind = "round" if isinstance(record, RoundRecord) else "evaluation"
@@ -95,17 +99,19 @@ def read(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
     records: list[RoundRecord | EvalRecord] = []
     for number, line in enumerate(lines[1:], start=2):
         kind = line.pop("kind", None)
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{path}, line {number}: got kind {kind!r}, expected one of {sorted(_KINDS)}")
         try:
+            if kind == "round":
+                line["cohort"] = tuple(line["cohort"])
             records.append(_KINDS[kind](**line))
-        except TypeError as error:
-            raise ValueError(f"{path}, line {number}: not a {kind} record: {error}") from None
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
     return lines[0], records
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             try:
                 line = json.loads(text)

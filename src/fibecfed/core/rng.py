@@ -28,8 +28,8 @@ class Key:
 
     def seed(self) -> int:
         """63 bits of SHA-256 over the seed and the path."""
-        text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (self.root, *self.path))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+        text = "\x1f".join(map(_text, (self.root, *self.path)))
+        return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little") >> 1
 
     def generator(self) -> torch.Generator:
         """A new CPU generator at the start of this stream."""
@@ -38,3 +38,10 @@ class Key:
     def permutation(self, n: int) -> torch.Tensor:
         """A random order of 0 .. n - 1, int64, shape (n,)."""
         return torch.randperm(n, generator=self.generator())
+
+
+def _text(part: str | int) -> str:
+    if isinstance(part, str):
+        # a name may hold the separator: without this, one name could stand for two
+        return "str:" + part.replace("\\", "\\\\").replace("\x1f", "\\x1f")
+    return f"int:{int(part)}"  # of any integer type: equal keys draw equal numbers

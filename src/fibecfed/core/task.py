@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -58,6 +60,11 @@ class Task(Protocol):
     def num_classes(self) -> int: ...
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes. Tensors that come in from elsewhere are moved there."""
+        ...
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the trainable tensors, sorted."""
         ...
@@ -100,6 +107,10 @@ class Task(Protocol):
         Raises:
             ValueError: the task trains something that is not a linear map (its gradients cannot be told apart so).
         """
+        ...
+
+    def training(self, key: Key) -> AbstractContextManager[None]:
+        """Inside, dropout is on and draws from `key`; outside, and with a rate of 0, there is none."""
         ...
 
     def adapted_weights(self) -> Mapping[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -15,25 +17,30 @@ def weighted_mean(trees: Sequence[Params], weights: Sequence[float]) -> dict[str
     """sum_k w_k tree_k / sum_k w_k, summed in float64 in the order given, in each tensor's own dtype.
 
     Raises:
-        ValueError: no trees, names or shapes that differ, or weights that do not sum to a positive number.
+        ValueError: no trees, names, shapes or dtypes that differ, a dtype that is not floating point, or weights that do not sum to a
+            positive, finite number.
     """
     if not trees or len(trees) != len(weights):
         raise ValueError(f"got {len(trees)} trees and {len(weights)} weights; expected the same number, at least one")
     total = float(sum(weights))
-    if not total > 0:
-        raise ValueError(f"the weights sum to {total}; expected a positive sum")
+    if not (total > 0 and math.isfinite(total)):
+        raise ValueError(f"the weights sum to {total}; expected a positive, finite sum")
     first = trees[0]
     for k, tree in enumerate(trees):
         if tree.keys() != first.keys():
             raise ValueError(f"tree {k} has other names than tree 0: {sorted(tree.keys() ^ first.keys())[:5]}")
-    mean = {}
+    mean: dict[str, Tensor] = {}
     for name in sorted(first):
+        dtype = first[name].dtype
+        if not dtype.is_floating_point:
+            raise ValueError(f"{name}: got {dtype}, expected floating point; a mean of others would be cut off")
         acc = torch.zeros(first[name].shape, dtype=torch.float64)
         for tree, weight in zip(trees, weights, strict=True):
-            if tree[name].shape != acc.shape:
-                raise ValueError(f"{name}: shape {tuple(tree[name].shape)} beside {tuple(acc.shape)}")
+            if tree[name].shape != acc.shape or tree[name].dtype != dtype:
+                got = f"{tuple(tree[name].shape)} {tree[name].dtype}"
+                raise ValueError(f"{name}: {got} beside {tuple(acc.shape)} {dtype}; expected the same in every tree")
             acc.add_(tree[name].to("cpu", torch.float64), alpha=weight / total)
-        mean[name] = acc.to(first[name].dtype)
+        mean[name] = acc.to(dtype)
     return mean
 
 
@@ -67,6 +74,7 @@ def checksum(params: Params) -> str:
     digest = hashlib.sha256()
     for name in sorted(params):
         tensor = params[name].detach().to("cpu").contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        # JSON ends where it ends, whatever the name: no two sets of tensors give the same text
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -4,6 +4,9 @@ Layout: one safetensors file. Each tensor is stored as `field/name`; everything 
 key `message` (with two keys safetensors writes other bytes in every process). Equal messages give equal bytes.
 """
 
+# pyright: standard
+# The rest of core is checked strictly; here values come out of JSON and annotations, and are checked when they do.
+
 from __future__ import annotations
 
 import dataclasses
@@ -53,7 +56,7 @@ def message(cls: type[M]) -> type[M]:
     made = dataclasses.dataclass(frozen=True, eq=False)(cls)
     scope = sys._getframe(1)  # annotations are strings: they mean what they mean where the class is written
     hints = typing.get_type_hints(made, globalns=scope.f_globals, localns=scope.f_locals)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(made)}
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(made)}  # pyright: ignore[reportArgumentType]
     for name, hint in fields.items():
         if _kind(hint) is None:
             raise TypeError(f"{cls.__name__}.{name}: a field of type {hint} cannot go on the wire")
@@ -87,29 +90,53 @@ def field_kinds(cls: type) -> dict[str, str]:
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a message. Tensors are written as they are (bfloat16 too), from any device."""
+    """The bytes of a message. Tensors are written as they are (bfloat16 too), from any device.
+
+    Raises:
+        TypeError: a field's value is not of the field's type.
+    """
+    cls = type(value)
+    hints = _hints(cls)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
-    for name, kind in field_kinds(type(value)).items():
+    for name, kind in field_kinds(cls).items():
         item = getattr(value, name)
         if kind == "tensor":
             tensors[f"{name}/"] = item
         elif kind == "tensors":
-            tensors.update({f"{name}/{key}": item[key] for key in sorted(item)})
+            tensors.update({f"{name}/{key}": tensor for key, tensor in item.items()})
+        elif kind == "tuple":
+            inner = typing.get_args(hints[name])[0]
+            plain[name] = [_written(cls, name, inner, entry) for entry in item]
         else:
-            plain[name] = list(item) if kind == "tuple" else item
-    header = json.dumps(
-        {"type": type(value).__name__, "version": WIRE_VERSION, "fields": plain}, sort_keys=True, separators=(",", ":")
-    )
-    dense = {key: _own_memory(tensor) for key, tensor in tensors.items()}
-    return safetensors.torch.save(dense, metadata={"message": header})
+            plain[name] = _written(cls, name, hints[name], item)
+    header = json.dumps({"type": type(value).__name__, "version": WIRE_VERSION, "fields": plain}, sort_keys=True, separators=(",", ":"))
+    for key, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{cls.__name__}.{key}: got {type(tensor).__name__}, expected a tensor")
+    return safetensors.torch.save(_own_memory(tensors), metadata={"message": header})
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().to("cpu")
-    if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
-        return tensor.clone(memory_format=torch.contiguous_format)
-    return tensor
+def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, contiguous on the processor, those copied that share memory with another or lie in a larger one."""
+    dense: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu")
+        storage = tensor.untyped_storage()
+        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        taken.add(tensor.untyped_storage().data_ptr())
+        dense[key] = tensor
+    return dense
+
+
+def _written(cls: type, name: str, expected: type, value: Any) -> Any:
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)  # 1 and 1.0 are equal, so their bytes must be
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise TypeError(f"{cls.__name__}.{name}: got {type(value).__name__}, expected {expected.__name__}")
+    return value
 
 
 def decode(cls: type[M], blob: bytes) -> M:
@@ -126,8 +153,10 @@ def decode(cls: type[M], blob: bytes) -> M:
     plain = header.get("fields")
     kinds = field_kinds(cls)
     expected = {name for name, kind in kinds.items() if kind in ("scalar", "tuple")}
-    if not isinstance(plain, dict) or plain.keys() != expected:
-        raise WireError(f"{cls.__name__}: got plain fields {sorted(plain or ())}, expected {sorted(expected)}")
+    if not isinstance(plain, dict):
+        raise WireError(f"{cls.__name__}: got {type(plain).__name__} for the plain fields, expected a table")
+    if plain.keys() != expected:
+        raise WireError(f"{cls.__name__}: got plain fields {sorted(plain)}, expected {sorted(expected)}")
     values: dict[str, Any] = {}
     hints = _hints(cls)
     for name, kind in kinds.items():
@@ -151,8 +180,6 @@ def decode(cls: type[M], blob: bytes) -> M:
 
 
 def _scalar(cls: type, name: str, expected: type, value: Any) -> Any:
-    if expected is float and type(value) is int:
-        return float(value)
     if type(value) is not expected:
         raise WireError(f"{cls.__name__}.{name}: got {type(value).__name__}, expected {expected.__name__}")
     return value
@@ -164,7 +191,7 @@ def _open(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
         metadata = json.loads(blob[8 : 8 + size]).get("__metadata__") or {}
         header = json.loads(metadata["message"])
         tensors = safetensors.torch.load(blob)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise WireError(f"{len(blob)} bytes that are not a fibecfed message: {error}") from None
     if not isinstance(header, dict):
         raise WireError("the header of the message is not a table")
@@ -195,4 +222,3 @@ def describe(cls: type) -> list[tuple[str, str]]:
         else:
             rows.append((name, words.get(kind) or getattr(hint, "__name__", str(hint))))
     return rows
-

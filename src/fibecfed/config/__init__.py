@@ -1,0 +1,9 @@
+"""A configuration: TOML and `key=value` pairs in, one frozen and checked `Config` out, and back to TOML."""
+
+from __future__ import annotations
+
+from .model import Config, config_hash, differences, flat, keys, own_data_toml, to_toml
+from .read import Loaded, from_table, load
+from .text import Setting
+
+__all__ = ["Config", "Loaded", "Setting", "config_hash", "differences", "flat", "from_table", "keys", "load", "own_data_toml", "to_toml"]

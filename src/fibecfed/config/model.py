@@ -1,0 +1,114 @@
+"""`Config`, the whole of a run's configuration, and what is computed from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache, reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field, model_validator
+
+from ..core.options import Options
+from ..data.options import DataOptions
+from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
+from ..local.options import TrainingOptions
+from ..methods.catalogue import METHODS
+from ..models.options import ModelOptions
+from .rules import contradictions
+from .text import Setting, commented_toml, settings
+
+DEFAULT_KIND = "fibecfed"
+
+if TYPE_CHECKING:
+    MethodOptions: TypeAlias = Options
+else:
+    MethodOptions = Annotated[reduce(or_, METHODS.values()), Field(discriminator="kind")]
+
+
+class Config(Options):
+    """A whole run. Where no method is given, it is FibecFed with its defaults."""
+
+    seed: int = Field(default=0, ge=0, description="Every random draw of the run starts from it.")
+    model: ModelOptions = ModelOptions()
+    data: DataOptions
+    federation: FederationOptions = FederationOptions()
+    training: TrainingOptions = TrainingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    resources: ResourceOptions = ResourceOptions()
+    method: MethodOptions = Field(default_factory=lambda: METHODS[DEFAULT_KIND]())
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        found = contradictions(self)
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration: every key with its description, in a stable order. Read back, it gives an equal `Config`."""
+    values = flat(config)
+    return commented_toml("A resolved configuration of fibecfed: every key, given or default.", keys(values["method.kind"]), values)
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the configuration as canonical JSON: the same for equal configurations, whatever text they were read from."""
+    return hashlib.sha256(json.dumps(config.model_dump(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted keys whose values differ, sorted. A key that only one of them has differs."""
+    left, right = flat(a), flat(b)
+    absent = object()
+    return sorted(name for name in left.keys() | right.keys() if left.get(name, absent) != right.get(name, absent))
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value."""
+    return dict(leaves(config.model_dump()))
+
+
+def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a table that is not itself a table."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+@cache
+def keys(kind: str) -> tuple[Setting, ...]:
+    """Every key of a configuration whose method is `kind`, in the order `to_toml` writes them.
+
+    Raises:
+        KeyError: there is no such method.
+    """
+    common = tuple(key for key in settings(Config) if not key.name.startswith("method"))
+    return common + tuple(settings(METHODS[kind], "method.", kind))
+
+
+_FOR_OWN_DATA = (
+    "seed", "model.name", "model.rank", "model.alpha", "data.path", "data.text_column", "data.pair_column", "data.label_column",
+    "data.client_column", "data.labels", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients",
+    "federation.clients_per_round", "federation.rounds", "federation.partition", "federation.alpha", "training.local_epochs",
+    "training.batch_size", "training.learning_rate", "evaluation.every", "method.kind", "method.score_after", "method.curriculum.pace",
+    "method.curriculum.beta", "method.curriculum.alpha", "method.layers.rule", "method.neurons.rule",
+)  # fmt: skip
+
+
+def own_data_toml() -> str:
+    """A commented configuration for the user's own data: the keys one is likely to change, at their defaults."""
+    chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_OWN_DATA]
+    values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv"}
+    title = (
+        "A configuration of fibecfed for your own data. Set data.path and the columns; then\n"
+        "  fibecfed check FILE    shows what would be trained and sent, and every mistake in the file\n"
+        "  fibecfed run FILE      trains\n"
+        "Paths are taken from the folder in which fibecfed is called. A line that begins with # is off; take the # away to set it.\n"
+        "What is not set here has the default shown by `fibecfed check`; every key is in docs/configuration.md."
+    )
+    return commented_toml(title, chosen, values, off="{key} =")

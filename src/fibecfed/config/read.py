@@ -1,0 +1,184 @@
+"""From TOML and `key=value` pairs to a `Config`.
+
+Relative paths (`data.path`, `data.test_path`, `data.root`, and `model.name` where it names a file or folder) are taken from the current
+directory, not from the file's, and recorded as absolute ones, so that a run can be resumed from anywhere.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..methods.catalogue import METHODS
+from .mistakes import delete, examine, get
+from .model import DEFAULT_KIND, Config, keys, leaves
+from .text import show
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load` found.
+
+    Attributes:
+        notes: sentences for the user, e.g. which keys a change of `method.kind` dropped.
+    """
+
+    config: Config
+    notes: tuple[str, ...] = ()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Reads a TOML file and lays `key=value` pairs over it, later ones over earlier ones.
+
+    A value is read as TOML, else as text; a key whose type is text takes it as written. A pair for `method.kind` drops the file's other
+    `method.*` keys that the new kind does not have, and says which in the notes.
+
+    Raises:
+        UserError: naming every mistake of the file and the pairs.
+    """
+    table = _read(path)
+    pairs, mistakes = _pairs(overrides)
+    kind = pairs.get("method.kind")
+    notes = [] if kind is None else _drop_foreign(table, _value(kind))
+    for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):  # which keys there are hangs on the kind
+        _put(table, name, text, mistakes)
+    config, found = examine(table)
+    mistakes |= found
+    mistakes |= _missing_files(table)
+    if config is None or mistakes:
+        raise _refusal(str(path), mistakes)
+    return Loaded(_resolve_paths(config), tuple(notes))
+
+
+def from_table(table: Mapping[str, Any]) -> Config:
+    """The configuration that a table as read from TOML stands for. Paths stay as they are.
+
+    Raises:
+        UserError: naming every mistake.
+    """
+    config, mistakes = examine(table)
+    if config is None:
+        raise _refusal("the configuration", mistakes)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: got no such file, expected a TOML configuration; `fibecfed init` writes one") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: got a folder, expected a TOML configuration; name the file in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: got bytes that are not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers with thousands of digits
+        raise UserError(f"{path}: not valid TOML: {error}; mend it there") from None
+
+
+def _refusal(where: str, mistakes: Mapping[str, str]) -> UserError:
+    count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return UserError("\n  ".join([f"{where} has {count}:", *mistakes.values()]))
+
+
+def _pairs(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    pairs: dict[str, str] = {}
+    mistakes: dict[str, str] = {}
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals or not all(name.strip().split(".")):
+            mistakes[text] = f"{text!r}: expected key=value, e.g. federation.rounds=20"
+        elif text.encode(errors="replace").decode() != text:
+            mistakes[text] = f"{text!r}: got bytes that are not UTF-8; write the value in UTF-8"
+        else:
+            pairs[name.strip()] = value
+    return pairs, mistakes
+
+
+def _drop_foreign(table: dict[str, Any], kind: Any) -> list[str]:
+    method = table.get("method")
+    if not isinstance(kind, str) or kind not in METHODS or not isinstance(method, dict) or method.get("kind", DEFAULT_KIND) == kind:
+        return []
+    old = method.get("kind", DEFAULT_KIND)
+    origins = [old] if isinstance(old, str) and old in METHODS else list(METHODS)
+    foreign = {key.name for origin in origins for key in keys(origin)} - {key.name for key in keys(kind)}
+    # A key that no method has stays, to be reported as the misspelling it is.
+    dropped = [name for name, _ in leaves({"method": method}) if name in foreign]
+    for name in dropped:
+        delete(table, name)
+        above = name.rpartition(".")[0]
+        while above != "method" and not get(table, above):  # a table that is empty now goes with its keys
+            delete(table, above)
+            above = above.rpartition(".")[0]
+    return [f"method.kind={kind} does not have {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+
+
+def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:
+    *above, leaf = name.split(".")
+    inner: Any = table
+    for part in above:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return  # the file has a value where a table belongs, which is reported as such
+    method = table.get("method")
+    kind = method.get("kind", DEFAULT_KIND) if isinstance(method, dict) else DEFAULT_KIND
+    known = {key.name: key for key in keys(kind if kind in METHODS else DEFAULT_KIND)}
+    if any(other.startswith(f"{name}.") for other in known):
+        mistakes[name] = (
+            f"{name}: got a value for a table; set its keys one by one, e.g. {next(k for k in known if k.startswith(name))}=..."
+        )
+        return
+    inner[leaf] = text if name in known and known[name].takes_text else _value(text)
+
+
+def _value(text: str) -> Any:
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return text
+    return read["value"] if read.keys() == {"value"} else text
+
+
+# ---- paths
+
+
+def _resolve_paths(config: Config) -> Config:
+    data = {name: _absolute(value) for name in _PATHS if (value := getattr(config.data, name)) is not None}
+    model = {"name": _absolute(config.model.name)} if _is_local(config.model.name) else {}
+    return config.model_copy(update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)})
+
+
+def _is_local(name: str) -> bool:
+    if not Path(name).expanduser().exists():
+        return False
+    from ..models.backbones import PACKAGED  # slow to import, and seldom needed
+
+    return name not in PACKAGED
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+_PATHS = {"path": "file", "test_path": "file", "root": "folder"}
+
+
+def _missing_files(table: Mapping[str, Any]) -> dict[str, str]:
+    data = table.get("data")
+    mistakes: dict[str, str] = {}
+    for name, kind in _PATHS.items():
+        value = data.get(name) if isinstance(data, Mapping) else None
+        if not isinstance(value, str):
+            continue  # not given, or reported as of a wrong type
+        path = Path(value).expanduser()
+        if not (path.is_dir() if kind == "folder" else path.is_file()):
+            got = ("a file" if kind == "folder" else "a folder") if path.exists() else "nothing there"
+            mistakes[f"data.{name}"] = (
+                f"data.{name}: got {show(value)} ({got}), expected a {kind}; mend the path, which is taken from {Path.cwd()}"
+            )
+    return mistakes

@@ -1,0 +1,123 @@
+"""What single keys cannot say: which values do not go together. Each rule gives a sentence that begins with the key to change."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..data.options import DataOptions
+from ..data.tasks import TASKS
+from ..engine.options import FederationOptions
+from ..local.options import LayerOptions, NeuronOptions, TrainingOptions
+from ..models.options import ModelOptions
+from .text import nearest
+
+if TYPE_CHECKING:
+    from .model import Config
+
+
+def contradictions(config: Config) -> list[str]:
+    """Every contradiction in a configuration, as sentences. Other keys that a sentence rests on stand in it in backticks."""
+    layers, neurons = getattr(config.method, "layers", None), getattr(config.method, "neurons", None)
+    return [
+        *_not_finite(config.model_dump()),
+        *_model(config.model),
+        *_data(config.data),
+        *_federation(config.federation, config.data),
+        *_training(config.training),
+        *_score_after(getattr(config.method, "score_after", None), config.federation),
+        *(_layers(layers) if isinstance(layers, LayerOptions) else ()),
+        *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
+    ]
+
+
+def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _not_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value) and prefix + name != "method.layers.norm":
+            yield f"{prefix}{name}: got {value}, expected a finite number; mend it"
+
+
+def _model(model: ModelOptions) -> Iterator[str]:
+    if not model.name.strip():
+        yield "model.name: got empty text, expected a hub id, a folder, a GGUF file or a packaged model; name one"
+    modules = model.target_modules
+    if modules is not None and (not modules or len(set(modules)) < len(modules)):
+        yield f"model.target_modules: got {list(modules)}, expected at least one name, each once; leave it out for query and value"
+
+
+def _data(data: DataOptions) -> Iterator[str]:
+    if data.task is not None and data.task not in TASKS:
+        near = nearest(data.task, TASKS)
+        yield f"data.task: got {data.task!r}, expected one of {', '.join(TASKS)}; " + (
+            f"did you mean {near!r}?" if near else "for a file of your own set `data.path`"
+        )
+    if data.task is not None and data.path is None:
+        for name in ("text_column", "pair_column", "label_column", "labels"):
+            value = getattr(data, name)
+            if value != DataOptions.model_fields[name].default:
+                yield f"data.{name}: got {value!r} beside `data.task`, which brings its own columns; take it out, or set `data.path`"
+    columns: dict[str, str] = {}
+    for name in ("text_column", "pair_column", "label_column", "client_column"):
+        column = getattr(data, name)
+        if column is not None and not column:
+            yield f"data.{name}: got empty text, expected the name of a column; write it"
+        elif column in columns:
+            yield f"data.{name}: got {column!r}, which is `data.{columns[column]}` already; name another column"
+        elif column is not None:
+            columns[column] = name
+    if data.labels is not None and (len(set(data.labels)) < len(data.labels) or len(data.labels) < 2):
+        yield f"data.labels: got {list(data.labels)}, expected at least two classes, each once; mend the list or leave it out"
+    if data.test_path is not None and data.test_path == data.path:
+        yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
+
+
+def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
+    by_column = federation.partition == "column"
+    if federation.clients_per_round > federation.clients and not by_column:
+        yield (
+            f"federation.clients_per_round: got {federation.clients_per_round}, expected at most `federation.clients` "
+            f"= {federation.clients}; ask fewer a round or have more clients"
+        )
+    if by_column and data.client_column is None:
+        yield 'federation.partition: got "column" without `data.client_column`; set it to the column that names the client'
+    if data.client_column is not None and not by_column:
+        yield (
+            f'data.client_column: got {data.client_column!r} with `federation.partition` = "{federation.partition}"; '
+            'set `federation.partition` = "column", or take it out'
+        )
+
+
+def _training(training: TrainingOptions) -> Iterator[str]:
+    if training.momentum > 0 and training.optimizer != "sgd":
+        yield f'training.momentum: got {training.momentum} with `training.optimizer` = "{training.optimizer}", which has none; set it to 0'
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", training.device):
+        yield f'training.device: got {training.device!r}, expected "auto", "cpu", "mps", "cuda" or "cuda:<number>"; mend it'
+
+
+def _score_after(score_after: int | None, federation: FederationOptions) -> Iterator[str]:
+    if score_after is not None and score_after >= federation.rounds:
+        yield (
+            f"method.score_after: got {score_after}, expected less than `federation.rounds` = {federation.rounds}, "
+            "or no client is ever scored; lower it, or leave it out"
+        )
+
+
+def _layers(layers: LayerOptions) -> Iterator[str]:
+    value, rule = layers.value, layers.rule
+    if value is None:
+        return
+    if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):
+        yield f'method.layers.value: got {value}, expected a whole number of layers with `method.layers.rule` = "{rule}"; round it'
+    elif rule in ("share", "coverage") and value > 1:
+        yield f'method.layers.value: got {value}, expected a share, at most 1, with `method.layers.rule` = "{rule}"; or take "count"'
+    elif rule in ("layer_gap", "plateau", "all"):
+        yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; take it out'
+
+
+def _neurons(neurons: NeuronOptions) -> Iterator[str]:
+    if neurons.rule == "all" and neurons.value is not None:
+        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" takes none; take it out'

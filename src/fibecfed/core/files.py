@@ -1,0 +1,49 @@
+"""Files that are either whole or not there, whatever stops the process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` aside in the same folder, flush it to the device, and rename it to `path`.
+
+    A reader sees the old file or the new one; after a return, so does the machine after a loss of power. What was written aside is removed
+    when anything goes wrong, and the old file is left as it was.
+
+    Raises:
+        OSError: no space, no such folder, no right to write.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            write_all(file, data, 0)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_all(file: int, data: bytes, offset: int) -> None:
+    """Write the whole of `data` at `offset` of an open file; one system call may take only a part of it."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names: a file that was created or renamed is only then sure to be found after a loss of power."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,167 @@
+"""A data set spread over clients: the object that a federated run reads its examples from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.metrics import Metric
+from ..core.rng import Key
+from ..core.types import ClientData, ClientId
+from .cuts import stratified_cut, subset
+from .options import DataOptions
+from .partition import Kind, Partition
+from .partition import partition as spread_examples
+from .sources import TextDataset
+from .text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, TableExamples, tokenise
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """Tokenised examples and who holds them.
+
+    Attributes:
+        train: all training examples, with the labels that are trained on. Nobody in the federation sees them together.
+        validation, test: all examples of these parts, for the server's model.
+        noisy: which training labels were replaced by another class (`data.label_noise`), bool, shape (training examples,).
+        partition: its positions are those of `train`, `validation` and `test`; its counts are of the labels before any were replaced.
+    """
+
+    train: TableExamples
+    validation: TableExamples
+    test: TableExamples
+    label_names: tuple[str, ...]
+    metric: Metric | None
+    partition: Partition
+    noisy: Tensor
+
+    @property
+    def clients(self) -> tuple[ClientId, ...]:
+        """Ids in ascending order."""
+        return self.partition.clients
+
+    def client(self, client: ClientId) -> ClientData:
+        """What one client holds, as views: nothing is copied.
+
+        Raises:
+            KeyError: no such client.
+        """
+        held = self.partition.indices
+        return ClientData(
+            train=self.train.select(held["train"][client]),
+            validation=self.validation.select(held["validation"][client]),
+            test=self.test.select(held["test"][client]),
+        )
+
+    def flipped(self, client: ClientId) -> Tensor:
+        """Which of the client's training labels were replaced by another class, bool, shape (its training examples,)."""
+        return self.noisy[self.partition.indices["train"][client]]
+
+
+def federate(
+    dataset: TextDataset,
+    tokenizer: Any,
+    options: DataOptions,
+    *,
+    clients: int,
+    partition: Kind = "dirichlet",
+    alpha: float = 1.0,
+    size_alpha: float = 5.0,
+    shards_per_client: int = 2,
+    key: Key,
+) -> FederatedData:
+    """Draw, cut, tokenise and spread a data set.
+
+    A pool of examples is drawn from train, so large that `max_train` of them are left after a stratified `validation_fraction` was
+    cut off; `max_test` are drawn from test. Both are spread over the clients by their true labels; then `label_noise` of the training
+    labels are replaced by another class, each equally likely.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        clients: K; not used by the partition "column", whose clients are those that hold a training example.
+        key: decides all draws: the pool ("train"), the test subset ("test"), the validation part, the partition, the noise.
+
+    Raises:
+        UserError: more clients than training examples, a partition by column without that column, or a client known to test alone.
+    """
+    groups = _groups(dataset, partition)
+    rows, num_validation = _pool(len(dataset.train), options)
+    pool = dataset.train.take(subset(len(dataset.train), rows, key.fold("train")))
+    kept, cut = stratified_cut(pool.labels, num_validation, key.fold("validation"), pool.clients if groups else None)
+    test_rows = subset(len(dataset.test), options.max_test, key.fold("test"))
+    if groups and rows is not None:
+        drawn = set(pool.clients or ())  # clients that the draw left without an example take no part, in testing neither
+        test_rows = np.array([row for row in test_rows if (dataset.test.clients or ())[row] in drawn], dtype=np.int64)
+    test = dataset.test.take(test_rows)
+    max_length = options.max_length or (DEFAULT_MAX_LENGTH_PAIRS if dataset.pair else DEFAULT_MAX_LENGTH)
+    pool_table, test_table = tokenise(tokenizer, pool, max_length), tokenise(tokenizer, test, max_length)
+    train_view, validation_view = pool_table.view(torch.from_numpy(kept)), pool_table.view(torch.from_numpy(cut))
+    spread = spread_examples(
+        partition,
+        {"train": train_view.labels, "validation": validation_view.labels, "test": test.labels},
+        num_clients=clients,
+        alpha=alpha,
+        size_alpha=size_alpha,
+        shards_per_client=shards_per_client,
+        groups=_held_by(pool.clients, kept, cut, test.clients) if groups else None,
+        key=key.fold("partition"),
+    )
+    labels, noisy = flip_labels(train_view.labels, len(dataset.label_names), options.label_noise, key.fold("label_noise"))
+    return FederatedData(
+        train=TableExamples(pool_table, train_view.indices, labels),
+        validation=validation_view,
+        test=test_table.view(),
+        label_names=dataset.label_names,
+        metric=dataset.metric,
+        partition=spread,
+        noisy=noisy,
+    )
+
+
+def flip_labels(labels: Tensor, num_classes: int, share: float, key: Key) -> tuple[Tensor, Tensor]:
+    """Replace round(share n) labels, drawn at random, by another class, each equally likely.
+
+    Returns:
+        New labels, int64, and which were replaced, bool, both of shape (n,).
+    """
+    picked = key.fold("which").permutation(len(labels))[: round(share * len(labels))]
+    noisy = torch.zeros(len(labels), dtype=torch.bool)
+    noisy[picked] = True
+    step = torch.randint(1, num_classes, (len(labels),), generator=key.fold("class").generator())
+    return torch.where(noisy, (labels + step) % num_classes, labels), noisy
+
+
+def _pool(size: int, options: DataOptions) -> tuple[int | None, int]:
+    """How many rows are drawn from train (None: all), and how many of them become the validation part."""
+    share = options.validation_fraction
+    if options.max_train is not None:
+        num_validation = round(options.max_train * share / (1 - share))
+        if options.max_train + num_validation < size:
+            return options.max_train + num_validation, num_validation
+    return None, round(size * share)
+
+
+def _groups(dataset: TextDataset, kind: Kind) -> bool:
+    if kind != "column":
+        return False
+    if dataset.train.clients is None or dataset.test.clients is None:
+        raise UserError("federation.partition = 'column' needs `data.client_column`, the column that names the client of an example.")
+    strangers = sorted(set(dataset.test.clients) - set(dataset.train.clients))
+    if strangers:
+        raise UserError(
+            f"data.client_column: {len(strangers)} clients of the test set have no training example: "
+            f"{', '.join(map(repr, strangers[:10]))}. "
+            "Expected every client in train; remove their rows from the test file, or add rows of theirs to the training file."
+        )
+    return True
+
+
+def _held_by(pool: Sequence[str] | None, kept: np.ndarray, cut: np.ndarray, test: Sequence[str] | None) -> dict[str, list[str]]:
+    names = list(pool or ())
+    return {"train": [names[i] for i in kept], "validation": [names[i] for i in cut], "test": list(test or ())}

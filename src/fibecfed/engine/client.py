@@ -1,0 +1,153 @@
+"""A client's side of the engine: bytes in, bytes out. The same for one process and for many machines."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ..core.method import Client, Method, Phase, Work
+from ..core.rng import Key
+from ..core.task import Task
+from ..core.trees import first_not_finite
+from ..core.types import ClientData, ClientId, Examples, Params, Round
+from ..core.wire import WireError, decode, encode, field_kinds, message
+from ..local.batches import batches, by_length
+from .states import ClientStates
+
+_WORK = struct.Struct("<QQdd")
+"""Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
+
+
+@message
+class Counts:
+    """Client to server, at an evaluation: confusion matrices (true class as row) and summed losses of its test and validation parts."""
+
+    test: torch.Tensor
+    validation: torch.Tensor
+    test_loss: float
+    validation_loss: float
+
+
+def frame(message: bytes, work: Work) -> bytes:
+    """What travels up: the message, then the counts of the work."""
+    return message + _WORK.pack(work.steps, work.examples, work.loss, work.compute_s)
+
+
+def unframe(blob: bytes) -> tuple[bytes, Work]:
+    """The message and the work of a reply.
+
+    Raises:
+        WireError: too short to be one.
+    """
+    if len(blob) < _WORK.size:
+        raise WireError(f"a reply of {len(blob)} bytes; expected at least {_WORK.size}")
+    return blob[: -_WORK.size], Work(*_WORK.unpack(blob[-_WORK.size :]))
+
+
+@dataclass(frozen=True)
+class NotFinite(Exception):
+    """A loss or an update that is not finite, with where it happened."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class ClientRuntime:
+    """Answers for clients: looks up their data and state, runs the method's half, keeps the new state.
+
+    Args:
+        data: the data of a client.
+        key: the run's key, the same on every machine.
+    """
+
+    def __init__(
+        self,
+        method: Method[Any, Any],
+        task: Task,
+        data: Callable[[ClientId], ClientData],
+        states: ClientStates,
+        key: Key,
+        evaluation_batch_size: int,
+    ) -> None:
+        self.method = method
+        self.task = task
+        self.data = data
+        self.states = states
+        self.key = key
+        self.evaluation_batch_size = evaluation_batch_size
+        self._phases = {phase.name: phase for phase in method.phases}
+
+    def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
+        """The reply to a broadcast, and the client's notes. Its state is replaced only when everything went well.
+
+        Raises:
+            NotFinite: a loss or an update that is not.
+            WireError: a broadcast that is not what the phase sends.
+        """
+        start = time.perf_counter()
+        phase = self._phases[now.phase]
+        state = self._state(client)
+        key = self.key.fold("client", client, "round", now.number)
+        seat = Client(client, self.task, self.data(client), state, key)
+        try:
+            update = phase.client_update(seat, decode(phase.down, blob), now)
+        except FloatingPointError as error:
+            raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
+        check_finite(update.message, phase, client, now)
+        self.states.put(client, encode(update.state))
+        work = replace(update.work, compute_s=time.perf_counter() - start)
+        return frame(encode(update.message), work), update.notes
+
+    def evaluate(self, client: ClientId, blob: bytes, now: Round) -> bytes:
+        """Counts of the client's personalised model on its own test and validation parts."""
+        phase = self._phases[now.phase]
+        params = self.method.personalise(decode(phase.down, blob), self._state(client))
+        data = self.data(client)
+        test, test_loss = confusion(self.task, params, data.test, self.evaluation_batch_size)
+        validation, validation_loss = confusion(self.task, params, data.validation, self.evaluation_batch_size)
+        return encode(Counts(test, validation, test_loss, validation_loss))
+
+    def personal_params(self, client: ClientId, blob: bytes, now: Round) -> Params:
+        """The model that the client answers with, from the last broadcast."""
+        return self.method.personalise(decode(self._phases[now.phase].down, blob), self._state(client))
+
+    def _state(self, client: ClientId) -> Any:
+        stored = self.states.get(client)
+        if stored is not None:
+            return decode(self.method.client_state, stored)
+        return self.method.init_client(self.task, client, self.key.fold("init"))
+
+
+def check_finite(message: Any, phase: Phase[Any, Any, Any, Any], client: ClientId, now: Round) -> None:
+    """Raise NotFinite for a tensor of `message` with an infinity or NaN, naming client, round and tensor."""
+    for field, kind in field_kinds(type(message)).items():
+        value = getattr(message, field)
+        if kind == "tensors":
+            bad = first_not_finite(value)
+        elif kind == "tensor":
+            bad = first_not_finite({"": value})
+        else:
+            continue
+        if bad is not None:
+            raise NotFinite(f"client {client}, {phase.name} round {now.index}: {field} {bad} of its update is not finite")
+
+
+def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -> tuple[torch.Tensor, float]:
+    """Confusion matrix, int64 (classes, classes) with the true class as row, and summed loss in nat."""
+    c = task.num_classes
+    counts = torch.zeros(c * c, dtype=torch.int64)
+    loss = 0.0
+    for batch in batches(examples, by_length(examples), batch_size):
+        logits = task.logits(params, batch).to("cpu")
+        labels = batch["labels"].to("cpu")
+        counts += torch.bincount(labels * c + logits.argmax(-1), minlength=c * c)
+        loss += float(cross_entropy(logits, labels, reduction="sum"))
+    return counts.view(c, c), loss

@@ -1,0 +1,115 @@
+"""Scoring: every client counts on its own slice with its own model, the server on everything with the global one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import metrics
+from ..core.errors import RunFailed
+from ..core.method import Method
+from ..core.records import EvalRecord
+from ..core.task import Task
+from ..core.types import ClientData, ClientId, Examples, Failure, Round
+from ..core.wire import decode, encode
+from .client import Counts, confusion
+from .simulator import Transport
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Scores a method's state.
+
+    Attributes:
+        test, validation: everything, for the global model.
+        batch_size: examples a forward pass.
+    """
+
+    method: Method[Any, Any]
+    task: Task
+    transport: Transport
+    clients: Sequence[ClientId]
+    test: Examples
+    validation: Examples
+    batch_size: int
+
+    def after(self, server: Any, now: Round, rounds: int) -> EvalRecord:
+        """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart."""
+        start = time.perf_counter()
+        phase = next(phase for phase in self.method.phases if phase.name == now.phase)
+        blob = encode(phase.broadcast(server, now))
+        clients: dict[ClientId, list[list[int]]] = {}
+        pooled = pooled_validation = metrics.zeros(self.task.num_classes)
+        loss, bytes_up = 0.0, 0
+        for client, reply in self.transport.exchange("evaluate", now, dict.fromkeys(self.clients, blob)):
+            if isinstance(reply, Failure):
+                raise RunFailed(f"evaluation after {rounds} rounds: {reply.reason}")
+            counts = decode(Counts, reply)
+            clients[client] = counts.test.tolist()
+            pooled = metrics.add(pooled, clients[client])
+            pooled_validation = metrics.add(pooled_validation, counts.validation.tolist())
+            loss += counts.test_loss
+            bytes_up += len(reply)
+        server_counts, server_validation, server_loss = self._global(server)
+        return EvalRecord(
+            rounds=rounds,
+            clients={client: clients[client] for client in sorted(clients)},
+            pooled=pooled,
+            pooled_validation=pooled_validation,
+            server=server_counts,
+            server_validation=server_validation,
+            loss_pooled=loss / max(1, sum(map(sum, pooled))),
+            loss_server=server_loss,
+            bytes_down=len(blob) * len(self.clients),
+            bytes_up=bytes_up,
+            seconds=time.perf_counter() - start,
+        )
+
+    def untrained(self, server: Any) -> EvalRecord:
+        """Scores of the model at the start, which is the same for everybody; nothing is sent."""
+        start = time.perf_counter()
+        counts, validation, loss = self._global(server)
+        return EvalRecord(0, {}, counts, validation, counts, validation, loss, loss, 0, 0, time.perf_counter() - start)
+
+    def _global(self, server: Any) -> tuple[list[list[int]], list[list[int]], float]:
+        params = self.method.server_params(server)
+        test, loss = confusion(self.task, params, self.test, self.batch_size)
+        validation, _ = confusion(self.task, params, self.validation, self.batch_size)
+        return test.tolist(), validation.tolist(), loss / max(1, int(test.sum()))
+
+
+def worst_decile(clients: Mapping[ClientId, Sequence[Sequence[int]]]) -> float | None:
+    """10th percentile of the clients' accuracies, interpolated linearly; of those with test examples. None where there are none."""
+    scores = sorted(metrics.accuracy(counts) for counts in clients.values() if sum(map(sum, counts)))
+    if not scores:
+        return None
+    place = 0.1 * (len(scores) - 1)
+    low = int(place)
+    high = min(low + 1, len(scores) - 1)
+    return scores[low] + (place - low) * (scores[high] - scores[low])
+
+
+def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
+    """Pooled personalised, global and worst decile on the test sets, accuracy in [0, 1]; `metric` beside it where the task has one."""
+    table: dict[str, Any] = {
+        "rounds": record.rounds,
+        "pooled_personalised": metrics.accuracy(record.pooled),
+        "global": metrics.accuracy(record.server),
+        "worst_decile": worst_decile(record.clients),
+    }
+    if metric in ("matthews", "f1"):
+        of = metrics.matthews if metric == "matthews" else metrics.f1
+        table[f"pooled_personalised_{metric}"] = of(record.pooled)
+        table[f"global_{metric}"] = of(record.server)
+    return table
+
+
+def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord:
+    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals. Never the best on test."""
+    return max(records, key=lambda record: (_or_zero(metrics.accuracy(record.pooled_validation)), -record.rounds))
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if value != value else value

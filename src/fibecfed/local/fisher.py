@@ -1,0 +1,298 @@
+"""Fisher information of single examples and of neurons, from one forward and backward pass a batch.
+
+The empirical Fisher information of one example s, diagonal [S], is F(s) = g * g elementwise, g = grad_P log p(y | x; P). Two sums of
+it are used:
+
+- its trace, ||g||^2: the difficulty of the example [S];
+- its sum over each neuron, a neuron being one output row of a trained tensor [C], averaged over the examples [S: neuron-wise aggregated].
+
+In both the square is inside the sum over examples: (sum_s g(s))^2, the square of a batch gradient, is another number.
+
+With x (batch, token, d_in) the input of a trained linear map and e (batch, token, d_out) the gradient of the *summed* losses at its
+output, the gradient of example s is sum_t e[s, t] x[s, t]^T for the weight and sum_t e[s, t] for the bias: no loop over examples, no
+vmap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.task import Tape, Task, TracedLinear
+from ..core.types import Batch, Params
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """float32 where it was narrower; (batch, d) becomes (batch, 1, d)."""
+    tensor = tensor.detach()
+    tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
+
+
+def example_gradients(
+    linear: TracedLinear, output_gradient: Tensor
+) -> tuple[Float[Tensor, "batch d_out d_in"], Float[Tensor, "batch d_out"] | None]:
+    """Each example's own gradient of a weight and, if it is trained, of its bias.
+
+    Args:
+        linear: the linear map, with its input (batch, token, d_in) or (batch, d_in).
+        output_gradient: gradient of the summed losses at its output, shaped like the output.
+
+    Returns:
+        sum_t e[s, t, o] x[s, t, i] and sum_t e[s, t, o] (None without a trained bias), float32 or better.
+    """
+    x, e = _wide(linear.input), _wide(output_gradient)
+    return torch.bmm(e.transpose(1, 2), x), None if linear.bias is None else e.sum(1)
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Sums of squared per-example gradient entries of one batch, float32 or better; nothing is divided by anything.
+
+    Attributes:
+        trace: ||g(s)||^2 of each example over the tensors asked for, shape (batch,).
+        rows: for every trained tensor the sum over the examples of each output row's squares, shape (d_out,).
+        columns: for every lora_B the same for each of its columns, one a rank, shape (r,).
+    """
+
+    trace: Tensor
+    rows: dict[str, Tensor]
+    columns: dict[str, Tensor]
+
+
+def _is_lora_b(weight: str) -> bool:
+    return "lora_B" in weight
+
+
+def _weight_squares(linear: TracedLinear, e: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(trace (batch,), rows (d_out,), columns (d_in,) of a lora_B) of one weight; `e` is (batch, token, d_out)."""
+    x = _wide(linear.input)
+    if x.shape[1] == 1 and not _is_lora_b(linear.weight):  # rank one: the gradient itself (a head's, d_out x d_in) is never needed
+        by_row = e[:, 0].square() * x[:, 0].square().sum(-1, keepdim=True)
+        return by_row.sum(1), by_row.sum(0), None
+    # One bmm a weight, the narrow side (the rank) first, so that the sums run along the contiguous wide one: for 24 LoRA matrices of
+    # 8 x 384 and 32 examples of 32 tokens 2.9 ms on one thread, where einsum took 6.8 and stacking all into one bmm 24.7.
+    if e.shape[-1] <= x.shape[-1]:
+        squared = torch.bmm(e.transpose(1, 2), x).square_()  # (batch, d_out, d_in)
+        by_row = squared.sum(2)
+        return by_row.sum(1), by_row.sum(0), squared.sum((0, 1)) if _is_lora_b(linear.weight) else None
+    squared = torch.bmm(x.transpose(1, 2), e).square_()  # (batch, d_in, d_out)
+    by_column = squared.sum(2)
+    return by_column.sum(1), squared.sum((0, 1)), by_column.sum(0) if _is_lora_b(linear.weight) else None
+
+
+def squares(tape: Tape, output_gradients: Sequence[Tensor], scale: float = 1.0, trace_over: Collection[str] | None = None) -> Squares:
+    """Sums of squared per-example gradients of one batch, in one bmm a weight.
+
+    Args:
+        tape: the trained linear maps of the forward pass.
+        output_gradients: gradient of the summed losses at each map's output, in the tape's order.
+        scale: factor on the gradients, so its square on the sums. After the backward pass of a *mean* over b examples it must be b.
+        trace_over: names of the tensors whose squares add up to the trace; None = all. Rows and columns are of all in either case.
+
+    Raises:
+        ValueError: another number of gradients than maps, no maps, or one tensor in two maps (its gradients would have to be added
+            before they are squared).
+    """
+    if not tape.linears or len(output_gradients) != len(tape.linears):
+        raise ValueError(
+            f"got {len(output_gradients)} output gradients for {len(tape.linears)} linear maps; expected one each, at least one"
+        )
+    factor = scale * scale
+    traces: list[Tensor] = []
+    rows: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
+
+    def collect(name: str, trace: Tensor, row: Tensor) -> None:
+        if name in rows:
+            raise ValueError(f"{name} is used by two linear maps; expected each trained tensor in one")
+        rows[name] = row * factor
+        if trace_over is None or name in trace_over:
+            traces.append(trace)
+
+    for linear, output_gradient in zip(tape.linears, output_gradients, strict=True):
+        e = _wide(output_gradient)
+        trace, row, column = _weight_squares(linear, e)
+        collect(linear.weight, trace, row)
+        if column is not None:
+            columns[linear.weight] = column * factor
+        if linear.bias is not None:
+            by_row = e.sum(1).square()
+            collect(linear.bias, by_row.sum(1), by_row.sum(0))
+    if not traces:
+        first = output_gradients[0]
+        return Squares(torch.zeros(first.shape[0], device=first.device), rows, columns)
+    return Squares(torch.stack(traces).sum(0) * factor, rows, columns)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Fisher information of neurons: the mean over examples of what `Squares` sums. Float32, on the CPU.
+
+    Attributes:
+        rows: of every trained tensor, one number an output row, shape (d_out,).
+        columns: of every lora_B, one number a rank, shape (r,).
+    """
+
+    rows: dict[str, Tensor]
+    columns: dict[str, Tensor]
+
+
+class NeuronSums:
+    """Sums over the examples seen so far, from which `mean` makes `Neurons`. Batches of unequal size weigh by their examples."""
+
+    def __init__(self) -> None:
+        self.num_examples = 0
+        self._rows: dict[str, Tensor] = {}
+        self._columns: dict[str, Tensor] = {}
+
+    def add(self, new: Squares) -> None:
+        """Count one more batch.
+
+        Raises:
+            ValueError: it traced other tensors than those before.
+        """
+        first = self.num_examples == 0
+        self._rows = dict(new.rows) if first else _sum(self._rows, new.rows)
+        self._columns = dict(new.columns) if first else _sum(self._columns, new.columns)
+        self.num_examples += new.trace.shape[0]
+
+    def mean(self) -> Neurons:
+        """The sums over the number of examples.
+
+        Raises:
+            ValueError: no example was seen.
+        """
+        if self.num_examples == 0:
+            raise ValueError("no example was seen: the mean of no numbers is not defined")
+        return Neurons(self._mean_of(self._rows), self._mean_of(self._columns))
+
+    def _mean_of(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: (total / self.num_examples).to("cpu", torch.float32) for name, total in totals.items()}
+
+
+def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    if a.keys() != b.keys():
+        raise ValueError(f"the two hold other tensors: {sorted(a.keys() ^ b.keys())[:5]}")
+    return {name: a[name] + b[name] for name in a}
+
+
+def momentum(old: Neurons | None, new: Neurons, gamma: float) -> Neurons:
+    """gamma old + (1 - gamma) new [S: momentum; C: gamma = 0.9]; `new` where there is no old.
+
+    Raises:
+        ValueError: the two hold other tensors.
+    """
+    if old is None:
+        return new
+    parts = []
+    for before, after in ((old.rows, new.rows), (old.columns, new.columns)):
+        if before.keys() != after.keys():
+            raise ValueError(f"the Fisher information before and now is of other tensors: {sorted(before.keys() ^ after.keys())[:5]}")
+        parts.append({name: gamma * before[name] + (1.0 - gamma) * after[name] for name in after})
+    return Neurons(*parts)
+
+
+@dataclass(frozen=True)
+class FisherPass:
+    """What one pass over the examples finds.
+
+    Attributes:
+        trace: difficulty d(s) = tr F(s) of each example in input order, float32 on the CPU, shape (examples,).
+        neurons: Fisher information of the neurons, mean over these examples.
+        num_examples: how many there were.
+    """
+
+    trace: Tensor
+    neurons: Neurons
+    num_examples: int
+
+
+def fisher_pass(
+    task: Task,
+    params: Params,
+    batches: Iterable[Batch],
+    labels: Literal["true", "model"] = "true",
+    over: Literal["all", "adapter"] = "all",
+) -> FisherPass:
+    """Traces of the examples and Fisher information of the neurons, in one forward and backward pass a batch.
+
+    Args:
+        task: model with its trainable tensors.
+        params: where the gradients are taken; not written, and need not require gradients.
+        batches: tokenised examples with `labels`; padding has no part in the result.
+        labels: "true": g of the example's own label [S: empirical]. "model" [C]: the expectation sum_y p(y | x) ||grad log p(y | x)||^2
+            over the model's own distribution, exact, in one pass a class. It holds for the neurons as well.
+        over: "adapter" leaves tensors of no layer (the head) out of the trace [C]; the neurons are of all tensors in either case.
+
+    Raises:
+        ValueError: no batches, or an unknown `labels` or `over`.
+        FloatingPointError: a loss or a sum of squares that is not finite; names batch and tensor.
+    """
+    if labels not in ("true", "model"):
+        raise ValueError(f"labels = {labels!r}; expected 'true' or 'model'")
+    if over not in ("all", "adapter"):
+        raise ValueError(f"over = {over!r}; expected 'all' or 'adapter'")
+    trace_over = None if over == "all" else frozenset(name for name in task.names if task.layer_of(name) is not None)
+    trainable = frozenset(task.names)
+    leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in params.items()}
+    traces: list[Tensor] = []
+    sums = NeuronSums()
+    for index, batch in enumerate(batches):
+        if labels == "true":
+            found = _batch_squares(task, leaves, batch, trace_over, False, index)
+        else:
+            found = _expected_squares(task, leaves, batch, trace_over, index)
+        traces.append(found.trace.to("cpu", torch.float32))
+        sums.add(found)
+    if not traces:
+        raise ValueError("no batches: there is nothing to take the Fisher information of")
+    return FisherPass(torch.cat(traces), sums.mean(), sums.num_examples)
+
+
+def per_example_fisher_trace(
+    task: Task,
+    params: Params,
+    batches: Iterable[Batch],
+    labels: Literal["true", "model"] = "true",
+    over: Literal["all", "adapter"] = "all",
+) -> Float[Tensor, " examples"]:
+    """tr F(s) = ||grad_P log p(y | x; P)||^2 of each example, float32, in input order: its difficulty [S].
+
+    Arguments and errors as those of `fisher_pass`.
+    """
+    return fisher_pass(task, params, batches, labels, over).trace
+
+
+def _batch_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, weighted: bool, index: int) -> Squares:
+    """Squares of one batch at its labels; `weighted`: each example's times p(label | x), by weighting its loss with the square root."""
+    losses, tape = task.traced(leaves, batch)
+    kept = losses.detach()
+    if not torch.isfinite(kept).all():
+        position = int((~torch.isfinite(kept)).nonzero()[0])
+        raise FloatingPointError(f"batch {index}: the loss of its example {position} is {float(kept[position])}; expected a finite number")
+    total = (losses * torch.exp(-0.5 * kept)).sum() if weighted else losses.sum()
+    found = squares(tape, torch.autograd.grad(total, [linear.output for linear in tape.linears]), trace_over=trace_over)
+    if not torch.isfinite(torch.cat(list(found.rows.values()))).all():
+        name = next(name for name, row in found.rows.items() if not torch.isfinite(row).all())
+        raise FloatingPointError(
+            f"batch {index}, tensor {name}: its squared gradients are not finite; look for divergence in the training before"
+        )
+    return found
+
+
+def _expected_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
+    """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up."""
+    parts = [
+        _batch_squares(task, leaves, {**batch, "labels": torch.full_like(batch["labels"], label)}, trace_over, True, index)
+        for label in range(task.num_classes)
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = Squares(total.trace + part.trace, _sum(total.rows, part.rows), _sum(total.columns, part.columns))
+    return total

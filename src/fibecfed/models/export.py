@@ -1,0 +1,41 @@
+"""Adapters in PEFT's own format, so that plain `PeftModel.from_pretrained` loads them on the same backbone, head included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from ..core.files import write_atomically
+from ..core.types import Params
+from .transformer_task import TransformerTask
+
+
+def save_adapter(task: TransformerTask, params: Params, folder: Path, *, base: str, revision: str | None, labels: Sequence[str], card: str) -> None:
+    """Write `params` as a PEFT adapter, with the label names and a model card.
+
+    Args:
+        base: published id of the backbone, written as the adapter's base model.
+        labels: class names in order, written to labels.json.
+        card: text of the folder's README.md.
+
+    Raises:
+        TypeError: the task's model is not PEFT's.
+    """
+    model: Any = task.model
+    if not isinstance(model, PeftModel):
+        raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
+    state = {name: value for name, value in model.state_dict().items() if "lora_" in name or "modules_to_save" in name}
+    state.update({name: value.detach() for name, value in params.items()})
+    folder.mkdir(parents=True, exist_ok=True)
+    # Asking for no embeddings keeps PEFT from looking the base up on the hub
+    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
+    write_atomically(path, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(folder / "labels.json", (json.dumps(list(labels), ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / "README.md", card.encode())

@@ -1,0 +1,175 @@
+"""A run as its user sees it: a live line on a terminal, plain lines elsewhere, and the summary at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Live
+from rich.table import Table
+from rich.text import Text
+
+from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+
+_ROUNDS_PER_LINE = 10
+_RECENT = 0.2  # weight of the newest round in the time a round takes
+
+
+class Progress:
+    """Shows the events of a run; a context, and itself what a run calls with each event.
+
+    On a terminal: one live line with phase, round, score, loss, bytes and time left. Elsewhere (a log): one line an evaluation, one for
+    every ten rounds, and one for each warning.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._task: Any = None
+        self._total = self._done = self._bytes = 0
+        self._phase, self._score, self._loss = "", math.nan, math.nan
+        self._round_s: float | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._start(event)
+            case PhaseStarted():
+                self._phase = event.phase
+                self._line(f"phase {event.phase}: {event.num_rounds} {'round' if event.num_rounds == 1 else 'rounds'}")
+            case RoundDone():
+                self._round(event)
+            case Evaluated():
+                self._score = event.pooled_personalised
+                self._line(
+                    f"after round {event.rounds}: personalised {percent(event.pooled_personalised)}, global {percent(event.global_)}, "
+                    f"worst decile {percent(event.worst_decile)}" + (" (last)" if event.is_last else "")
+                )
+            case Warned():
+                self._line(f"warning: {event.text}", always=True)
+            case Finished():
+                self._stop()
+        self._refresh()
+
+    def _start(self, event: Started) -> None:
+        self._total, self._done = event.total_rounds, event.completed
+        begun = f"from round {event.completed} of {self._total}" if event.completed else f"{self._total} rounds"
+        self._line(f"{event.folder}: {begun}", always=True)
+        if self._console.is_terminal:
+            self._live = Live(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._live.start()
+            self._task = self._live.add_task("", total=self._total, completed=self._done, facts="")
+
+    def _round(self, event: RoundDone) -> None:
+        self._done += 1
+        self._bytes += event.bytes_up + event.bytes_down
+        self._loss = math.nan if event.loss is None else event.loss
+        self._round_s = event.seconds if self._round_s is None else (1 - _RECENT) * self._round_s + _RECENT * event.seconds
+        if (event.index + 1) % _ROUNDS_PER_LINE == 0 or event.index + 1 == event.num_rounds:
+            self._line(f"{event.phase} {event.index + 1}/{event.num_rounds}: {self._facts()}")
+
+    def _facts(self) -> str:
+        facts = [
+            "" if math.isnan(self._score) else f"score {percent(self._score)}",
+            "" if math.isnan(self._loss) else f"loss {self._loss:.3f}",
+            decimal(self._bytes),
+            "" if self._round_s is None else f"{duration(self._round_s * (self._total - self._done))} left",
+        ]
+        return ", ".join(fact for fact in facts if fact)
+
+    def _line(self, text: str, always: bool = False) -> None:
+        """A line of a log; the live line says the same on a terminal, unless the text is to stay."""
+        if always or not self._console.is_terminal:
+            self._console.print(Text(text), soft_wrap=True)
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._task, completed=self._done, description=self._phase, facts=self._facts())
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
+    """What a finished run came to, and where things lie.
+
+    Args:
+        summary: as in summary.json.
+    """
+    scores = summary["scores"]
+    best = scores.get("best_by_validation")
+    rows = {"untrained": scores.get("untrained"), "last round": scores}
+    if best is not None:
+        rows[f"best by validation (round {best['rounds']})"] = best
+    table = Table("", "personalised", "global", "worst decile", box=None, pad_edge=False)
+    for name, row in rows.items():
+        if row is not None:
+            table.add_row(name, *(percent(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
+    console.print(table)
+    facts = {
+        "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
+        "trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}",
+        **{name.replace("_", " "): _short(value) for name, value in summary["selected"].items() if value is not None},
+        "folder": str(folder),
+        **{name: str(folder / path) for name, path in _WHERE.items() if (folder / path).exists()},
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        grid.add_row(Text(name), Text(value, overflow="fold"))
+    console.print(grid)
+
+
+_WHERE = {
+    "global model": "global",
+    "clients' models": "clients",
+    "model card": "README.md",
+    "records": "records.jsonl",
+    "summary": "summary.json",
+}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_short(inner) for inner in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float | None) -> str:
+    """A share between 0 and 1 as a percentage; "-" where there is none."""
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of two units at most: "2 h 5 min", "3 min 20 s", "0.4 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

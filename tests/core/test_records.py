@@ -1,0 +1,117 @@
+"""Records: what is read is what was written, and anything else names its line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fibecfed.core.records import RECORDS_VERSION, EvalRecord, RoundRecord, read, to_line
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+NUMBERS = st.floats(allow_nan=False)
+COUNTS = st.dictionaries(TEXT, st.integers(0, 2**62), max_size=3)
+MATRIX = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=2), min_size=2, max_size=2)
+ROUNDS = st.builds(
+    RoundRecord,
+    phase=TEXT,
+    index=st.integers(0),
+    number=st.integers(0),
+    cohort=st.lists(TEXT, max_size=3).map(tuple),
+    bytes_down=COUNTS,
+    bytes_up=COUNTS,
+    fields_down=COUNTS,
+    fields_up=COUNTS,
+    steps=COUNTS,
+    examples=COUNTS,
+    loss=st.dictionaries(TEXT, NUMBERS, max_size=3),
+    compute_s=st.dictionaries(TEXT, NUMBERS, max_size=3),
+    failures=st.dictionaries(TEXT, TEXT, max_size=2),
+    server=st.dictionaries(TEXT, st.lists(NUMBERS, max_size=2), max_size=2),
+    seconds=NUMBERS,
+    notes=st.dictionaries(TEXT, st.dictionaries(TEXT, st.lists(NUMBERS), max_size=2), max_size=2),
+)
+EVALUATIONS = st.builds(
+    EvalRecord,
+    rounds=st.integers(0),
+    clients=st.dictionaries(TEXT, MATRIX, max_size=2),
+    pooled=MATRIX,
+    pooled_validation=MATRIX,
+    server=MATRIX,
+    server_validation=MATRIX,
+    loss_pooled=NUMBERS,
+    loss_server=NUMBERS,
+    bytes_down=st.integers(0),
+    bytes_up=st.integers(0),
+    seconds=NUMBERS,
+)
+EVALUATION = EvalRecord(0, {"a": [[1, 0], [0, 1]]}, [[1, 0], [0, 1]], [[0]], [[0]], [[0]], 0.5, math.nan, 1, 2, 0.1)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(
+    st.dictionaries(TEXT.filter(lambda name: name not in ("kind", "version")), TEXT, max_size=3), st.lists(ROUNDS | EVALUATIONS, max_size=3)
+)
+def test_records_come_back_equal(tmp_path: Path, header: dict[str, str], records: list[RoundRecord | EvalRecord]) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join([to_line(header), *map(to_line, records)]), encoding="utf-8")
+    back_header, back = read(path)
+    assert back_header == {"kind": "header", "version": RECORDS_VERSION, **header}
+    assert back == records
+
+
+@settings(max_examples=50, deadline=None)
+@given(ROUNDS | EVALUATIONS)
+def test_a_record_is_one_line_of_json_that_begins_with_its_kind(record: RoundRecord | EvalRecord) -> None:
+    line = to_line(record)
+    assert line.endswith("\n")
+    assert line.encode().count(b"\n") == 1
+    assert line.startswith('{"kind":"round"' if isinstance(record, RoundRecord) else '{"kind":"evaluation"')
+    assert json.loads(line).keys() - {"kind"} == {field.name for field in dataclasses.fields(record)}
+
+
+def test_a_loss_that_is_not_a_number_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(to_line({}) + to_line(EVALUATION))
+    (record,) = read(path)[1]
+    assert isinstance(record, EvalRecord)
+    assert math.isnan(record.loss_server)
+
+
+@pytest.mark.parametrize("name", ["kind", "version"])
+def test_a_header_cannot_overwrite_what_says_that_it_is_one(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        to_line({name: "0.1"})
+
+
+GOOD = to_line({}).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "line 1: expected the header"),
+        (to_line(EVALUATION).encode(), "line 1: expected the header"),
+        (b'{"kind":"header","version":99}\n', "line 1: records of version 99, expected 1"),
+        (GOOD + b'{"kind":"round"', "line 2: not JSON"),
+        (GOOD + GOOD, "line 2: got kind 'header'"),
+        (GOOD + b'{"kind":["round"]}\n', "line 2: got kind"),
+        (GOOD + to_line(EVALUATION).encode() + b"[]\n", "line 3: got list, expected a table"),
+        (GOOD + b"\xff\xfe\n", "line 2: not JSON"),
+        (GOOD + b'{"kind":"evaluation","rounds":1}\n', "line 2: not a record of kind 'evaluation': .*missing"),
+        (GOOD + b'{"kind":"round","index":1}\n', "line 2: not a record of kind 'round': .*cohort"),
+        (GOOD + b'{"kind":"round","cohort":5}\n', "line 2: not a record of kind 'round'"),
+        (GOOD + to_line(EVALUATION).encode().replace(b'"rounds"', b'"round"'), "line 2: not a record of kind 'evaluation'"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, data: bytes, said: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=said) as caught:
+        read(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,189 @@
+"""Exit codes, and that a user reads sentences instead of tracebacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fibecfed
+from fibecfed import cli
+from fibecfed.config import load
+from fibecfed.core.errors import RunFailed, UserError
+from fibecfed.engine.events import Finished, RoundDone, Started
+
+SUMMARY = {
+    "scores": {
+        "pooled_personalised": 0.82,
+        "global": 0.8,
+        "worst_decile": 0.7,
+        "best_by_validation": {"rounds": 3, "pooled_personalised": 0.83, "global": 0.81, "worst_decile": 0.71},
+        "untrained": {"pooled_personalised": 0.5, "global": 0.5, "worst_decile": None},
+    },
+    "bytes_up": 1_500_000,
+    "bytes_down": 2_000_000,
+    "steps": 12,
+    "examples": 96,
+    "seconds": 75.0,
+    "selected": {"global_layers": [2, 4], "ratio": None},
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text('[data]\ntask = "sst2"\n')
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Runs that do what a test tells them to, in a folder they have begun."""
+    fake = types.SimpleNamespace(CONFIG="config.toml", calls=[], effect=lambda: None, finished=False)
+
+    def work(out: Path, on_event: Callable[[object], None]) -> dict:
+        fake.calls.append(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / fake.CONFIG).write_text("")
+        on_event(Started(out, (("tune", 1),)))
+        fake.effect()
+        on_event(RoundDone("tune", 0, 1, 0.5, 10, 10, 0.1))
+        on_event(Finished(SUMMARY, out))
+        return SUMMARY
+
+    fake.start = lambda config, out, on_event: work(out, on_event)
+    fake.resume = lambda out, on_event: (SUMMARY, True) if fake.finished else (work(out, on_event), False)
+    monkeypatch.setitem(sys.modules, "fibecfed.session", fake)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(fibecfed, "session", fake, raising=False)
+    return fake
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    return result.exit_code, " ".join(result.output.split())
+
+
+def stop_with(error: BaseException) -> Callable[[], None]:
+    def effect() -> None:
+        raise error
+
+    return effect
+
+
+def test_a_run_ends_with_0_and_a_summary_and_goes_to_a_new_folder_each_time(session: types.SimpleNamespace) -> None:
+    code, text = call("run", "a.toml", "seed=3")
+    assert code == 0
+    assert "82.0 %" in text and "best by validation (round 3) 83.0 %" in text and "untrained 50.0 % 50.0 % -" in text
+    assert "1.5 MB up, 2.0 MB down" in text and "12 steps on 96 examples in 1 min 15 s" in text and "global layers 2, 4" in text
+    assert call("run", "a.toml", "seed=3")[0] == 0
+    assert call("run", "a.toml", "method.kind=lora")[0] == 0
+    assert session.calls == [Path("runs/a-fibecfed-3"), Path("runs/a-fibecfed-3-2"), Path("runs/a-lora-0")]
+
+
+def test_mistakes_end_with_2_before_anything_starts(session: types.SimpleNamespace) -> None:
+    code, text = call("run", "a.toml", "data.tsk=x", "federation.rounds=many")
+    assert code == 2 and "error: a.toml has 2 mistakes" in text and "did you mean `data.task`?" in text and "federation.rounds: got" in text
+    code, text = call("run", "none.toml")
+    assert code == 2 and "error: none.toml: got no such file" in text
+    for arguments in (["run"], ["walk"], ["list", "colours"], ["run", "a.toml", "--fast"]):
+        assert call(*arguments)[0] == 2
+    assert session.calls == []
+
+
+def test_what_a_command_line_drops_is_said(session: types.SimpleNamespace) -> None:
+    Path("a.toml").write_text('[data]\ntask = "sst2"\n[method.curriculum]\nbeta = 0.4\n')
+    code, text = call("run", "a.toml", "method.kind=lora")
+    assert code == 0 and "note: method.kind=lora does not have method.curriculum.beta" in text
+
+
+def test_each_way_to_stop_has_its_exit_code_and_says_how_to_go_on(session: types.SimpleNamespace) -> None:
+    session.effect = stop_with(KeyboardInterrupt())
+    code, text = call("run", "a.toml", "--out", "my run")
+    assert code == 130 and "fibecfed resume 'my run'" in text
+    session.effect = stop_with(RunFailed("client 7, tune round 3: the loss is nan"))
+    code, text = call("run", "a.toml", "--out", "b")
+    assert code == 1 and "error: client 7, tune round 3: the loss is nan" in text and "fibecfed resume b" in text
+    session.effect = stop_with(UserError("data.text_column: got 'txt'"))
+    code, text = call("run", "a.toml", "--out", "c")
+    assert code == 2 and "error: data.text_column" in text
+    session.effect = stop_with(RunFailed("the disk is full; go on with: fibecfed resume d"))
+    code, text = call("run", "a.toml", "--out", "d")
+    assert code == 1 and text.count("fibecfed resume d") == 1
+    session.effect = stop_with(ZeroDivisionError("division\nby zero"))
+    code, text = call("run", "a.toml", "--out", "e")
+    assert code == 1 and "unexpected ZeroDivisionError: division by zero" in text and "e/traceback.txt" in text
+    assert "Traceback" in Path("e/traceback.txt").read_text()
+
+
+def test_sigterm_counts_as_an_interruption(session: types.SimpleNamespace) -> None:
+    session.effect = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    code, text = call("run", "a.toml", "--out", "b")
+    assert code == 130 and "fibecfed resume b" in text
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_resume_goes_on_or_says_that_there_is_nothing_to_do(session: types.SimpleNamespace) -> None:
+    session.effect = stop_with(KeyboardInterrupt())
+    assert call("run", "a.toml", "--out", "b")[0] == 130
+    session.effect = lambda: None
+    code, text = call("resume", "b")
+    assert code == 0 and "82.0 %" in text and "finished before" not in text
+    session.finished = True
+    code, text = call("resume", "b")
+    assert code == 0 and "82.0 %" in text and "finished before" in text
+    assert session.calls == [Path("b"), Path("b")]
+
+
+def test_folders_that_cannot_be_used_are_refused() -> None:
+    Path("other").mkdir()
+    Path("other/thesis.txt").write_text("mine")
+    for folder in ("other", "a.toml"):
+        code, text = call("run", "a.toml", "--out", folder)
+        assert code == 2 and folder in text
+    for folder in ("none", "other", "a.toml"):
+        code, text = call("resume", folder)
+        assert code == 2 and "expected the folder of a run" in text
+    assert sorted(path.name for path in Path("other").iterdir()) == ["thesis.txt"]
+
+
+def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None:
+    code, text = call("init")
+    assert code == 0 and "fibecfed check fibecfed.toml" in text
+    written = Path("fibecfed.toml").read_text()
+    code, text = call("init")
+    assert code == 2 and "exists already" in text and Path("fibecfed.toml").read_text() == written
+    assert call("init", "--out", "none/x.toml")[0] == 2
+    code, text = call("check", "fibecfed.toml")
+    assert code == 2 and "data.path" in text
+    Path("mine.csv").write_text("text,label\n")
+    assert load(Path("fibecfed.toml"), ["data.path=mine.csv"]).config.data.path == str(Path("mine.csv").resolve())
+
+
+@pytest.mark.parametrize(
+    ("topic", "known"), [("methods", "fibecfed"), ("tasks", "trec"), ("models", "smollm2-135m"), ("paces", "quadratic")]
+)
+def test_list_shows(topic: str, known: str) -> None:
+    code, text = call("list", topic)
+    assert code == 0 and known in text
+
+
+def test_brackets_in_a_table_are_no_markup() -> None:
+    assert "fibecfed[demo]" in call("list", "models")[1]
+
+
+def test_the_program_starts_without_the_heavy_libraries_and_exits_as_its_tests_say() -> None:
+    program = "import sys; from fibecfed.cli import main\ntry: main()\nfinally: assert not {'torch', 'transformers'} & set(sys.modules)"
+    source = str(Path(fibecfed.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source}
+    for arguments, code in ((["--help"], 0), (["--version"], 0), (["walk"], 2)):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr

@@ -1,0 +1,300 @@
+"""Files, key=value pairs and tables become one checked configuration, or a list of every mistake in them."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fibecfed.config import Config, config_hash, differences, flat, from_table, keys, load, own_data_toml, to_toml
+from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import METHODS
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str) -> Path:
+    path = Path("a.toml")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def config(**data: Any) -> Config:
+    return from_table({"data": {"task": "sst2"}, **data})
+
+
+def mistakes(text: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(write(text), overrides)
+    return str(caught.value)
+
+
+# ---- what is read
+
+
+def test_a_file_gives_its_values_and_the_defaults_for_the_rest() -> None:
+    loaded = load(write('seed = 3\n[data]\ntask = "mr"\n[model]\nalpha = 8\ntarget_modules = ["query"]\n[method]\nkind = "lora"\n'))
+    assert loaded.notes == ()
+    found = flat(loaded.config)
+    assert (found["seed"], found["data.task"], found["model.alpha"], found["model.target_modules"]) == (3, "mr", 8.0, ("query",))
+    assert found["method.kind"] == "lora" and found["training.weight_decay"] == 0.01
+    assert flat(config())["method.kind"] == "fibecfed"
+
+
+def test_infinity_is_a_norm() -> None:
+    assert load(write('[data]\ntask = "mr"\n'), ["method.layers.norm=inf"]).config == config(
+        data={"task": "mr"}, method={"layers": {"norm": math.inf}}
+    )
+
+
+def test_pairs_lie_over_the_file_and_are_read_as_toml_else_as_text() -> None:
+    pairs = [
+        "federation.rounds=7",
+        "training.optimizer=sgd",
+        "training.momentum=5e-1",
+        'model.target_modules=["a","b"]',
+        "federation.rounds=8",
+    ]
+    found = flat(load(write('[data]\ntask = "mr"\n[federation]\nrounds = 3\n'), pairs).config)
+    assert (found["federation.rounds"], found["training.optimizer"], found["training.momentum"]) == (8, "sgd", 0.5)
+    assert found["model.target_modules"] == ("a", "b")
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
+@settings(max_examples=50, deadline=None)
+def test_a_key_of_type_text_takes_what_is_written(text: str) -> None:
+    Path("d.csv").touch()
+    found = load(
+        write('[data]\npath = "d.csv"\nlabel_column = "the label of the row"\n'), [f"data.text_column={text}", "model.revision=true"]
+    )
+    assert (found.config.data.text_column, found.config.model.revision) == (text, "true")
+
+
+def test_numbers_and_truth_values_stay_text_where_text_is_expected() -> None:
+    Path("d.csv").touch()
+    found = load(
+        write('[data]\npath = "d.csv"\n'), ["data.text_column=5", "model.revision=1e3", "data.pair_column=false", "model.name= 7 "]
+    ).config
+    assert (found.data.text_column, found.model.revision, found.data.pair_column, found.model.name) == ("5", "1e3", "false", " 7 ")
+
+
+def test_another_method_drops_the_keys_it_does_not_have_and_says_which() -> None:
+    file = '[data]\ntask = "mr"\n[method]\nkind = "fibecfed"\nscore_after = 2\n[method.curriculum]\nbeta = 0.4\n'
+    loaded = load(write(file), ["method.kind=lora", "method.finetune=true"])
+    assert loaded.config == config(data={"task": "mr"}, method={"kind": "lora", "finetune": True})
+    (note,) = loaded.notes
+    assert "method.score_after" in note and "method.curriculum.beta" in note
+    assert load(write(file), ["method.kind=fibecfed"]).notes == ()
+    # a misspelling is no key of the old method, and is not dropped in silence
+    assert "method.curriculum" in mistakes(file.replace("beta", "beat"), "method.kind=lora")
+    # what the command line itself asks for is never dropped
+    assert "method.curriculum" in mistakes(file, "method.kind=lora", "method.curriculum.beta=0.5")
+
+
+def test_paths_are_taken_from_the_current_folder(tmp_path: Path) -> None:
+    Path("sub").mkdir()
+    Path("d.csv").touch()
+    Path("model").mkdir()
+    Path("minilm").mkdir()
+    file = Path("sub/a.toml")
+    file.write_text('[data]\npath = "d.csv"\n')
+    found = load(file, ["model.name=model"]).config
+    assert (found.data.path, found.model.name) == (str(tmp_path / "d.csv"), str(tmp_path / "model"))
+    assert load(file).config.model.name == "minilm"
+    assert load(file, ["model.name=org/model"]).config.model.name == "org/model"
+
+
+# ---- what is written
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_resolved_text_holds_every_key_and_reads_back_as_the_same_configuration(kind: str) -> None:
+    tables: dict[str, Any] = {"seed": 5, "method": {"kind": kind}, "model": {"name": 'a "b"\n\\ é 😀 \x7f', "target_modules": ["q", "v"]}}
+    for before in (config(**tables), config(**tables, training={"learning_rate": 1e-5})):
+        text = to_toml(before)
+        assert from_table(tomllib.loads(text)) == before
+        assert to_toml(from_table(tomllib.loads(text))) == text
+        for key in keys(kind):
+            assert key.name.rpartition(".")[2] in text and key.description
+
+
+def test_the_resolved_text_of_an_infinite_norm_reads_back() -> None:
+    before = config(method={"layers": {"norm": math.inf}})
+    assert from_table(tomllib.loads(to_toml(before))) == before
+
+
+def test_hash_and_differences_see_values_alone() -> None:
+    a, b = config(model={"alpha": 16}), config(model={"alpha": 16.0})
+    assert config_hash(a) == config_hash(b) and differences(a, b) == []
+    c = config(method={"kind": "lora"}, seed=1)
+    assert config_hash(a) != config_hash(c)
+    assert "seed" in differences(a, c) and "method.layers.rule" in differences(a, c) and "model.rank" not in differences(a, c)
+
+
+def test_the_configuration_for_own_data_holds_defaults_and_needs_the_data_alone() -> None:
+    table = tomllib.loads(own_data_toml())
+    assert "data.path" in mistakes(own_data_toml())
+    Path("my-data.csv").touch()
+    found = load(write(own_data_toml())).config
+    assert found.model_copy(update={"data": config().data}) == config()
+    assert table["data"] == {"path": "my-data.csv", "text_column": "text", "label_column": "label", "test_fraction": 0.2}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_file_in_configs_is_right(path: Path) -> None:
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    from_table(table)
+
+
+# ---- mistakes
+
+
+def test_every_mistake_is_told_in_one_go_with_what_to_do() -> None:
+    text = mistakes(
+        """
+        seed = "a"
+        [data]
+        tsk = "sst2"
+        labels = ["a", 3]
+        test_fraction = 2
+        max_test = 2020-01-01
+        [trainning]
+        [training]
+        optimizer = "adam"
+        learning_rate = true
+        device = "gpu"
+        [federation]
+        clients = 3
+        round = 5
+        [method.layers]
+        rule = "count"
+        value = 1.5
+        """,
+        "nonsense",
+        "resources.threads=0",
+        "method.curriculum=easy",
+        "learning_rate=1",
+    )
+    sentences = (
+        'seed: got "a", expected a whole number, at least 0',
+        "data.tsk: got an unknown key; did you mean `data.task`?",
+        'data.labels: got ["a", 3], expected a list, each text',
+        "data.test_fraction: got 2, expected a number, above 0 and below 1",
+        "data.max_test: got 2020-01-01 (a date)",
+        "trainning: got an unknown table; did you mean `training`?",
+        'training.optimizer: got "adam", expected one of "adamw", "sgd"; did you mean "adamw"?',
+        "training.learning_rate: got true, expected a number, above 0",
+        "training.device: got 'gpu', expected",
+        "federation.round: got an unknown key; did you mean `federation.rounds`?",
+        "federation.clients_per_round: got 5, expected at most `federation.clients` = 3",
+        "method.layers.value: got 1.5, expected a whole number of layers",
+        "'nonsense': expected key=value",
+        "resources.threads: got 0, expected a whole number, at least 1",
+        "method.curriculum: got a value for a table",
+        "learning_rate: got an unknown key; did you mean `training.learning_rate`?",
+    )
+    assert [sentence for sentence in sentences if sentence not in text] == []
+    assert text.splitlines()[0] == f"a.toml has {len(sentences)} mistakes:"
+
+
+def test_one_mistake_is_told_once() -> None:
+    assert mistakes('[data]\ntask = "sst2"\n[federation]\nclients = "3"\nclients_per_round = 60\n').startswith(
+        "a.toml has a mistake:\n  federation.clients: "
+    )
+    assert mistakes("[data]\ntask = 5\n").startswith("a.toml has a mistake:\n  data.task: ")
+    assert "data: set exactly one of" in mistakes("")
+    assert mistakes('data = "sst2"').startswith('a.toml has a mistake:\n  data: got "sst2", expected a table')
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"data": {"task": "sst3"}}, "data.task: got 'sst3', expected one of sst2, .*did you mean 'sst2'"),
+        ({"data": {"task": "sst2", "path": "x.csv"}}, "set exactly one of `data.task` and `data.path`"),
+        ({"data": {"task": "sst2", "text_column": "t"}}, "data.text_column: .* brings its own columns"),
+        ({"data": {"path": "x", "pair_column": "text"}}, "data.pair_column: got 'text', which is `data.text_column` already"),
+        ({"data": {"path": "x", "labels": ["a", "a"]}}, "data.labels: .* at least two classes, each once"),
+        ({"data": {"path": "x", "client_column": "c"}}, "data.client_column: got 'c' with `federation.partition` = \"dirichlet\""),
+        ({"federation": {"partition": "column"}}, "federation.partition: got \"column\" without `data.client_column`"),
+        ({"federation": {"clients": 3}}, "federation.clients_per_round: got 5, expected at most"),
+        ({"federation": {"rounds": 3}, "method": {"score_after": 3}}, "method.score_after: got 3, expected less than"),
+        ({"training": {"momentum": 0.9}}, "training.momentum: got 0.9 with `training.optimizer` = \"adamw\""),
+        ({"training": {"learning_rate": math.inf}}, "training.learning_rate: got inf, expected a finite number"),
+        ({"training": {"learning_rate": math.nan}}, "training.learning_rate: got nan, expected a number, above 0"),
+        ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a share"),
+        ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
+        ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
+        ({"method": {"neurons": {"rule": "all", "value": 0.5}}}, "method.neurons.value: .* takes none"),
+        ({"method": {"kind": "lroa"}}, 'method.kind: got "lroa", expected one of .*did you mean "lora"'),
+        ({"method": {"kind": 3}}, "method.kind: got 3, expected one of"),
+        ({"method": "lora"}, 'method: got "lora", expected a table'),
+        ({"method": {"kind": "lora", "layers": {}}}, "method.layers: got a table of fibecfed, which method.kind = \"lora\" does not have"),
+        ({"model": {"target_modules": []}}, "model.target_modules: got \\[\\], expected at least one name"),
+        ({"model": {"Rank": 3}}, "model.Rank: got an unknown key; did you mean `model.rank`"),
+        ({"model": {"zzz": 3}}, "model.zzz: got an unknown key, expected one of model.name, "),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(tables: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config(**tables)
+
+
+def test_a_configuration_made_in_python_is_checked_too() -> None:
+    right = config()
+    with pytest.raises(ValidationError, match=r"expected at most `federation\.clients`"):
+        Config(data=right.data, federation=right.federation.model_copy(update={"clients": 3}))
+    assert Config(data=right.data) == right
+
+
+def test_files_that_cannot_be_read_are_named_with_the_place() -> None:
+    with pytest.raises(UserError, match=r"none\.toml: got no such file"):
+        load(Path("none.toml"))
+    with pytest.raises(UserError, match="got a folder"):
+        load(Path("."))
+    assert "line 2, column 5" in mistakes("seed = 1\nx = \n")
+    Path("a.toml").write_bytes(b'seed = "\xff"')
+    with pytest.raises(UserError, match="UTF-8"):
+        load(Path("a.toml"))
+
+
+def test_missing_data_is_told_with_the_other_mistakes() -> None:
+    text = mistakes('seed = -1\n[data]\npath = "none.csv"\ntest_path = "."\n')
+    assert 'data.path: got "none.csv" (nothing there), expected a file' in text
+    assert 'data.test_path: got "." (a folder), expected a file' in text and "seed: got -1" in text
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    assert "UTF-8" in mistakes('[data]\ntask = "mr"\n', "model.name=a\udcff")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+).filter(lambda value: value is not None and "None" not in repr(value))
+NAMES = sorted({"x", *(part for kind in METHODS for key in keys(kind) for part in key.name.split("."))})
+TABLES = st.recursive(
+    st.dictionaries(st.sampled_from(NAMES), JSON, max_size=3),
+    lambda inner: st.dictionaries(st.sampled_from(NAMES), inner | JSON, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(table=TABLES)
+@settings(max_examples=200, deadline=None)
+def test_any_table_gives_a_configuration_or_sentences(table: dict[str, Any]) -> None:
+    try:
+        assert isinstance(from_table(table), Config)
+    except UserError as error:
+        assert str(error).startswith("the configuration has ")

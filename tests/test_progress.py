@@ -1,0 +1,73 @@
+"""What a watched run prints."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from fibecfed.engine.events import Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.progress import Progress, duration, percent
+
+
+def events() -> list:
+    rounds = [RoundDone("tune", t, 25, None if t == 0 else 0.5, 600_000, 400_000, 2.0) for t in range(25)]
+    return [
+        Started(Path("runs/a"), (("importance", 1), ("tune", 25))),
+        PhaseStarted("importance", 1),
+        RoundDone("importance", 0, 1, None, 100, 100, 2.0),
+        PhaseStarted("tune", 25),
+        Evaluated(0, 0.5, 0.5, None),
+        *rounds[:10],
+        Warned("checkpoint 3 [was] corrupt"),
+        *rounds[10:],
+        Evaluated(25, 0.81, 0.8, 0.7, is_last=True),
+        Finished({}, Path("runs/a")),
+    ]
+
+
+def shown(terminal: bool) -> str:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with Progress(console) as progress:
+        for event in events():
+            progress(event)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_log_has_a_line_an_evaluation_one_every_ten_rounds_and_the_warnings() -> None:
+    lines = shown(terminal=False).splitlines()
+    assert lines == [
+        "runs/a: 26 rounds",
+        "phase importance: 1 round",
+        "importance 1/1: 200 bytes, 50 s left",
+        "phase tune: 25 rounds",
+        "after round 0: personalised 50.0 %, global 50.0 %, worst decile -",
+        "tune 10/25: score 50.0 %, loss 0.500, 10.0 MB, 30 s left",
+        "warning: checkpoint 3 [was] corrupt",
+        "tune 20/25: score 50.0 %, loss 0.500, 20.0 MB, 10 s left",
+        "tune 25/25: score 50.0 %, loss 0.500, 25.0 MB, 0.0 s left",
+        "after round 25: personalised 81.0 %, global 80.0 %, worst decile 70.0 % (last)",
+    ]
+
+
+def test_a_terminal_has_one_live_line_and_the_warnings() -> None:
+    text = shown(terminal=True)
+    assert "warning: checkpoint 3 [was] corrupt" in text and "phase importance" not in text
+    assert "26/26" in text and "score 81.0 %" in text
+
+
+def test_an_interrupted_run_gives_the_terminal_back() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    try:
+        with Progress(console) as progress:
+            progress(Started(Path("a"), (("tune", 3),), completed=1))
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert console.file.getvalue().rfind("\x1b[?25h") > console.file.getvalue().rfind("\x1b[?25l") >= 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_durations_and_shares_in_words() -> None:
+    assert [duration(s) for s in (0.04, 9.96, 59.4, 60, 3599, 7500)] == ["0.0 s", "10.0 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"]
+    assert [percent(x) for x in (None, float("nan"), 0.8125)] == ["-", "-", "81.2 %"]
