@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fibecfed.engine.events import Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
-from fibecfed.progress import Progress, duration, percent
+from fibecfed.progress import Progress
 
 
 def events() -> list:
@@ -66,8 +66,3 @@ def test_an_interrupted_run_gives_the_terminal_back() -> None:
     except KeyboardInterrupt:
         pass
     assert console.file.getvalue().rfind("\x1b[?25h") > console.file.getvalue().rfind("\x1b[?25l") >= 0  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_durations_and_shares_in_words() -> None:
-    assert [duration(s) for s in (0.04, 9.96, 59.4, 60, 3599, 7500)] == ["0.0 s", "10.0 s", "59 s", "1 min 0 s", "59 min 59 s", "2 h 5 min"]
-    assert [percent(x) for x in (None, float("nan"), 0.8125)] == ["-", "-", "81.2 %"]

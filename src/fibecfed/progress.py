@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .report.units import duration, percent
 
 _ROUNDS_PER_LINE = 10
 _RECENT = 0.2  # weight of the newest round in the time a round takes
@@ -155,21 +156,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_short(inner) for inner in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def percent(share: float | None) -> str:
-    """A share between 0 and 1 as a percentage; "-" where there is none."""
-    return "-" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words of two units at most: "2 h 5 min", "3 min 20 s", "0.4 s"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

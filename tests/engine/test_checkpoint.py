@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +15,10 @@ import pytest
 
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.engine import packs
-from fibecfed.engine.checkpoint import Checkpoint, Checkpoints, RunLock
+from fibecfed.engine.checkpoint import Checkpoint, Checkpoints
 from fibecfed.engine.states import ClientStates
 
 LIMIT = 150  # a few states in memory, the rest paged
-ENVIRONMENT = {"PYTHONPATH": ":".join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
 
 
 def start(folder: Path, keep: int = 2) -> tuple[Checkpoints, Checkpoint | None, ClientStates]:
@@ -159,6 +154,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path: 
     assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["checkpoint-00000006.json", "checkpoint-00000007.json"]
 
 
+def test_every_kept_checkpoint_can_be_returned_to_and_not_the_newest_alone(tmp_path: Path) -> None:
+    run(tmp_path / "run", range(1, 2), keep=3, clients=2)
+    for number in range(2, 9):  # each restart begins a new pack, and each round makes all that the packs before hold obsolete
+        run(tmp_path / "run", range(number, number + 1), keep=3, clients=2)
+        for back in range(min(3, number)):
+            copy = tmp_path / f"{number}-{back}"
+            shutil.copytree(tmp_path / "run", copy)
+            for newer in range(number - back + 1, number + 1):
+                (copy / f"checkpoint-{newer:08d}.json").unlink()
+            assert held(start(copy)[2]) == expected(number - back, clients=2)
+    assert len(packs.pack_numbers(tmp_path / "run/clients")) == 3
+
+
+def test_an_unusable_checkpoint_does_not_count_as_one_of_those_kept(tmp_path: Path) -> None:
+    run(tmp_path, range(1, 6))
+    server_file(tmp_path, 5).unlink()
+    run(tmp_path, range(6, 7))
+    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["checkpoint-00000004.json", "checkpoint-00000006.json"]
+
+
 def test_any_flipped_byte_of_the_newest_files_is_noticed(tmp_path: Path) -> None:
     run(tmp_path, range(1, 4), keep=1)
     draw = random.Random(0)
@@ -290,68 +305,17 @@ def test_a_disk_that_fills_up_at_any_call_leaves_the_checkpoint_before(
     assert held(states) == {**expected(3), "c/0": b"4" * 40}
 
 
-_LOOP = """
-import os, sys, time
-from pathlib import Path
-from fibecfed.engine.checkpoint import Checkpoints, RunLock
-
-def run(folder):
-    with RunLock(folder):
-        checkpoints = Checkpoints(folder / "checkpoints", 2)
-        latest = checkpoints.load_latest()
-        states = checkpoints.open_states(latest, 3000)
-        number = latest.number if latest else 0
-        until = time.monotonic() + 20
-        print(os.getpid(), flush=True)
-        while time.monotonic() < until:
-            number += 1
-            for i in range(10):
-                states.put(f"client/{i}", f"{number}:".encode() * (200 + i))
-            checkpoints.save(number, f"{number}:".encode() * 300, states, {"number": number})
-
-for _ in sys.stdin:  # a process for each line; what takes long to import is imported once
-    if not (child := os.fork()):
-        run(Path(sys.argv[1]))
-        os._exit(0)
-    os.waitpid(child, 0)
-    print("dead", flush=True)
-"""
-
-
-def test_a_run_killed_at_random_moments_always_finds_server_and_clients_of_one_round(tmp_path: Path) -> None:
-    draw = random.Random()
-    last = 0
-    command = [sys.executable, "-c", _LOOP, str(tmp_path)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as starter:
-        assert starter.stdin is not None
-        assert starter.stdout is not None
-        for _ in range(20):
-            starter.stdin.write("go\n")
-            child = int(starter.stdout.readline())
-            time.sleep(draw.uniform(0.0, 0.1))
-            os.kill(child, signal.SIGKILL)
-            assert starter.stdout.readline() == "dead\n"
-            with RunLock(tmp_path):
-                _, latest, states = start(tmp_path / "checkpoints")
-            if latest is None:
-                assert not len(states)
-                continue
-            assert latest.warnings == ()
-            assert latest.number >= last
-            last = latest.number
-            number = f"{last}:".encode()
-            assert latest.server == number * 300
-            assert latest.extra == {"number": last}
-            assert held(states) == {f"client/{i}": number * (200 + i) for i in range(10)}
-        starter.stdin.close()
-    assert last > 0
-
-
 def test_everything_a_manifest_names_is_flushed_before_the_manifest_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, states = run(tmp_path, range(1, 4))
+    run(tmp_path, range(1, 4))
+    checkpoints, _, states = start(tmp_path)  # begins a new pack
     unflushed: set[int] = set()
     appeared: list[str] = []
-    pwrite, fsync, replace = os.pwrite, os.fsync, os.replace
+    opened, pwrite, fsync, replace = os.open, os.pwrite, os.fsync, os.replace
+
+    def track_open(path: Path, *arguments: int) -> int:
+        if path.suffix == ".pack" and not path.exists():
+            unflushed.add(path.parent.stat().st_ino)
+        return opened(path, *arguments)
 
     def track_write(file: int, data: memoryview, offset: int) -> int:
         unflushed.add(os.fstat(file).st_ino)
@@ -367,38 +331,13 @@ def test_everything_a_manifest_names_is_flushed_before_the_manifest_appears(tmp_
         appeared.append(path.name)
         unflushed.add(path.parent.stat().st_ino)
 
-    for name, call in (("pwrite", track_write), ("fsync", track_flush), ("replace", track_name)):
+    for name, call in (("open", track_open), ("pwrite", track_write), ("fsync", track_flush), ("replace", track_name)):
         monkeypatch.setattr(os, name, call)
     for i in range(6):
         states.put(f"c/{i}", bytes(100))  # more than memory holds: some are written before the checkpoint
     path = checkpoints.save(4, b"server", states, {})
     assert appeared == [server_file(tmp_path, 4).name, path.name]
     assert not unflushed
-
-
-def test_a_second_process_on_the_same_folder_is_refused_with_the_id_of_the_first(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from fibecfed.engine.checkpoint import RunLock\n"
-        "with RunLock(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"1\n"
-        with pytest.raises(UserError, match=f"process {process.pid}"), RunLock(tmp_path):
-            pytest.fail("two holders")
-        process.kill()
-    with RunLock(tmp_path):
-        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
-
-
-def test_a_lock_is_free_again_after_its_context_even_when_that_failed(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), RunLock(tmp_path / "new"):
-        raise KeyError
-    with RunLock(tmp_path / "new"), pytest.raises(UserError, match=f"process {os.getpid()}"), RunLock(tmp_path / "new"):
-        pytest.fail("two holders")
-    with (tmp_path / "new" / "lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_the_files_written_for_a_round_do_not_grow_with_the_number_of_clients(tmp_path: Path) -> None:

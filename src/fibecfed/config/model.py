@@ -109,6 +109,6 @@ def own_data_toml() -> str:
         "  fibecfed check FILE    shows what would be trained and sent, and every mistake in the file\n"
         "  fibecfed run FILE      trains\n"
         "Paths are taken from the folder in which fibecfed is called. A line that begins with # is off; take the # away to set it.\n"
-        "What is not set here has the default shown by `fibecfed check`; every key is in docs/configuration.md."
+        "What is not set here has its default; a run writes every key and value to config.toml in its folder."
     )
     return commented_toml(title, chosen, values, off="{key} =")

@@ -61,7 +61,6 @@ class _Manifest:
     server: str
     server_sha256: str
     packs: tuple[Prefix, ...]
-    num_clients: int
     extra: Mapping[str, Any]
 
 
@@ -109,7 +108,7 @@ class Checkpoints:
         if states.folder != self.folder / "clients":
             raise ValueError(f"got the states in {states.folder}, expected those in {self.folder / 'clients'}; take them from open_states")
         sha256 = hashlib.sha256(server).hexdigest()
-        manifest = _Manifest(number, f"server-{number:08d}-{sha256[:12]}.state", sha256, states.sync(), len(states), extra)
+        manifest = _Manifest(number, f"server-{number:08d}-{sha256[:12]}.state", sha256, states.sync(), extra)
         path = self.folder / f"checkpoint-{number:08d}.json"
         server_path = self.folder / manifest.server
         try:
@@ -162,8 +161,6 @@ class Checkpoints:
                 packs.read(clients, client, location)
         except PackError as error:
             raise _Unusable(str(error)) from None
-        if len(where) != manifest.num_clients:
-            raise _Unusable(f"its packs hold the states of {len(where)} clients, expected {manifest.num_clients}")
         return Checkpoint(path, manifest.number, server, manifest.extra, where, manifest.packs, warnings)
 
     def _remove_all_but(self, names: set[str]) -> None:
@@ -227,7 +224,6 @@ def _manifest_text(manifest: _Manifest) -> bytes:
         "version": CHECKPOINT_VERSION,
         "number": manifest.number,
         "server": {"file": manifest.server, "sha256": manifest.server_sha256},
-        "clients": manifest.num_clients,
         "packs": [[prefix.number, prefix.length, prefix.chain] for prefix in manifest.packs],
         "extra": manifest.extra,
     }
@@ -255,6 +251,5 @@ def _read_manifest(path: Path) -> _Manifest:
         body["server"]["file"],
         body["server"]["sha256"],
         tuple(Prefix(*prefix) for prefix in body["packs"]),
-        body["clients"],
         body["extra"],
     )

@@ -7,13 +7,41 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..core.rng import Key
 from ..core.types import Batch, Examples
+from .options import TrainingOptions
+
+GROUP = 8
+"""Batches whose examples are sorted together: large enough to save most padding, small enough that batches stay mixed."""
 
 
 def batches(examples: Examples, order: Tensor, batch_size: int) -> Iterator[Batch]:
     """The examples at the positions `order`, in that order, cut into batches; the last may be shorter."""
     for start in range(0, len(order), batch_size):
         yield examples.batch(order[start : start + batch_size].tolist())
+
+
+def shuffled_batches(examples: Examples, positions: Tensor, options: TrainingOptions, key: Key) -> Iterator[Batch]:
+    """One epoch over the examples at `positions` in random order, grouped by length if the options say so."""
+    order = positions[key.permutation(len(positions))]
+    if options.group_by_length:
+        order = grouped_by_length(examples, order, options.batch_size, key.fold("groups"))
+    return batches(examples, order, options.batch_size)
+
+
+def grouped_by_length(examples: Examples, order: Tensor, batch_size: int, key: Key) -> Tensor:
+    """`order`, rearranged so that its batches hold examples of like length and need little padding; each example still comes once.
+
+    Every run of `GROUP` batches is sorted by length and cut, and the batches are then shuffled by `key`; a short batch stays the last.
+    """
+    chunks = []
+    for start in range(0, len(order), GROUP * batch_size):
+        chunk = order[start : start + GROUP * batch_size]
+        chunks.extend(chunk[torch.argsort(examples.lengths[chunk], stable=True)].split(batch_size))
+    whole = [chunk for chunk in chunks if len(chunk) == batch_size]
+    rest = [chunk for chunk in chunks if len(chunk) < batch_size]
+    shuffled = [whole[int(i)] for i in key.permutation(len(whole))]
+    return torch.cat([*shuffled, *rest]) if chunks else order
 
 
 def by_length(examples: Examples) -> Tensor:

@@ -82,7 +82,7 @@ def share(options: CurriculumOptions, t: int, num_rounds: int) -> float:
 
 
 def ceil_share(share: float, count: int) -> int:
-    """ceil(share x count), at least 1 and at most `count`, where rounding of the product does not count: 0.1 of 30 is 3, not 4."""
+    """ceil(share x count), at least 1 and at most `count`, where rounding of the product does not count: 0.07 of 100 is 7, not 8."""
     if count < 1:
         raise ValueError(f"a share of {count} things; expected at least one")
     return max(1, min(count, math.ceil(share * count - _ROUNDING)))

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from ..core.method import Client, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick, weighted_mean
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
-from ..local.batches import batches
+from ..local.batches import shuffled_batches
 from ..local.optimise import fit
 from ..local.options import TrainingOptions
 
@@ -110,10 +112,8 @@ class FedAvg:
 
     def _train(self, client: Client[OwnTensors], message: SharedModel) -> tuple[dict[str, Any], Work]:
         train = client.data.train
-        epochs = [
-            batches(train, client.key.fold("order", epoch).permutation(len(train)), self.training.batch_size)
-            for epoch in range(self.training.local_epochs)
-        ]
+        everything = torch.arange(len(train))
+        epochs = [shuffled_batches(train, everything, self.training, client.key.fold("order", e)) for e in range(self.training.local_epochs)]
         result = fit(client.task, self.personalise(message, client.state), epochs, self.training, client.key.fold("dropout"))
         return result.params, Work(result.steps, result.examples, result.loss)
 

@@ -20,7 +20,7 @@ from ..core.trees import pick, weighted_mean
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches
+from ..local.batches import batches, shuffled_batches
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
@@ -259,9 +259,11 @@ class FibecFed:
             masks = selection.neuron_masks(self.neurons, pick(params, own_names), fisher, self.key.fold("client", client.id, "neurons"))
             notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
 
-        how = self.curriculum.order_within_round if self.curriculum.pace != "none" else "shuffled"
+        sorts = self.curriculum.order_within_round == "easy_to_hard" and self.curriculum.pace != "none"
         epochs = [
-            batches(train, curriculum.epoch_order(positions, how, client.key.fold("order", epoch)), self.training.batch_size)
+            batches(train, positions, self.training.batch_size)
+            if sorts
+            else shuffled_batches(train, positions, self.training, client.key.fold("order", epoch))
             for epoch in range(self.training.local_epochs)
         ]
         collects = selects and self.neurons.rule != "random"

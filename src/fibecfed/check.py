@@ -1,0 +1,305 @@
+"""`fibecfed check`: what a configuration would train, send, store and take, before anything is started. Writes nothing."""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from .build import Prepared, prepare
+from .config import Config
+from .core.method import Phase, Work
+from .core.trees import num_values
+from .core.types import Params, Round
+from .core.wire import encode
+from .data.tasks import TASKS
+from .data.text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
+from .engine.client import frame
+from .local import curriculum, selection
+from .local.optimise import fit
+from .methods import fedavg, fibecfed
+from .report.units import duration
+
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one phase sends, as the encoded messages' lengths.
+
+    Attributes:
+        cohort: clients a round.
+        down, up: bytes a client and round, least and most, where the number of shared layers is only found out in the run.
+    """
+
+    phase: str
+    num_rounds: int
+    cohort: int
+    down: tuple[int, int]
+    up: tuple[int, int]
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Bytes of the whole phase, all clients, both ways; least and most."""
+        clients = self.num_rounds * self.cohort
+        return clients * (self.down[0] + self.up[0]), clients * (self.down[1] + self.up[1])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the run would compute; the means over clients stand for the sampled ones.
+
+    Attributes:
+        steps: optimiser steps.
+        passes: examples that go forward and backward without a step: difficulty and importance.
+        predicted: examples that are predicted in evaluations.
+    """
+
+    steps: int
+    passes: int
+    predicted: int
+
+
+def report(config: Config, console: Console) -> None:
+    """Prints everything about the run of a configuration.
+
+    Raises:
+        UserError: a mistake that only shows when model and data are read.
+    """
+    prepared = prepare(config)
+    for title, table in _sections(prepared):
+        console.print(Text(title, style="bold"))
+        console.print(table)
+        console.print()
+    console.print(Text("The configuration holds. Nothing was trained or written."))
+
+
+def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
+    task = prepared.task
+    params = task.init_params(prepared.inputs.key)
+    # PEFT keeps the head it replaced as "original_module"; it computes nothing
+    frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
+    published = prepared.inputs.source.published
+    yield (
+        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}",
+        _table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params)),
+    )
+    limit = _max_length(prepared.inputs.config)
+    yield "Data", _table(("", "examples", "by class", "tokens: half, 95 %, longest", f"{limit} or cut"), _data(prepared, limit))
+    yield f"Clients: {len(prepared.inputs.data.clients)}", _table(("", "least", "middle", "most"), _clients(prepared))
+    traffic = plan_traffic(prepared)
+    yield "Messages", _table(("phase", "rounds", "clients a round", "down, each", "up, each", "together"), _messages(traffic))
+    yield "Estimates for this machine", _table(("", ""), _estimates(prepared, params))
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    table = Table(*header, box=None, pad_edge=False, show_header=any(header))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+# ---- model and data
+
+
+def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
+    task = prepared.task
+    names = {layer: [name for name in params if task.layer_of(name) == layer] for layer in (*range(task.num_layers), None)}
+    rows = []
+    for layer, inside in [*names.items(), ("all", list(params))]:
+        title = {None: "head", "all": "together"}.get(layer, f"layer {layer}")
+        tensors = [params[name] for name in inside]
+        rows.append((title, str(len(inside)), f"{num_values(tensors):,}", decimal(sum(tensor.nbytes for tensor in tensors))))
+    return rows
+
+
+def _max_length(config: Config) -> int:
+    """Tokens an example is cut to."""
+    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
+    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)
+
+
+def _data(prepared: Prepared, limit: int) -> list[tuple[str, ...]]:
+    data = prepared.inputs.data
+    rows = []
+    for part in ("train", "validation", "test"):
+        examples = getattr(data, part)
+        if not len(examples):
+            rows.append((part, "0", "", "", ""))
+            continue
+        counts = torch.bincount(examples.labels, minlength=len(data.label_names)).tolist()
+        lengths = examples.lengths
+        middle, high = (int(lengths.double().quantile(q)) for q in (0.5, 0.95))
+        shown = ", ".join(f"{name} {count:,}" for name, count in zip(data.label_names, counts, strict=True))
+        classes = shown if len(counts) <= 8 else f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"
+        cut = int((lengths >= limit).sum())
+        rows.append((part, f"{len(examples):,}", classes, f"{middle}, {high}, {int(lengths.max())}", f"{cut:,}"))
+    return rows
+
+
+def _clients(prepared: Prepared) -> list[tuple[str, ...]]:
+    rows = []
+    for part in ("train", "validation", "test"):
+        sizes = _sizes(prepared, part)
+        rows.append((f"{part} examples", str(min(sizes)), f"{statistics.median(sizes):g}", str(max(sizes))))
+    return rows
+
+
+def _sizes(prepared: Prepared, part: str) -> list[int]:
+    return [len(held) for held in prepared.inputs.data.partition.indices[part].values()]
+
+
+# ---- messages
+
+
+def plan_traffic(prepared: Prepared) -> list[Traffic]:
+    """What each phase would send, from messages made of the model at the start and encoded as in a run."""
+    inputs, method, task = prepared.inputs, prepared.method, prepared.task
+    server = method.init(task, inputs.key)
+    num_samples = round(statistics.mean(_sizes(prepared, "train")))
+    plans = []
+    for phase in method.phases:
+        now = Round(phase.name, 0, phase.num_rounds, 0)
+        sizes = []
+        for possible in _possible_servers(method, server, task.num_layers):
+            down = phase.broadcast(possible, now)
+            up = frame(encode(_reply(phase, down, possible, task.num_layers, num_samples)), Work())
+            sizes.append((len(encode(down)), len(up)))
+        asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
+        downs, ups = zip(*sizes, strict=True)
+        cohort = min(asked, len(inputs.data.clients))
+        plans.append(Traffic(phase.name, phase.num_rounds, cohort, (min(downs), max(downs)), (min(ups), max(ups))))
+    return plans
+
+
+def _possible_servers(method: Any, server: Any, num_layers: int) -> list[Any]:
+    """The server's state as it may be in tuning: which layers are shared is not known before phase 1, how many sometimes is."""
+    if not isinstance(method, fibecfed.FibecFed) or server.layers:
+        return [server]
+    if method.layers.rule in ("coverage", "layer_gap", "plateau"):
+        numbers = (1, num_layers)
+    else:
+        numbers = (selection.number_of_layers(method.layers, server.importance),)
+    return [replace(server, layers=tuple(range(number))) for number in numbers]
+
+
+def _reply(phase: Phase[Any, Any, Any, Any], down: Any, server: Any, num_layers: int, num_samples: int) -> Any:
+    """A message of the size of a client's reply."""
+    if phase.up in (fibecfed.LocalLayers, fedavg.LocalModel):
+        return phase.up(down.shared, num_samples)
+    if phase.up is fibecfed.AllLayers:
+        return fibecfed.AllLayers(server.params, num_samples)
+    if phase.up is fibecfed.Importance:
+        return fibecfed.Importance(torch.zeros(num_layers), num_samples)
+    if phase.up is fibecfed.Ratio:
+        return fibecfed.Ratio(0.5, num_samples)
+    if phase.up is fedavg.Done:
+        return fedavg.Done()
+    raise TypeError(f"phase {phase.name}: the size of {phase.up.__name__} is not known; add it to check")
+
+
+def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
+    rows = [(t.phase, str(t.num_rounds), str(t.cohort), _span(t.down), _span(t.up), _span(t.total)) for t in traffic]
+    least, most = (sum(t.total[end] for t in traffic) for end in (0, 1))
+    return [*rows, ("together", str(sum(t.num_rounds for t in traffic)), "", "", "", _span((least, most)))]
+
+
+def _span(sizes: tuple[int, int]) -> str:
+    least, most = map(decimal, sizes)
+    return least if least == most else f"{least} to {most}"
+
+
+# ---- memory, disk and time
+
+
+def plan_effort(prepared: Prepared) -> Effort:
+    """Steps and passes of the run, from the clients' mean sizes."""
+    config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
+    sizes, training = _sizes(prepared, "train"), config.training
+    clients, cohort = len(sizes), min(config.federation.clients_per_round, len(sizes))
+    steps = passes = evaluations = 0.0
+    for phase in method.phases:
+        people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)
+        for now in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
+            share = _share(method, phase, now)
+            batches = [curriculum.num_batches_used(share, math.ceil(size / training.batch_size)) for size in sizes]
+            steps += people * training.local_epochs * statistics.mean(batches)
+            evaluations += (now + 1) % config.evaluation.every == 0 or now + 1 == phase.num_rounds
+    if isinstance(method, fibecfed.FibecFed):
+        options = method.curriculum
+        if options.pace != "none" and options.order == "fisher":
+            rounds = max(0, config.federation.rounds - method.score_after)
+            scored = clients * (1 - (1 - cohort / clients) ** rounds)
+            passes += scored * statistics.mean(sizes)
+        if method.phases[0].name == "importance":  # a gradient, then two passes forward
+            asked = min(method.layers.importance_clients, clients)
+            passes += 2 * asked * min(method.layers.importance_examples, statistics.mean(sizes))
+    scored_each_time = len(data.test) + len(data.validation)
+    return Effort(round(steps), round(passes), round((1 + 2 * evaluations) * scored_each_time))
+
+
+_WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio)
+
+
+def _share(method: Any, phase: Phase[Any, Any, Any, Any], now: int) -> float:
+    """The share of its data that a client trains on in a round of a phase."""
+    if isinstance(method, fibecfed.FibecFed) and phase.up is fibecfed.LocalLayers and method.curriculum.pace != "none":
+        return curriculum.share(method.curriculum, now, phase.num_rounds)
+    return 1.0
+
+
+def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
+    config, data = prepared.inputs.config, prepared.inputs.data
+    effort = plan_effort(prepared)
+    step_s, predict_s = _measure(prepared, params)
+    per_example = step_s / config.training.batch_size
+    seconds = effort.steps * step_s + effort.passes * per_example + effort.predicted * predict_s
+    clients = len(data.clients)
+    size = sum(value.nbytes for value in params.values())
+    states = clients * _state_bytes(prepared, size)
+    in_memory = min(states, config.resources.client_memory_mb * 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    evaluating = duration(effort.predicted * predict_s)
+    return [
+        ("optimiser steps", f"about {effort.steps:,}"),
+        ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
+        ("memory", f"{decimal(peak)} at the peak of a training step now; clients' states add up to {decimal(in_memory)}"),
+        ("checkpoints", f"about {decimal(states + config.resources.keep_checkpoints * size)} on disk, more while they are rewritten"),
+        ("adapters", f"up to {clients + 1:,} of {decimal(size)}, {decimal((clients + 1) * size)} together"),
+    ]
+
+
+def _state_bytes(prepared: Prepared, size: int) -> int:
+    """What a client keeps: its state at the start, or the whole model where it ends up with one of its own."""
+    method, client = prepared.method, prepared.inputs.data.clients[0]
+    state = len(encode(method.init_client(prepared.task, client, prepared.inputs.key)))
+    return max(state, size) if any(phase.up is fedavg.Done for phase in method.phases) else state
+
+
+def _measure(prepared: Prepared, params: Params) -> tuple[float, float]:
+    """Seconds of a training step, and of the prediction of one example, on examples of the run; the middle of three."""
+    config, data, key = prepared.inputs.config, prepared.inputs.data, prepared.inputs.key.fold("check")
+    order = key.permutation(len(data.train)).tolist()
+    batch = data.train.batch([order[i % len(order)] for i in range(config.training.batch_size)])
+    some = data.test if len(data.test) else data.train
+    wide = some.batch(list(range(min(config.evaluation.batch_size, len(some)))))
+    steps, predictions = [], []
+    for _ in range(1 + _TIMED_STEPS):  # the first warms up
+        start = time.perf_counter()
+        fit(prepared.task, params, [[batch]], config.training, key)
+        between = time.perf_counter()
+        prepared.task.predict(params, wide)
+        steps.append(between - start)
+        predictions.append((time.perf_counter() - between) / len(wide["labels"]))
+    return statistics.median(steps[1:]), statistics.median(predictions[1:])

@@ -1,0 +1,99 @@
+"""What the dry run says is what the run then does."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from fibecfed import session
+from fibecfed.build import prepare
+from fibecfed.check import plan_effort, plan_traffic, report
+from fibecfed.config import Config, from_table
+from fibecfed.core.errors import UserError
+from fibecfed.models.tiny import tiny_config
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot", "great", "dull")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of four layers, and 120 reviews of which every fourth is longer than four tokens."""
+    place = tmp_path_factory.mktemp("check")
+    AutoModelForSequenceClassification.from_config(tiny_config("bert", layers=4)).save_pretrained(place / "model")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(place / "model")
+    rows = [f"{WORDS[4 + n % 2]} film{' plot great dull' * (n % 4 == 0)},{('positive', 'negative')[n % 2]}" for n in range(120)]
+    (place / "reviews.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return place
+
+
+def config(folder: Path, **method: Any) -> Config:
+    """Every client takes part in every round, so that means over clients are what happens."""
+    return from_table(
+        {
+            "model": {"name": str(folder / "model"), "rank": 2},
+            "data": {"path": str(folder / "reviews.csv"), "max_length": 4},
+            "federation": {"clients": 6, "clients_per_round": 6, "rounds": 3, "partition": "dirichlet"},
+            "training": {"batch_size": 4, "precision": "float32"},
+            "method": method,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "fibecfed", "closing_round": True},
+        {"kind": "fibecfed", "layers": {"rule": "coverage"}, "curriculum": {"pace": "none"}},
+        {"kind": "lora", "finetune": True},
+        {"kind": "local"},
+    ],
+    ids=["fibecfed", "coverage", "lora", "local"],
+)
+def test_bytes_and_steps_are_those_of_the_run(folder: Path, tmp_path: Path, method: dict[str, Any]) -> None:
+    wanted = config(folder, **method)
+    prepared = prepare(wanted)
+    traffic, effort = plan_traffic(prepared), plan_effort(prepared)
+    summary = session.start(wanted, tmp_path / "run")
+    assert effort.steps == summary["steps"]
+    least, most = (sum(row.total[end] for row in traffic) for end in (0, 1))
+    sent = summary["bytes_up"] + summary["bytes_down"]
+    assert 0.995 * least <= sent <= 1.005 * most
+    assert (least < most) == (method.get("layers", {}).get("rule") == "coverage")
+    assert [(row.phase, row.num_rounds) for row in traffic] == [(phase.name, phase.num_rounds) for phase in prepared.method.phases]
+
+
+def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    console = Console(file=io.StringIO(), width=200)
+    report(config(folder), console)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+    # rank 2, hidden size 16, query and value: 2 x (2 x 16 + 16 x 2) values a layer; the head: 16 x 2 + 2
+    assert "layer 3 4 128 512 bytes" in lines and "head 2 34 136 bytes" in lines and "together 18 546 2.2 kB" in lines
+    (train,) = (line for line in lines if line.startswith("train 8"))
+    assert "negative" in train and "positive" in train
+    assert any(line.startswith("tune 3 6") for line in lines) and any(line.startswith("time about") for line in lines)
+    assert lines[-1] == "The configuration holds. Nothing was trained or written."
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_cut_texts_are_counted(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    report(config(folder), console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    cut = [int(line.split()[-1]) for line in text.splitlines() if line.startswith(("train  ", "validation  ", "test  ")) and "," in line]
+    assert "4 or cut" in text and sum(cut) == 30
+
+
+def test_mistakes_that_only_the_data_show_are_sentences(folder: Path) -> None:
+    right = config(folder)
+    wrong = right.model_copy(update={"data": right.data.model_copy(update={"text_column": "txt"})})
+    with pytest.raises(UserError, match="txt"):
+        report(wrong, Console())
