@@ -1,1 +1,71 @@
-"""Fine-tune language models on text that cannot leave its owners."""
+"""Fine-tune language models on text that cannot leave its owners, with FibecFed (Liu et al., EMNLP 2024).
+
+The whole method: `fibecfed.run(config)`. Its parts, on any Hugging Face model with an adapter, without a federation:
+
+    task = fibecfed.TransformerTask(peft_model)
+    params = task.params()                                        # its trainable tensors, under their own names
+    fibecfed.per_example_fisher_trace(task, params, batches)      # difficulty of each example
+    fibecfed.layer_sensitivity(task, params, batches)             # importance of each layer
+    fibecfed.choose_layers(importance, 3)                         # which layers
+    fibecfed.neuron_masks(options, params, neurons, key)          # which neurons
+    fibecfed.PACES["linear"](0.5, 0.6)                            # how much data
+
+A batch is what a tokenizer returns plus `labels`. Importing the package is cheap: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import run as run
+    from .config import Config as Config
+    from .config import load as load_config
+    from .core.errors import RunFailed as RunFailed
+    from .core.errors import UserError as UserError
+    from .core.rng import Key as Key
+    from .local.curriculum import PACES as PACES
+    from .local.fisher import fisher_pass as fisher_pass
+    from .local.fisher import per_example_fisher_trace as per_example_fisher_trace
+    from .local.options import CurriculumOptions as CurriculumOptions
+    from .local.options import LayerOptions as LayerOptions
+    from .local.options import NeuronOptions as NeuronOptions
+    from .local.selection import choose_layers as choose_layers
+    from .local.selection import neuron_masks as neuron_masks
+    from .local.sensitivity import layer_sensitivity as layer_sensitivity
+    from .models.transformer_task import TransformerTask as TransformerTask
+    from .session import resume as resume
+
+_HOME = {
+    "run": ".api",
+    "Config": ".config",
+    "RunFailed": ".core.errors",
+    "UserError": ".core.errors",
+    "Key": ".core.rng",
+    "PACES": ".local.curriculum",
+    "fisher_pass": ".local.fisher",
+    "per_example_fisher_trace": ".local.fisher",
+    "CurriculumOptions": ".local.options",
+    "LayerOptions": ".local.options",
+    "NeuronOptions": ".local.options",
+    "choose_layers": ".local.selection",
+    "neuron_masks": ".local.selection",
+    "layer_sensitivity": ".local.sensitivity",
+    "TransformerTask": ".models.transformer_task",
+    "resume": ".session",
+}
+
+__all__ = [*_HOME, "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_config":
+        return import_module(".config", __name__).load
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

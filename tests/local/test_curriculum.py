@@ -121,6 +121,11 @@ def test_easy_to_hard_ascends_with_ties_by_the_lower_position(values: list[int])
     assert order == sorted(range(len(values)), key=lambda i: (values[i], i))
 
 
+def test_ties_of_many_examples_go_to_the_lower_position_too() -> None:
+    values = torch.randint(3, (1000,), generator=Key(0).generator())  # short ones come out in order from any sort
+    assert easy_to_hard(values).tolist() == sorted(range(1000), key=lambda i: (values[i].item(), i))
+
+
 def test_a_difficulty_that_is_not_finite_is_named() -> None:
     with pytest.raises(FloatingPointError, match="example 1 is nan"):
         easy_to_hard(torch.tensor([0.0, math.nan]))

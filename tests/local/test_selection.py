@@ -165,6 +165,13 @@ def test_coverage_holds_its_share_and_one_neuron_fewer_would_not(scores: list[fl
         assert mask.all()
 
 
+def test_ties_go_to_the_lower_index_in_tensors_of_real_size_too() -> None:
+    scores = torch.randint(3, (1000,), generator=Key(0).generator()).float()  # short ones come out in order from any sort
+    expected = sorted(range(1000), key=lambda i: (-scores[i].item(), i))[:500]
+    mask = neuron_masks(neuron_options("share"), {"w": torch.zeros(1000, 1)}, Neurons({"w": scores}, {}), Key(0))["w"]
+    assert mask.nonzero().flatten().tolist() == sorted(expected)
+
+
 def test_random_masks_differ_by_tensor_and_key_and_need_no_fisher_information() -> None:
     params = {name: torch.zeros(64, 2) for name in ("a", "b")}
     masks = neuron_masks(neuron_options("random"), params, None, Key(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,14 +50,8 @@ def unframe(blob: bytes) -> tuple[bytes, Work]:
     return blob[: -_WORK.size], Work(*_WORK.unpack(blob[-_WORK.size :]))
 
 
-@dataclass(frozen=True)
 class NotFinite(Exception):
-    """A loss or an update that is not finite, with where it happened."""
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+    """A loss or an update that is not finite; the text says where."""
 
 
 class ClientRuntime:

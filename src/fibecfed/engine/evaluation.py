@@ -12,7 +12,7 @@ from ..core.errors import RunFailed
 from ..core.method import Method
 from ..core.records import EvalRecord
 from ..core.task import Task
-from ..core.types import ClientData, ClientId, Examples, Failure, Round
+from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import decode, encode
 from .client import Counts, confusion
 from .simulator import Transport

@@ -20,7 +20,7 @@ class FibecFedOptions(Options):
 
     kind: Literal["fibecfed"] = Field("fibecfed", description="The method.")
     score_after: int | None = Field(
-        None, ge=0, description="[C] Round from which on a client is scored; default a fifth of the rounds, rounded up. 0 = [S] the published order."
+        None, ge=0, description="[C] Round from which on a client is scored; default ceil(0.2 rounds). 0 = [S] the published order."
     )
     closing_round: bool = Field(False, description="[C] A last round in which the sampled clients send every layer, for newcomers.")
     curriculum: CurriculumOptions = CurriculumOptions()  # pyright: ignore[reportCallIssue]
@@ -62,10 +62,16 @@ def make(options: Options, setting: Setting) -> Method[Any, Any]:
     """The method of a configuration."""
     match options:
         case FibecFedOptions():
-            after = default_score_after(setting.num_rounds) if options.score_after is None else options.score_after
             return FibecFed(
-                setting.training, setting.num_rounds, options.curriculum, options.layers, options.neurons, after, options.closing_round, setting.key
-            )  # fmt: skip
+                training=setting.training,
+                num_rounds=setting.num_rounds,
+                curriculum=options.curriculum,
+                layers=options.layers,
+                neurons=options.neurons,
+                score_after=default_score_after(setting.num_rounds) if options.score_after is None else options.score_after,
+                closing_round=options.closing_round,
+                key=setting.key,
+            )
         case LoraOptions():
             return FedAvg(setting.training, setting.num_rounds, setting.num_clients, finetune=options.finetune)
         case LocalOptions():

@@ -113,7 +113,10 @@ class FedAvg:
     def _train(self, client: Client[OwnTensors], message: SharedModel) -> tuple[dict[str, Any], Work]:
         train = client.data.train
         everything = torch.arange(len(train))
-        epochs = [shuffled_batches(train, everything, self.training, client.key.fold("order", e)) for e in range(self.training.local_epochs)]
+        epochs = [
+            shuffled_batches(train, everything, self.training, client.key.fold("order", epoch))
+            for epoch in range(self.training.local_epochs)
+        ]
         result = fit(client.task, self.personalise(message, client.state), epochs, self.training, client.key.fold("dropout"))
         return result.params, Work(result.steps, result.examples, result.loss)
 

@@ -137,9 +137,8 @@ class FibecFed:
         """Phase 1 measures what the layer rule needs; phase 2 tunes; the closing round, if asked for, sends every layer once."""
         rows: list[Phase[Server, Own, Any, Any]] = []
         if self._measures_importance:
-            rows.append(
-                Phase("importance", 1, self.layers.importance_clients, AskImportance, Importance, _ask_importance, self._importance, self._choose)
-            )
+            measurers = self.layers.importance_clients
+            rows.append(Phase("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose))
         if self._measures_ratio:
             rows.append(Phase("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count))
         rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
@@ -188,11 +187,10 @@ class FibecFed:
     # Phase 1
 
     def _importance(self, client: Client[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
-        train = client.data.train
-        drawn = client.key.fold("importance").permutation(len(train))[: self.layers.importance_examples]
-        measured = layer_sensitivity(
-            client.task, client.state.own, batches(train, drawn, PASS_BATCH), self.layers.noise_scale, self.layers.norm, self.layers.importance
-        )
+        train, options = client.data.train, self.layers
+        drawn = client.key.fold("importance").permutation(len(train))[: options.importance_examples]
+        some = batches(train, drawn, PASS_BATCH)
+        measured = layer_sensitivity(client.task, client.state.own, some, options.noise_scale, options.norm, options.importance)
         notes = {"importance": [round(float(i), 6) for i in measured]}
         return Update(Importance(measured, len(train)), client.state, notes=notes)
 

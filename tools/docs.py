@@ -1,0 +1,130 @@
+"""Writes the parts of the documentation that are generated from code: `python tools/docs.py` writes, `--check` only compares.
+
+Between `<!-- generated: NAME -->` and `<!-- end -->` a file holds what the function of that name returns.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fibecfed.config import flat, from_table, keys
+from fibecfed.core.method import Work
+from fibecfed.core.rng import Key
+from fibecfed.core.trees import num_values
+from fibecfed.core.types import Round
+from fibecfed.core.wire import describe, encode
+from fibecfed.engine.client import Counts, frame
+from fibecfed.local.options import TrainingOptions
+from fibecfed.methods import fibecfed as method
+from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
+from fibecfed.models.backbones import add_lora, find, load_model
+from fibecfed.models.options import ModelOptions
+from fibecfed.models.transformer_task import TransformerTask
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md")
+
+
+def configuration(kind: str, only: str = "") -> str:
+    """Table of every key of a configuration with one kind of method."""
+    defaults = flat(from_table({"data": {"task": "sst2"}, "method": {"kind": kind}}))
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for key in keys(kind):
+        if key.name.startswith(only) and key.name != "method.kind":
+            default = "" if key.name == "data.task" or defaults[key.name] is None else f"`{_toml(defaults[key.name])}`"
+            rows.append(f"| `{key.name}` | {default} | {key.description.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def everything() -> str:
+    """All tables but [method]'s, then [method]'s for each kind."""
+    parts = [re.sub(r"\n\| `method\..*", "", configuration("fibecfed"))]
+    for kind in METHODS:
+        table = configuration(kind, "method.")
+        if table.count("\n") > 1:
+            parts.append(f'\n### `method.kind = "{kind}"`\n\n{table}')
+    return "\n".join(parts)
+
+
+def leaves_a_client() -> str:
+    """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
+    options = ModelOptions(name="minilm")
+    model = load_model(find(options), num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0))
+    task = TransformerTask(add_lora(model, options, dropout=0.0, key=Key(0)))
+    server_method = make(FibecFedOptions(), Setting(TrainingOptions(), 40, 50, Key(0)))
+    server = server_method.init(task, Key(0))
+    server = replace(server, layers=(3, 4, 5))
+    tune = next(phase for phase in server_method.phases if phase.name == "tune")
+    shared = tune.broadcast(server, Round("tune", 0, 40, 1)).shared
+    num_layers = task.num_layers
+    messages = [
+        ("once, 10 clients", method.Importance(torch.zeros(num_layers), 72)),
+        ("once, 4 clients, only for the rules `layer_gap` and `plateau`", method.Ratio(0.5, 72)),
+        ("every round", method.LocalLayers(shared, 72)),
+        ("once, only with `closing_round`", method.AllLayers(server.params, 72)),
+    ]
+    shapes = {
+        ("Importance", "importance"): f"({num_layers},)",
+        ("LocalLayers", "shared"): f"{len(shared)} tensors, {num_values(shared.values()):,} numbers",
+        ("AllLayers", "shared"): f"{len(server.params)} tensors, {num_values(server.params.values()):,} numbers",
+    }
+    rows = ["| message | when | field | type | shape | bytes of the whole message |", "|---|---|---|---|---|---|"]
+    for when, message in messages:
+        size = f"{len(frame(encode(message), Work())):,}"
+        for number, (field, kind) in enumerate(describe(type(message))):
+            shape = shapes.get((type(message).__name__, field), "")
+            first = number == 0
+            rows.append(f"| {f'`{type(message).__name__}`' if first else ''} | {when if first else ''} | `{field}` | {kind} | {shape} | {size if first else ''} |")
+    counts = Counts(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.0, 0.0)
+    for number, (field, kind) in enumerate(describe(Counts)):
+        shape = "(2, 2)" if kind == "tensor" else ""
+        size = f"{len(encode(counts)):,}" if number == 0 else ""
+        rows.append(f"| {'`Counts`' if number == 0 else ''} | {'at an evaluation' if number == 0 else ''} | `{field}` | {kind} | {shape} | {size} |")
+    rows.append("| 32 bytes behind each but `Counts` | | `steps`, `examples`, `loss`, `compute_s` | numbers | | included |")
+    return "\n".join(rows)
+
+
+PARTS = {
+    "configuration": everything,
+    "method-keys": lambda: configuration("fibecfed", "method."),
+    "leaves-a-client": leaves_a_client,
+}
+
+
+def rendered(text: str) -> str:
+    """`text` with every generated part made anew."""
+
+    def fill(found: re.Match[str]) -> str:
+        return f"<!-- generated: {found[1]} -->\n{PARTS[found[1]]()}\n<!-- end -->"
+
+    return re.sub(r"<!-- generated: ([a-z-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write the files, or with --check say which are out of date; 1 if any is."""
+    stale = []
+    for name in FILES:
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = rendered(before)
+        if before != after:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(after, encoding="utf-8")
+    print(("out of date: " if "--check" in sys.argv else "written: ") + (", ".join(stale) or "none"))
+    return int("--check" in sys.argv and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
