@@ -2,7 +2,6 @@
 
     python benchmarks/study.py run trial --workers 2      # every run of the table "what each part brings"; skips what is done
     python benchmarks/study.py run sweeps --workers 2
-    python benchmarks/study.py table trial                # prints the tables as Markdown
 """
 
 from __future__ import annotations
@@ -41,10 +40,12 @@ scores are told apart by round."""
 
 def trial() -> Iterator[Job]:
     """sst2 and mr in the setting of configs/, three seeds."""
-    for seed in range(3):
-        for part, overrides in PARTS.items():
-            for task in ("sst2", "mr"):
-                yield Job(f"trial/{task}/{part}/{seed}", f"configs/{task}.toml", (f"seed={seed}", "evaluation.every=20", *overrides))
+    for parts in (("lora", "fibecfed"), ("layers", "layers+mask", "local")):  # the claim first, then what it is made of
+        for seed in range(3):
+            for part in parts:
+                for task in ("sst2", "mr"):
+                    overrides = (f"seed={seed}", "evaluation.every=20", *PARTS[part])
+                    yield Job(f"trial/{task}/{part}/{seed}", f"configs/{task}.toml", overrides)
 
 
 _SMALL = ("data.max_train=2000", "federation.rounds=20", "evaluation.every=20")

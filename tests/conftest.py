@@ -8,6 +8,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
+from torch import Tensor
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers rounds to float32 inside LLaMA's norm, in a float64 model too: too coarse where small differences are looked at."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def forward(self: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
+        return self.weight * hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .local.selection import choose_layers as choose_layers
     from .local.selection import neuron_masks as neuron_masks
     from .local.sensitivity import layer_sensitivity as layer_sensitivity
+    from .models.backbones import model_folder as model_folder
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
 
@@ -52,6 +53,7 @@ _HOME = {
     "choose_layers": ".local.selection",
     "neuron_masks": ".local.selection",
     "layer_sensitivity": ".local.sensitivity",
+    "model_folder": ".models.backbones",
     "TransformerTask": ".models.transformer_task",
     "resume": ".session",
 }

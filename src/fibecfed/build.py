@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .config import Config
 from .core.errors import UserError
@@ -15,8 +14,9 @@ from .core.method import Method
 from .core.rng import Key
 from .data.federated import FederatedData, federate
 from .data.sources import load as load_data
+from .local.options import LayerOptions
 from .methods.catalogue import Setting, make
-from .models.backbones import Source, build_task, find, load_config, load_tokenizer
+from .models.backbones import PretrainedConfig, PreTrainedTokenizerBase, Source, build_task, find, load_config, load_tokenizer
 from .models.transformer_task import TransformerTask
 
 
@@ -70,16 +70,22 @@ def read_inputs(config: Config) -> Inputs:
         shards_per_client=options.shards_per_client,
         key=key.fold("data"),
     )
-    longest = getattr(model_config, "max_position_embeddings", None)
-    if longest and int(max(data.train.lengths.max(), data.test.lengths.max())) > longest:
-        raise UserError(f"data.max_length: got texts of more than {longest} tokens, which is all the model has positions for; set it to {longest} or less")
-    if options.clients_per_round > len(data.clients):
-        raise UserError(f"federation.clients_per_round: got {options.clients_per_round}, expected at most the {len(data.clients)} clients that there are")
-    layers = getattr(getattr(config.method, "layers", None), "value", None)
-    count_rules = ("count", "last", "first", "random")
-    if layers is not None and config.method.layers.rule in count_rules and layers > model_config.num_hidden_layers:
-        raise UserError(f"method.layers.value: got {layers:g} layers, expected at most the {model_config.num_hidden_layers} that the model has")
+    _fits(config, model_config, data)
     return Inputs(config, source, model_config, tokenizer, data, key)
+
+
+def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
+    """Refuse what neither model nor data can be blamed for alone."""
+    longest = getattr(model_config, "max_position_embeddings", None)
+    got = max(int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part))
+    if longest and got > longest:
+        raise UserError(f"data.max_length: got a text of {got} tokens, expected at most {longest}, the model's positions; set it to that")
+    asked, present = config.federation.clients_per_round, len(data.clients)
+    if asked > present:
+        raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
+    layers, has = getattr(config.method, "layers", None), model_config.num_hidden_layers
+    if isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
+        raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 
 
 def prepare(config: Config) -> Prepared:
@@ -90,12 +96,13 @@ def prepare(config: Config) -> Prepared:
     """
     torch.set_num_threads(config.resources.threads)
     inputs = read_inputs(config)
+    pad = inputs.tokenizer.pad_token_id
     task = build_task(
         inputs.source,
         config.model,
         config.training,
         num_classes=len(inputs.data.label_names),
-        pad_token_id=inputs.tokenizer.pad_token_id,
+        pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
     )
     return Prepared(inputs, task, build_method(inputs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -139,12 +140,18 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     for name, value in facts.items():
         grid.add_row(Text(name), Text(value, overflow="fold"))
     console.print(grid)
+    other = "fibecfed" if summary["method"] == "lora" else "lora"
+    hints = [
+        "To classify text with a model, see the model card.",
+        f"To compare: fibecfed run {shlex.quote(str(folder / 'config.toml'))} method.kind={other}",
+    ]
+    console.print(Text("\n".join(hints)), soft_wrap=True)
 
 
 _WHERE = {
     "global model": "global",
     "clients' models": "clients",
-    "model card": "README.md",
+    "model card": "global/README.md",
     "records": "records.jsonl",
     "summary": "summary.json",
 }

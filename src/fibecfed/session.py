@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,14 +18,16 @@ from typing import Any
 from urllib.parse import quote
 
 import torch
+from safetensors import SafetensorError
 
 from .build import Prepared, prepare
 from .config import Config, config_hash, load, to_toml
+from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import write_atomically
+from .core.files import write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
-from .core.types import Params
+from .core.types import Params, Round
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.client import ClientRuntime
@@ -31,7 +35,6 @@ from .engine.evaluation import Evaluator, worst_decile
 from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.loop import Step, run, schedule
 from .engine.simulator import Simulator
-from .core import metrics
 from .models.backbones import sha256_of
 from .models.export import save_adapter
 from .report.card import model_card
@@ -40,6 +43,7 @@ from .report.summary import summarise
 CONFIG = "config.toml"
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
+LOCK = "lock"
 Listener = Callable[[Event], None]
 
 
@@ -47,14 +51,13 @@ def start(config: Config, out: Path, on_event: Listener = lambda event: None) ->
     """Run a configuration in a new folder; its summary.
 
     Raises:
-        UserError: a mistake of the configuration, or a folder that is not empty: nothing was written then.
+        UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
         RunFailed: it stopped while it was under way, and can be resumed.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds a run already" if (out / CONFIG).exists() else "exists and is not empty"
-        raise UserError(f"{out} {what}; nothing was changed. Choose another folder with --out, or go on with: fibecfed resume {out}")
+    _refuse_used(out)
     prepared = prepare(config)
     with _disk_errors(out), RunLock(out):
+        _refuse_used(out)  # another process may have been faster
         write_atomically(out / CONFIG, to_toml(config).encode())
         return _Session(prepared, out, on_event).go(None)
 
@@ -78,18 +81,36 @@ def resume(out: Path, on_event: Listener = lambda event: None) -> tuple[dict[str
         return _Session(prepare(config), out, on_event).go(checkpoint), False
 
 
-class _disk_errors:
-    """A full disk and the like, as a sentence; what was written before stays usable."""
+def _refuse_used(out: Path) -> None:
+    if not out.exists():
+        return
+    if (out / CONFIG).exists():
+        way_out = f"choose another folder with --out, or go on with: fibecfed resume {_quoted(out)}"
+        raise UserError(f"{out} holds a run already; nothing was changed; {way_out}")
+    if not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir()):
+        raise UserError(f"{out} exists and is not an empty folder; nothing was changed. Choose another one with --out")
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
 
-    def __enter__(self) -> None:
-        return None
+@contextlib.contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """A full disk and the like, as a sentence with the way to go on; what was written before stays usable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = error.filename or out
+        if not (out / CONFIG).exists():
+            raise UserError(f"{where}: {error.strerror}; nothing was trained. Mend it, or choose another folder with --out") from error
+        raise RunFailed(f"{where}: {error.strerror}; mend it and go on with: fibecfed resume {_quoted(out)}") from error
+    except RunFailed as error:
+        if "fibecfed resume" in str(error):
+            raise
+        raise RunFailed(f"{str(error).rstrip('.')}. Go on with: fibecfed resume {_quoted(out)}") from error
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise RunFailed(f"{error.filename or self.out}: {error.strerror}; mend it and go on with: fibecfed resume {self.out}") from error
+
+def _quoted(out: Path) -> str:
+    return shlex.quote(str(out))
 
 
 class _Session:
@@ -103,55 +124,58 @@ class _Session:
         self.data = prepared.inputs.data
         self.method = prepared.method
         self.key = prepared.inputs.key.fold("run")
-        self.metric = self.data.metric
 
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
-        config, resources = self.config, self.config.resources
-        checkpoints = Checkpoints(self.out / "checkpoints", resources.keep_checkpoints)
-        states = checkpoints.open_states(checkpoint, resources.client_memory_mb * 2**20)
-        runtime = ClientRuntime(
-            self.method, self.prepared.task, self.data.client, states, self.key, config.evaluation.batch_size
-        )
+        """Train from a checkpoint, or from the start, to the end."""
+        checkpoints = Checkpoints(self.out / "checkpoints", self.config.resources.keep_checkpoints)
+        states = checkpoints.open_states(checkpoint, self.config.resources.client_memory_mb * 2**20)
+        batch_size = self.config.evaluation.batch_size
+        runtime = ClientRuntime(self.method, self.prepared.task, self.data.client, states, self.key, batch_size)
         transport = Simulator(runtime)
-        evaluator = Evaluator(
-            self.method, self.prepared.task, transport, self.data.clients, self.data.test, self.data.validation, config.evaluation.batch_size
-        )
+        data = self.data
+        evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size)
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         number = 0 if checkpoint is None else checkpoint.number
         self.say(Started(self.out, phases, number))
-        for warning in checkpoint.warnings if checkpoint else ():
-            self.say(Warned(warning))
 
-        if checkpoint is None:
-            server = self.method.init(self.prepared.task, self.key.fold("init"))
-            log = _Log(self.out / RECORDS, 0)
-            log.write(self._header())
-            self._evaluated(log, evaluator.untrained(server), False)
-        else:
-            server = decode(self.method.server_state, checkpoint.server)
-            log = _Log(self.out / RECORDS, int(checkpoint.extra["records_bytes"]))
-
-        steps = run(
-            self.method, transport, self.data.clients, per_round=config.federation.clients_per_round, key=self.key, server=server,
-            start=number, on_failure=config.federation.on_failure,
-        )  # fmt: skip
-        phase = None
-        cpu = time.process_time()
-        for step in steps:
-            cpu_s = time.process_time() - cpu
-            if step.now.phase != phase:
-                phase = step.now.phase
-                self.say(PhaseStarted(phase, step.now.num_rounds))
-            server = step.server
-            self._round(log, step, cpu_s)
-            if self._due(step):
-                self._evaluated(log, evaluator.after(server, step.now, step.number), step.number == len(rounds))
-            if step.number % resources.checkpoint_every == 0 or step.number == len(rounds):
-                extra = {"records_bytes": log.sync(), "config": config_hash(config)}
-                checkpoints.save(step.number, encode(server), states, extra)
+        known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
+        with contextlib.closing(_Log(self.out / RECORDS, known)) as log:
+            if checkpoint is None:
+                server = self.method.init(self.prepared.task, self.key.fold("init"))
+                log.write(self._header())
+                self._evaluated(log, evaluator.untrained(server), False)
+            else:
+                server = decode(self.method.server_state, checkpoint.server)
+                for warning in (*checkpoint.warnings, *self._changes(read(self.out / RECORDS)[0])):
+                    self.say(Warned(warning))
+            steps = run(
+                self.method,
+                transport,
+                data.clients,
+                per_round=self.config.federation.clients_per_round,
+                key=self.key,
+                server=server,
+                start=number,
+                on_failure=self.config.federation.on_failure,
+            )
+            phase = None
             cpu = time.process_time()
-        return self._finish(log, runtime, server, rounds[-1])
+            for step in steps:
+                cpu_s = time.process_time() - cpu
+                if step.now.phase != phase:
+                    phase = step.now.phase
+                    self.say(PhaseStarted(phase, step.now.num_rounds))
+                server = step.server
+                self._round(log, step, cpu_s)
+                is_last = step.number == len(rounds)
+                if self._due(step):
+                    self._evaluated(log, evaluator.after(server, step.now, step.number), is_last)
+                if is_last or step.number % self.config.resources.checkpoint_every == 0:
+                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config)}
+                    checkpoints.save(step.number, encode(server), states, extra)
+                cpu = time.process_time()
+        return self._finish(runtime, server, rounds[-1])
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""
@@ -160,101 +184,120 @@ class _Session:
         return (step.now.index + 1) % self.config.evaluation.every == 0 or step.now.index + 1 == step.now.num_rounds
 
     def _round(self, log: _Log, step: Step, cpu_s: float) -> None:
-        record = replace(step.record, server=dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}, cpu_s=cpu_s)
+        chosen = dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}
+        record = replace(step.record, server=chosen, cpu_s=cpu_s)
         log.write(record)
         seen = sum(record.examples.values())
         loss = sum(record.loss[c] * record.examples[c] for c in record.loss) / seen if seen else None
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of {record.phase} round {record.index}: {reason}"))
-        self.say(
-            RoundDone(
-                record.phase, record.index, step.now.num_rounds, loss, sum(record.bytes_up.values()), sum(record.bytes_down.values()), record.seconds
-            )
-        )
+        up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
+        self.say(RoundDone(record.phase, record.index, step.now.num_rounds, loss, up, down, record.seconds))
 
     def _evaluated(self, log: _Log, record: EvalRecord, is_last: bool) -> None:
         log.write(record)
-        self.say(
-            Evaluated(record.rounds, metrics.accuracy(record.pooled), metrics.accuracy(record.server), worst_decile(record.clients), is_last)
-        )
+        pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
+        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))
 
     def _header(self) -> dict[str, Any]:
-        inputs = self.prepared.inputs
+        source = self.prepared.inputs.source
         return {
             "configuration": self.config.model_dump(mode="json"),
             "config_hash": config_hash(self.config),
-            "versions": versions(),
             "commit": _commit(),
-            "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
-            "threads": torch.get_num_threads(),
-            "precision": self.prepared.task.precision,
-            "device": str(self.prepared.task.device),
-            "model": {"published": inputs.source.published, "files": {path.name: sha256_of(path) for path in inputs.source.files}},
+            **self._conditions(),
+            "model": {"published": source.published, "files": {path.name: sha256_of(path) for path in source.files}},
             "labels": list(self.data.label_names),
-            "metric": self.metric,
+            "metric": self.data.metric,
             "trainable": sum(value.numel() for value in self.prepared.task.params().values()),
             "partition": self.data.partition.table(),
         }
 
-    def _finish(self, log: _Log, runtime: ClientRuntime, server: Any, last: Any) -> dict[str, Any]:
-        log.sync()
-        log.close()
+    def _conditions(self) -> dict[str, Any]:
+        """What has to be the same for the same bits."""
+        return {
+            "versions": versions(),
+            "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+            "threads": torch.get_num_threads(),
+            "precision": self.prepared.task.precision,
+            "device": str(self.prepared.task.device),
+        }
+
+    def _changes(self, header: Mapping[str, Any]) -> list[str]:
+        now = self._conditions()
+        return [
+            f"{name}: this run began with {header.get(name)} and goes on with {now[name]}; the last bits of its numbers may differ"
+            for name in now
+            if header.get(name) != now[name]
+        ]
+
+    def _finish(self, runtime: ClientRuntime, server: Any, last: Round) -> dict[str, Any]:
+        """Adapters, then the summary: where there is one, everything is there."""
         header, records = read(self.out / RECORDS)
         summary = {
-            "method": self.config.method.kind,  # pyright: ignore[reportAttributeAccessIssue]
+            "method": self.config.method.model_dump()["kind"],
             "task": self.config.data.task or self.config.data.path,
             "seed": self.config.seed,
-            **summarise(records, metric=self.metric, selected=self.method.summary(server)),
+            **summarise(records, metric=self.data.metric, selected=self.method.summary(server)),
         }
         phase = next(phase for phase in self.method.phases if phase.name == last.phase)
         blob = encode(phase.broadcast(server, last))
         params = self.method.server_params(server)
-        digests = [f"global {checksum(params)}"]
-        self._save("global", params, summary, header)
+        shared = checksum(params)
+        digests = [f"global {shared}"]
+        self._save("global", "the global model", params, summary, header)
         for client in runtime.states.clients():
             own = runtime.personal_params(client, blob, last)
-            if checksum(own) != checksum(params):
-                digests.append(f"{client} {checksum(own)}")
-                self._save(f"clients/{_folder_name(client)}", own, summary, header)
+            if (digest := checksum(own)) != shared:
+                digests.append(f"{client} {digest}")
+                self._save(f"clients/{_folder_name(client)}", f"client {client}", own, summary, header)
         summary["adapters"] = {"personal": len(digests) - 1, "sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest()}
         write_atomically(self.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         self.say(Finished(summary, self.out))
         return summary
 
-    def _save(self, name: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    def _save(self, folder: str, who: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         source = self.prepared.inputs.source
         card = model_card(
-            who="the global model" if name == "global" else f"client {name.partition('/')[2]}",
-            base=source.published, files=header["model"]["files"], labels=self.data.label_names, summary=summary,
-            config_toml=to_toml(self.config), versions=header["versions"],
-        )  # fmt: skip
-        save_adapter(
-            self.prepared.task, params, self.out / name, base=source.published, revision=source.revision, labels=self.data.label_names, card=card
+            who=who,
+            base=source.published,
+            files=header["model"]["files"],
+            labels=self.data.label_names,
+            summary=summary,
+            config_toml=to_toml(_without_folders(self.config)),
+            versions=header["versions"],
         )
+        labels, where = self.data.label_names, self.out / folder
+        try:
+            save_adapter(self.prepared.task, params, where, base=source.published, revision=source.revision, labels=labels, card=card)
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise RunFailed(f"{where} could not be written: {error}") from error
 
 
 class _Log:
-    """records.jsonl, cut to the length that a checkpoint knows of and appended to."""
+    """records.jsonl, cut to the length that a checkpoint knows of and appended to. Nothing is held back in memory."""
 
     def __init__(self, path: Path, length: int) -> None:
-        path.touch()
-        if path.stat().st_size < length:
-            raise UserError(f"{path}: got {path.stat().st_size} bytes, expected at least the {length} that the checkpoint knows of; put the file back")
-        self._file = path.open("r+b")
-        self._file.truncate(length)
-        self._file.seek(length)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        size = os.fstat(self._file).st_size
+        if size < length:
+            os.close(self._file)
+            raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; put the file back")
+        os.ftruncate(self._file, length)
+        self._length = length
 
     def write(self, record: RoundRecord | EvalRecord | Mapping[str, Any]) -> None:
-        self._file.write(to_line(record).encode())
-        self._file.flush()
+        line = to_line(record).encode()
+        write_all(self._file, line, self._length)
+        self._length += len(line)
 
     def sync(self) -> int:
         """Force everything to disk; the file's length."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        os.fsync(self._file)
+        return self._length
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
 
 def versions() -> dict[str, str]:
@@ -271,12 +314,15 @@ def versions() -> dict[str, str]:
 def _commit() -> str | None:
     """Commit of the package's own checkout, with "+" where files differ from it; None outside of one."""
     here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
     try:
-        top = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else an environment inside another project's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return top + ("+" if changed else "")
 
 
 def _processor() -> str:
@@ -286,6 +332,16 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def _without_folders(config: Config) -> Config:
+    """The configuration for a model card: files and folders by name, not by where they lie on this machine."""
+    paths = {name: value for name in ("path", "test_path", "root") if (value := getattr(config.data, name)) is not None}
+    data = config.data.model_copy(update={name: Path(value).name for name, value in paths.items()})
+    model = config.model
+    if Path(model.name).is_absolute():
+        model = model.model_copy(update={"name": Path(model.name).name})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def _folder_name(client: str) -> str:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fibecfed.core.rng import Key
-from fibecfed.data.batches import batches
 from fibecfed.data.planted import FIRST_MARKER, START, planted_classes, planted_federation, planted_tokens
+from fibecfed.local.batches import batches
 
 
 def test_the_markers_tell_the_label_of_every_example():

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
@@ -28,16 +27,7 @@ from fibecfed.models.tiny import FAMILIES, Family, tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 
 KEY = Key(0).fold("test")
-
-
-@pytest.fixture(autouse=True)
-def llama_norms_in_the_dtype_of_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers rounds to float32 inside LLaMA's norm, in a float64 model too: too coarse for the differences taken here."""
-
-    def forward(self: LlamaRMSNorm, hidden_states: Tensor) -> Tensor:
-        return self.weight * hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
+pytestmark = pytest.mark.usefixtures("norms_in_float64")
 
 
 class FunctionTask:

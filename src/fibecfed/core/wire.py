@@ -198,8 +198,12 @@ def _open(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def payload_bytes(value: Any) -> dict[str, int]:
-    """Bytes of tensor data by field, and what the rest of the encoded message takes as `overhead`."""
+def payload_bytes(value: Any, length: int | None = None) -> dict[str, int]:
+    """Bytes of tensor data by field, and what the rest of the encoded message takes as `overhead`.
+
+    Args:
+        length: bytes that travelled, where they are known already; else the message is encoded to count them.
+    """
     sizes: dict[str, int] = {}
     for name, kind in field_kinds(type(value)).items():
         item = getattr(value, name)
@@ -207,7 +211,7 @@ def payload_bytes(value: Any) -> dict[str, int]:
             sizes[name] = item.nbytes
         elif kind == "tensors":
             sizes[name] = sum(tensor.nbytes for tensor in item.values())
-    sizes["overhead"] = len(encode(value)) - sum(sizes.values())
+    sizes["overhead"] = (len(encode(value)) if length is None else length) - sum(sizes.values())
     return sizes
 
 

@@ -131,7 +131,8 @@ def check_finite(message: Any, phase: Phase[Any, Any, Any, Any], client: ClientI
         else:
             continue
         if bad is not None:
-            raise NotFinite(f"client {client}, {phase.name} round {now.index}: {field} {bad} of its update is not finite")
+            tensor = f"{field} {bad}".strip()
+            raise NotFinite(f"client {client}, {phase.name} round {now.index}: {tensor} of its update is not finite")
 
 
 def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -> tuple[torch.Tensor, float]:

@@ -106,10 +106,10 @@ def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
     return table
 
 
-def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord:
-    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals. Never the best on test."""
-    return max(records, key=lambda record: (_or_zero(metrics.accuracy(record.pooled_validation)), -record.rounds))
+def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:
+    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals; None without validation examples.
 
-
-def _or_zero(value: float) -> float:
-    return 0.0 if value != value else value
+    Never the best on test.
+    """
+    counted = [record for record in records if sum(map(sum, record.pooled_validation))]
+    return max(counted, key=lambda record: (metrics.accuracy(record.pooled_validation), -record.rounds), default=None)

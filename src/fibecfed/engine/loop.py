@@ -16,6 +16,11 @@ from ..core.wire import WireError, decode, encode, payload_bytes
 from .client import NotFinite, check_finite, unframe
 from .simulator import Transport
 
+_ADVICE = (
+    "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
+    'training.learning_rate, or with federation.on_failure = "drop" to go on without such clients'
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -39,7 +44,9 @@ def schedule(method: Method[Any, Any]) -> tuple[Round, ...]:
     return tuple(Round(name, index, total, number) for number, (name, index, total) in enumerate(rows))
 
 
-def cohort(phase: Phase[Any, Any, Any, Any], now: Round, clients: Sequence[ClientId], per_round: int, key: Key, sampled_before: int) -> tuple[ClientId, ...]:
+def cohort(
+    phase: Phase[Any, Any, Any, Any], clients: Sequence[ClientId], per_round: int, key: Key, sampled_before: int
+) -> tuple[ClientId, ...]:
     """Who takes part, sorted by id.
 
     Sampled rounds draw from `key.fold("cohort", n)`, n = number of sampled rounds before, so every method sees the same clients.
@@ -81,7 +88,7 @@ def run(
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
     for now in rounds[start:]:
         phase = phases[now.phase]
-        chosen = cohort(phase, now, clients, per_round, key, sampled)
+        chosen = cohort(phase, clients, per_round, key, sampled)
         sampled += phase.cohort == "sampled"
         server, record = _round(phase, transport, chosen, server, now, on_failure)
         yield Step(now.number + 1, now, server, record)
@@ -105,13 +112,15 @@ def _round(
             message = decode(phase.up, encoded)
             check_finite(message, phase, client, now)
         except (NotFinite, WireError) as error:
-            failures[client] = str(error)
+            reason = f"client {client}, {now.phase} round {now.index}: {error}" if isinstance(error, WireError) else str(error)
             if on_failure == "stop":
-                raise RunFailed(f"{error}. Lower training.learning_rate, or set federation.on_failure = \"drop\" to go on without it") from None
+                raise RunFailed(f"{reason}. {_ADVICE}") from None
+            failures[client] = reason
             continue
         received[client], work[client], bytes_up[client] = message, work_done, len(reply)
     if not received:
-        raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients answered; the first said: {next(iter(failures.values()))}")
+        first = next(iter(failures.values()))
+        raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients gave a usable answer; the first: {first}. {_ADVICE}")
     answers = [Received(client, received[client]) for client in sorted(received)]
     after = phase.aggregate(server, answers, now)
     record = RoundRecord(
@@ -121,8 +130,8 @@ def _round(
         cohort=tuple(chosen),
         bytes_down=dict.fromkeys(chosen, len(blob)),
         bytes_up=bytes_up,
-        fields_down={name: size * len(chosen) for name, size in payload_bytes(broadcast).items()},
-        fields_up=_added([payload_bytes(answer.message) for answer in answers]),
+        fields_down={name: size * len(chosen) for name, size in payload_bytes(broadcast, len(blob)).items()},
+        fields_up=_added([payload_bytes(answer.message, bytes_up[answer.client]) for answer in answers]),
         steps={client: work[client].steps for client in sorted(work)},
         examples={client: work[client].examples for client in sorted(work)},
         loss={client: work[client].loss for client in sorted(work)},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Tape, Task
 from ..core.trees import first_not_finite
 from ..core.types import Batch, Params
 from .fisher import Neurons, NeuronSums, squares
@@ -73,6 +73,7 @@ def fit(
                 size = len(batch["labels"])
                 if sums is not None and number == 0:
                     losses, tape = task.traced(work, batch)
+                    tape = Tape(tuple(linear for linear in tape.linears if linear.output.requires_grad))  # not below what moves
                     outputs = [linear.output for linear in tape.linears]
                     grads = torch.autograd.grad(losses.mean(), [*leaves, *outputs])
                     sums.add(squares(tape, grads[len(leaves) :], scale=size))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,20 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
 from ..core.rng import Key
 from ..local.options import TrainingOptions
-from .heads import head_modules, last_linear
+from .heads import UnsupportedModel, head_modules, last_linear
 from .options import ModelOptions
 from .transformer_task import TransformerTask
 
@@ -115,9 +123,19 @@ def find(options: ModelOptions) -> Source:
     return Source(options.name, None, options.name, options.revision)
 
 
+def model_folder(name: str) -> str:
+    """The folder, or the hub id, to give to transformers' `from_pretrained` for what `model.name` calls `name`.
+
+    Raises:
+        UserError: as `find`.
+    """
+    return find(ModelOptions(name=name)).location
+
+
 _NO_SAFETENSORS = (
-    "model.name: {} has no weights as safetensors, and pickled weights are not loaded because they can run code. Convert them where you trust "
-    "them: python -c \"from transformers import AutoModel; AutoModel.from_pretrained('SOURCE').save_pretrained('FOLDER')\", and the tokenizer likewise"
+    "model.name: {} has no weights as safetensors, and pickled weights are not loaded because they can run code. Convert them where you "
+    "trust them: python -c \"from transformers import AutoModel; AutoModel.from_pretrained('SOURCE').save_pretrained('FOLDER')\", and copy "
+    "the tokenizer's files into the same folder"
 )
 
 
@@ -149,74 +167,133 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key) -> nn.Module:
-    """The pre-trained body, float32, with a new classification head drawn from `key`."""
+def load_model(source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The pre-trained body, float32, with a new classification head drawn from `key`.
+
+    Returns:
+        The model, and the paths of all modules that the file has no weights for, so that they are drawn as well: the head, and in some
+        published models the pooler before it.
+
+    Raises:
+        UserError: it cannot be had, is no classifier, has only pickled weights, or its file lacks weights of the body.
+    """
     config = load_config(source)
     config.num_labels = num_classes
     config.pad_token_id = pad_token_id
     set_dropout(config, dropout)
+    # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _as_user_error(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.seed())
         extra = {} if source.gguf_file else {"use_safetensors": True}
-        return AutoModelForSequenceClassification.from_pretrained(
-            source.location, config=config, dtype=torch.float32, **extra, **source.keywords()
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source.location,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # of a head for another number of classes
+            output_loading_info=True,
+            **extra,
+            **source.keywords(),
         )
+    drawn = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    body = f"{model.base_model_prefix}."
+    lost = [name for name in drawn if name.startswith(body) and not name.startswith(f"{body}pooler.")]
+    if lost:
+        raise UserError(
+            f"model.name: {source.location} has no weights that fit {len(lost)} tensors of a {type(model).__name__}, the first of them "
+            f"{lost[0]}; expected a complete pre-trained model of the kind that its configuration names"
+        )
+    return model, tuple(dict.fromkeys(name.rpartition(".")[0] for name in drawn))
 
 
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
     """Set every dropout rate that transformers' configurations know."""
     rates = (
         "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-        "attention_dropout", "hidden_dropout", "dropout", "seq_classif_dropout", "activation_dropout",
+        "attention_dropout", "hidden_dropout", "dropout", "seq_classif_dropout", "activation_dropout", "embedding_dropout", "mlp_dropout",
+        "embed_dropout", "pooler_dropout", "cls_dropout",
     )  # fmt: skip
     for name in rates:
         if getattr(config, name, None) is not None:
             setattr(config, name, rate)
 
 
-def add_lora(model: nn.Module, options: ModelOptions, *, dropout: float, key: Key) -> PeftModel:
+_QUERY_AND_VALUE = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("qkv_proj",),
+    ("query_key_value",),
+    ("Wqkv",),
+)
+"""Names of the attention's query and value in families that PEFT has no default for; the first that are all there are taken."""
+
+
+def _target_modules(model: nn.Module, family: str, wanted: tuple[str, ...] | None) -> str | list[str]:
+    maps = sorted({path.rsplit(".", 1)[-1] for path, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
+    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
+    targets = wanted or usual or next((names for names in _QUERY_AND_VALUE if set(names) <= set(maps)), None)
+    if not targets:
+        raise UserError(f"model.target_modules: no default is known for a {family} model; choose among {', '.join(maps)}")
+    if isinstance(targets, str):
+        return targets
+    known = {part for path, _ in model.named_modules() for part in (path, path.rsplit(".", 1)[-1])}
+    if not set(targets) <= known:
+        raise UserError(f"model.target_modules: got {', '.join(targets)}, expected names among {', '.join(maps)}")
+    return list(targets)
+
+
+def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[str] = (), dropout: float, key: Key) -> PeftModel:
     """`model` with LoRA beside the weights named in `options`, and its head trainable as `options.head` says.
+
+    Args:
+        drawn: as `load_model` returns them; whatever of them is no part of the head is treated as if it were.
 
     Raises:
         UserError: target modules that the model does not have, or none known for its family.
+        UnsupportedModel: a classifier whose head is not known.
     """
-    family = model.config.model_type  # pyright: ignore[reportAttributeAccessIssue]
-    targets = options.target_modules or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
-    maps = sorted({path.rsplit(".", 1)[-1] for path, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
-    if not targets:
-        raise UserError(f"model.target_modules: no default is known for a {family} model; choose among {maps}")
-    if isinstance(targets, (list, tuple)) and not set(targets) <= {part for path, _ in model.named_modules() for part in (path, path.rsplit(".", 1)[-1])}:
-        raise UserError(f"model.target_modules: got {list(targets)}, expected names among {maps}")
     head = head_modules(model)
     last = last_linear(model)
+    saved = [*head, *(path for path in drawn if path.split(".")[0] not in head)]
     config = LoraConfig(
         task_type="SEQ_CLS", r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
-        target_modules=targets if isinstance(targets, str) else list(targets), modules_to_save=head, fan_in_fan_out=family == "gpt2",
+        target_modules=_target_modules(model, model.config.model_type, options.target_modules), modules_to_save=saved,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.seed())
-        adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
-    if options.head == "last":
-        outer, _, inner = last.partition(".")
-        kept = f".{outer}.modules_to_save.default." + (f"{inner}." if inner else "")
-        for name, parameter in adapted.named_parameters():
-            if ".modules_to_save." in name and kept not in name:
+        adapted = get_peft_model(model, config)
+    outer, _, inner = last.partition(".")
+    kept = f".{outer}.modules_to_save.default." + (f"{inner}." if inner else "")
+    for path, module in adapted.named_modules():
+        for name, parameter in module.named_parameters(f"{path}", recurse=False):
+            # a norm in the head stays as it is: per-example gradients are those of linear maps
+            frozen = not isinstance(module, nn.Linear) or (options.head == "last" and kept not in name)
+            if ".modules_to_save." in name and frozen:
                 parameter.requires_grad_(False)
     return adapted  # pyright: ignore[reportReturnType]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device asked for; auto = cuda, mps or cpu, the first that is there."""
-    if name != "auto":
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """The device asked for; auto = cuda, mps or cpu, the first that is there.
+
+    Raises:
+        UserError: it is none of these kinds, or is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"training.device: got {name!r}, expected auto, cpu, cuda, cuda:1 or the like, or mps")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -237,18 +314,28 @@ def store_frozen_maps_in_bf16(model: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def build_task(source: Source, options: ModelOptions, training: TrainingOptions, *, num_classes: int, pad_token_id: int, key: Key) -> TransformerTask:
-    """The task of a configuration: backbone, LoRA and head, on its device, in its precision."""
+def build_task(
+    source: Source, options: ModelOptions, training: TrainingOptions, *, num_classes: int, pad_token_id: int, key: Key
+) -> TransformerTask:
+    """The task of a configuration: backbone, LoRA and head, on its device, in its precision.
+
+    Raises:
+        UserError: a model that cannot be had or is not supported, an adapter that does not fit it, a device that is not there.
+    """
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
-    model = load_model(source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"))
-    adapted = add_lora(model, options, dropout=training.dropout, key=key.fold("lora"))
+    model, drawn = load_model(source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"))
+    try:
+        adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
+        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout)
+    except UnsupportedModel as error:
+        raise UserError(f"model.name: {source.published} cannot be used: {error}; docs/models.md lists what can") from error
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted)
         if device.type == "cpu":
             # the fused kernel's backward in bf16 takes half of a step on processors; plain attention takes a tenth
-            model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
-    return TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout)
+            model.set_attn_implementation("eager")
+    return task
 
 
 def sha256_of(path: Path) -> str:
@@ -265,11 +352,13 @@ def _as_user_error(source: Source) -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # each parser of foreign files raises its own kind
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise
         text = str(error)
         if "safetensors" in text and "does not appear to have" in text:
             raise UserError(_NO_SAFETENSORS.format(source.location)) from None
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        raise UserError(f"model.name: {source.location} could not be loaded: {first}") from None
+        raise UserError(f"model.name: {source.location} could not be loaded: {first}") from error
     finally:
         transformers_logging.set_verbosity(level)

@@ -14,7 +14,9 @@ from ..core.types import Params
 from .transformer_task import TransformerTask
 
 
-def save_adapter(task: TransformerTask, params: Params, folder: Path, *, base: str, revision: str | None, labels: Sequence[str], card: str) -> None:
+def save_adapter(
+    task: TransformerTask, params: Params, folder: Path, *, base: str, revision: str | None, labels: Sequence[str], card: str
+) -> None:
     """Write `params` as a PEFT adapter, with the label names and a model card.
 
     Args:

@@ -1,31 +1,41 @@
-"""How the classifiers of each model family turn one hidden vector into class scores, and which of their modules are the head."""
+"""How the classifiers of each model family turn hidden vectors into class scores, and which of their modules are the head."""
 
 from __future__ import annotations
 
+from typing import Any, Literal, TypeAlias
+
+import torch
 from torch import Tensor, nn
 
-DECODER_POOLING = "score"
-"""Decoder classifiers call their head so, and pool the last token; encoders pool the first."""
+Pooling: TypeAlias = Literal["first", "last", "mean"]
+"""Which hidden vector of an example its class is read from: that of the first or last token that is not padding, or the mean of all."""
+
+DECODER_HEAD = "score"
+"""Decoder classifiers call their head so, and pool the last token; encoders pool the first or the mean."""
+
+
+class UnsupportedModel(ValueError):
+    """A classifier of a kind that is not known here: trained as if it were known, it would be another function than its own."""
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Names of the modules of a classifier that are new and not part of the pre-trained body.
+    """Names of the modules of a classifier that no pre-trained model has: they are new, and trained.
 
     Raises:
-        ValueError: a classifier of a kind that is not known here.
+        UnsupportedModel: a classifier of a kind that is not known here.
     """
-    names = [name for name in (DECODER_POOLING, "classifier", "pre_classifier") if isinstance(getattr(model, name, None), nn.Module)]
-    if not names or ("head" in dict(model.named_children()) and names == ["classifier"]):
-        raise ValueError(
-            f"{type(model).__name__}: got a classifier with the parts {[n for n, _ in model.named_children()]}, expected a `score` map on "
-            "the last token or a `classifier` on the first; this family is not supported"
+    names = [name for name in (DECODER_HEAD, "classifier", "pre_classifier") if isinstance(getattr(model, name, None), nn.Module)]
+    if not names:
+        raise UnsupportedModel(
+            f"{type(model).__name__} is not supported: got the parts {[name for name, _ in model.named_children()]}, expected a `score` on "
+            "the last token or a `classifier` on the first"
         )
     return names
 
 
 def last_linear(model: nn.Module) -> str:
     """Path, inside the classifier, of the last linear map of its head."""
-    name = DECODER_POOLING if hasattr(model, DECODER_POOLING) else "classifier"
+    name = DECODER_HEAD if hasattr(model, DECODER_HEAD) else "classifier"
     return f"{name}.out_proj" if hasattr(getattr(model, name), "out_proj") else name
 
 
@@ -34,29 +44,49 @@ class _Head(nn.Module):
 
     def __init__(self, model: nn.Module, body: nn.Module) -> None:
         super().__init__()
-        self._model = [model]
-        self._body = [body]
+        self._model: list[Any] = [model]
+        self._body: list[Any] = [body]
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def forward(self, vector: Tensor) -> Tensor:
         """(batch, hidden) -> (batch, classes)."""
         model, body = self._model[0], self._body[0]
-        if hasattr(model, DECODER_POOLING):
-            return model.score(pooled)
-        if hasattr(model, "pre_classifier"):
-            return model.classifier(model.dropout(model.pre_classifier(pooled).relu()))
-        if hasattr(_inner(model.classifier), "out_proj"):
-            return model.classifier(pooled.unsqueeze(1))
-        pooler = getattr(body, "pooler", None)
-        vector = pooler(pooled.unsqueeze(1)) if pooler is not None else pooled
-        return model.classifier(model.dropout(vector) if hasattr(model, "dropout") else vector)
+        if hasattr(model, DECODER_HEAD):
+            return model.score(vector)
+        if hasattr(_inner(model.classifier), "out_proj"):  # as RoBERTa's: takes the first token itself
+            return model.classifier(vector.unsqueeze(1))
+        pooler = getattr(model, "pooler", getattr(body, "pooler", None))  # DeBERTa's, or the body's own as in BERT
+        if pooler is not None:
+            vector = pooler(vector.unsqueeze(1))
+        if hasattr(model, "pre_classifier"):  # DistilBERT
+            vector = model.pre_classifier(vector).relu()
+        if hasattr(model, "head"):  # ModernBERT
+            vector = model.head(vector)
+        dropout = getattr(model, "dropout", getattr(model, "drop", None))
+        return model.classifier(vector if dropout is None else dropout(vector))
 
 
 def _inner(module: nn.Module) -> nn.Module:
     """The module behind PEFT's wrapper for modules that are saved with the adapter."""
-    return getattr(module, "original_module", module)
+    inner = getattr(module, "original_module", module)
+    return inner if isinstance(inner, nn.Module) else module
 
 
-def classifier_head(model: nn.Module, body: nn.Module) -> tuple[nn.Module, bool]:
-    """The head as a function of one hidden vector an example, and whether that vector is the last token's."""
+def classifier_head(model: nn.Module, body: nn.Module) -> tuple[nn.Module, Pooling]:
+    """The head as a function of one hidden vector an example, and which vector that is.
+
+    Raises:
+        UnsupportedModel: a classifier of a kind that is not known here.
+    """
     head_modules(model)
-    return _Head(model, body), hasattr(model, DECODER_POOLING)
+    if hasattr(model, DECODER_HEAD):
+        return _Head(model, body), "last"
+    mean = getattr(model.config, "classifier_pooling", None) == "mean"
+    return _Head(model, body), "mean" if mean else "first"
+
+
+def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """The one vector of each example: hidden (batch, token, hidden), mask (batch, token) of 0 and 1 -> (batch, hidden)."""
+    if pooling == "mean":
+        return (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+    positions = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device) if pooling == "last" else mask
+    return hidden[torch.arange(len(mask), device=hidden.device), positions.argmax(1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,10 +24,12 @@ FAMILIES: tuple[Family, ...] = ("bert", "roberta", "gpt2", "llama")
 TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 
 
-def tiny_config(family: Family, *, num_classes: int = 2, layers: int = 2, hidden: int = 16, heads: int = 2, vocab: int = 64) -> PretrainedConfig:
+def tiny_config(
+    family: Family, *, num_classes: int = 2, layers: int = 2, hidden: int = 16, heads: int = 2, vocab: int = 64
+) -> PretrainedConfig:
     """A configuration without dropout; token 0 is padding (1 for RoBERTa)."""
-    sizes = {"vocab_size": vocab, "num_labels": num_classes}
-    encoder = {
+    sizes: dict[str, Any] = {"vocab_size": vocab, "num_labels": num_classes}
+    encoder: dict[str, Any] = {
         "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 2 * hidden,
         "max_position_embeddings": 130, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
@@ -46,7 +48,7 @@ def tiny_config(family: Family, *, num_classes: int = 2, layers: int = 2, hidden
     )  # fmt: skip
 
 
-def tiny_model(family: Family, *, rank: int = 2, alpha: float = 4.0, seed: int = 0, random_b: bool = True, **sizes: int) -> PeftModel:
+def tiny_model(family: Family, *, rank: int = 2, alpha: int = 4, seed: int = 0, random_b: bool = True, **sizes: int) -> PeftModel:
     """A random classifier with LoRA. `random_b` draws LoRA's B too, so that no gradient is zero by construction."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,6 +60,8 @@ def tiny_model(family: Family, *, rank: int = 2, alpha: float = 4.0, seed: int =
         return get_peft_model(model, lora)
 
 
-def tiny_task(family: Family, *, dtype: torch.dtype = torch.float32, rank: int = 2, seed: int = 0, random_b: bool = True, **sizes: int) -> TransformerTask:
+def tiny_task(
+    family: Family, *, dtype: torch.dtype = torch.float32, rank: int = 2, seed: int = 0, random_b: bool = True, **sizes: int
+) -> TransformerTask:
     """`tiny_model` as a task, in the dtype asked for."""
     return TransformerTask(tiny_model(family, rank=rank, seed=seed, random_b=random_b, **sizes).to(dtype))

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from ..core.rng import Key
 from ..core.task import Tape, TracedLinear
 from ..core.types import Batch, Params
-from .heads import classifier_head
+from .heads import Pooling, UnsupportedModel, classifier_head, pool
 
 
 class TransformerTask:
@@ -28,7 +28,8 @@ class TransformerTask:
     The module is used, never written: its parameters stay what they were, and every method takes the trainable tensors as `params`
     under the names of `model.named_parameters()`. The task runs the body itself, takes the hidden state of the first token that is
     not padding (encoders) or of the last one (decoders), and applies the head to it, so that the logits of an example depend neither
-    on the padding of its batch nor on the side it stands on.
+    on the padding of its batch nor on the side it stands on. Both are tried when it is made, on one example of four tokens: a family
+    whose own call computes something else is refused.
 
     Args:
         model: a classifier with at least one parameter that requires a gradient.
@@ -37,16 +38,14 @@ class TransformerTask:
         dropout: rate inside `training`; the module's own rates must have been set to it when it was built.
 
     Raises:
-        ValueError: nothing is trainable, or a body or head of a kind that is not known here.
+        ValueError: nothing is trainable, or an unknown precision.
+        UnsupportedModel: a body or head of a kind that is not known here (a ValueError as well).
     """
 
-    def __init__(
-        self, model: nn.Module, *, precision: str = "float32", device: str | torch.device = "cpu", dropout: float = 0.0
-    ) -> None:
+    def __init__(self, model: nn.Module, *, precision: str = "float32", device: str | torch.device = "cpu", dropout: float = 0.0) -> None:
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: got {precision!r}, expected 'float32' or 'bf16'")
         self.model = model.to(device).eval()
-        self.precision = precision
         self.dropout = dropout
         self._device = torch.device(device)
         self._classifier = _Classifier(self.model)
@@ -56,10 +55,13 @@ class TransformerTask:
             raise ValueError("the model has no parameter that requires a gradient; wrap it with peft.get_peft_model first")
         self._names = tuple(sorted(trainable))
         self._name_set = frozenset(self._names)
-        self._shapes = {name: trainable[name].shape for name in self._names}
         self._layers = {name: self._find_layer(name) for name in self._names}
         self._linears = _trained_linears(self.model, self._names)
         self._adapted = _adapted_weights(self.model)
+        coarse = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
+        self.precision = precision if coarse else "float32"
+        self._try_out(tolerance=0.05 if coarse else 1e-3)
+        self.precision = precision
 
     # What it is
 
@@ -137,10 +139,11 @@ class TransformerTask:
     ) -> tuple[Float[Tensor, "batch token hidden"], ...]:
         """The output of each of the L blocks (before any final norm)."""
         outputs: list[Tensor] = []
-        handles = [
-            block.register_forward_hook(lambda _module, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-            for block in self._classifier.blocks
-        ]
+
+        def record(_module: nn.Module, _args: Any, out: Any) -> None:
+            outputs.append(out[0] if isinstance(out, tuple) else out)
+
+        handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
         with _removing(handles):
             self._logits(params, batch, embeddings)
         return tuple(outputs)
@@ -168,7 +171,7 @@ class TransformerTask:
 
     @contextlib.contextmanager
     def training(self, key: Key) -> Iterator[None]:
-        """Inside, dropout is on and draws from `key`; the global generators are put back afterwards."""
+        """Inside, dropout is on and draws from `key`; the global generators of CPU and CUDA are put back afterwards."""
         if self.dropout == 0:
             yield
             return
@@ -197,11 +200,38 @@ class TransformerTask:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items()}
         inputs = {name: value.to(self._device) for name, value in batch.items() if name != "labels"}
+        with self._kernels():
+            logits = functional_call(self._classifier, swapped, (inputs, embeddings), tie_weights=False)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    @contextlib.contextmanager
+    def _kernels(self) -> Iterator[None]:
         autocast = torch.autocast(self._device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         attention = sdpa_kernel(SDPBackend.MATH) if self._twice else contextlib.nullcontext()
         with autocast, attention:
-            logits = functional_call(self._classifier, swapped, (inputs, embeddings), tie_weights=False)
-        return logits if logits.dtype == torch.float64 else logits.float()
+            yield
+
+    @torch.no_grad()
+    def _try_out(self, tolerance: float) -> None:
+        """Refuse a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest."""
+        pad = self._classifier.config.pad_token_id or 0
+        tokens = [token for token in range(min(16, self._classifier.body.get_input_embeddings().num_embeddings)) if token != pad]
+        ids = torch.tensor([tokens[-4:]], device=self._device)
+        ones, three = torch.ones_like(ids), ids[:, :3]
+        left, right = (torch.full_like(three, pad), ids), (ids, torch.full_like(three, pad))
+        seen_left, seen_right = (torch.zeros_like(three), ones), (ones, torch.zeros_like(three))
+        padded_ids, padded_mask = (torch.cat([torch.cat(a, 1), torch.cat(b, 1)]) for a, b in ((left, right), (seen_left, seen_right)))
+        with self._kernels():
+            own = self.model(input_ids=ids, attention_mask=ones).logits.float()
+        params = self.params()
+        alone = self._logits(params, {"input_ids": ids, "attention_mask": ones})
+        padded = self._logits(params, {"input_ids": padded_ids, "attention_mask": padded_mask})
+        most = tolerance * own.abs().max()
+        unsupported = f"{self._classifier.kind} is not supported: its logits"
+        if (alone - own).abs().max() > most:
+            raise UnsupportedModel(f"{unsupported} are not those of its head on the {self._classifier.pooling} vector of its body's output")
+        if (padded - alone).abs().max() > most:
+            raise UnsupportedModel(f"{unsupported} depend on the padding of their batch")
 
     def _check_names(self, params: Params) -> None:
         missing = sorted(self._name_set - params.keys())
@@ -219,16 +249,24 @@ class _Classifier(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        whole: Any = model
+        base: Any = whole.get_base_model() if hasattr(model, "get_base_model") else model
         self.model = model
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.config = base.config
-        self.body: nn.Module = getattr(base, base.base_model_prefix)
-        self.blocks_name, self.blocks = _find_blocks(model, self.config.num_hidden_layers)
-        self.head, self.pool_last = classifier_head(base, self.body)
+        self.kind = type(base).__name__
+        self.config: Any = base.config
+        self.body: Any = getattr(base, base.base_model_prefix)
+        number = getattr(self.config, "num_hidden_layers", 0)
+        blocks = _find_blocks(model, number)
+        if blocks is None:
+            raise UnsupportedModel(f"{self.kind} is not supported: got no list of {number} transformer blocks, each with its own weights")
+        self.blocks_name, self.blocks = blocks
+        self.pooling: Pooling
+        self.head, self.pooling = classifier_head(base, self.body)
         self._takes = frozenset(inspect.signature(self.body.forward).parameters)
-        # RoBERTa counts positions from behind the padding index
-        table = getattr(self.body, "embeddings", None)
-        self._first_position = table.padding_idx + 1 if hasattr(table, "create_position_ids_from_input_ids") else 0
+        # RoBERTa and its like count positions from behind the padding index
+        table: Any = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        self._first_position: int = 0 if padding is None else padding + 1
 
     def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None) -> Tensor:
         mask = inputs["attention_mask"]
@@ -240,20 +278,14 @@ class _Classifier(nn.Module):
         if embeddings is not None:
             del keywords["input_ids"]
             keywords["inputs_embeds"] = embeddings
-        hidden = self.body(**keywords).last_hidden_state
-        index = _last(mask) if self.pool_last else mask.argmax(1)
-        return self.head(hidden[torch.arange(len(mask), device=hidden.device), index])
+        return self.head(pool(self.body(**keywords).last_hidden_state, mask, self.pooling))
 
 
-def _last(mask: Tensor) -> Tensor:
-    return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
-
-
-def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList]:
+def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == number and "lora" not in name:
+        if isinstance(module, nn.ModuleList) and number and len(module) == number and "lora" not in name:
             return name, module
-    raise ValueError(f"no list of {number} transformer blocks in {type(model).__name__}")
+    return None
 
 
 def _trained_linears(model: nn.Module, names: tuple[str, ...]) -> list[tuple[nn.Module, str, str | None]]:
@@ -268,8 +300,12 @@ def _trained_linears(model: nn.Module, names: tuple[str, ...]) -> list[tuple[nn.
 
 
 def _adapted_weights(model: nn.Module) -> dict[str, Tensor]:
-    modules = {path: module for path, module in model.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")}
-    return {f"{path}.base_layer.weight": module.base_layer.weight for path, module in modules.items()}
+    found = {}
+    for path, module in model.named_modules():
+        base = getattr(module, "base_layer", None)
+        if hasattr(module, "lora_A") and isinstance(base, nn.Module):
+            found[f"{path}.base_layer.weight"] = base.get_parameter("weight")
+    return found
 
 
 @contextlib.contextmanager

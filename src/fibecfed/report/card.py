@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def model_card(
-    *, who: str, base: str, files: Mapping[str, str], labels: Sequence[str], summary: Mapping[str, Any], config_toml: str, versions: Mapping[str, str]
+    *,
+    who: str,
+    base: str,
+    files: Mapping[str, str],
+    labels: Sequence[str],
+    summary: Mapping[str, Any],
+    config_toml: str,
+    versions: Mapping[str, str],
 ) -> str:
     """Markdown with the header that model hubs read.
 
     Args:
         who: "the global model" or "client 07".
-        files: weight file of the backbone -> SHA-256.
+        base: published id of the backbone.
+        files: weight file of the backbone -> SHA-256; empty where it was loaded by its id.
+        summary: as in summary.json.
+        config_toml: the resolved configuration.
     """
     scores = summary["scores"]
     weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or "- loaded by its id"
+    pooled, of_global = _percent(scores["pooled_personalised"]), _percent(scores["global"])
     return f"""---
-base_model: {base}
+base_model: {json.dumps(base)}
 library_name: peft
 pipeline_tag: text-classification
 tags: [federated-learning, lora, fibecfed]
 ---
 
-# Adapter of {who}
+# Adapter of {" ".join(who.split())}
 
 A LoRA adapter with its classification head for `{base}`, made by federated fine-tuning with fibecfed
 (method `{summary["method"]}`): the training texts stayed with their clients.
@@ -33,7 +45,7 @@ A LoRA adapter with its classification head for `{base}`, made by federated fine
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={len(labels)})
+base = AutoModelForSequenceClassification.from_pretrained({json.dumps(base)}, num_labels={len(labels)})
 model = PeftModel.from_pretrained(base, "THIS FOLDER").eval()
 ```
 
@@ -41,8 +53,8 @@ Classes, in order: {", ".join(f"{i} = {label}" for i, label in enumerate(labels)
 
 ## How it did
 
-Accuracy after the last round, over the whole federation (not this adapter alone): {100 * scores["pooled_personalised"]:.1f} % pooled over the
-clients with their own models, {100 * scores["global"]:.1f} % for the global model; untrained {100 * scores["untrained"]["global"]:.1f} %.
+Accuracy after the last round, over the whole federation (not this adapter alone): {pooled} pooled over the clients with their
+own models, {of_global} for the global model; untrained {_percent(scores["untrained"]["global"])}.
 
 ## How it was made
 
@@ -57,3 +69,7 @@ Weights of the backbone:
 {config_toml.rstrip()}
 ```
 """
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

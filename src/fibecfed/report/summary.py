@@ -15,6 +15,7 @@ def summarise(records: Sequence[RoundRecord | EvalRecord], *, metric: Metric | N
 
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
     wall clock of the rounds, `cpu_s` the processor time of this process in them, `compute_s` the sum of the clients' own seconds.
+    `best_by_validation` is None without validation examples.
 
     Args:
         selected: what the method chose.
@@ -27,10 +28,11 @@ def summarise(records: Sequence[RoundRecord | EvalRecord], *, metric: Metric | N
     if not evaluations:
         raise ValueError("the records hold no evaluation")
     trained = [record for record in evaluations if record.rounds > 0] or evaluations
+    best = best_by_validation(trained)
     return {
         "scores": {
             **scores(trained[-1], metric),
-            "best_by_validation": scores(best_by_validation(trained), metric),
+            "best_by_validation": None if best is None else scores(best, metric),
             "untrained": scores(evaluations[0], metric),
         },
         "bytes_up": sum(sum(record.bytes_up.values()) for record in rounds),

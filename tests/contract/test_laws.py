@@ -1,0 +1,212 @@
+"""What every method must keep to, whatever it computes: one table of methods, one set of laws."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data, made_method, made_task, same, seat
+
+from fibecfed.core.trees import checksum
+from fibecfed.core.types import Round
+from fibecfed.core.wire import decode, encode
+from fibecfed.local.batches import shuffled_batches
+from fibecfed.local.optimise import fit
+from fibecfed.methods.catalogue import METHODS
+
+ROUNDS, CLIENTS = 3, 4
+SHORT = TRAINING.model_copy(update={"batch_size": 3})
+MEASURERS = {"importance_clients": 2, "spectrum_clients": 1, "importance_examples": 4}
+LAST = {"rule": "last", "value": 1}
+ALL = {"layers": {"rule": "all"}, "neurons": {"rule": "all"}, "curriculum": {"pace": "none"}}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora"},
+    "lora, then personal": {"kind": "lora", "finetune": True},
+    "local": {"kind": "local"},
+    "fibecfed": {"layers": MEASURERS},
+    "published order": {"layers": MEASURERS, "score_after": 0, "curriculum": {"order_within_round": "easy_to_hard"}},
+    "closing round": {"layers": MEASURERS, "closing_round": True},
+    "layers alone": {"layers": LAST, "neurons": {"rule": "all"}, "curriculum": {"pace": "none"}},
+    "layer_gap, coverage, rescored": {
+        "layers": {**MEASURERS, "rule": "layer_gap"},
+        "neurons": {"rule": "coverage"},
+        "curriculum": {"rescore_every": 1, "labels": "model"},
+    },
+    "random throughout": {"layers": {"rule": "random"}, "neurons": {"rule": "random"}, "curriculum": {"order": "random"}},
+    "everything off": ALL,
+}
+every_method = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def method(variant: str, clients: int = CLIENTS) -> Any:
+    return made_method(**VARIANTS[variant], rounds=ROUNDS, clients=clients, training=SHORT)
+
+
+TASK, DATA = made_task(2), made_data(CLIENTS, 6)
+
+
+def begun(variant: str, **more: Any) -> Federation:
+    return federation(method(variant), **{"task": TASK, "data": DATA, **more})
+
+
+def blobs(world: Federation) -> dict[str, bytes]:
+    """The server's and every client's state, as bytes."""
+    return {"": encode(world.server), **{client: world.states.get(client) or b"" for client in world.states.clients()}}
+
+
+@cache
+def finished(variant: str) -> tuple[Federation, list[dict[str, bytes]], list[Any]]:
+    """A run to its end, the states after each round, and its records."""
+    world = begun(variant)
+    moments, records = [blobs(world)], []
+    for step in world.run():
+        moments.append(blobs(world))
+        records.append(step.record)
+    return world, moments, records
+
+
+def without_times(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if name not in ("seconds", "cpu_s", "compute_s")}
+
+
+def test_the_table_has_every_method():
+    assert {options.get("kind", "fibecfed") for options in VARIANTS.values()} == set(METHODS)
+
+
+@every_method
+def test_a_method_is_a_value_that_prints_pickles_and_compares(variant: str):
+    one = method(variant)
+    assert pickle.loads(pickle.dumps(one)) == one == method(variant)
+    assert "object at 0x" not in repr(one)
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits(variant: str):
+    _, moments, records = finished(variant)
+    again = begun(variant, task=made_task(2), data=made_data(CLIENTS, 6))
+    repeated = [without_times(step.record) for step in again.run()]
+    assert blobs(again) == moments[-1]
+    assert repeated == [without_times(record) for record in records]
+
+
+@every_method
+def test_the_order_in_which_clients_answer_changes_nothing(variant: str):
+    other = begun(variant, wrap=Shuffled, per_round=CLIENTS)
+    plain = begun(variant, per_round=CLIENTS)
+    for a, b in zip(plain.run(), other.run(), strict=True):
+        assert encode(a.server) == encode(b.server)
+        assert without_times(a.record) == without_times(b.record)
+    assert blobs(plain) == blobs(other)
+
+
+@every_method
+def test_the_backbone_keeps_every_byte(variant: str):
+    task = made_task(2)
+    before = checksum(copy.deepcopy(task.model.state_dict()))
+    begun(variant, task=task).finish()
+    assert checksum(task.model.state_dict()) == before
+    assert task.model.training is False
+    assert not any(module._forward_hooks for module in task.model.modules())
+
+
+@every_method
+def test_the_recorded_bytes_are_those_that_travelled(variant: str):
+    world, _, records = finished(variant)
+    assert isinstance(world.transport, Spy)
+    for record in records:
+        carried = [(client, down, up) for client, _, now, down, up in world.transport.carried if now.number == record.number]
+        assert dict(record.bytes_down) == {client: len(down) for client, down, _ in carried}
+        assert dict(record.bytes_up) == {client: len(up) for client, _, up in carried}
+        assert sum(record.fields_down.values()) == sum(record.bytes_down.values())
+        assert sum(record.fields_up.values()) == sum(record.bytes_up.values())
+
+
+@every_method
+def test_sizes_of_messages_do_not_hang_on_the_clock(variant: str):
+    _, _, records = finished(variant)
+    for record in records:
+        if record.phase == "tune":
+            assert len(set(record.bytes_up.values())) == 1  # all clients send the same tensors
+
+
+@every_method
+def test_on_the_server_only_what_was_sent_moves(variant: str):
+    world, moments, records = finished(variant)
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
+        a, b = (world.method.server_params(decode(world.method.server_state, moment[""])) for moment in (before, after))
+        replies = [up for _, _, now, _, up in world.transport.carried if now.number == record.number]
+        sent = {name for up in replies for name in getattr(decode(phases[record.phase].up, up[:-32]), "shared", {})}
+        assert all(torch.equal(a[name], b[name]) for name in TASK.names if name not in sent)
+        assert not sent or any(not torch.equal(a[name], b[name]) for name in sent)
+
+
+@every_method
+def test_a_client_changes_in_the_rounds_it_takes_part_in_alone(variant: str):
+    _, moments, records = finished(variant)
+    for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
+        for client in set(after) - {"", *record.cohort}:
+            assert after[client] == before[client]
+
+
+@every_method
+def test_a_client_that_never_takes_part_has_no_state(variant: str):
+    world = begun(variant, per_round=1)
+    seen: set[str] = set()
+    for step in world.run():
+        seen |= set(step.record.cohort)
+        assert set(world.states.clients()) == seen
+    assert seen < set(DATA.clients) or "personal" in variant
+
+
+@every_method
+def test_a_run_continued_after_any_round_ends_with_the_same_bits(variant: str):
+    world, moments, _ = finished(variant)
+    for number, moment in enumerate(moments):
+        states = {client: blob for client, blob in moment.items() if client}
+        server = decode(world.method.server_state, moment[""])
+        resumed = begun(variant, states=states, server=server)
+        resumed.finish(start=number)
+        assert blobs(resumed) == moments[-1], f"continued after {number} rounds"
+
+
+@every_method
+def test_a_message_that_came_in_is_never_written_to(variant: str):
+    world = begun(variant)
+    for phase in world.method.phases:
+        now = Round(phase.name, 0, phase.num_rounds, 0)
+        down = phase.broadcast(world.server, now)
+        client = seat(world, "1")
+        before = encode(down), encode(client.state), encode(world.server)
+        update = phase.client_update(client, down, now)
+        encode(update.message), encode(update.state)
+        assert (encode(down), encode(client.state), encode(world.server)) == before
+
+
+@every_method
+def test_a_newcomer_has_a_model(variant: str):
+    world, moments, _ = finished(variant)
+    phase = world.method.phases[-1]
+    server = decode(world.method.server_state, moments[-1][""])
+    down = phase.broadcast(server, Round(phase.name, phase.num_rounds - 1, phase.num_rounds, 0))
+    model = world.method.personalise(down, world.method.init_client(TASK, "new", KEY.fold("run", "init")))
+    assert set(model) == set(TASK.names)
+
+
+@pytest.mark.parametrize("variant", ["lora", "everything off"])
+def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation(variant: str):
+    data = made_data(1, 12)
+    world = federation(method(variant, 1), TASK, data, per_round=1)
+    params = TASK.init_params(KEY.fold("run", "init"))
+    for step in world.run():
+        client = seat(world, data.clients[0], step.now.number)
+        everything = torch.arange(12)
+        epochs = [shuffled_batches(client.data.train, everything, SHORT, client.key.fold("order", e)) for e in range(SHORT.local_epochs)]
+        params = fit(TASK, params, epochs, SHORT, client.key).params
+        assert same(step.server.params, params)

@@ -1,0 +1,136 @@
+"""A client's side of the engine: bytes in, bytes out, and a state that is replaced only when all went well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from made import KEY, Federation, federation, made_data, made_task, undecided
+from toy import Count, Reply, Toy
+
+from fibecfed.core.method import Phase, Update, Work
+from fibecfed.core.types import Failure, Round
+from fibecfed.core.wire import WireError, decode, encode
+from fibecfed.engine.client import NotFinite, check_finite, confusion, frame, unframe
+
+NOW = Round("tune", 1, 3, 1)
+TASK, DATA = made_task(2), made_data(4, 5, test_per_client=9, num_classes=2)
+
+
+def begun(**phase: Any) -> Federation:
+    """The toy, with its phase changed."""
+
+    class Changed(Toy):
+        @property
+        def phases(self) -> tuple[Phase[Any, Any, Any, Any], ...]:
+            return (replace(Toy().phases[0], **phase),)
+
+    return federation(Changed(), TASK, DATA)
+
+
+@given(st.binary(max_size=50), st.integers(0, 2**40), st.integers(0, 2**40), st.floats(allow_nan=False), st.floats(0, 1e9))
+def test_a_reply_comes_apart_as_it_was_put_together(message: bytes, steps: int, examples: int, loss: float, seconds: float):
+    work = Work(steps, examples, loss, seconds)
+    assert unframe(frame(message, work)) == (message, work)
+    assert len(frame(message, work)) == len(message) + 32
+
+
+def test_too_short_a_reply_is_refused():
+    with pytest.raises(WireError, match="a reply of 31 bytes"):
+        unframe(bytes(31))
+
+
+def test_a_client_answers_keeps_its_state_and_measures_its_time():
+    world = begun()
+    blob = encode(world.server)
+    for times in (1, 2):
+        reply, notes = world.runtime.train("3", blob, NOW)
+        message, work = unframe(reply)
+        n = len(DATA.client("3").train)
+        assert decode(Reply, message).num_samples == n and notes == {"n": n}
+        assert (work.steps, work.examples, work.loss) == (1, n, 0.5) and work.compute_s > 0
+        assert world.state("3").times == times
+    assert world.states.clients() == ["3"]
+
+
+def test_what_a_client_draws_hangs_on_its_id_and_the_round_alone():
+    keys: list[Any] = []
+
+    def update(client: Any, down: Any, now: Round) -> Update[Any, Any]:
+        keys.append(client.key)
+        return Update(Reply(down.shared, 1), client.state)
+
+    world = begun(client_update=update)
+    for client, number in (("1", 1), ("2", 1), ("1", 2), ("1", 1)):
+        world.runtime.train(client, encode(world.server), replace(NOW, number=number))
+    assert keys[0] == keys[3] and len(set(keys)) == 3
+    assert keys[0] == KEY.fold("run", "client", "1", "round", 1)
+
+
+def failing(error: Exception | None = None, value: float = 0.0) -> Any:
+    def update(client: Any, down: Any, now: Round) -> Update[Any, Any]:
+        if error is not None:
+            raise error
+        return Update(Reply({"good": torch.zeros(2), "w": torch.tensor([0.0, value])}, 1), Count(9))
+
+    return update
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        (failing(FloatingPointError("the loss of step 3 is nan")), "client 3, tune round 1: the loss of step 3 is nan"),
+        (failing(value=float("nan")), "client 3, tune round 1: shared w of its update is not finite"),
+        (failing(value=float("-inf")), "client 3, tune round 1: shared w of its update is not finite"),
+    ],
+)
+def test_what_is_not_finite_is_named_with_client_round_and_tensor_and_the_state_stays(update: Any, text: str):
+    world = begun(client_update=update)
+    world.states.put("3", encode(Count(4)))
+    with pytest.raises(NotFinite) as found:
+        world.runtime.train("3", encode(world.server), NOW)
+    assert str(found.value) == text
+    assert world.state("3").times == 4
+    (reply,) = list(world.transport.exchange("train", NOW, {"3": encode(world.server)}))
+    assert reply == ("3", Failure(text))
+
+
+def test_other_errors_are_not_taken_for_numbers_that_are_not_finite():
+    world = begun(client_update=failing(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        world.runtime.train("3", encode(world.server), NOW)
+
+
+def test_a_single_tensor_of_a_message_is_looked_at_too():
+    from fibecfed.methods.fibecfed import Importance
+
+    with pytest.raises(NotFinite, match="round 1: importance of its update is not finite"):
+        check_finite(Importance(torch.tensor([0.1, float("nan")]), 3), Toy().phases[0], "1", NOW)
+
+
+def test_a_broadcast_that_is_not_of_the_phase_is_refused():
+    with pytest.raises(WireError, match="expected 'Number'"):
+        begun().runtime.train("3", encode(Count(1)), NOW)
+
+
+def test_confusion_counts_what_a_loop_over_examples_counts():
+    params = undecided(TASK, TASK.init_params(KEY), DATA.test)
+    expected, loss = torch.zeros(2, 2, dtype=torch.int64), 0.0
+    for i in range(len(DATA.test)):
+        batch = DATA.test.batch([i])
+        expected[int(batch["labels"]), int(TASK.predict(params, batch))] += 1
+        loss += float(TASK.losses(params, batch))
+    for size in (1, 5, 64):
+        counts, summed = confusion(TASK, params, DATA.test, size)
+        assert counts.tolist() == expected.tolist() and counts.dtype == torch.int64
+        assert summed == pytest.approx(loss, rel=1e-4)
+    assert (expected > 0).all()
+
+
+def test_nothing_to_count_on_gives_zeros():
+    counts, loss = confusion(TASK, TASK.init_params(KEY), DATA.test.select(torch.tensor([], dtype=torch.int64)), 4)
+    assert counts.tolist() == [[0, 0], [0, 0]] and loss == 0.0

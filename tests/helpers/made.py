@@ -1,0 +1,156 @@
+"""Small federations for tests: a tiny model, planted data, and the loop around them, without a configuration or a folder of a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fibecfed.core.method import Client
+from fibecfed.core.rng import Key
+from fibecfed.core.types import ClientId, Failure, Round
+from fibecfed.core.wire import decode
+from fibecfed.data.federated import FederatedData
+from fibecfed.data.planted import planted_federation
+from fibecfed.engine.client import ClientRuntime
+from fibecfed.engine.loop import Step, run
+from fibecfed.engine.simulator import Action, Simulator, Transport
+from fibecfed.engine.states import ClientStates
+from fibecfed.local.options import TrainingOptions
+from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.models.tiny import tiny_task
+from fibecfed.models.transformer_task import TransformerTask
+
+KEY = Key(7)
+TRAINING = TrainingOptions(local_epochs=2, batch_size=4, learning_rate=0.01)
+
+
+def made_task(layers: int = 4) -> TransformerTask:
+    return tiny_task("bert", layers=layers)
+
+
+def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedData:
+    return planted_federation(clients, examples, KEY.fold("data"), partition="dirichlet", **more)
+
+
+def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, training: TrainingOptions = TRAINING, **options: Any) -> Any:
+    chosen = METHODS[kind].model_validate({"kind": kind, **options})
+    return make(chosen, Setting(training, rounds, clients, KEY.fold("method")))
+
+
+class Spy:
+    """A transport that remembers what it carried, as (client, action, bytes down, bytes up)."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
+
+    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        for client, reply in self.inner.exchange(action, now, requests):
+            self.carried.append((client, action, now, requests[client], reply))
+            yield client, reply
+
+    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
+        return self.inner.notes()
+
+
+class Shuffled:
+    """A transport whose replies come in an order of its own."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+
+    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        asked = list(requests)
+        order = KEY.fold("shuffle", now.number).permutation(len(asked)).tolist()
+        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}))
+        yield from reversed(replies.items())
+
+    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
+        return self.inner.notes()
+
+
+@dataclass
+class Federation:
+    """A method at work on clients in this process."""
+
+    method: Any
+    task: Any
+    data: FederatedData
+    states: ClientStates
+    runtime: ClientRuntime
+    transport: Any
+    per_round: int
+    server: Any
+    folder: tempfile.TemporaryDirectory[str]  # goes with the federation
+
+    def run(self, start: int = 0, **options: Any) -> Iterator[Step]:
+        steps = run(
+            self.method,
+            self.transport,
+            self.data.clients,
+            per_round=self.per_round,
+            key=KEY.fold("run"),
+            server=self.server,
+            start=start,
+            **options,
+        )
+        for step in steps:
+            self.server = step.server
+            yield step
+
+    def finish(self, **options: Any) -> list[Step]:
+        return list(self.run(**options))
+
+    def state(self, client: ClientId) -> Any:
+        blob = self.states.get(client)
+        return None if blob is None else decode(self.method.client_state, blob)
+
+
+def federation(
+    method: Any,
+    task: Any = None,
+    data: FederatedData | None = None,
+    *,
+    per_round: int = 2,
+    wrap: Callable[[Any], Any] = Spy,
+    states: Mapping[ClientId, bytes] | None = None,
+    server: Any = None,
+) -> Federation:
+    """A federation at its start, or where `states` and `server` say."""
+    task, data = task or made_task(), data or made_data()
+    folder = tempfile.TemporaryDirectory(prefix="fibecfed-test-")
+    store = ClientStates(Path(folder.name), 2**30)
+    for client, blob in (states or {}).items():
+        store.put(client, blob)
+    runtime = ClientRuntime(method, task, data.client, store, KEY.fold("run"), 64)
+    first = method.init(task, KEY.fold("run", "init")) if server is None else server
+    return Federation(method, task, data, store, runtime, wrap(Simulator(runtime)), per_round, first, folder)
+
+
+def seat(world: Federation, client: ClientId, number: int = 0, state: Any = None) -> Client[Any]:
+    """What the method sees of a client in round `number`."""
+    key = KEY.fold("run", "client", client, "round", number)
+    state = state or world.state(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
+    return Client(client, world.task, world.data.client(client), state, key)
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def names_of_layers(task: Any, layers: Sequence[int | None]) -> set[str]:
+    return {name for name in task.names if task.layer_of(name) in layers}
+
+
+def undecided(task: Any, params: Mapping[str, Tensor], examples: Any) -> dict[str, Tensor]:
+    """`params` with the bias of a head of two classes moved so that half of the examples are predicted to be of each."""
+    logits = task.logits(params, examples.batch(list(range(len(examples)))))
+    (bias,) = (name for name in task.names if task.layer_of(name) is None and params[name].ndim == 1)
+    return {**params, bias: params[bias] - torch.stack([torch.zeros(()), (logits[:, 1] - logits[:, 0]).median()])}

