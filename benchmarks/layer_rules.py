@@ -1,6 +1,6 @@
 """Phase 1 of a configuration under every rule: importance curve, global layers, answer of each rule, and what curvature said.
 
-    python benchmarks/layer_rules.py configs/sst2.toml data.max_train=2000
+python benchmarks/layer_rules.py configs/sst2.toml data.max_train=2000
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The measurements behind docs/results.md: many runs, in parallel processes, resumable, and the tables made from them.
 
-    python benchmarks/study.py run trial --workers 2      # every run of the table "what each part brings"; skips what is done
-    python benchmarks/study.py run sweeps --workers 2
+python benchmarks/study.py run trial --workers 2      # every run of the table "what each part brings"; skips what is done
+python benchmarks/study.py run sweeps --workers 2
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PARTS = {
     "layers+mask": ("method.curriculum.pace=none",),
     "local": ("method.kind=local",),
 }
-"""The table of line-ups: shared layers, plus masks, plus curriculum (= fibecfed). `lora` ends with one local training for each client, whose
-scores are told apart by round."""
+"""The table of line-ups: shared layers, plus masks, plus curriculum (= fibecfed). `lora` ends with one local training for each
+client, whose scores are told apart by round."""
 
 
 def trial() -> Iterator[Job]:

@@ -1,7 +1,7 @@
 """Tables of docs/results.md from the runs of benchmarks/study.py.
 
-    python benchmarks/tables.py trial  --runs runs/study
-    python benchmarks/tables.py sweeps --runs runs/study
+python benchmarks/tables.py trial  --runs runs/study
+python benchmarks/tables.py sweeps --runs runs/study
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,9 +115,10 @@ def trial(runs: Path) -> str:
 
 def _row(title: str, mine: Sequence[Outcome], other: Sequence[Outcome]) -> tuple[str, ...]:
     pairs = list(zip(mine, other, strict=True))
-    ratio: Callable[[str], str] = lambda name: (
-        f"{sum(getattr(m, name) for m in mine) / sum(getattr(o, name) for o in other):.3f}" if pairs else "-"
-    )
+
+    def ratio(name: str) -> str:
+        return f"{sum(getattr(m, name) for m in mine) / sum(getattr(o, name) for o in other):.3f}" if pairs else "-"
+
     return (
         title,
         str(len(mine)),
@@ -133,7 +134,8 @@ def _row(title: str, mine: Sequence[Outcome], other: Sequence[Outcome]) -> tuple
 
 SWEEPS = {
     "Which layers are shared": (
-        "layers-1", "layers-2", "base", "layers-4", "layers-5", "layers-6", "layers-last", "layers-first", "layers-random", "importance-increment",
+        "layers-1", "layers-2", "base", "layers-4", "layers-5", "layers-6", "layers-last", "layers-first", "layers-random",
+        "importance-increment",
     ),
     "Which neurons are updated in the layers that stay": (
         "neurons-0.125", "neurons-0.25", "base", "neurons-0.75", "neurons-all", "neurons-random", "neurons-coverage",
@@ -170,7 +172,9 @@ def sweeps(runs: Path) -> str:
             if noisy:
                 row.append(spread([auc for folder in folders if (auc := flipped_auc(folder)) is not None], 2))
             rows.append(row)
-        header = ["", "runs", "validation %", "test, personalised %", "test, global %", "MB both ways", "steps"] + (["AUC"] if noisy else [])
+        header = ["", "runs", "validation %", "test, personalised %", "test, global %", "MB both ways", "steps"] + (
+            ["AUC"] if noisy else []
+        )
         parts.append(f"### {title}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 

@@ -21,7 +21,8 @@ from fibecfed.core.wire import describe, encode
 from fibecfed.engine.client import Counts, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
-from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
+from fibecfed.methods.catalogue import Setting, make
+from fibecfed.methods.options import METHODS, FibecFedOptions
 from fibecfed.models.backbones import add_lora, find, load_model
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask
@@ -84,13 +85,15 @@ def leaves_a_client() -> str:
         size = f"{len(frame(encode(message), Work())):,}"
         for number, (field, kind) in enumerate(describe(type(message))):
             shape = shapes.get((type(message).__name__, field), "")
-            first = number == 0
-            rows.append(f"| {f'`{type(message).__name__}`' if first else ''} | {when if first else ''} | `{field}` | {kind} | {shape} | {size if first else ''} |")
+            name, at, whole = (f"`{type(message).__name__}`", when, size) if number == 0 else ("", "", "")
+            rows.append(f"| {name} | {at} | `{field}` | {kind} | {shape} | {whole} |")
     counts = Counts(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.0, 0.0)
     for number, (field, kind) in enumerate(describe(Counts)):
         shape = "(2, 2)" if kind == "tensor" else ""
         size = f"{len(encode(counts)):,}" if number == 0 else ""
-        rows.append(f"| {'`Counts`' if number == 0 else ''} | {'at an evaluation' if number == 0 else ''} | `{field}` | {kind} | {shape} | {size} |")
+        rows.append(
+            f"| {'`Counts`' if number == 0 else ''} | {'at an evaluation' if number == 0 else ''} | `{field}` | {kind} | {shape} | {size} |"
+        )
     rows.append("| 32 bytes behind each but `Counts` | | `steps`, `examples`, `loss`, `compute_s` | numbers | | included |")
     return "\n".join(rows)
 

@@ -11,7 +11,9 @@ from .engine.events import Event
 from .session import start
 
 
-def run(config: Config | Mapping[str, Any] | str | Path, out: str | Path, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+def run(
+    config: Config | Mapping[str, Any] | str | Path, out: str | Path, on_event: Callable[[Event], None] = lambda event: None
+) -> dict[str, Any]:
     """Run a configuration in a new folder and return what summary.json holds.
 
     Args:

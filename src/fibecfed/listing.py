@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods.catalogue import METHODS
+from .methods.options import METHODS
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -32,7 +32,7 @@ def tasks() -> Listing:
 
 def models() -> Listing:
     """The values of `model.name` that need no download; any other is a hub id, a folder or a GGUF file."""
-    from .models.backbones import PACKAGED
+    from .models.packaged import PACKAGED
 
     rows = [(name, model.about, f"install: {model.install}") for name, model in PACKAGED.items()]
     return ("model.name", "what it is", ""), [

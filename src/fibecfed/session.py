@@ -202,7 +202,7 @@ class _Session:
     def _header(self) -> dict[str, Any]:
         source = self.prepared.inputs.source
         return {
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": self.config.model_dump(),
             "config_hash": config_hash(self.config),
             "commit": _commit(),
             **self._conditions(),

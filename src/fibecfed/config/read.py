@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..methods.catalogue import METHODS
+from ..methods.options import METHODS
+from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, Config, keys, leaves
 from .text import show
@@ -156,8 +157,6 @@ def _resolve_paths(config: Config) -> Config:
 def _is_local(name: str) -> bool:
     if not Path(name).expanduser().exists():
         return False
-    from ..models.backbones import PACKAGED  # slow to import, and seldom needed
-
     return name not in PACKAGED
 
 

@@ -77,9 +77,7 @@ class Task(Protocol):
         """The 0-based transformer block that a trainable tensor sits in; None: the head."""
         ...
 
-    def losses(
-        self, params: Params, batch: Batch, embeddings: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
+    def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
         """-log p(label given the text; params), float32 or better. `embeddings` stand in for those of `input_ids`."""
         ...
 

@@ -70,7 +70,7 @@ class NeuronOptions(Options):
 
     rule: Literal["share", "coverage", "random", "all"] = Field(
         default="share",
-        description="[C] share, random: ceil(value x neurons) of each tensor; coverage: fewest that hold that share of the Fisher information.",
+        description="[C] share, random: ceil(value x neurons) of each tensor; coverage: fewest that hold that share of the information.",
     )
     value: float | None = Field(default=None, gt=0, le=1, description="[C] rho. share, random: 0.5; coverage: 0.8.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="[C] gamma: weight of the Fisher information of earlier rounds.")

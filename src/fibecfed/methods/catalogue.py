@@ -1,47 +1,17 @@
-"""The table of methods: name -> options -> the method. Adding one adds a row here."""
+"""From the options of a method to the method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from ..core.method import Method
 from ..core.options import Options
 from ..core.rng import Key
-from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..local.options import TrainingOptions
 from .fedavg import FedAvg
 from .fibecfed import FibecFed, default_score_after
-
-
-class FibecFedOptions(Options):
-    """FibecFed: Fisher curriculum, chosen layers shared, sparse updates of the others."""
-
-    kind: Literal["fibecfed"] = Field("fibecfed", description="The method.")
-    score_after: int | None = Field(
-        None, ge=0, description="[C] Round from which on a client is scored; default ceil(0.2 rounds). 0 = [S] the published order."
-    )
-    closing_round: bool = Field(False, description="[C] A last round in which the sampled clients send every layer, for newcomers.")
-    curriculum: CurriculumOptions = CurriculumOptions()  # pyright: ignore[reportCallIssue]
-    layers: LayerOptions = LayerOptions()  # pyright: ignore[reportCallIssue]
-    neurons: NeuronOptions = NeuronOptions()  # pyright: ignore[reportCallIssue]
-
-
-class LoraOptions(Options):
-    """FedAvg-LoRA: every trained tensor is averaged over the clients."""
-
-    kind: Literal["lora"] = Field("lora", description="The method.")
-    finetune: bool = Field(False, description="After the last round every client trains once more and keeps the result.")
-
-
-class LocalOptions(Options):
-    """No federation: every client trains alone, in the rounds it is sampled for."""
-
-    kind: Literal["local"] = Field("local", description="The method.")
-
-
-METHODS: dict[str, type[Options]] = {"fibecfed": FibecFedOptions, "lora": LoraOptions, "local": LocalOptions}
+from .options import FibecFedOptions, LocalOptions, LoraOptions
 
 
 @dataclass(frozen=True)
