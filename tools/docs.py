@@ -23,9 +23,8 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import Setting, make
 from fibecfed.methods.options import METHODS, FibecFedOptions
-from fibecfed.models.backbones import add_lora, find, load_model
+from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
-from fibecfed.models.transformer_task import TransformerTask
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md")
@@ -61,8 +60,7 @@ def everything() -> str:
 def leaves_a_client() -> str:
     """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
     options = ModelOptions(name="minilm")
-    model = load_model(find(options), num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0))
-    task = TransformerTask(add_lora(model, options, dropout=0.0, key=Key(0)))
+    task = build_task(find(options), options, TrainingOptions(precision="float32"), num_classes=2, pad_token_id=0, key=Key(0))
     server_method = make(FibecFedOptions(), Setting(TrainingOptions(), 40, 50, Key(0)))
     server = server_method.init(task, Key(0))
     server = replace(server, layers=(3, 4, 5))
