@@ -58,7 +58,26 @@ _HOME = {
     "resume": ".session",
 }
 
-__all__ = [*_HOME, "load_config"]
+__all__ = [
+    "PACES",
+    "Config",
+    "CurriculumOptions",
+    "Key",
+    "LayerOptions",
+    "NeuronOptions",
+    "RunFailed",
+    "TransformerTask",
+    "UserError",
+    "choose_layers",
+    "fisher_pass",
+    "layer_sensitivity",
+    "load_config",
+    "model_folder",
+    "neuron_masks",
+    "per_example_fisher_trace",
+    "resume",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

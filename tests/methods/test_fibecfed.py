@@ -55,13 +55,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def positions(client: str, epoch: list[Any]) -> list[int]:
     """Where in the client's training part the examples of an epoch stand; they are all different."""
     train = DATA.client(client).train
-    rows = {tuple(train.batch([i])["input_ids"][0].tolist()): i for i in range(len(train))}
+    rows = {tokens: i for i in range(len(train)) for tokens in texts(train.batch([i]))}
     assert len(rows) == len(train)
-    found = []
-    for batch in epoch:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            found.append(rows[tuple(ids[mask.bool()].tolist())])
-    return found
+    return [rows[tokens] for batch in epoch for tokens in texts(batch)]
+
+
+def texts(batch: Any) -> list[tuple[int, ...]]:
+    """The tokens of each example without padding."""
+    return [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
 
 
 # ---- phases
