@@ -7,6 +7,7 @@ python benchmarks/study.py run sweeps --workers 2
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -104,6 +105,11 @@ def do(job: Job, out: Path) -> str:
     return f"exit {code} after {time.monotonic() - begin:.0f} s"
 
 
+def _measured(study: str) -> set[str]:
+    path = Path(__file__).resolve().parent / "results" / f"{study}.jsonl"
+    return {json.loads(line)["name"] for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else set()
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,7 +119,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="jobs whose name contains this")
     options = parser.parse_args()
-    jobs = [job for job in STUDIES[options.study]() if options.only in job.name]
+    measured = _measured(options.study)
+    jobs = [job for job in STUDIES[options.study]() if options.only in job.name and job.name not in measured]
     if options.action == "list":
         print("\n".join(job.name for job in jobs))
         return

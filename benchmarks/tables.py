@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,13 +21,23 @@ from fibecfed.core import metrics
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.evaluation import worst_decile
 
-ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a table needs of one run. Scores in percent."""
+    """What a table needs of one run, up to the end of a phase. Scores in percent.
 
+    Attributes:
+        name: of the job, as study.py names it.
+        phase: the phase after which it was scored; "" = the run's end.
+        size: bytes both ways.
+        auc: chance that a flipped training label is scored as harder than another, where labels were flipped and scored.
+        where: machine and versions.
+    """
+
+    name: str
+    phase: str
     personalised: float
     server: float
     worst: float
@@ -35,27 +45,54 @@ class Outcome:
     size: int
     steps: int
     cpu_s: float
+    auc: float | None
+    where: str
 
 
-def outcome(folder: Path, last_phase: str | None = None) -> Outcome | None:
-    """Scores after, and work up to, the end of `last_phase` (default: the whole run); None for a run that is not finished."""
-    if not (folder / "summary.json").exists():
-        return None
-    _, records = read(folder / "records.jsonl")
-    if last_phase is not None:
-        stop = max(i for i, record in enumerate(records) if isinstance(record, RoundRecord) and record.phase == last_phase)
-        records = records[: stop + 2]  # the evaluation after it
+def measure(runs: Path, name: str, phase: str) -> Outcome:
+    """The outcome of a finished run."""
+    header, records = read(runs / name / "records.jsonl")
+    if phase:
+        stop = max(i for i, record in enumerate(records) if isinstance(record, RoundRecord) and record.phase == phase)
+        records = records[: stop + 2]  # with the evaluation after it
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     scored = [record for record in records if isinstance(record, EvalRecord)][-1]
+    machine = header["machine"]
     return Outcome(
-        100 * metrics.accuracy(scored.pooled),
-        100 * metrics.accuracy(scored.server),
-        100 * (worst_decile(scored.clients) or 0.0),
-        100 * metrics.accuracy(scored.pooled_validation),
-        sum(sum(record.bytes_up.values()) + sum(record.bytes_down.values()) for record in rounds),
-        sum(sum(record.steps.values()) for record in rounds),
-        sum(record.cpu_s for record in rounds),
+        name=name,
+        phase=phase,
+        personalised=100 * metrics.accuracy(scored.pooled),
+        server=100 * metrics.accuracy(scored.server),
+        worst=100 * (worst_decile(scored.clients) or 0.0),
+        validation=100 * metrics.accuracy(scored.pooled_validation),
+        size=sum(sum(record.bytes_up.values()) + sum(record.bytes_down.values()) for record in rounds),
+        steps=sum(sum(record.steps.values()) for record in rounds),
+        cpu_s=round(sum(record.cpu_s for record in rounds), 1),
+        auc=flipped_auc(runs / name) if "noise" in name else None,
+        where=f"{machine['processor']}, {machine['cores']} cores, {header['threads']} thread a run, {header['precision']}, "
+        f"torch {header['versions']['torch']}, transformers {header['versions']['transformers']}",
     )
+
+
+def known(study: str) -> dict[tuple[str, str], Outcome]:
+    """What benchmarks/results/ holds, by job and phase."""
+    path = RESULTS / f"{study}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [Outcome(**json.loads(line)) for line in lines]
+    return {(one.name, one.phase): one for one in found}
+
+
+def collect(study: str, runs: Path) -> None:
+    """Add the finished runs of a folder to benchmarks/results/."""
+    table = known(study)
+    for path in sorted((runs / study).rglob("summary.json")):
+        name = str(path.parent.relative_to(runs))
+        for phase in ("tune", "") if "/lora/" in name and study == "trial" else ("",):
+            if (name, phase) not in table:
+                table[name, phase] = measure(runs, name, phase)
+    RESULTS.mkdir(exist_ok=True)
+    text = "".join(json.dumps(asdict(table[key])) + "\n" for key in sorted(table))
+    (RESULTS / f"{study}.jsonl").write_text(text, encoding="utf-8")
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -74,22 +111,22 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 TRIAL = (
     ("FedAvg-LoRA", "lora", "tune"),
-    ("FedAvg-LoRA, then one local training", "lora", None),
-    ("local training alone", "local", None),
-    ("3 of 6 layers shared", "layers", None),
-    ("... plus masks", "layers+mask", None),
-    ("... plus curriculum = FibecFed", "fibecfed", None),
+    ("FedAvg-LoRA, then one local training", "lora", ""),
+    ("local training alone", "local", ""),
+    ("3 of 6 layers shared", "layers", ""),
+    ("... plus masks", "layers+mask", ""),
+    ("... plus curriculum = FibecFed", "fibecfed", ""),
 )
 
 
-def trial(runs: Path) -> str:
+def trial(table: Mapping[tuple[str, str], Outcome]) -> str:
     """What each part of FibecFed brings, on sst2 and mr, and the paired differences to FedAvg-LoRA by seed."""
     parts = []
     both: dict[str, dict[tuple[str, int], Outcome]] = {}
     for title, part, phase in TRIAL:
         for task in ("sst2", "mr"):
             for seed in range(3):
-                found = outcome(runs / "trial" / task / part / str(seed), phase)
+                found = table.get((f"trial/{task}/{part}/{seed}", phase))
                 if found is not None:
                     both.setdefault(title, {})[task, seed] = found
     base = both.get("FedAvg-LoRA", {})
@@ -151,15 +188,14 @@ SWEEPS = {
 }  # fmt: skip
 
 
-def sweeps(runs: Path) -> str:
+def sweeps(table: Mapping[tuple[str, str], Outcome]) -> str:
     """One table for each question, scored on the validation parts; AUC of the difficulty where labels were flipped."""
     parts = []
     for title, names in SWEEPS.items():
         noisy = "flipped" in title
         rows = []
         for name in names:
-            folders = [runs / "sweeps" / name / str(seed) for seed in range(3)]
-            found = [done for folder in folders if (done := outcome(folder)) is not None]
+            found = [one for seed in range(3) if (one := table.get((f"sweeps/{name}/{seed}", ""))) is not None]
             row = [
                 f"`{name}`" if name != "base" else "`base` (the defaults)",
                 str(len(found)),
@@ -170,7 +206,7 @@ def sweeps(runs: Path) -> str:
                 spread([float(f.steps) for f in found], 0),
             ]
             if noisy:
-                row.append(spread([auc for folder in folders if (auc := flipped_auc(folder)) is not None], 2))
+                row.append(spread([f.auc for f in found if f.auc is not None], 2))
             rows.append(row)
         header = ["", "runs", "validation %", "test, personalised %", "test, global %", "MB both ways", "steps"] + (
             ["AUC"] if noisy else []
@@ -181,8 +217,6 @@ def sweeps(runs: Path) -> str:
 
 def flipped_auc(folder: Path) -> float | None:
     """Chance that a flipped example of a client is scored as harder than one of its others; mean over clients weighted by such pairs."""
-    if not (folder / "summary.json").exists():
-        return None
     _, records = read(folder / "records.jsonl")
     data = read_inputs(load(folder / "config.toml").config).data
     wins = pairs = 0.0
@@ -200,27 +234,17 @@ def _auc(difficulty: torch.Tensor, flipped: torch.Tensor) -> tuple[float, float]
     return float(won), float(len(hard) * len(rest))
 
 
-def machine(runs: Path) -> str:
-    """Where the runs were made, from their headers."""
-    seen = set()
-    for path in sorted(runs.rglob("records.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            head = json.loads(file.readline())
-        seen.add(
-            f"{head['machine']['processor']}, {head['machine']['cores']} cores, {head['threads']} thread a run, {head['precision']}, "
-            f"torch {head['versions']['torch']}, commit {(head['commit'] or 'unknown')[:10]}"
-        )
-    return "\n".join(sorted(seen))
-
-
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["trial", "sweeps"])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "study")
+    parser.add_argument("--runs", type=Path, help="folder of study.py whose finished runs are added to the results first")
     options = parser.parse_args()
-    print({"trial": trial, "sweeps": sweeps}[options.study](options.runs))
-    print("\nMeasured on: " + machine(options.runs / options.study))
+    if options.runs is not None:
+        collect(options.study, options.runs)
+    table = known(options.study)
+    print({"trial": trial, "sweeps": sweeps}[options.study](table))
+    print("\nMeasured on: " + "; ".join(sorted({one.where for one in table.values()})))
 
 
 if __name__ == "__main__":

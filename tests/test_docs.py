@@ -48,7 +48,7 @@ def test_the_example_of_the_single_parts_runs():
 @pytest.mark.slow
 def test_the_example_that_loads_a_clients_adapter_runs_on_a_short_demo(tmp_path, monkeypatch):
     (example,) = [block for block in blocks() if "PeftModel" in block]
-    short = ("federation.rounds=3", "federation.clients=6", "data.max_train=900", "data.max_test=60", "evaluation.every=3", "seed=1")
+    short = ("federation.rounds=3", "federation.clients=4", "federation.clients_per_round=4", "data.max_train=900", "data.max_test=60")
     command = [
         sys.executable,
         "-m",
