@@ -16,7 +16,16 @@ from .data.federated import FederatedData, federate
 from .data.sources import load as load_data
 from .local.options import LayerOptions
 from .methods.catalogue import Setting, make
-from .models.backbones import PretrainedConfig, PreTrainedTokenizerBase, Source, build_task, find, load_config, load_tokenizer
+from .models.backbones import (
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Source,
+    build_task,
+    find,
+    load_config,
+    load_tokenizer,
+    num_positions,
+)
 from .models.transformer_task import TransformerTask
 
 
@@ -76,14 +85,14 @@ def read_inputs(config: Config) -> Inputs:
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
     """Refuse what neither model nor data can be blamed for alone."""
-    longest = getattr(model_config, "max_position_embeddings", None)
+    longest = num_positions(model_config)
     got = max(int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part))
     if longest and got > longest:
         raise UserError(f"data.max_length: got a text of {got} tokens, expected at most {longest}, the model's positions; set it to that")
     asked, present = config.federation.clients_per_round, len(data.clients)
     if asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
-    layers, has = getattr(config.method, "layers", None), model_config.num_hidden_layers
+    layers, has = getattr(config.method, "layers", None), model_config.get_text_config().num_hidden_layers
     if isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 

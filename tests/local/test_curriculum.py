@@ -19,7 +19,6 @@ from fibecfed.local.curriculum import (
     ceil_share,
     control_order,
     easy_to_hard,
-    epoch_order,
     num_batches_used,
     positions_of_round,
     share,
@@ -157,14 +156,3 @@ def test_a_larger_share_keeps_every_example_of_a_smaller_one(n: int, batch_size:
     low, high = sorted((low, high))
     few, many = positions_of_round(order, low, batch_size).tolist(), positions_of_round(order, high, batch_size).tolist()
     assert few == many[: len(few)] and many == order.tolist()[: len(many)]
-
-
-def test_an_epoch_is_shuffled_by_its_key_or_left_from_easy_to_hard() -> None:
-    positions = torch.arange(100, 150)
-    assert epoch_order(positions, "easy_to_hard", Key(0)).tolist() == positions.tolist()
-    shuffled = epoch_order(positions, "shuffled", Key(0)).tolist()
-    assert shuffled != positions.tolist() and sorted(shuffled) == positions.tolist()
-    assert shuffled == epoch_order(positions, "shuffled", Key(0)).tolist()
-    assert shuffled != epoch_order(positions, "shuffled", Key(0).fold("epoch", 1)).tolist()
-    with pytest.raises(ValueError, match="'sorted'"):
-        epoch_order(positions, "sorted", Key(0))  # pyright: ignore[reportArgumentType]

@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step():
 
 
 def test_a_tensor_that_is_not_finite_in_the_end_is_named():
-    task, huge = made_task(torch.float32), options(optimizer="sgd", learning_rate=1e38, weight_decay=3.0)
+    task, huge = made_task(torch.float32), options(optimizer="sgd", weight_decay=3.0).model_copy(update={"learning_rate": 1e38})
     with pytest.raises(FloatingPointError, match=r"the tensor \S+ is not finite after 1 steps"):
         fit(task, {name: value + 2 for name, value in task.params().items()}, [batches()[:1]], huge, Key(0))
 

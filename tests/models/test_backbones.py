@@ -28,6 +28,7 @@ from fibecfed.models.backbones import (
     load_config,
     load_model,
     load_tokenizer,
+    num_positions,
     sha256_of,
 )
 from fibecfed.models.export import save_adapter
@@ -334,3 +335,8 @@ def test_a_family_that_is_not_supported_is_refused_in_a_sentence(tmp_path: Path)
     folder = save_backbone(tmp_path / "pictures", transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(UserError, match=r"model\.name: .*pictures could not be loaded: Unrecognized configuration class"):
         build(options(folder))
+
+
+def test_a_model_that_counts_positions_from_its_padding_index_has_fewer_than_its_table_has_rows():
+    assert num_positions(tiny_config("roberta")) == 128
+    assert num_positions(tiny_config("bert")) == 130

@@ -131,16 +131,3 @@ def positions_of_round(order: Int[Tensor, " examples"], share: float, batch_size
     q = `num_batches_used(share, ceil(examples / batch_size))`.
     """
     return order[: num_batches_used(share, math.ceil(len(order) / batch_size)) * batch_size]
-
-
-def epoch_order(positions: Int[Tensor, " used"], order_within_round: Literal["shuffled", "easy_to_hard"], key: Key) -> Int[Tensor, " used"]:
-    """The order of one local epoch over a round's examples [C]: shuffled by `key`, or as they are, from easy to hard.
-
-    Raises:
-        ValueError: another order.
-    """
-    if order_within_round == "shuffled":
-        return positions[key.permutation(len(positions))]
-    if order_within_round == "easy_to_hard":
-        return positions
-    raise ValueError(f"order_within_round = {order_within_round!r}; expected 'shuffled' or 'easy_to_hard'")

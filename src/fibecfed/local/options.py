@@ -15,7 +15,7 @@ class TrainingOptions(Options):
     local_epochs: int = Field(default=2, ge=1, description="Passes over the round's examples.")
     batch_size: int = Field(default=8, ge=1, description="Examples an optimiser step.")
     group_by_length: bool = Field(default=True, description="Shuffle so that a batch holds texts of like length, which saves padding.")
-    learning_rate: float = Field(default=2e-3, gt=0, description="Constant over the run.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Constant over the run.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="New each time a client trains.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Of SGD.")

@@ -56,7 +56,8 @@ def spectrum(task: Task, params: Params, batch: Batch, rule: Literal["layer_gap"
         key: stream of the displacements or of the Lanczos probe.
 
     Raises:
-        ValueError: a rule of another name, or a gradient or Hessian product that is not finite.
+        ValueError: a rule of another name.
+        FloatingPointError: a gradient or Hessian product that is not finite.
     """
     if rule not in ("layer_gap", "plateau"):
         raise ValueError(f'got rule = {rule!r}; expected "layer_gap" or "plateau"')
@@ -93,7 +94,8 @@ def hessian_vector_product(task: Task, params: Params, batch: Batch, vector: Par
         One tensor for each of `task.names`, float32 or better, detached.
 
     Raises:
-        ValueError: a name in `vector` that the task does not train, or a gradient or product that is not finite.
+        ValueError: a name in `vector` that the task does not train.
+        FloatingPointError: a gradient or product that is not finite.
     """
     _check_names(task, vector, complete=False)
     leaves, gradients = _mean_gradient(task, params, batch, create_graph=True)
@@ -111,7 +113,7 @@ def layer_curvature(task: Task, params: Params, batch: Batch) -> Float[Tensor, "
         rounding alone.
 
     Raises:
-        ValueError: a gradient or product that is not finite.
+        FloatingPointError: a gradient or product that is not finite.
     """
     leaves, gradients = _mean_gradient(task, params, batch, create_graph=True)
     directions = [
@@ -133,7 +135,7 @@ def first_step_displacements(task: Task, params: Params, batch: Batch, learning_
     sphere over all trainable tensors, drawn from `key`. Where the whole gradient is zero the displacements are zero.
 
     Raises:
-        ValueError: a gradient that is not finite.
+        FloatingPointError: a gradient that is not finite.
     """
     leaves, gradients = _mean_gradient(task, params, batch, create_graph=False)
     length = learning_rate * math.sqrt(sum(int(torch.count_nonzero(gradient)) for gradient in gradients.values()))
@@ -151,7 +153,8 @@ def gradient_lipschitz(task: Task, params: Params, batch: Batch, displacements: 
     tensors. A pair of equal displacements says nothing and is left out.
 
     Raises:
-        ValueError: fewer than two displacements, names in one that are not those of `task.names`, or a gradient that is not finite.
+        ValueError: fewer than two displacements, or names in one that are not those of `task.names`.
+        FloatingPointError: a gradient that is not finite.
     """
     if len(displacements) < 2:
         raise ValueError(f"got {len(displacements)} displacements; expected at least two, to compare pairs of them")
@@ -207,7 +210,8 @@ def lanczos(
         (ritz, mass): Ritz values ascending, and the mass on each, both float64; the masses sum to 1.
 
     Raises:
-        ValueError: `dim` or `num_steps` below 1, or a product that is not finite.
+        ValueError: `dim` or `num_steps` below 1.
+        FloatingPointError: a product that is not finite.
     """
     if dim < 1 or num_steps < 1:
         raise ValueError(f"got dim = {dim} and num_steps = {num_steps}; expected both to be at least 1")
@@ -220,7 +224,7 @@ def lanczos(
     for k in range(num_steps):
         image = _double(matvec(basis[k]))
         if not torch.isfinite(image).all():
-            raise ValueError(f"the product of Lanczos step {k} is not finite; expected a finite Hessian at these parameters")
+            raise FloatingPointError(f"the product of Lanczos step {k} is not finite; expected a finite Hessian at these parameters")
         diagonal.append(float(basis[k] @ image))
         for _ in range(2):
             image = image - basis[: k + 1].T @ (basis[: k + 1] @ image)
@@ -363,4 +367,4 @@ def _check_names(task: Task, vector: Params, complete: bool) -> None:
 def _check_finite(tree: Params, what: str) -> None:
     name = first_not_finite(tree)
     if name is not None:
-        raise ValueError(f"the {what} of {name} is not finite; expected finite derivatives at these parameters")
+        raise FloatingPointError(f"the {what} of {name} is not finite; expected finite derivatives at these parameters")

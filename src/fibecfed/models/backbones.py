@@ -126,6 +126,20 @@ def load_config(source: Source) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source.location, **source.keywords())
 
 
+_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "roberta-prelayernorm")
+
+
+def num_positions(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has positions for; None where its configuration names no number.
+
+    RoBERTa and its like count positions from behind the padding index, and so have fewer than their table has rows.
+    """
+    rows = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if rows and config.model_type in _COUNT_FROM_PADDING:
+        return rows - (config.pad_token_id or 0) - 1
+    return rows
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer; one without a padding token pads with its end-of-text token."""
     with _as_user_error(source):
