@@ -1,6 +1,7 @@
 """Writes the parts of the documentation that are generated from code: `python tools/docs.py` writes, `--check` only compares.
 
-Between `<!-- generated: NAME -->` and `<!-- end -->` a file holds what the function of that name returns.
+Between `<!-- generated: NAME -->` and `<!-- end -->` a file holds what the function of that name returns; configs/my-data.toml is what
+`fibecfed init` writes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fibecfed.config import flat, from_table, keys
+from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work
 from fibecfed.core.rng import Key
 from fibecfed.core.trees import num_values
@@ -28,6 +29,7 @@ from fibecfed.models.options import ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md")
+OWN_DATA = "configs/my-data.toml"
 
 
 def configuration(kind: str, only: str = "") -> str:
@@ -115,10 +117,10 @@ def rendered(text: str) -> str:
 def main() -> int:
     """Write the files, or with --check say which are out of date; 1 if any is."""
     stale = []
-    for name in FILES:
+    for name in (*FILES, OWN_DATA):
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
-        after = rendered(before)
+        after = own_data_toml() if name == OWN_DATA else rendered(before)
         if before != after:
             stale.append(name)
             if "--check" not in sys.argv:
