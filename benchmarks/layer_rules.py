@@ -1,4 +1,5 @@
-"""Phase 1 of a configuration under every rule: importance curve, global layers, answer of each rule, and what curvature said.
+"""Phase 1 of a configuration under every rule: importance curve, global layers, answer of each rule, what curvature said, and how much
+longer the first position's hidden vector is than the others'.
 
 python benchmarks/layer_rules.py configs/sst2.toml data.max_train=2000
 """
@@ -9,6 +10,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from fibecfed.build import build_method, prepare
 from fibecfed.config import load
@@ -58,6 +61,12 @@ def main() -> None:
             if rule == "plateau":
                 print(f"  by client: {[round(said['ratio'], 4) for said in notes['spectrum'].values()]}")  # pyright: ignore[reportAttributeAccessIssue]
             sys.stdout.flush()
+    examples = prepared.inputs.data.train
+    with torch.no_grad():
+        outputs = prepared.task.hidden_states(prepared.task.init_params(key.fold("init")), examples.batch(range(8)))
+    shortest = int(examples.lengths[:8].min())
+    ratios = [float((norms[:, 0] / norms[:, 1:shortest].median(1).values).median()) for norms in (h.float().norm(dim=-1) for h in outputs)]
+    print(f"norm of the first position over that of the others, by layer: {[round(ratio, 1) for ratio in ratios]}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,10 @@ from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import tables  # noqa: E402
+
+FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md", "docs/results.md")
 OWN_DATA = "configs/my-data.toml"
 
 
@@ -102,6 +105,8 @@ PARTS = {
     "configuration": everything,
     "method-keys": lambda: configuration("fibecfed", "method."),
     "leaves-a-client": leaves_a_client,
+    "trial": lambda: tables.trial(tables.known("trial")),
+    "sweeps": lambda: tables.sweeps(tables.known("sweeps")),
 }
 
 
