@@ -230,7 +230,7 @@ def test_one_mistake_is_told_once() -> None:
         ({"federation": {"clients": 3}}, "federation.clients_per_round: got 5, expected at most"),
         ({"federation": {"rounds": 3}, "method": {"score_after": 3}}, "method.score_after: got 3, expected less than"),
         ({"training": {"momentum": 0.9}}, "training.momentum: got 0.9 with `training.optimizer` = \"adamw\""),
-        ({"training": {"learning_rate": math.inf}}, "training.learning_rate: got inf, expected a finite number"),
+        ({"training": {"weight_decay": math.inf}}, "training.weight_decay: got inf, expected a finite number"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate: got nan, expected a number, above 0"),
         ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a share"),
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
