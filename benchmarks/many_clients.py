@@ -34,8 +34,7 @@ from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
 from fibecfed.engine.simulator import Simulator
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import Setting, make
-from fibecfed.methods.options import METHODS
+from fibecfed.methods.catalogue import METHODS, Setting, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 

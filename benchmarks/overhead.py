@@ -45,8 +45,7 @@ from fibecfed.engine.states import ClientStates
 from fibecfed.local.batches import batches, by_length, shuffled_batches
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import Setting, make
-from fibecfed.methods.options import LoraOptions
+from fibecfed.methods.catalogue import LoraOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask

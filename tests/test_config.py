@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fibecfed.config import Config, config_hash, differences, flat, from_table, keys, load, own_data_toml, to_toml
 from fibecfed.core.errors import UserError
-from fibecfed.methods.options import METHODS
+from fibecfed.methods.catalogue import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

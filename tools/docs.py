@@ -22,8 +22,7 @@ from fibecfed.core.wire import describe, encode
 from fibecfed.engine.client import Counts, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
-from fibecfed.methods.catalogue import Setting, make
-from fibecfed.methods.options import METHODS, FibecFedOptions
+from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
 

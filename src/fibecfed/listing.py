@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods.options import METHODS
+from .methods.catalogue import METHODS
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 

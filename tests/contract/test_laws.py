@@ -17,7 +17,7 @@ from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
-from fibecfed.methods.options import METHODS
+from fibecfed.methods.catalogue import METHODS
 
 ROUNDS, CLIENTS = 3, 4
 SHORT = TRAINING.model_copy(update={"batch_size": 3})

@@ -22,8 +22,7 @@ from fibecfed.engine.loop import Step, run
 from fibecfed.engine.simulator import Action, Simulator, Transport
 from fibecfed.engine.states import ClientStates
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import Setting, make
-from fibecfed.methods.options import METHODS
+from fibecfed.methods.catalogue import METHODS, Setting, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core.options import Options
-from ..methods.options import METHODS
+from ..methods.catalogue import METHODS
 from .model import DEFAULT_KIND, Config, keys, leaves
 from .rules import contradictions
 from .text import nearest, show

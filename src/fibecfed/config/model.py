@@ -15,7 +15,7 @@ from ..core.options import Options
 from ..data.options import DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import TrainingOptions
-from ..methods.options import METHODS
+from ..methods.catalogue import METHODS
 from ..models.options import ModelOptions
 from .rules import contradictions
 from .text import Setting, commented_toml, settings

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..methods.options import METHODS
+from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, Config, keys, leaves

@@ -1,17 +1,73 @@
-"""From the options of a method to the method."""
+"""The table of methods: `method.kind` -> its options, and the file that makes it of them.
+
+Adding a method adds its options and its row here, a file with a function `build` (or parts of fedavg.py), a row of the contract table in
+tests/contract and a page in docs/methods. Light to import, so that a configuration can be read without torch: a method's own file is
+imported when the method is made.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.method import Method
+from pydantic import Field
+
 from ..core.options import Options
-from ..core.rng import Key
-from ..local.options import TrainingOptions
-from .fedavg import FedAvg
-from .fibecfed import FibecFed, default_score_after
-from .options import FibecFedOptions, LocalOptions, LoraOptions
+from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from ..core.method import Method
+    from ..core.rng import Key
+
+
+class FibecFedOptions(Options):
+    """FibecFed: Fisher curriculum, chosen layers shared, sparse updates of the others."""
+
+    kind: Literal["fibecfed"] = Field(default="fibecfed", description="The method.")
+    score_after: int | None = Field(
+        default=None, ge=0, description="[C] Round from which on a client is scored; default ceil(0.2 rounds). 0 = [S] the published order."
+    )
+    closing_round: bool = Field(default=False, description="[C] A last round in which the sampled clients send every layer, for newcomers.")
+    curriculum: CurriculumOptions = CurriculumOptions()
+    layers: LayerOptions = LayerOptions()
+    neurons: NeuronOptions = NeuronOptions()
+
+
+class LoraOptions(Options):
+    """FedAvg-LoRA: every trained tensor is averaged over the clients."""
+
+    kind: Literal["lora"] = Field(default="lora", description="The method.")
+    finetune: bool = Field(default=False, description="After the last round every client trains once more and keeps the result.")
+
+
+class LocalOptions(Options):
+    """No federation: every client trains alone, in the rounds it is sampled for."""
+
+    kind: Literal["local"] = Field(default="local", description="The method.")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        options: its table in a configuration.
+        file: the module of this package whose `build(options, setting)` makes it.
+    """
+
+    options: type[Options]
+    file: str
+
+
+CATALOGUE: dict[str, Row] = {
+    "fibecfed": Row(FibecFedOptions, "fibecfed"),
+    "lora": Row(LoraOptions, "fedavg"),
+    "local": Row(LocalOptions, "fedavg"),
+}
+
+METHODS: dict[str, type[Options]] = {kind: row.options for kind, row in CATALOGUE.items()}
+"""`method.kind` -> its options."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +85,12 @@ class Setting:
 
 
 def make(options: Options, setting: Setting) -> Method[Any, Any]:
-    """The method of a configuration."""
-    match options:
-        case FibecFedOptions():
-            return FibecFed(
-                training=setting.training,
-                num_rounds=setting.num_rounds,
-                curriculum=options.curriculum,
-                layers=options.layers,
-                neurons=options.neurons,
-                score_after=default_score_after(setting.num_rounds) if options.score_after is None else options.score_after,
-                closing_round=options.closing_round,
-                key=setting.key,
-            )
-        case LoraOptions():
-            return FedAvg(setting.training, setting.num_rounds, setting.num_clients, finetune=options.finetune)
-        case LocalOptions():
-            return FedAvg(setting.training, setting.num_rounds, setting.num_clients, shares="none")
-        case _:
-            raise TypeError(f"no method for {type(options).__name__}")
+    """The method of a configuration.
+
+    Raises:
+        TypeError: options of no method.
+    """
+    row = next((row for row in CATALOGUE.values() if row.options is type(options)), None)
+    if row is None:
+        raise TypeError(f"no method for {type(options).__name__}")
+    return import_module(f"{__package__}.{row.file}").build(options, setting)

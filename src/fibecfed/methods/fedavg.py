@@ -17,6 +17,7 @@ from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
 from ..local.optimise import fit
 from ..local.options import TrainingOptions
+from .catalogue import LocalOptions, LoraOptions, Setting
 
 
 @message
@@ -119,6 +120,13 @@ class FedAvg:
         ]
         result = fit(client.task, self.personalise(message, client.state), epochs, self.training, client.key.fold("dropout"))
         return result.params, Work(result.steps, result.examples, result.loss)
+
+
+def build(options: LoraOptions | LocalOptions, setting: Setting) -> FedAvg:
+    """`lora` or `local`, as its options say."""
+    if isinstance(options, LocalOptions):
+        return FedAvg(setting.training, setting.num_rounds, setting.num_clients, shares="none")
+    return FedAvg(setting.training, setting.num_rounds, setting.num_clients, finetune=options.finetune)
 
 
 def _aggregate(server: ServerModel, received: Sequence[Received[LocalModel]], round: Round) -> ServerModel:

@@ -26,6 +26,7 @@ from ..local.optimise import fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.sensitivity import layer_sensitivity
 from ..local.spectrum import spectrum
+from .catalogue import FibecFedOptions, Setting
 
 PASS_BATCH = 32
 """Examples a batch of a scoring pass; the scores do not depend on it."""
@@ -331,3 +332,17 @@ def _aggregate(server: Server, received: Sequence[Received[Any]], now: Round) ->
 def default_score_after(num_rounds: int) -> int:
     """ceil(0.2 T) [C]: before that, gradients say more about the head that was just drawn than about the examples."""
     return math.ceil(0.2 * num_rounds - 1e-9)
+
+
+def build(options: FibecFedOptions, setting: Setting) -> FibecFed:
+    """FibecFed as its options say."""
+    return FibecFed(
+        training=setting.training,
+        num_rounds=setting.num_rounds,
+        curriculum=options.curriculum,
+        layers=options.layers,
+        neurons=options.neurons,
+        score_after=default_score_after(setting.num_rounds) if options.score_after is None else options.score_after,
+        closing_round=options.closing_round,
+        key=setting.key,
+    )

@@ -1,0 +1,53 @@
+"""Which adapter a method trains. Light to import, so that a configuration can be read without torch.
+
+A method whose options have a field `adapter` brings its own; every other one trains LoRA as `[model]` says.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..core.options import Options
+
+
+class BottleneckAdapter(Options):
+    """Bottleneck layers after each sub-layer (Houlsby et al. 2019)."""
+
+    size: int = Field(default=64, ge=1, description="[C] Width of the bottleneck.")
+
+
+class PromptAdapter(Options):
+    """Soft tokens before the input (Lester et al. 2021)."""
+
+    num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens.")
+    start: Literal["vocabulary", "random"] = Field(default="vocabulary", description="Drawn from the embeddings of words, or at random.")
+
+
+class PrefixAdapter(Options):
+    """Trainable keys and values before those of the text, in every layer (Liu et al. 2022, P-tuning v2)."""
+
+    num_tokens: int = Field(default=20, ge=1, description="[C] Length of each layer's prefix.")
+
+
+class GeneratedPromptAdapter(Options):
+    """Soft tokens made for each example from the frozen model's sentence vector (Wu et al. 2022, IDPG)."""
+
+    num_tokens: int = Field(default=5, ge=1, description="[S] Soft tokens.")
+    size: int = Field(default=64, ge=1, description="[C] Width of the generator's bottleneck.")
+
+
+class MixedPromptAdapter(Options):
+    """A prompt mixed for each example from frozen source prompts and a trained one (Asai et al. 2022, ATTEMPT)."""
+
+    num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens of each prompt.")
+    size: int = Field(default=64, ge=1, description="[C] Width of the attention's bottleneck.")
+    temperature: float | None = Field(default=None, gt=0, description="[C] Of the softmax; default the hidden size times e, as published.")
+
+
+class LatePromptAdapter(Options):
+    """A prompt made from the hidden state at the middle layer and inserted there (Liu et al. 2022, LPT)."""
+
+    num_tokens: int = Field(default=5, ge=1, description="[C] Soft tokens.")
+    size: int = Field(default=64, ge=1, description="[C] Width of the generator's bottleneck.")
