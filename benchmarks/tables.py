@@ -188,18 +188,31 @@ SWEEPS = {
 }  # fmt: skip
 
 
+LABELS = {
+    "base": "`base` (the defaults)",
+    "noise-fisher": "`noise-fisher` (the defaults)",
+    "layers-6": "`layers-6`: what `layer_gap` answers",
+    "lora": "`lora` (FedAvg-LoRA)",
+}
+"""The other rules answer three layers, the default: benchmarks/layer_rules.py prints it for the same setting."""
+
+
 def sweeps(table: Mapping[tuple[str, str], Outcome]) -> str:
     """One table for each question, scored on the validation parts; AUC of the difficulty where labels were flipped."""
     parts = []
     for title, names in SWEEPS.items():
         noisy = "flipped" in title
+        default = "noise-fisher" if noisy else "base"
         rows = []
         for name in names:
-            found = [one for seed in range(3) if (one := table.get((f"sweeps/{name}/{seed}", ""))) is not None]
+            by_seed = {seed: table[key, ""] for seed in range(3) if ((key := f"sweeps/{name}/{seed}"), "") in table}
+            base = {seed: table[key, ""] for seed in by_seed if ((key := f"sweeps/{default}/{seed}"), "") in table}
+            found = list(by_seed.values())
             row = [
-                f"`{name}`" if name != "base" else "`base` (the defaults)",
+                LABELS.get(name, f"`{name}`"),
                 str(len(found)),
                 spread([f.validation for f in found]),
+                "" if name == default else spread([by_seed[seed].validation - base[seed].validation for seed in base]),
                 spread([f.personalised for f in found]),
                 spread([f.server for f in found]),
                 spread([f.size / 1e6 for f in found]),
@@ -208,9 +221,8 @@ def sweeps(table: Mapping[tuple[str, str], Outcome]) -> str:
             if noisy:
                 row.append(spread([f.auc for f in found if f.auc is not None], 2))
             rows.append(row)
-        header = ["", "runs", "validation %", "test, personalised %", "test, global %", "MB both ways", "steps"] + (
-            ["AUC"] if noisy else []
-        )
+        header = ["", "runs", "validation %", "difference by seed", "test, personalised %", "test, global %", "MB both ways", "steps"]
+        header += ["AUC"] if noisy else []
         parts.append(f"### {title}\n\n{markdown(header, rows)}")
     return "\n\n".join(parts)
 
