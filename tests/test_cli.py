@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import made_runs
 import pytest
 from typer.testing import CliRunner
 
@@ -189,3 +190,30 @@ def test_the_program_starts_without_the_heavy_libraries_and_exits_as_its_tests_s
     for arguments, code in ((["--help"], 0), (["--version"], 0), (["walk"], 2)):
         done = subprocess.run([sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr.count("Traceback")) == (code, 0), done.stderr
+
+
+# ---- report
+
+
+def test_report_shows_tables_and_writes_its_files_for_the_network_and_targets_of_its_options(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("sst2",), (0,), rounds=4)
+    code, text = call("report", str(tmp_path / "c"), "--up-mbit", "1", "--target", "sst2=55.5", "--out", str(tmp_path / "out"))
+    assert code == cli.DONE
+    for part in ("2 methods on 1 task, seed 0: 2 runs.", "Methods over all tasks", "1 Mbit/s up", "55.5", "fixed"):
+        assert part in text, part
+    assert (tmp_path / "out" / "report.md").is_file() and (tmp_path / "out" / "report-runs.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("nowhere",), "nowhere: got no folder"),
+        ((".",), "got no finished run"),
+        ((".", "--target", "sst2"), "--target: got sst2, expected a task and an accuracy in per cent"),
+        ((".", "--target", "sst2=0.8"), "--target: got sst2=0.8"),
+        ((".", "--up-mbit", "0"), "--up-mbit: got 0.0, expected a number above 0"),
+    ],
+)
+def test_report_refuses_what_it_cannot_use_with_a_sentence(arguments: tuple[str, ...], sentence: str):
+    code, text = call("report", *arguments)
+    assert code == cli.MISTAKE and sentence in text

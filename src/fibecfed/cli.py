@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import importlib.metadata
+import math
 import shlex
 import signal
 import sys
@@ -100,6 +101,49 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
         from .check import report
 
         report(loaded, _console())
+
+
+@app.command("report")
+def report_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison or a run.", show_default=False)],
+    up_mbit: Annotated[float, typer.Option(help="Bandwidth from a client to the server, Mbit/s.")] = 10.0,
+    down_mbit: Annotated[float, typer.Option(help="Bandwidth to a client, Mbit/s.")] = 50.0,
+    latency_ms: Annotated[float, typer.Option(help="Delay of one message in one direction, milliseconds.")] = 30.0,
+    client_speed: Annotated[float, typer.Option(help="How many times as fast as this machine a client computes.")] = 1.0,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, accuracy in per cent; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write the report to. [default: DIR]", show_default=False)] = None,
+) -> None:
+    """Compare finished runs; write report.html.
+
+    Tables here; report.html, report.md and CSV files in the folder. Time is modelled from bytes and compute seconds for the network of the
+    options: clients of a round in parallel, the slowest counts.
+    """
+    with _exit_codes():
+        from .report.clock import Network
+        from .report.comparison import write_report
+        from .report.terminal import show
+
+        network = Network(up_mbit, down_mbit, latency_ms, client_speed)
+        found = write_report(folder, network, _targets(target or []), out)
+        show(found, _console())
+        typer.echo(f"\nreport.md and report-*.csv written to {folder if out is None else out}")
+
+
+def _targets(pairs: list[str]) -> dict[str, float]:
+    """`--target sst2=80` as {"sst2": 0.8}."""
+    found = {}
+    for pair in pairs:
+        task, _, score = pair.partition("=")
+        try:
+            share = float(score) / 100
+        except ValueError:
+            share = math.nan
+        if not task or not 0.01 < share <= 1:
+            raise UserError(f"--target: got {pair}, expected a task and an accuracy in per cent, e.g. sst2=80")
+        found[task] = share
+    return found
 
 
 @app.command("list")

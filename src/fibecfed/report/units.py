@@ -21,3 +21,8 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: "1 task", "3 tasks"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,33 @@
+"""Under which conditions the runs of a comparison were made: what is common to all, and what differs."""
+
+from __future__ import annotations
+
+from .results import Comparison
+
+_NAMES = {
+    "model": "Model",
+    "federation": "Federation",
+    "training": "Training",
+    "data": "Data",
+    "machine": "Machine",
+    "versions": "Versions",
+    "commit": "Commit",
+}
+
+
+def conditions(comparison: Comparison) -> list[tuple[str, str]]:
+    """Names and texts; a condition in which runs differ has all its values, with the number of runs of each."""
+    lines = []
+    for key, name in _NAMES.items():
+        values: dict[str, int] = {}
+        for run in comparison.runs:
+            value = "unknown" if run.conditions.get(key) is None else str(run.conditions[key])
+            values[value] = values.get(value, 0) + 1
+        if len(values) == 1:
+            lines.append((name, next(iter(values))))
+        else:
+            lines.append((name, "; ".join(f"{value} ({number} runs)" for value, number in sorted(values.items(), key=lambda v: -v[1]))))
+    lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
+    tuned = "the same number of trials for every method; see the table" if comparison.tuning else "no record of tuning in this folder"
+    lines += [("Tuning", tuned), ("Network for modelled time", comparison.network.describe())]
+    return lines

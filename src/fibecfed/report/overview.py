@@ -1,0 +1,267 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+from . import tables
+from .results import OURS, Point, Run
+from .standing import ALONE, LORA_BOTH_FACTORS, Standings, final, spread, total_size
+from .tables import Cell, Table, megabytes, number, points, words
+
+
+def all_tables(standings: Standings) -> list[Table]:
+    """Those that have rows, in the order of the report."""
+    found = [methods(standings), scores(standings, "personalised"), scores(standings, "global"), targets(standings)]
+    found += [to_target(standings, "time"), to_target(standings, "bytes"), to_target(standings, "rounds")]
+    found += [losses(standings), ablations(standings), tuning(standings), runs(standings)]
+    return [table for table in found if table.rows]
+
+
+def methods(standings: Standings) -> Table:
+    """One row a method: rank, scores, targets, bytes, steps."""
+    races, ranks = standings.counted, standings.ranks
+    size = {method: standings.mean(method, total_size) for method in ranks}
+    fewest = min((value for method, value in size.items() if method != ALONE), default=math.nan)
+    fewest_lora = min((value for method, value in size.items() if method in LORA_BOTH_FACTORS), default=math.nan)
+    rows = []
+    for method, rank in ranks.items():
+        rows.append(
+            (
+                words(method),
+                number(rank.mean, 2),
+                words(f"{rank.low:.1f} to {rank.high:.1f}"),
+                number(rank.tasks, 0),
+                number(100 * standings.mean(method, lambda run: run.last.personalised)),
+                number(100 * standings.mean(method, lambda run: run.last.server)),
+                number(sum(standings.reaches(one.task, method) for one in races), 0),
+                number(sum(method in standings.first(one.task) for one in races), 0),
+                number(standings.relative_seconds(method), 2),
+                megabytes(size[method]),
+                number(size[method] / fewest if method != ALONE else None, 2),
+                number(size[method] / fewest_lora if method in LORA_BOTH_FACTORS else None, 3),
+                number(standings.mean(method, lambda run: run.steps), 0),
+                number(standings.mean(method, lambda run: run.trainable), 0),
+            )
+        )
+    header = (
+        "method", "mean rank", "95 % interval", "tasks", "personalised %", "global %", "targets reached", "first to target",
+        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "trainable",
+    )  # fmt: skip
+    note = (
+        "Rank in the pooled personalised score, 1 = best, mean over tasks; interval by bootstrap over tasks and seeds. Scores, bytes, "
+        "steps and trainable parameters are means over tasks. Targets: how many of the "
+        f"{len(races)} counted ones are reached, and on how many the method is first in modelled time; time relative to {OURS}'s is the "
+        "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
+        "LoRA on all adapted layers and average both factors."
+    )
+    return Table("methods", "Methods over all tasks", note, header, tuple(rows))
+
+
+def scores(standings: Standings, which: str) -> Table:
+    """Accuracy after the last round: methods in rows, tasks in columns, the best of each task set off.
+
+    Args:
+        which: "personalised" or "global".
+    """
+    comparison = standings.comparison
+    of: Callable[[Run], float] = (lambda run: run.last.personalised) if which == "personalised" else (lambda run: run.last.server)
+    found = {(task, m): spread(map(of, comparison.of(task, m))) for task in comparison.tasks for m in standings.ranks}
+    best = {task: max((one.mean for m in standings.ranks if (one := found[task, m])), default=math.inf) for task in comparison.tasks}
+    rows = []
+    for method in standings.ranks:
+        cells = [
+            points(one, best=one is not None and one.mean == best[task] and len(standings.ranks) > 1)
+            for task in comparison.tasks
+            for one in [found[task, method]]
+        ]
+        rows.append((words(method), *cells, number(100 * standings.mean(method, of))))
+    seeds = len(comparison.seeds)
+    over = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
+    how = {
+        "personalised": "Each client predicts its own part of the test set with its own model; the predictions are pooled.",
+        "global": "The server's model on the whole test set.",
+    }[which]
+    note = f"Accuracy in per cent after the last round, {over}. {how}"
+    return Table(f"scores-{which}", f"{which.capitalize()} score", note, ("method", *comparison.tasks, "mean"), tuple(rows))
+
+
+def targets(standings: Standings) -> Table:
+    """One row a task: where its target comes from, who reaches it first."""
+    rows = []
+    for task, one in standings.targets.items():
+        first = standings.first(task)
+        rows.append(
+            (
+                words(task),
+                number(100 * one.majority),
+                words(one.best),
+                number(100 * one.best_score),
+                number(100 * one.score),
+                words("fixed" if task in standings.comparison.fixed_targets else "yes" if one.counted else "no"),
+                words(", ".join(first) or None),
+                tables.seconds(standings.seconds(task, first[0]) if first else None),
+                tables.seconds(standings.seconds(task, OURS)),
+                number(sum(standings.reaches(task, method) for method in standings.ranks), 0),
+            )
+        )
+    header = (
+        "task", "majority %", "best method", "its score %", "target %", "counted", "first", "its time", f"{OURS}'s time", "reached by",
+    )  # fmt: skip
+    note = (
+        "Target = majority class + 0.8 (best method's final score - majority class), from these runs. A task whose best method is less "
+        f"than 5 points above the majority class is shown but not counted. Modelled time: {standings.comparison.network.describe()}."
+    )
+    return Table("targets", "Targets", note, header, tuple(rows))
+
+
+_COSTS: dict[str, tuple[str, str, Callable[[Point], float], Callable[..., Cell]]] = {
+    "time": ("Modelled time to the target", "modelled", lambda point: point.seconds, tables.seconds),
+    "bytes": ("MB to the target", "both ways, without evaluation", lambda point: point.size, megabytes),
+    "rounds": ("Rounds to the target", "all phases counted", lambda point: point.rounds, partial(number, digits=0)),
+}
+
+
+def to_target(standings: Standings, what: str) -> Table:
+    """What each method needed to each task's target: "time", "bytes" or "rounds"."""
+    title, how, of, show = _COSTS[what]
+    values = {(task, method): standings.cost(task, method, of) for task in standings.targets for method in standings.ranks}
+    rows = []
+    for method in standings.ranks:
+        cells = []
+        for task in standings.targets:
+            value = values[task, method]
+            least = min(v for other in standings.ranks if (v := values[task, other]) is not None)
+            cells.append(show(value, best=value is not None and value == least and math.isfinite(value) and len(standings.ranks) > 1))
+        rows.append((words(method), *cells))
+    note = f"Median over seeds, {how}; seen at evaluations only. A run that never gets there counts as infinite."
+    header = ("method", *(task if one.counted else f"{task} (not counted)" for task, one in standings.targets.items()))
+    return Table(f"to-target-{what}", title, note, header, tuple(rows))
+
+
+def losses(standings: Standings) -> Table:
+    """Tasks on which another method scores higher than FibecFed, or reaches the target sooner."""
+    comparison, rows = standings.comparison, []
+    others = [method for method in standings.ranks if method != OURS]
+    for task, one in standings.targets.items():
+        ours = final(comparison, task, OURS)
+        if ours is None:
+            continue
+        ahead = {m: found.mean - ours.mean for m in others if (found := final(comparison, task, m)) and found.mean > ours.mean}
+        mine = standings.seconds(task, OURS) or math.inf
+        sooner = {m: value for m in others if (value := standings.seconds(task, m)) is not None and value < mine}
+        if not ahead and not sooner:
+            continue
+        best, fastest = max(ahead, key=lambda m: ahead[m], default=None), min(sooner, key=lambda m: sooner[m], default=None)
+        rows.append(
+            (
+                words(task),
+                points(ours),
+                number(len(ahead), 0),
+                words(best),
+                number(100 * ahead[best] if best else None),
+                number(len(sooner), 0),
+                words(fastest),
+                tables.seconds(sooner[fastest] if fastest else None),
+                tables.seconds(mine),
+                words("yes" if one.counted else "no"),
+            )
+        )
+    header = (
+        "task", f"{OURS} %", "methods ahead", "best of them", "ahead by, points", "sooner at the target", "fastest", "its time",
+        f"{OURS}'s time", "target counts",
+    )  # fmt: skip
+    note = f"Tasks on which another method has a higher personalised score than {OURS}, or reaches the target in less modelled time."
+    return Table("losses", "Where FibecFed loses", note, header, tuple(rows))
+
+
+def ablations(standings: Standings) -> Table:
+    """FibecFed's variants beside it, on the seeds that both have."""
+    comparison, rows = standings.comparison, []
+    for task in comparison.tasks:
+        ours = {run.seed: run for run in comparison.of(task, OURS)}
+        for method in comparison.ablations:
+            pairs = [(run, ours[run.seed]) for run in comparison.of(task, method) if run.seed in ours]
+            if not pairs:
+                continue
+            rows.append(
+                (
+                    words(task),
+                    words(method),
+                    number(len(pairs), 0),
+                    points(spread(run.last.personalised for run, _ in pairs)),
+                    points(spread(run.last.personalised - own.last.personalised for run, own in pairs)),
+                    number(_ratio([(total_size(run), total_size(own)) for run, own in pairs]), 3),
+                    number(_ratio([(run.steps, own.steps) for run, own in pairs]), 3),
+                )
+            )
+    header = ("task", "variant", "seeds", "personalised %", f"difference to {OURS}, points", "bytes, x", "steps, x")
+    note = f"Runs of {OURS} with parts left out or exchanged, compared with {OURS} on the same seeds. They are not ranked."
+    return Table("ablations", "Parts of FibecFed", note, header, tuple(rows))
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> float | None:
+    ratios = [one / other for one, other in pairs if other]
+    return statistics.fmean(ratios) if ratios else None
+
+
+def tuning(standings: Standings) -> Table:
+    """Learning rates tried."""
+    rows = []
+    for method, tried in standings.comparison.tuning.items():
+        if isinstance(tried, dict):
+            rows.append((words(method), words(_trials(tried.get("tried"))), words(tried.get("chosen")), words(tried.get("source"))))
+    note = (
+        "Rates tried with their score on validation examples, the one chosen, and where the centre of the rates comes from. "
+        "Every method had as many trials."
+    )
+    return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
+
+
+def _trials(tried: object) -> str:
+    """As in "0.0005: 81.2, 0.0015: 82.0"; of {rate: score} or [{"rate": ..., "score": ...}]."""
+    if isinstance(tried, dict):
+        pairs = list(tried.items())
+    else:
+        pairs = [(one.get("rate"), one.get("score")) for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
+    return ", ".join(f"{rate}: {100 * score:.1f}" if isinstance(score, float) else str(rate) for rate, score in pairs)
+
+
+def runs(standings: Standings) -> Table:
+    """Every run, raw."""
+    rows = []
+    for run in standings.comparison.runs:
+        last, rate = run.last, run.conditions["learning_rate"]
+        rows.append(
+            (
+                words(run.task),
+                words(run.method),
+                number(run.seed, 0),
+                number(100 * last.personalised, 2),
+                number(100 * last.server, 2),
+                number(None if run.worst_decile is None else 100 * run.worst_decile),
+                number(None if run.metric_personalised is None else 100 * run.metric_personalised),
+                words(run.metric),
+                number(last.rounds, 0),
+                megabytes(run.bytes_up),
+                megabytes(run.bytes_down),
+                number(run.steps, 0),
+                number(run.examples, 0),
+                number(run.trainable, 0),
+                tables.seconds(last.seconds),
+                tables.seconds(run.measured_s),
+                Cell(f"{rate:g}", rate),
+            )
+        )
+    header = (
+        "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
+        "MB down", "steps", "examples", "trainable", "modelled time", "measured time", "learning rate",
+    )  # fmt: skip
+    note = (
+        "Every run as recorded. Own metric: the task's usual one where it is not accuracy. Modelled time is of all rounds; measured time "
+        "is wall clock."
+    )
+    return Table("runs", "All runs", note, header, tuple(rows))

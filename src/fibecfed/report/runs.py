@@ -1,0 +1,186 @@
+"""One run's folder -> `Run`: records.jsonl and summary.json read, and reduced to what tables and figures need."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core import metrics
+from ..core.errors import UserError
+from ..core.records import EvalRecord, RoundRecord, read
+from .clock import Network, round_seconds
+from .results import Point, Run, Selection
+
+RECORDS, SUMMARY, CONFIG, FAILURE = "records.jsonl", "summary.json", "config.toml", "failure.json"
+_BINS = 24
+
+
+def read_run(folder: Path, network: Network, *, task: str | None = None, method: str | None = None, seed: int | None = None) -> Run:
+    """A finished run.
+
+    Args:
+        task, method, seed: its place in a comparison; None takes them from its configuration.
+
+    Raises:
+        UserError: naming the file and line that cannot be used, or what is missing.
+    """
+    if (failure := _failure(folder / FAILURE)) and not (folder / SUMMARY).is_file():
+        raise UserError(f"{folder}: {failure}")
+    if not (folder / RECORDS).is_file():
+        raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
+    try:
+        header, records = read(folder / RECORDS)
+    except OSError as error:
+        raise UserError(f"{folder / RECORDS}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{error}; run it again, or put the file back") from None
+    if not (folder / SUMMARY).is_file():
+        done = sum(isinstance(record, RoundRecord) for record in records)
+        raise UserError(f"{folder}: got no {SUMMARY}, so the run is not finished ({done} rounds are recorded); fibecfed resume {folder}")
+    summary = _summary(folder / SUMMARY)
+    try:
+        configuration = header["configuration"]
+        return _reduced(
+            header,
+            records,
+            summary,
+            network,
+            task=task or str(configuration["data"]["task"] or Path(configuration["data"]["path"]).stem),
+            method=method or str(configuration["method"]["kind"]),
+            seed=int(configuration["seed"]) if seed is None else seed,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder / RECORDS}: cannot be used ({what}); run it again, or put the file back") from None
+
+
+def _failure(path: Path) -> str | None:
+    """Why a run of a comparison stopped, where it left a word about it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"the run {found['why']}: {found['reason']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not JSON ({error}); delete it and go on with: fibecfed resume {path.parent}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("scores"), dict):
+        raise UserError(f'{path}, line 1: expected a summary with "scores"; delete it and go on with: fibecfed resume {path.parent}')
+    return found
+
+
+def _reduced(
+    header: Mapping[str, Any],
+    records: Sequence[RoundRecord | EvalRecord],
+    summary: Mapping[str, Any],
+    network: Network,
+    *,
+    task: str,
+    method: str,
+    seed: int,
+) -> Run:
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    evaluations = [record for record in records if isinstance(record, EvalRecord)]
+    if not evaluations:
+        raise ValueError("no evaluation among the records")
+    last = evaluations[-1]
+    metric = header.get("metric")
+    by_class = [sum(row) for row in last.pooled]
+    return Run(
+        task=task,
+        method=method,
+        seed=seed,
+        kind=str(header["configuration"]["method"]["kind"]),
+        points=_points(records, network),
+        majority=max(by_class) / sum(by_class),
+        worst_decile=summary["scores"].get("worst_decile"),
+        metric=metric if metric in ("f1", "matthews") else None,
+        metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
+        bytes_up=sum(sum(record.bytes_up.values()) for record in rounds),
+        bytes_down=sum(sum(record.bytes_down.values()) for record in rounds),
+        steps=sum(sum(record.steps.values()) for record in rounds),
+        examples=sum(sum(record.examples.values()) for record in rounds),
+        trainable=int(header["trainable"]),
+        measured_s=sum(record.seconds for record in rounds),
+        clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
+        selection=_selection(header, rounds, summary.get("selected") or {}),
+        conditions=_conditions(header),
+    )
+
+
+def _points(records: Sequence[RoundRecord | EvalRecord], network: Network) -> tuple[Point, ...]:
+    """Bytes and modelled seconds up to each evaluation."""
+    points: list[Point] = []
+    size, seconds = 0, 0.0
+    for record in records:
+        if isinstance(record, RoundRecord):
+            size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
+            seconds += round_seconds(record, network)
+        else:
+            points.append(Point(record.rounds, size, seconds, metrics.accuracy(record.pooled), metrics.accuracy(record.server)))
+    return tuple(points)
+
+
+def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
+    epochs = int(header["configuration"]["training"]["local_epochs"])
+    available = {client: sum(parts["train"]) for client, parts in header["partition"].items()}
+    kept, data, difficulty = {}, {}, []
+    for number, record in enumerate((record for record in rounds if any(record.steps.values())), start=1):
+        whole = epochs * sum(available.get(client, 0) for client in record.steps)
+        if whole:
+            data[number] = sum(record.examples.values()) / whole
+        counts = [notes["kept_neurons"] for notes in record.notes.values() if "kept_neurons" in notes]
+        if counts:
+            kept[number] = sum(counts) / len(counts)
+        for notes in record.notes.values():
+            difficulty.extend(notes.get("difficulty", ()))
+    return Selection(
+        importance=tuple(selected.get("importance") or ()),
+        layers=tuple(selected.get("global_layers") or ()),
+        kept=kept,
+        data=data,
+        difficulty=_histogram(difficulty),
+    )
+
+
+def _histogram(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Counts over equal bins of log10; values of 0 are in the first bin."""
+    positive = [math.log10(value) for value in values if value > 0]
+    if len(positive) < 2 or min(positive) == max(positive):
+        return (), ()
+    low, high = min(positive), max(positive)
+    width = (high - low) / _BINS
+    counts = [0] * _BINS
+    for value in values:
+        place = int((math.log10(value) - low) / width) if value > 0 else 0
+        counts[min(place, _BINS - 1)] += 1
+    return tuple(low + width * i for i in range(_BINS + 1)), tuple(counts)
+
+
+def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader has to know to judge or repeat the numbers."""
+    configuration = header["configuration"]
+    federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
+    machine = header.get("machine", {})
+    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {federation['rounds']} rounds"
+    spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
+    cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
+    cores = f"{machine.get('cores')} cores, {header.get('threads')} thread a run, {header.get('precision')}"
+    return {
+        "model": f"{configuration['model'].get('name')}, head {configuration['model'].get('head')}",
+        "federation": f"{clients}, {spread}",
+        "training": f"{training['local_epochs']} local epochs, batches of {training['batch_size']}, {training['optimizer']}",
+        "learning_rate": training["learning_rate"],
+        "data": f"{cuts}, {data['max_length']} tokens",
+        "machine": f"{machine.get('processor')}, {cores}",
+        "versions": ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items()),
+        "commit": header.get("commit"),
+    }

@@ -1,0 +1,163 @@
+"""Folders of runs: whole, broken and missing; numbers of a read run against sums over its lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import made_runs
+import pytest
+
+from fibecfed.core.errors import UserError
+from fibecfed.report.clock import Network
+from fibecfed.report.comparison import read_comparison, write_report
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora", "voc"), ("cola", "sst2"), (0, 1))
+    return tmp_path / "c"
+
+
+def only(folder: Path, problems: int = 1) -> tuple[str, ...]:
+    """The problems of a comparison of which the other runs are still read."""
+    found = read_comparison(folder)
+    assert len(found.runs) == 12 - problems
+    assert len(found.problems) == problems
+    return found.problems
+
+
+def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
+    (run,) = [run for run in read_comparison(folder).runs if (run.task, run.method, run.seed) == ("cola", "fibecfed", 1)]
+    lines = [json.loads(line) for line in (folder / "runs/cola/fibecfed/1/records.jsonl").read_text().splitlines()]
+    size = sum(sum(line["bytes_up"].values()) + sum(line["bytes_down"].values()) for line in lines if line["kind"] == "round")
+    last = lines[-1]
+    right = sum(last["pooled"][i][i] for i in range(2))
+    assert run.bytes_up + run.bytes_down == run.last.size == size
+    assert run.steps == sum(sum(line["steps"].values()) for line in lines if line["kind"] == "round")
+    assert run.last.personalised == right / sum(map(sum, last["pooled"]))
+    assert run.majority == pytest.approx(0.6)
+    assert run.metric == "matthews" and run.metric_personalised is not None
+    assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
+    assert len(run.clients) == 20 and list(run.clients) == sorted(run.clients)
+
+
+def test_what_was_selected_is_read_from_notes_and_summary(folder: Path):
+    selection = read_comparison(folder).of("sst2", "fibecfed")[0].selection
+    lines = [json.loads(line) for line in (folder / "runs/sst2/fibecfed/0/records.jsonl").read_text().splitlines()]
+    scored = [value for line in lines for note in line.get("notes", {}).values() for value in note.get("difficulty", ())]
+    edges, counts = selection.difficulty
+    assert selection.layers == (3, 4, 5) and len(selection.importance) == 6
+    assert sum(counts) == len(scored) > 0 and len(edges) == len(counts) + 1
+    assert edges[0] == pytest.approx(math.log10(min(scored)))
+    assert set(selection.data) == set(range(1, 11)) and all(share == pytest.approx(1.0) for share in selection.data.values())
+    assert all(1100 <= kept < 1200 for kept in selection.kept.values())
+
+
+def test_a_slower_network_only_stretches_the_modelled_time(folder: Path):
+    fast, slow = (read_comparison(folder, Network(up_mbit=up)).of("sst2", "lora")[0] for up in (10.0, 1.0))
+    assert slow.last.seconds > fast.last.seconds + 1
+    assert (slow.last.size, slow.last.personalised, slow.measured_s) == (fast.last.size, fast.last.personalised, fast.measured_s)
+
+
+def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_read(folder: Path):
+    path = folder / "runs/sst2/voc/1/records.jsonl"
+    text = path.read_text()
+    path.write_text(text[: len(text) - 40])
+    (problem,) = only(folder)
+    assert f"{path}, line {text.count(chr(10))}: not JSON" in problem
+
+
+def test_records_of_another_version_are_named(folder: Path):
+    path = folder / "runs/sst2/voc/1/records.jsonl"
+    path.write_text(path.read_text().replace('"version":1', '"version":7', 1))
+    (problem,) = only(folder)
+    assert f"{path}, line 1: records of version 7, expected 1" in problem
+
+
+def test_records_whose_values_are_of_another_kind_are_named(folder: Path):
+    path = folder / "runs/sst2/voc/1/records.jsonl"
+    path.write_text(path.read_text().replace('"pooled":[[', '"pooled":[["x",', 1))
+    (problem,) = only(folder)
+    assert str(path) in problem and "cannot be used" in problem
+
+
+def test_a_run_without_summary_is_not_finished_and_one_that_failed_says_why(folder: Path):
+    (folder / "runs/sst2/voc/1/summary.json").unlink()
+    (folder / "runs/sst2/lora/1/summary.json").unlink()
+    (folder / "runs/sst2/lora/1/failure.json").write_text('{"why": "diverged", "reason": "loss is not finite"}')
+    failed, unfinished = only(folder, 2)
+    assert "sst2/lora/1: the run diverged: loss is not finite" in failed
+    assert "not finished (10 rounds are recorded); fibecfed resume" in unfinished
+
+
+def test_a_broken_summary_is_named_with_its_line(folder: Path):
+    (folder / "runs/sst2/voc/1/summary.json").write_text('{"scores": {\n"rounds": 3,\n')
+    (problem,) = only(folder)
+    assert "sst2/voc/1/summary.json, line 3: not JSON" in problem
+
+
+def test_runs_of_the_plan_that_were_never_begun_and_empty_folders_are_missing(folder: Path):
+    shutil.rmtree(folder / "runs/sst2/voc")
+    for path in (folder / "runs/cola/lora/1").iterdir():
+        path.unlink()
+    found = read_comparison(folder)
+    empty, absent = found.problems
+    assert "cola/lora/1: got no records.jsonl" in empty
+    assert absent == "not run yet: voc on sst2 (seed 0, 1)"
+
+
+def test_broken_tuning_is_told_and_the_rest_reported(folder: Path):
+    (folder / "tuning.json").write_text("{\n")
+    found = read_comparison(folder)
+    assert len(found.runs) == 12 and "tuning.json, line 2: cannot be read" in found.problems[0]
+
+
+def test_an_empty_folder_is_refused_and_one_without_a_single_good_run_names_each(folder: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: got no finished run; expected runs/<task>"):
+        read_comparison(tmp_path / "empty")
+    with pytest.raises(UserError, match="got no folder"):
+        read_comparison(tmp_path / "nowhere")
+    for path in folder.rglob("summary.json"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"(?s)got no finished run:\n.*cola/fibecfed/0.*sst2/voc/1"):
+        read_comparison(folder)
+
+
+def test_a_single_run_and_a_tree_of_runs_without_a_plan_are_comparisons_too(tmp_path: Path):
+    made_runs.write_run(tmp_path / "tree" / "a")
+    made_runs.write_run(tmp_path / "tree" / "deep" / "b", method="lora", seed=3)
+    made_runs.write_run(tmp_path / "tree" / "c")
+    assert [(run.task, run.method, run.seed) for run in read_comparison(tmp_path / "tree" / "a").runs] == [("sst2", "fibecfed", 0)]
+    found = read_comparison(tmp_path / "tree")
+    assert [(run.method, run.seed) for run in found.runs] == [("fibecfed", 0), ("lora", 3)]
+    assert any("a second run of fibecfed on sst2 with seed 0" in problem for problem in found.problems)
+
+
+def test_a_target_of_an_unknown_task_is_refused_with_the_tasks_there_are(folder: Path):
+    with pytest.raises(UserError, match="got sst, expected a task of this folder: cola, sst2"):
+        read_comparison(folder, targets={"sst": 0.8})
+
+
+def test_the_files_hold_the_tables_in_full_and_say_what_is_missing(folder: Path, tmp_path: Path):
+    (folder / "runs/sst2/voc/1/summary.json").unlink()
+    write_report(folder, out=tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    for heading in ("## Verdict", "## Where FibecFed loses", "## Missing from this report", "## Personalised score", "## Targets"):
+        assert heading in text
+    assert "sst2/voc/1" in text
+    with (tmp_path / "out/report-runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 11
+    assert {row["learning rate"] for row in rows} == {"0.0005"}
+    assert not (folder / "report.md").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(folder: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose a folder with --out"):
+        write_report(folder, out=tmp_path / "file")

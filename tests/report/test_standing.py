@@ -1,0 +1,127 @@
+"""Targets, costs and ranks against slow references and planted answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+from typing import Any
+
+import pytest
+
+from fibecfed.report.clock import Network
+from fibecfed.report.results import Comparison, Point, Run, Selection
+from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
+
+
+def run(task: str, method: str, score: float | list[float], seed: int = 0, *, kind: str | None = None, **more: Any) -> Run:
+    """A run evaluated after every round, each of which takes 10 bytes and 2 seconds."""
+    curve = [0.5, *(score if isinstance(score, list) else [score])]
+    points = tuple(Point(i, 10 * i, 2.0 * i, value, value) for i, value in enumerate(curve))
+    fields: dict[str, Any] = {
+        "task": task, "method": method, "seed": seed, "kind": kind or method, "points": points, "majority": 0.5, "worst_decile": None,
+        "metric": None, "metric_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
+        "measured_s": 1.0, "clients": (), "selection": Selection(), "conditions": {"learning_rate": 0.1},
+    }  # fmt: skip
+    return Run(**{**fields, **more})
+
+
+def compare(*runs: Run, **more: Any) -> Comparison:
+    return Comparison("made", runs, Network(), **more)
+
+
+def test_the_target_lies_four_fifths_of_the_way_to_the_best_methods_mean_over_seeds():
+    found = target(compare(run("t", "a", 0.8), run("t", "a", 0.9, 1), run("t", "b", 0.88)), "t")
+    assert found is not None
+    assert (found.best, found.counted) == ("b", True)
+    assert found.score == pytest.approx(0.5 + 0.8 * 0.38)
+
+
+def test_a_task_within_five_points_of_the_majority_is_not_counted_unless_its_target_is_fixed():
+    made = run("t", "a", 0.549), run("u", "a", 0.551)
+    found = standings(compare(*made))
+    assert [one.task for one in found.counted] == ["u"]
+    fixed = standings(compare(*made, fixed_targets={"t": 0.52}))
+    assert fixed.targets["t"].score == 0.52 and fixed.targets["t"].counted
+
+
+def test_ablations_set_no_target_and_are_not_ranked():
+    found = standings(compare(run("t", "fibecfed", 0.7), run("t", "layers", 0.9, kind="fibecfed"), run("t", "lora-long", 0.6, kind="lora")))
+    assert found.targets["t"].best == "fibecfed"
+    assert list(found.ranks) == ["fibecfed", "lora-long"]
+
+
+def test_a_target_is_reached_at_the_first_evaluation_at_or_above_it_but_never_untrained():
+    one = run("t", "a", [0.6, 0.7, 0.65, 0.8])
+    assert [getattr(reached(one, score), "rounds", None) for score in (0.4, 0.7, 0.75, 0.9)] == [1, 2, 4, None]
+
+
+def test_costs_are_medians_over_seeds_with_infinity_where_a_run_never_gets_there():
+    runs = [run("t", "a", [0.6, 0.9]), run("t", "a", [0.9, 0.9], 1), run("t", "a", [0.6, 0.6], 2)]
+
+    def rounds(point: Point) -> float:
+        return point.rounds
+
+    assert cost_to(runs, 0.9, rounds) == 2
+    assert cost_to(runs[:1] + runs[2:], 0.9, rounds) == math.inf
+    assert cost_to([], 0.9, rounds) is None
+
+
+def test_who_is_first_is_decided_by_modelled_time_and_ties_are_shared():
+    made = compare(run("t", "a", [0.6, 0.9]), run("t", "b", [0.9, 0.9]), run("t", "c", [0.9, 0.7]), run("t", "d", [0.6, 0.6]))
+    found = standings(made)
+    assert found.first("t") == ["b", "c"]
+    assert found.reaches("t", "a") and not found.reaches("t", "d") and not found.reaches("t", "e")
+
+
+def test_time_relative_to_fibecfed_is_a_geometric_mean_over_what_both_reach():
+    made = compare(
+        run("t", "fibecfed", [0.9]), run("t", "a", [0.5, 0.9]), run("u", "fibecfed", [0.5, 0.5, 0.9]), run("u", "a", [0.5] * 5 + [0.9]),
+        run("v", "fibecfed", [0.6]), run("v", "a", [0.9]),
+    )  # fmt: skip
+    assert standings(made).relative_seconds("a") == pytest.approx(2.0)
+    assert standings(made).relative_seconds("fibecfed") == pytest.approx(1.0)
+
+
+def test_ranks_equal_those_counted_by_sorting_with_ties_sharing_their_places():
+    draw = random.Random(0)
+    for _ in range(50):
+        scores = {name: draw.choice((0.1, 0.2, 0.3, 0.4)) for name in "abcdef"}
+        in_order = sorted(scores.values(), reverse=True)
+        slow = {n: statistics.mean(i + 1 for i, value in enumerate(in_order) if value == score) for n, score in scores.items()}
+        assert ranks(scores) == slow
+
+
+def test_mean_ranks_average_over_tasks_and_skip_those_a_method_did_not_run_on():
+    made = compare(
+        run("t", "a", 0.9), run("t", "b", 0.8), run("t", "c", 0.8), run("u", "a", 0.6), run("u", "b", 0.7), run("u", "b", 0.9, 1),
+        run("u", "a", 0.8, 1),
+    )  # fmt: skip
+    found = mean_ranks(made)
+    assert {name: (rank.mean, rank.tasks) for name, rank in found.items()} == {"a": (1.5, 2), "b": (1.75, 2), "c": (2.5, 1)}
+    assert list(found) == ["a", "b", "c"]
+
+
+def test_the_interval_is_a_point_where_every_task_and_seed_agrees_and_wide_where_they_do_not():
+    agreed = [run(t, m, {"a": 0.9, "b": 0.8}[m], s) for t, m, s in itertools.product("tuv", "ab", range(3))]
+    assert (mean_ranks(compare(*agreed))["a"].low, mean_ranks(compare(*agreed))["a"].high) == (1.0, 1.0)
+    split = [run("t", "a", 0.9), run("t", "b", 0.8), run("u", "a", 0.7), run("u", "b", 0.8)]
+    assert (mean_ranks(compare(*split))["a"].low, mean_ranks(compare(*split))["a"].high) == (1.0, 2.0)
+
+
+def test_the_bootstrap_over_seeds_equals_all_equally_likely_draws_counted_out():
+    """One task, three seeds: 27 draws. Every draw's rank is counted out and its quantiles compared."""
+    a, b = [0.9, 0.5, 0.6], [0.7, 0.7, 0.7]
+    made = compare(*(run("t", m, score, s) for m, scores in (("a", a), ("b", b)) for s, score in enumerate(scores)))
+    wins = [sum(a[i] for i in draw) > sum(b[i] for i in draw) for draw in itertools.product(range(3), repeat=3)]
+    assert 0.05 < statistics.mean(wins) < 0.95  # so both ends of the interval are seen
+    found = mean_ranks(made)["a"]
+    assert (found.low, found.mean, found.high) == (1.0, 2.0, 2.0)
+
+
+def test_a_spread_of_one_value_has_no_deviation_and_of_none_is_none():
+    assert spread([]) is None
+    assert spread([0.5]) == spread(iter([0.5])) and getattr(spread([0.5]), "deviation", 1) is None
+    found = spread([0.2, 0.4])
+    assert found is not None and found.mean == pytest.approx(0.3) and found.deviation == pytest.approx(math.sqrt(0.02))
