@@ -33,6 +33,7 @@ from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.client import ClientRuntime
 from .engine.evaluation import Evaluator, worst_decile
 from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .engine.failures import Standing, Tolerance, sentences
 from .engine.loop import Step, run, schedule
 from .engine.simulator import Simulator
 from .models.backbones import sha256_of
@@ -133,7 +134,9 @@ class _Session:
         runtime = ClientRuntime(self.method, self.prepared.task, self.data.client, states, self.key, batch_size)
         transport = Simulator(runtime)
         data = self.data
-        evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size)
+        tolerance = Tolerance.of(self.config.federation)
+        standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
+        evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size, tolerance)
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         number = 0 if checkpoint is None else checkpoint.number
@@ -157,7 +160,8 @@ class _Session:
                 key=self.key,
                 server=server,
                 start=number,
-                on_failure=self.config.federation.on_failure,
+                tolerance=tolerance,
+                standing=standing,
             )
             phase = None
             cpu = time.process_time()
@@ -170,9 +174,9 @@ class _Session:
                 self._round(log, step, cpu_s)
                 is_last = step.number == len(rounds)
                 if self._due(step):
-                    self._evaluated(log, evaluator.after(server, step.now, step.number), is_last)
+                    self._evaluated(log, evaluator.after(server, step.now, step.number, step.standing.excluded), is_last)
                 if is_last or step.number % self.config.resources.checkpoint_every == 0:
-                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config)}
+                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": step.standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra)
                 cpu = time.process_time()
         return self._finish(runtime, server, rounds[-1])
@@ -189,13 +193,15 @@ class _Session:
         log.write(record)
         seen = sum(record.examples.values())
         loss = sum(record.loss[c] * record.examples[c] for c in record.loss) / seen if seen else None
-        for client, reason in record.failures.items():
-            self.say(Warned(f"client {client} was left out of {record.phase} round {record.index}: {reason}"))
+        for text in sentences(record):
+            self.say(Warned(text))
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
         self.say(RoundDone(record.phase, record.index, step.now.num_rounds, loss, up, down, record.seconds))
 
     def _evaluated(self, log: _Log, record: EvalRecord, is_last: bool) -> None:
         log.write(record)
+        for client, reason in record.failures.items():
+            self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
         self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))
 

@@ -11,18 +11,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fibecfed.core.records import RECORDS_VERSION, EvalRecord, RoundRecord, read, to_line
+from fibecfed.core.records import RECORDS_VERSION, EvalRecord, FailedAttempt, RoundRecord, read, to_line
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 NUMBERS = st.floats(allow_nan=False)
 COUNTS = st.dictionaries(TEXT, st.integers(0, 2**62), max_size=3)
 MATRIX = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=2), min_size=2, max_size=2)
+CLIENTS = st.lists(TEXT, max_size=3).map(tuple)
+REASONS = st.dictionaries(TEXT, TEXT, max_size=2)
 ROUNDS = st.builds(
     RoundRecord,
     phase=TEXT,
     index=st.integers(0),
     number=st.integers(0),
-    cohort=st.lists(TEXT, max_size=3).map(tuple),
+    cohort=CLIENTS,
     bytes_down=COUNTS,
     bytes_up=COUNTS,
     fields_down=COUNTS,
@@ -31,10 +33,13 @@ ROUNDS = st.builds(
     examples=COUNTS,
     loss=st.dictionaries(TEXT, NUMBERS, max_size=3),
     compute_s=st.dictionaries(TEXT, NUMBERS, max_size=3),
-    failures=st.dictionaries(TEXT, TEXT, max_size=2),
+    failures=REASONS,
     server=st.dictionaries(TEXT, st.lists(NUMBERS, max_size=2), max_size=2),
     seconds=NUMBERS,
     notes=st.dictionaries(TEXT, st.dictionaries(TEXT, st.lists(NUMBERS), max_size=2), max_size=2),
+    refused=CLIENTS,
+    excluded=CLIENTS,
+    attempts=st.lists(st.builds(FailedAttempt, CLIENTS, COUNTS, COUNTS, REASONS, CLIENTS), max_size=2).map(tuple),
 )
 EVALUATIONS = st.builds(
     EvalRecord,
@@ -49,6 +54,7 @@ EVALUATIONS = st.builds(
     bytes_down=st.integers(0),
     bytes_up=st.integers(0),
     seconds=NUMBERS,
+    failures=REASONS,
 )
 EVALUATION = EvalRecord(0, {"a": [[1, 0], [0, 1]]}, [[1, 0], [0, 1]], [[0]], [[0]], [[0]], 0.5, math.nan, 1, 2, 0.1)
 
@@ -72,7 +78,8 @@ def test_a_record_is_one_line_of_json_that_begins_with_its_kind(record: RoundRec
     assert line.endswith("\n")
     assert line.encode().count(b"\n") == 1
     assert line.startswith('{"kind":"round"' if isinstance(record, RoundRecord) else '{"kind":"evaluation"')
-    assert json.loads(line).keys() - {"kind"} == {field.name for field in dataclasses.fields(record)}
+    empty = {name for name in RARE[type(record)] if not getattr(record, name)}
+    assert json.loads(line).keys() - {"kind"} == {field.name for field in dataclasses.fields(record)} - empty
 
 
 def test_a_loss_that_is_not_a_number_comes_back(tmp_path: Path) -> None:
@@ -87,6 +94,14 @@ def test_a_loss_that_is_not_a_number_comes_back(tmp_path: Path) -> None:
 def test_a_header_cannot_overwrite_what_says_that_it_is_one(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         to_line({name: "0.1"})
+
+
+RARE = {RoundRecord: ("refused", "excluded", "attempts"), EvalRecord: ("failures",)}
+
+
+def test_a_line_has_no_room_for_failures_where_there_were_none() -> None:
+    names = json.loads(to_line(EVALUATION)).keys()
+    assert "failures" not in names and "seconds" in names
 
 
 GOOD = to_line({}).encode()

@@ -96,7 +96,7 @@ def test_what_is_not_finite_is_named_with_client_round_and_tensor_and_the_state_
     assert str(found.value) == text
     assert world.state("3").times == 4
     (reply,) = list(world.transport.exchange("train", NOW, {"3": encode(world.server)}))
-    assert reply == ("3", Failure(text))
+    assert reply == ("3", Failure(text, repeats=True))
 
 
 def test_other_errors_are_not_taken_for_numbers_that_are_not_finite():

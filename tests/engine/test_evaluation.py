@@ -87,7 +87,7 @@ def test_the_untrained_model_is_the_same_for_everybody_and_nothing_is_sent():
 
 def test_a_client_that_cannot_be_scored_stops_the_run():
     class Broken:
-        def exchange(self, action: Any, now: Any, requests: Any) -> Any:
+        def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
             yield "0", Failure("client 0 is gone")
 
     world = federation(Toy(), TASK, DATA)

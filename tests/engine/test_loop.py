@@ -15,6 +15,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import encode
+from fibecfed.engine.failures import STOP, Tolerance
 from fibecfed.engine.loop import Step, cohort, run, schedule
 
 CLIENTS = tuple(str(i) for i in range(6))
@@ -96,6 +97,9 @@ def test_notes_of_clients_get_into_the_records_and_into_no_message():
 
 
 NAN, GONE = float("nan"), Failure("client 2 does not answer")
+DIVERGED = Failure("client 2: the loss of step 0 is nan", repeats=True)
+FAILED = (GONE, DIVERGED)
+DROP = Tolerance(on_failure="drop")
 
 
 @pytest.mark.parametrize(
@@ -104,36 +108,37 @@ NAN, GONE = float("nan"), Failure("client 2 does not answer")
         (NAN, "client 2, tune round 1: shared w of its update is not finite"),
         (float("inf"), "client 2, tune round 1: shared w of its update is not finite"),
         (GONE, "client 2 does not answer"),
+        (DIVERGED, "client 2: the loss of step 0 is nan"),
         (b"short", "client 2, tune round 1: a reply of 5 bytes"),
         (bytes(64), "client 2, tune round 1: 32 bytes that are not a fibecfed message"),
         (encode(Count(1)) + bytes(32), "client 2, tune round 1: got a message of type 'Count', expected 'Reply'"),
     ],
-    ids=["nan", "inf", "gone", "short", "zeros", "another message"],
+    ids=["nan", "inf", "gone", "diverged", "short", "zeros", "another message"],
 )
 def test_a_client_that_fails_stops_the_run_or_is_left_out_of_the_round(answer: Any, text: str):
     script = {("2", 1): answer}
     with pytest.raises(RunFailed, match=text) as stopped:
         rounds(Toy(), script, per_round=6)
-    assert "on_failure" in str(stopped.value) and "learning_rate" in str(stopped.value)
+    assert "on_failure" in str(stopped.value) and ("learning_rate" in str(stopped.value)) == (answer is DIVERGED)
 
-    first, second, third = rounds(Toy(), script, per_round=6, on_failure="drop")
+    first, second, third = rounds(Toy(), script, per_round=6, tolerance=DROP)
     assert text in second.record.failures["2"] and set(second.record.failures) == {"2"}
     assert not first.record.failures and not third.record.failures
     assert "2" in second.record.cohort and "2" in second.record.bytes_down
-    assert "2" not in {**second.record.bytes_up, **second.record.steps, **second.record.examples, **second.record.loss}
+    assert "2" not in {**second.record.steps, **second.record.examples, **second.record.loss}
+    sent = second.record.bytes_up.get("2", 0)
+    assert sent == second.record.fields_up.get("discarded", 0) and (sent > 0) == (second.record.refused == ("2",)) == (answer not in FAILED)
     others = [int(client) + 1 for client in CLIENTS if client != "2"]
     torch.testing.assert_close(second.server.shared["w"], torch.full((3,), sum(others) / len(others)))
     torch.testing.assert_close(third.server.shared["w"], torch.full((3,), 3.5))
 
 
-@pytest.mark.parametrize("on_failure", ["drop", "stop"])
-def test_a_round_in_which_nobody_answers_stops_the_run(on_failure: str):
+@pytest.mark.parametrize("tolerance", [DROP, STOP], ids=["drop", "stop"])
+def test_a_round_in_which_nobody_answers_stops_the_run(tolerance: Tolerance):
     script = {(client, 1): Failure(f"client {client} is gone") for client in CLIENTS}
-    steps = run(Toy(), Scripted(script), CLIENTS, per_round=6, key=KEY, server=Number({"w": torch.zeros(3)}), on_failure=on_failure)  # pyright: ignore[reportArgumentType]
+    steps = run(Toy(), Scripted(script), CLIENTS, per_round=6, key=KEY, server=Number({"w": torch.zeros(3)}), tolerance=tolerance)
     assert next(steps).number == 1
-    with pytest.raises(
-        RunFailed, match="client 0 is gone" if on_failure == "stop" else "tune round 1: none of 6 clients .* client 0 is gone"
-    ):
+    with pytest.raises(RunFailed, match="client 0 is gone" if tolerance is STOP else "tune round 1: none of 6 clients .* client 0 is gone"):
         next(steps)
 
 

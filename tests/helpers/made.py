@@ -50,8 +50,10 @@ class Spy:
         self.inner = inner
         self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
 
-    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client, reply in self.inner.exchange(action, now, requests):
+    def exchange(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
             self.carried.append((client, action, now, requests[client], reply))
             yield client, reply
 
@@ -65,10 +67,12 @@ class Shuffled:
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
 
-    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
+    def exchange(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         asked = list(requests)
         order = KEY.fold("shuffle", now.number).permutation(len(asked)).tolist()
-        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}))
+        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}, timeout_s, max_bytes))
         yield from reversed(replies.items())
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:

@@ -91,7 +91,9 @@ class Scripted:
 
     script: Mapping[tuple[ClientId, int], Any]
 
-    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
+    def exchange(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
         for client in requests:
             answer = self.script.get((client, now.number), float(int(client) + 1))
             if isinstance(answer, float):

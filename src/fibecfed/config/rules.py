@@ -89,6 +89,13 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
             f'data.client_column: got {data.client_column!r} with `federation.partition` = "{federation.partition}"; '
             'set `federation.partition` = "column", or take it out'
         )
+    if federation.on_failure == "stop":
+        for name, off in (("quorum", 0), ("round_attempts", 1), ("exclude_after", 0)):
+            if (value := getattr(federation, name)) != off:
+                yield (
+                    f'federation.{name}: got {value} with `federation.on_failure` = "stop", which ends the run at the first client '
+                    'that fails; set `federation.on_failure` = "drop", or take it out'
+                )
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:

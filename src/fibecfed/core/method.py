@@ -118,7 +118,11 @@ class Phase(Generic[S, C, D, U]):
     Attributes:
         cohort: "sampled" = the federation's clients per round, drawn anew each round, the same for every method; a number = that many
             clients, drawn once for the phase.
-        down, up: message classes; they are the wire schema.
+        down, up: message classes; they are the wire schema. An int field `num_samples` of `up` is the client's number of training
+            examples, which stays the same over a run.
+        template: an answer as the server expects it, made from the server's state alone. Each answer must have its tensors' names,
+            shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
+            the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
     """
 
     name: str
@@ -129,6 +133,7 @@ class Phase(Generic[S, C, D, U]):
     broadcast: Callable[[S, Round], D]
     client_update: Callable[[Client[C], D, Round], Update[C, U]]
     aggregate: Callable[[S, Sequence[Received[U]], Round], S]
+    template: Callable[[S, Round], U] | None = None
 
 
 class Method(Protocol[S, C]):

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 RECORDS_VERSION = 1
+
+
+def _if_any() -> Any:
+    """A tuple that is written only where there is something in it."""
+    return field(default=(), metadata={"if_any": True})
+
+
+@dataclass(frozen=True)
+class FailedAttempt:
+    """A cohort of which too few clients gave a usable answer; the attributes are as those of `RoundRecord`."""
+
+    cohort: tuple[str, ...]
+    bytes_down: Mapping[str, int]
+    bytes_up: Mapping[str, int]
+    failures: Mapping[str, str]
+    refused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -16,13 +32,19 @@ class RoundRecord:
     """One round.
 
     Attributes:
-        bytes_down, bytes_up: length of the encoded message of each client, by client id.
-        fields_down, fields_up: tensor bytes by message field, and `overhead`; summed over the cohort.
-        steps, examples, loss, compute_s: each client's `Work`.
-        failures: client -> reason.
+        cohort: the clients that were asked.
+        bytes_down, bytes_up: length of the encoded messages to and from each client, by client id; with those of replies that were refused
+            and of `attempts`.
+        fields_down, fields_up: tensor bytes by message field, and `overhead`; summed over the cohort. `discarded`: bytes of whole messages
+            from which nothing came into the server's state.
+        steps, examples, loss, compute_s: each client's `Work`, of those whose answer was used.
+        failures: client -> reason, for each client of the cohort whose answer was not used.
         notes: client -> what it wrote down about itself (simulation only).
         seconds: of the whole round on this machine, wall clock.
         cpu_s: processor seconds of this process in the round, which a busy machine does not stretch as much.
+        refused: those of `failures` that sent an answer which was not what it must be.
+        excluded: clients that take no part from here on, since too many of their answers in a row were refused.
+        attempts: earlier cohorts of this round of which too few answered.
     """
 
     phase: str
@@ -42,6 +64,9 @@ class RoundRecord:
     seconds: float
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     cpu_s: float = 0.0
+    refused: tuple[str, ...] = _if_any()
+    excluded: tuple[str, ...] = _if_any()
+    attempts: tuple[FailedAttempt, ...] = _if_any()
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,7 @@ class EvalRecord:
         server, server_validation: the global model on the whole test set and all validation parts.
         loss_pooled, loss_server: mean test loss, nat.
         bytes_down, bytes_up: of the exchange, all clients together; apart from training.
+        failures: client -> reason, for each client that was asked and is in none of the counts.
     """
 
     rounds: int
@@ -68,6 +94,7 @@ class EvalRecord:
     bytes_down: int
     bytes_up: int
     seconds: float
+    failures: Mapping[str, str] = field(default_factory=dict[str, str], metadata={"if_any": True})
 
 
 _KINDS = {"round": RoundRecord, "evaluation": EvalRecord}
@@ -81,7 +108,8 @@ def to_line(record: RoundRecord | EvalRecord | Mapping[str, Any]) -> str:
         table: dict[str, Any] = {"kind": "header", "version": RECORDS_VERSION, **record}
     else:
         kind = "round" if isinstance(record, RoundRecord) else "evaluation"
-        table = {"kind": kind, **asdict(record)}
+        unused = {item.name for item in fields(record) if "if_any" in item.metadata and not getattr(record, item.name)}
+        table = {"kind": kind, **{name: value for name, value in asdict(record).items() if name not in unused}}
     return json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
@@ -103,11 +131,17 @@ def read(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
             raise ValueError(f"{path}, line {number}: got kind {kind!r}, expected one of {sorted(_KINDS)}")
         try:
             if kind == "round":
-                line["cohort"] = tuple(line["cohort"])
+                line = _with_tuples(line)
+                line["attempts"] = tuple(FailedAttempt(**_with_tuples(attempt)) for attempt in line.get("attempts", ()))
             records.append(_KINDS[kind](**line))
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
     return lines[0], records
+
+
+def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
+    lists = {name: tuple(table[name]) for name in ("refused", "excluded") if name in table}
+    return {**table, **lists, "cohort": tuple(table["cohort"])}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

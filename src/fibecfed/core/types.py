@@ -71,6 +71,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that gave no usable reply, with the reason as a sentence."""
+    """A client that gave no reply, with the reason as a sentence.
+
+    Attributes:
+        repeats: it would fail the same way if it were asked again, as with a loss that is not finite.
+    """
 
     reason: str
+    repeats: bool = False

@@ -204,15 +204,21 @@ def payload_bytes(value: Any, length: int | None = None) -> dict[str, int]:
     Args:
         length: bytes that travelled, where they are known already; else the message is encoded to count them.
     """
-    sizes: dict[str, int] = {}
-    for name, kind in field_kinds(type(value)).items():
-        item = getattr(value, name)
-        if kind == "tensor":
-            sizes[name] = item.nbytes
-        elif kind == "tensors":
-            sizes[name] = sum(tensor.nbytes for tensor in item.values())
+    sizes = {field: sum(tensor.nbytes for tensor in tensors.values()) for field, tensors in tensors_of(value).items()}
     sizes["overhead"] = (len(encode(value)) if length is None else length) - sum(sizes.values())
     return sizes
+
+
+def tensors_of(value: Any) -> dict[str, dict[str, Tensor]]:
+    """Field -> its tensors by name, for each field of a message that holds tensors. A single tensor has the name ""."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, kind in field_kinds(type(value)).items():
+        item = getattr(value, name)
+        if kind == "tensors":
+            found[name] = dict(item)
+        elif kind == "tensor":
+            found[name] = {"": item}
+    return found
 
 
 def describe(cls: type) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +17,15 @@ from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Examples, Params, Round
-from ..core.wire import WireError, decode, encode, field_kinds, message
+from ..core.wire import WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import batches, by_length
 from .states import ClientStates
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
+
+LARGEST = 2**53
+"""Whole numbers beyond it are not exact in the floating point that means are computed in."""
 
 
 @message
@@ -121,18 +125,33 @@ class ClientRuntime:
 
 
 def check_finite(message: Any, phase: Phase[Any, Any, Any, Any], client: ClientId, now: Round) -> None:
-    """Raise NotFinite for a tensor of `message` with an infinity or NaN, naming client, round and tensor."""
-    for field, kind in field_kinds(type(message)).items():
-        value = getattr(message, field)
-        if kind == "tensors":
-            bad = first_not_finite(value)
-        elif kind == "tensor":
-            bad = first_not_finite({"": value})
-        else:
+    """Raise NotFinite for a value of `message` that is an infinity or NaN, naming client, round and field."""
+    problem = not_finite(message)
+    if problem is not None:
+        raise NotFinite(f"client {client}, {phase.name} round {now.index}: {problem}")
+
+
+def not_finite(message: Any) -> str | None:
+    """A sentence about the first value of a message that is infinite, NaN or a whole number beyond 2^53; None if there is none."""
+    tensors = tensors_of(message)
+    for field in field_kinds(type(message)):
+        if field in tensors:
+            bad = first_not_finite(tensors[field])
+            if bad is not None:
+                return f"{named(field, bad)} of its update is not finite"
             continue
-        if bad is not None:
-            tensor = f"{field} {bad}".strip()
-            raise NotFinite(f"client {client}, {phase.name} round {now.index}: {tensor} of its update is not finite")
+        value = getattr(message, field)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                return f"{field} of its update is not finite"
+            if isinstance(number, int) and abs(number) > LARGEST:
+                return f"{field} of its update is a whole number of {number.bit_length()} bits, expected at most 2^53"
+    return None
+
+
+def named(field: str, tensor: str) -> str:
+    """A tensor of a message as a sentence names it."""
+    return f"{field} {tensor}".strip()
 
 
 def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -> tuple[torch.Tensor, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from ..core.method import Method
 from ..core.records import EvalRecord
 from ..core.task import Task
 from ..core.types import ClientId, Examples, Failure, Round
-from ..core.wire import decode, encode
+from ..core.wire import WireError, encode
+from .checks import MAX_COUNTS_BYTES, Refused, checked_counts
 from .client import Counts, confusion
+from .failures import STOP, Tolerance
 from .simulator import Transport
 
 
@@ -25,6 +27,7 @@ class Evaluator:
     Attributes:
         test, validation: everything, for the global model.
         batch_size: examples a forward pass.
+        tolerance: what becomes of clients that fail; a quorum is not asked for.
     """
 
     method: Method[Any, Any]
@@ -34,37 +37,58 @@ class Evaluator:
     test: Examples
     validation: Examples
     batch_size: int
+    tolerance: Tolerance = STOP
 
-    def after(self, server: Any, now: Round, rounds: int) -> EvalRecord:
-        """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart."""
+    def after(self, server: Any, now: Round, rounds: int, excluded: Collection[ClientId] = ()) -> EvalRecord:
+        """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart.
+
+        Args:
+            excluded: clients that are not asked.
+
+        Raises:
+            RunFailed: a client failed and `tolerance.on_failure` is "stop", or none gave usable counts.
+        """
         start = time.perf_counter()
         phase = next(phase for phase in self.method.phases if phase.name == now.phase)
         blob = encode(phase.broadcast(server, now))
-        clients: dict[ClientId, list[list[int]]] = {}
-        pooled = pooled_validation = metrics.zeros(self.task.num_classes)
-        loss, bytes_up = 0.0, 0
-        for client, reply in self.transport.exchange("evaluate", now, dict.fromkeys(self.clients, blob)):
+        asked = [client for client in self.clients if client not in excluded]
+        counts: dict[ClientId, Counts] = {}
+        failures: dict[ClientId, str] = {}
+        bytes_up = 0
+        requests = dict.fromkeys(asked, blob)
+        for client, reply in self.transport.exchange("evaluate", now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
-                raise RunFailed(f"evaluation after {rounds} rounds: {reply.reason}")
-            counts = decode(Counts, reply)
-            clients[client] = counts.test.tolist()
-            pooled = metrics.add(pooled, clients[client])
-            pooled_validation = metrics.add(pooled_validation, counts.validation.tolist())
-            loss += counts.test_loss
+                failures[client] = reply.reason
+                continue
             bytes_up += len(reply)
+            try:
+                counts[client] = checked_counts(reply, self.task.num_classes)
+            except (Refused, WireError) as error:
+                failures[client] = f"client {client}: {error}"
+        failures.update({client: f"client {client}: no answer" for client in asked if client not in counts and client not in failures})
+        if failures and (self.tolerance.on_failure == "stop" or not counts):
+            raise RunFailed(f"evaluation after {rounds} rounds: {failures[min(failures)]}")
+        pooled = pooled_validation = metrics.zeros(self.task.num_classes)
+        loss = 0.0
+        for client in asked:  # not in the order of arrival, on which the last bits of the sum would hang
+            if client in counts:
+                pooled = metrics.add(pooled, counts[client].test.tolist())
+                pooled_validation = metrics.add(pooled_validation, counts[client].validation.tolist())
+                loss += counts[client].test_loss
         server_counts, server_validation, server_loss = self._global(server)
         return EvalRecord(
             rounds=rounds,
-            clients={client: clients[client] for client in sorted(clients)},
+            clients={client: counts[client].test.tolist() for client in sorted(counts)},
             pooled=pooled,
             pooled_validation=pooled_validation,
             server=server_counts,
             server_validation=server_validation,
             loss_pooled=loss / max(1, sum(map(sum, pooled))),
             loss_server=server_loss,
-            bytes_down=len(blob) * len(self.clients),
+            bytes_down=len(blob) * len(asked),
             bytes_up=bytes_up,
             seconds=time.perf_counter() - start,
+            failures={client: failures[client] for client in sorted(failures)},
         )
 
     def untrained(self, server: Any) -> EvalRecord:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from ..core.errors import RunFailed
 from ..core.method import Method, Phase, Received, Work
-from ..core.records import RoundRecord
+from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
 from ..core.types import ClientId, Failure, Round
-from ..core.wire import WireError, decode, encode, payload_bytes
-from .client import NotFinite, check_finite, unframe
+from ..core.wire import WireError, encode, payload_bytes
+from .checks import Expected, Refused, checked, expected, num_samples
+from .failures import NEW, STOP, Standing, Tolerance
 from .simulator import Transport
 
-_ADVICE = (
+_REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
     'training.learning_rate, or with federation.on_failure = "drop" to go on without such clients'
 )
+_STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run goes on without such clients'
+_USABLE = "The checkpoint before it stays usable"
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class Step:
         number: rounds completed, over all phases.
         now: the round that was just completed.
         server: the server's state after it.
+        standing: what is remembered of the clients' answers after it.
     """
 
     number: int
     now: Round
     server: Any
     record: RoundRecord
+    standing: Standing
 
 
 def schedule(method: Method[Any, Any]) -> tuple[Round, ...]:
@@ -45,20 +51,30 @@ def schedule(method: Method[Any, Any]) -> tuple[Round, ...]:
 
 
 def cohort(
-    phase: Phase[Any, Any, Any, Any], clients: Sequence[ClientId], per_round: int, key: Key, sampled_before: int
+    phase: Phase[Any, Any, Any, Any],
+    clients: Sequence[ClientId],
+    per_round: int,
+    key: Key,
+    sampled_before: int,
+    attempt: int = 0,
+    excluded: Collection[ClientId] = (),
 ) -> tuple[ClientId, ...]:
     """Who takes part, sorted by id.
 
-    Sampled rounds draw from `key.fold("cohort", n)`, n = number of sampled rounds before, so every method sees the same clients.
+    Sampled rounds draw from `key.fold("cohort", n)`, n = number of sampled rounds before, so every method sees the same clients, whatever
+    happened in earlier rounds. A further attempt at a round draws anew, from the stream below under its number.
+
+    Args:
+        excluded: their places go to the clients that come next in the order drawn.
     """
     if phase.cohort == "sampled":
         size, stream = per_round, key.fold("cohort", sampled_before)
     else:
         size, stream = phase.cohort, key.fold("cohort", phase.name)
     if size >= len(clients):
-        return tuple(sorted(clients))
-    drawn = stream.permutation(len(clients))[:size]
-    return tuple(sorted(clients[int(i)] for i in drawn))
+        return tuple(sorted(client for client in clients if client not in excluded))
+    drawn = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()
+    return tuple(sorted([clients[i] for i in drawn if clients[i] not in excluded][:size]))
 
 
 def run(
@@ -70,7 +86,8 @@ def run(
     key: Key,
     server: Any,
     start: int = 0,
-    on_failure: Literal["stop", "drop"] = "stop",
+    tolerance: Tolerance = STOP,
+    standing: Standing = NEW,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -78,70 +95,155 @@ def run(
         clients: ids of all clients.
         per_round: clients of a sampled round.
         server: the server's state before round `start`.
-        on_failure: a client that failed stops the run, or is left out of the round and recorded.
+        tolerance: what becomes of clients that fail, and of rounds in which too few answer.
+        standing: what is remembered of the clients' answers before round `start`.
 
     Raises:
-        RunFailed: a client failed and `on_failure` is "stop", or nobody answered.
+        RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
     """
     phases = {phase.name: phase for phase in method.phases}
     rounds = schedule(method)
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
     for now in rounds[start:]:
         phase = phases[now.phase]
-        chosen = cohort(phase, clients, per_round, key, sampled)
+        choose = partial(cohort, phase, clients, per_round, key, sampled)
+        server, record, standing = _round(phase, transport, choose, server, now, tolerance, standing)
         sampled += phase.cohort == "sampled"
-        server, record = _round(phase, transport, chosen, server, now, on_failure)
-        yield Step(now.number + 1, now, server, record)
+        yield Step(now.number + 1, now, server, record, standing)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What came back from one cohort, by client.
+
+    Attributes:
+        bytes_up: of every reply, refused ones too.
+        failures: reasons; `refused` are those of them that sent an answer, `repeats` those that would fail in the same way again.
+    """
+
+    cohort: tuple[ClientId, ...]
+    messages: Mapping[ClientId, Any]
+    work: Mapping[ClientId, Work]
+    bytes_up: Mapping[ClientId, int]
+    failures: Mapping[ClientId, str]
+    refused: tuple[ClientId, ...]
+    repeats: tuple[ClientId, ...]
 
 
 def _round(
-    phase: Phase[Any, Any, Any, Any], transport: Transport, chosen: Sequence[ClientId], server: Any, now: Round, on_failure: str
-) -> tuple[Any, RoundRecord]:
+    phase: Phase[Any, Any, Any, Any],
+    transport: Transport,
+    choose: Callable[[int, Collection[ClientId]], tuple[ClientId, ...]],
+    server: Any,
+    now: Round,
+    tolerance: Tolerance,
+    standing: Standing,
+) -> tuple[Any, RoundRecord, Standing]:
     start = time.perf_counter()
     broadcast = phase.broadcast(server, now)
     blob = encode(broadcast)
-    received: dict[ClientId, Any] = {}
-    work: dict[ClientId, Work] = {}
-    bytes_up: dict[ClientId, int] = {}
-    failures: dict[ClientId, str] = {}
-    for client, reply in transport.exchange("train", now, dict.fromkeys(chosen, blob)):
-        try:
-            if isinstance(reply, Failure):
-                raise NotFinite(reply.reason)
-            encoded, work_done = unframe(reply)
-            message = decode(phase.up, encoded)
-            check_finite(message, phase, client, now)
-        except (NotFinite, WireError) as error:
-            reason = f"client {client}, {now.phase} round {now.index}: {error}" if isinstance(error, WireError) else str(error)
-            if on_failure == "stop":
-                raise RunFailed(f"{reason}. {_ADVICE}") from None
-            failures[client] = reason
-            continue
-        received[client], work[client], bytes_up[client] = message, work_done, len(reply)
-    if not received:
-        first = next(iter(failures.values()))
-        raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients gave a usable answer; the first: {first}. {_ADVICE}")
-    answers = [Received(client, received[client]) for client in sorted(received)]
+    expect = expected(phase, server, broadcast, now)
+    before, asked = standing, []
+    while True:
+        chosen = choose(len(asked), standing.excluded)
+        got = _exchange(transport, chosen, blob, now, expect, tolerance, standing)
+        asked.append(got)
+        accepted = {client: num_samples(message) for client, message in got.messages.items()}
+        standing = standing.after(accepted, got.refused, tolerance.exclude_after)
+        if len(got.messages) >= tolerance.needed(len(chosen)):
+            break
+        if len(asked) == tolerance.round_attempts:
+            raise RunFailed(_too_few(got, now, tolerance, standing))
+    answers = [Received(client, message) for client, message in got.messages.items()]
     after = phase.aggregate(server, answers, now)
+    useful = sum(got.bytes_up[answer.client] for answer in answers)
+    bytes_up = _added([one.bytes_up for one in asked])
+    fields_up = _added([payload_bytes(answer.message, got.bytes_up[answer.client]) for answer in answers])
+    if discarded := sum(bytes_up.values()) - useful:
+        fields_up["discarded"] = discarded
+    sent = sum(len(one.cohort) for one in asked)
     record = RoundRecord(
         phase=now.phase,
         index=now.index,
         number=now.number,
-        cohort=tuple(chosen),
-        bytes_down=dict.fromkeys(chosen, len(blob)),
+        cohort=got.cohort,
+        bytes_down=_added([dict.fromkeys(one.cohort, len(blob)) for one in asked]),
         bytes_up=bytes_up,
-        fields_down={name: size * len(chosen) for name, size in payload_bytes(broadcast, len(blob)).items()},
-        fields_up=_added([payload_bytes(answer.message, bytes_up[answer.client]) for answer in answers]),
-        steps={client: work[client].steps for client in sorted(work)},
-        examples={client: work[client].examples for client in sorted(work)},
-        loss={client: work[client].loss for client in sorted(work)},
-        compute_s={client: work[client].compute_s for client in sorted(work)},
-        failures=failures,
+        fields_down={name: size * sent for name, size in payload_bytes(broadcast, len(blob)).items()},
+        fields_up=fields_up,
+        steps={client: work.steps for client, work in got.work.items()},
+        examples={client: work.examples for client, work in got.work.items()},
+        loss={client: work.loss for client, work in got.work.items()},
+        compute_s={client: work.compute_s for client, work in got.work.items()},
+        failures=got.failures,
         server={},
         seconds=time.perf_counter() - start,
         notes=dict(transport.notes()),
+        refused=got.refused,
+        excluded=tuple(sorted(standing.excluded - before.excluded)),
+        attempts=tuple(
+            FailedAttempt(one.cohort, dict.fromkeys(one.cohort, len(blob)), one.bytes_up, one.failures, one.refused) for one in asked[:-1]
+        ),
     )
-    return after, record
+    return after, record, standing
+
+
+def _exchange(
+    transport: Transport,
+    chosen: tuple[ClientId, ...],
+    blob: bytes,
+    now: Round,
+    expect: Expected,
+    tolerance: Tolerance,
+    standing: Standing,
+) -> _Exchange:
+    """Ask a cohort and check what it answers; everything in the order of client ids, whatever order it came in."""
+    good: dict[ClientId, tuple[Any, Work]] = {}
+    bytes_up: dict[ClientId, int] = {}
+    failures: dict[ClientId, str] = {}
+    refused: list[ClientId] = []
+    repeats: list[ClientId] = []
+    requests = dict.fromkeys(chosen, blob)
+    for client, reply in transport.exchange("train", now, requests, tolerance.timeout_s, expect.max_bytes):
+        if isinstance(reply, Failure):
+            failures[client] = reply.reason
+            if reply.repeats:
+                repeats.append(client)
+        else:
+            bytes_up[client] = len(reply)
+            try:
+                good[client] = checked(reply, expect, tolerance, standing.num_samples.get(client))
+            except (Refused, WireError) as error:
+                failures[client] = f"client {client}, {now.phase} round {now.index}: {error}"
+                refused.append(client)
+        if client in failures and tolerance.on_failure == "stop":
+            raise RunFailed(f"{failures[client]}. {_REPEATS if repeats else _STOPS}")
+    for client in chosen:
+        if client not in good and client not in failures:
+            failures[client] = f"client {client}, {now.phase} round {now.index}: no answer"
+    if failures and tolerance.on_failure == "stop":
+        raise RunFailed(f"{next(iter(failures.values()))}. {_STOPS}")
+    answered = sorted(good)
+    return _Exchange(
+        cohort=chosen,
+        messages={client: good[client][0] for client in answered},
+        work={client: good[client][1] for client in answered},
+        bytes_up={client: bytes_up[client] for client in sorted(bytes_up)},
+        failures={client: failures[client] for client in sorted(failures)},
+        refused=tuple(sorted(refused)),
+        repeats=tuple(sorted(repeats)),
+    )
+
+
+def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standing) -> str:
+    where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.messages)
+    if not asked:
+        return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {_USABLE}"
+    needed = tolerance.needed(asked)
+    text = f"{where}: {usable or 'none'} of {asked} clients gave a usable answer"
+    text += f", expected at least {needed} (federation.quorum)" if needed > 1 else ""
+    text += f", the last of {tolerance.round_attempts} cohorts that were asked" if tolerance.round_attempts > 1 else ""
+    return f"{text}; the first: {next(iter(got.failures.values()))}. {_REPEATS if got.repeats else _USABLE}"
 
 
 def _added(tables: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -24,7 +24,29 @@ class FederationOptions(Options):
         default=2, ge=1, description='For partition = "shards": runs of examples sorted by label that a client gets.'
     )
     on_failure: Literal["stop", "drop"] = Field(
-        default="stop", description="A client whose loss or update is not finite stops the run, or is left out of the round."
+        default="stop",
+        description="A client that fails, is late or sends an update that is refused stops the run, or is left out of the round.",
+    )
+    quorum: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the clients asked whose answers a round needs; 0 = one client's answer will do."
+    )
+    round_attempts: int = Field(
+        default=1, ge=1, description="Cohorts that a round may ask, one after the other, until one reaches the quorum; then the run stops."
+    )
+    round_timeout_s: float = Field(
+        default=0.0, ge=0, description="Seconds after which a client is late; 0 = no limit. Between machines only: in one process none is."
+    )
+    exclude_after: int = Field(
+        default=0, ge=0, description="Refused updates in a row after which a client takes no part in the rest of the run; 0 = never."
+    )
+    max_samples: int = Field(
+        default=0, ge=0, description="Training examples that a client may say it has, or its update is refused; 0 = no limit."
+    )
+    max_update_norm: float = Field(
+        default=0.0,
+        ge=0,
+        description="L2 norm that the difference between the tensors a client was sent and those it sends back may have, "
+        "or its update is refused; 0 = no limit.",
     )
 
 

@@ -14,8 +14,20 @@ Action = Literal["train", "evaluate"]
 class Transport(Protocol):
     """Carries bytes; knows neither models nor mathematics."""
 
-    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """Send each client its bytes; yield each reply, or why there is none, in any order."""
+    def exchange(
+        self,
+        action: Action,
+        now: Round,
+        requests: Mapping[ClientId, bytes],
+        timeout_s: float | None = None,
+        max_bytes: int | None = None,
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        """Send each client its bytes; yield its reply, or why there is none, at most once for each client and in any order.
+
+        Args:
+            timeout_s: a client that has not answered so many seconds later has failed. None: wait until each has answered or failed.
+            max_bytes: a longer reply need not be taken in; the loop refuses it in any case.
+        """
         ...
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
@@ -30,8 +42,15 @@ class Simulator:
         self.runtime = runtime
         self._notes: dict[ClientId, Mapping[str, Any]] = {}
 
-    def exchange(self, action: Action, now: Round, requests: Mapping[ClientId, bytes]) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """Replies in the order of the requests."""
+    def exchange(
+        self,
+        action: Action,
+        now: Round,
+        requests: Mapping[ClientId, bytes],
+        timeout_s: float | None = None,
+        max_bytes: int | None = None,
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        """Replies in the order of the requests. Nobody is late here: clients compute one after the other, in this process."""
         self._notes = {}
         for client, blob in requests.items():
             if action == "evaluate":
@@ -40,7 +59,7 @@ class Simulator:
             try:
                 reply, notes = self.runtime.train(client, blob, now)
             except NotFinite as error:
-                yield client, Failure(str(error))
+                yield client, Failure(str(error), repeats=True)
                 continue
             if notes:
                 self._notes[client] = notes

@@ -144,7 +144,7 @@ class FibecFed:
             rows.append(Phase("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count))
         rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
         if self.closing_round:
-            rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate))
+            rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate, _all_layers))
         return tuple(rows)
 
     @property
@@ -321,6 +321,11 @@ def _ask_importance(server: Server, now: Round) -> AskImportance:
 
 def _ask_ratio(server: Server, now: Round) -> AskRatio:
     return AskRatio()
+
+
+def _all_layers(server: Server, now: Round) -> AllLayers:
+    """What answers of the closing round look like: more than was sent."""
+    return AllLayers(server.params, 1)
 
 
 def _aggregate(server: Server, received: Sequence[Received[Any]], now: Round) -> Server:

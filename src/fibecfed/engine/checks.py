@@ -1,0 +1,195 @@
+"""What an answer must be before it is used.
+
+Everything it is compared with comes from the server's side, never from other clients' answers, so that a wrong one cannot make right
+ones look wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.method import Phase, Work
+from ..core.types import Round
+from ..core.wire import decode, field_kinds, tensors_of
+from .client import LARGEST, Counts, named, not_finite, unframe
+from .failures import Tolerance
+
+OVERHEAD_BYTES = 2**20
+"""What an answer may take beside its tensors, for names and plain fields."""
+
+MAX_COUNTS_BYTES = 2**24
+"""Of the answer to an evaluation: two confusion matrices of a thousand classes."""
+
+_PLAIN = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+}
+"""What can be computed with everywhere."""
+
+
+class Refused(Exception):
+    """An answer that must not be aggregated; the text says what of it, what was got and what was expected."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the server expects of every answer in one round, made by `expected`.
+
+    Attributes:
+        up: class of the message.
+        like: field -> tensors whose names, shapes and dtypes an answer must have. A field that is not there must only be finite.
+        sent: field -> the tensors that were sent, for the fields that an answer has too.
+        max_bytes: length of the whole answer.
+    """
+
+    up: type
+    like: Mapping[str, Mapping[str, Tensor]]
+    sent: Mapping[str, Mapping[str, Tensor]]
+    max_bytes: int
+
+
+def expected(phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, now: Round) -> Expected:
+    """What answers to `broadcast` must look like: as the phase's template, or else as the broadcast, or else as the server's state."""
+    down, state = tensors_of(broadcast), tensors_of(server)
+    template = {} if phase.template is None else tensors_of(phase.template(server, now))
+    kinds = field_kinds(phase.up)
+    sent, kept = (
+        {field: tensors for field, tensors in table.items() if field_kinds(type(value))[field] == kinds.get(field)}
+        for value, table in ((broadcast, down), (server, state))
+    )
+    # tensors that the server has none of yet say nothing about those to come
+    like = {**{field: tensors for field, tensors in kept.items() if tensors}, **sent} if phase.template is None else template
+    largest = sum(tensor.nbytes for table in (down, state, template) for tensors in table.values() for tensor in tensors.values())
+    return Expected(phase.up, like, sent, OVERHEAD_BYTES + largest)
+
+
+def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int | None) -> tuple[Any, Work]:
+    """The message and the work of a reply.
+
+    Args:
+        declared: training examples that the client named before; None if it has not yet.
+
+    Raises:
+        Refused: it must not be aggregated.
+        WireError: it is not a message of the class and wire version expected.
+    """
+    if len(reply) > expect.max_bytes:
+        raise Refused(f"a reply of {len(reply)} bytes, expected at most {expect.max_bytes}")
+    encoded, work = unframe(reply)
+    message = decode(expect.up, encoded)
+    for problem in (
+        _unlike(message, expect.like),
+        not_finite(message),
+        _bad_work(work),
+        _bad_number_of_examples(message, tolerance.max_samples, declared),
+        _too_far(message, expect, tolerance.max_update_norm),
+    ):
+        if problem is not None:
+            raise Refused(problem)
+    return message, work
+
+
+def checked_counts(reply: bytes, num_classes: int) -> Counts:
+    """The counts of an evaluation. Its losses may be infinite or NaN, as those of a model that has diverged are.
+
+    Raises:
+        Refused: they are not counts of so many classes.
+        WireError: it is not a message of the class and wire version expected.
+    """
+    if len(reply) > MAX_COUNTS_BYTES:
+        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
+    counts = decode(Counts, reply)
+    square = {"": torch.zeros(num_classes, num_classes, dtype=torch.int64)}
+    problem = _unlike(counts, {"test": square, "validation": square})
+    for field, table in (("test", counts.test), ("validation", counts.validation)):
+        if problem is None and (bool((table < 0).any()) or bool((table > LARGEST).any())):
+            problem = f"{field} has counts from {int(table.min())} to {int(table.max())}, expected 0 to 2^53"
+    if problem is not None:
+        raise Refused(problem)
+    return counts
+
+
+def num_samples(message: Any) -> int | None:
+    """The number of training examples that a message names; None where its class has no such field."""
+    return message.num_samples if field_kinds(type(message)).get("num_samples") == "scalar" else None
+
+
+def _unlike(message: Any, like: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    for field, tensors in tensors_of(message).items():
+        wanted = like.get(field)
+        if wanted is None:
+            if strange := [name for name in sorted(tensors) if tensors[name].dtype not in _PLAIN]:
+                return f"{named(field, strange[0])} of its update has dtype {_dtype(tensors[strange[0]])}, expected one to compute with"
+            continue
+        if unknown := sorted(tensors.keys() - wanted.keys()):
+            return f"{field} of its update has {len(unknown)} unknown tensors ({_some(unknown)}), expected {len(wanted)} of known names"
+        if missing := sorted(wanted.keys() - tensors.keys()):
+            return f"{field} of its update lacks {len(missing)} tensors ({_some(missing)}), expected {len(wanted)}"
+        for name in sorted(tensors):
+            got, want = tensors[name], wanted[name]
+            if got.dtype != want.dtype:
+                return f"{named(field, name)} of its update has dtype {_dtype(got)}, expected {_dtype(want)}"
+            if got.ndim != want.ndim or any(size != a for size, a in zip(got.shape, want.shape, strict=True) if a):
+                return f"{named(field, name)} of its update has shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    return None
+
+
+def _bad_work(work: Work) -> str | None:
+    if not (math.isfinite(work.loss) and math.isfinite(work.compute_s) and work.compute_s >= 0):
+        return f"its loss is {work.loss} and its seconds {work.compute_s}, expected finite numbers"
+    if max(work.steps, work.examples) > LARGEST:
+        return f"it counts {work.steps} steps on {work.examples} examples, expected at most 2^53"
+    return None
+
+
+def _bad_number_of_examples(message: Any, most: int, declared: int | None) -> str | None:
+    count = num_samples(message)
+    if count is None:
+        return None
+    if count < 1 or (most and count > most):
+        return f"num_samples is {count}, expected at least 1" + (f" and at most {most} (federation.max_samples)" if most else "")
+    if declared is not None and count != declared:
+        return f"num_samples is {count}, expected {declared} as in its first answer"
+    return None
+
+
+def _too_far(message: Any, expect: Expected, most: float) -> str | None:
+    if not most:
+        return None
+    square, worst, worst_name = 0.0, -1.0, ""
+    for field, tensors in tensors_of(message).items():
+        if field not in expect.sent:
+            continue
+        for name, tensor in sorted(tensors.items()):
+            part = _difference(tensor, expect.sent[field].get(name), expect.like.get(field, {}).get(name))
+            square += part
+            if part > worst:
+                worst, worst_name = part, named(field, name)
+    if square <= most**2:
+        return None
+    return (
+        f"its update differs from what it was sent by {math.sqrt(square):.4g} (L2 norm, most of it in {worst_name}), "
+        f"expected at most {most:g} (federation.max_update_norm)"
+    )
+
+
+def _difference(tensor: Tensor, *others: Tensor | None) -> float:
+    """The squared L2 norm of the difference to the first of `others` of the same shape; to 0 if there is none."""
+    known = next((other for other in others if other is not None and other.shape == tensor.shape), None)
+    difference = tensor.to("cpu", torch.float64) - (0.0 if known is None else known.to("cpu", torch.float64))
+    return float(difference.square().sum())
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in names[:3])
+    return shown + (", ..." if len(names) > 3 else "")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

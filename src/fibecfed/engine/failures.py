@@ -1,0 +1,105 @@
+"""What a run puts up with, and what it remembers about how each client has behaved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..core.records import RoundRecord
+from ..core.types import ClientId
+from .options import FederationOptions
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How failures are treated; each attribute as in `FederationOptions`, with 0 for no limit."""
+
+    on_failure: Literal["stop", "drop"] = "stop"
+    quorum: float = 0.0
+    round_attempts: int = 1
+    round_timeout_s: float = 0.0
+    exclude_after: int = 0
+    max_samples: int = 0
+    max_update_norm: float = 0.0
+
+    @classmethod
+    def of(cls, options: FederationOptions) -> Tolerance:
+        """What a configuration asks for."""
+        return cls(
+            on_failure=options.on_failure,
+            quorum=options.quorum,
+            round_attempts=options.round_attempts,
+            round_timeout_s=options.round_timeout_s,
+            exclude_after=options.exclude_after,
+            max_samples=options.max_samples,
+            max_update_norm=options.max_update_norm,
+        )
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that an exchange may take; None: as long as it takes."""
+        return self.round_timeout_s or None
+
+    def needed(self, asked: int) -> int:
+        """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked))."""
+        return max(1, math.ceil(self.quorum * asked - 1e-9))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the server remembers of the clients' answers from round to round; a part of each checkpoint.
+
+    Attributes:
+        num_samples: training examples that a client named in its first answer that was accepted.
+        refused: answers of a client that were refused since the last accepted one. Not answering does not count.
+        excluded: clients that are not asked any more.
+    """
+
+    num_samples: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
+    refused: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
+    excluded: frozenset[ClientId] = frozenset()
+
+    def after(self, accepted: Mapping[ClientId, int | None], refused: Collection[ClientId], exclude_after: int) -> Standing:
+        """The standing after an exchange.
+
+        Args:
+            accepted: the clients whose answers were accepted, with the number of examples that each named, if any.
+            refused: the clients whose answers were refused.
+            exclude_after: refused answers in a row that exclude a client; 0 = never.
+        """
+        named = {client: count for client, count in accepted.items() if count is not None}
+        in_a_row = {client: times for client, times in self.refused.items() if client not in accepted}
+        in_a_row.update({client: in_a_row.get(client, 0) + 1 for client in refused})
+        out = {client for client, times in in_a_row.items() if exclude_after and times >= exclude_after}
+        return Standing({**self.num_samples, **named}, in_a_row, self.excluded | out)
+
+    def table(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"num_samples": dict(self.num_samples), "refused": dict(self.refused), "excluded": sorted(self.excluded)}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Standing:
+        """What `table` was made of; at the start where it is empty."""
+        return cls(table.get("num_samples", {}), table.get("refused", {}), frozenset(table.get("excluded", ())))
+
+
+STOP = Tolerance()
+"""The first failure ends the run."""
+
+NEW = Standing()
+"""Nobody has answered yet."""
+
+
+def sentences(record: RoundRecord) -> list[str]:
+    """What went wrong in a round, for its user."""
+    where = f"{record.phase} round {record.index}"
+    told: list[str] = []
+    for attempt in record.attempts:
+        usable = len(attempt.cohort) - len(attempt.failures)
+        told.append(f"{where} was repeated with other clients: {usable} of {len(attempt.cohort)} gave a usable answer")
+        told.extend(f"client {client} failed in it: {reason}" for client, reason in attempt.failures.items())
+    told.extend(f"client {client} was left out of {where}: {reason}" for client, reason in record.failures.items())
+    told.extend(f"client {client} takes no part from now on: too many of its updates in a row were refused" for client in record.excluded)
+    return told
