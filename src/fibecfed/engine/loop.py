@@ -73,8 +73,9 @@ def cohort(
         size, stream = phase.cohort, key.fold("cohort", phase.name)
     if size >= len(clients):
         return tuple(sorted(client for client in clients if client not in excluded))
-    drawn = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()
-    return tuple(sorted([clients[i] for i in drawn if clients[i] not in excluded][:size]))
+    order = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients))
+    drawn = [client for client in (clients[int(i)] for i in order) if client not in excluded]
+    return tuple(sorted(drawn[:size]))
 
 
 def run(
