@@ -54,8 +54,11 @@ def config(folder: Path, **method: Any) -> Config:
         {"kind": "fibecfed", "layers": {"rule": "coverage"}, "curriculum": {"pace": "none"}},
         {"kind": "lora", "finetune": True},
         {"kind": "local"},
+        {"kind": "voc"},
+        {"kind": "self-evolution"},
+        {"kind": "fedsa-lora"},
     ],
-    ids=["fibecfed", "coverage", "lora", "local"],
+    ids=lambda method: method.get("layers", {}).get("rule") or method["kind"],
 )
 def test_bytes_and_steps_are_those_of_the_run(folder: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     wanted = config(folder, **method)

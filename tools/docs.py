@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables  # noqa: E402
 
-FILES = ("README.md", "docs/configuration.md", "docs/methods/fibecfed.md", "docs/results.md")
+METHOD_PAGES = tuple(f"docs/methods/{path.name}" for path in sorted((ROOT / "docs" / "methods").glob("*.md")))
+FILES = ("README.md", "docs/configuration.md", *METHOD_PAGES, "docs/results.md")
 OWN_DATA = "configs/my-data.toml"
 
 
@@ -59,6 +60,25 @@ def everything() -> str:
         if table.count("\n") > 1:
             parts.append(f'\n### `method.kind = "{kind}"`\n\n{table}')
     return "\n".join(parts)
+
+
+def method_keys(kind: str) -> str:
+    """Table of a method's own keys."""
+    table = configuration(kind, "method.")
+    return table if table.count("\n") > 1 else "None."
+
+
+def travels(kind: str) -> str:
+    """What a method sends, phase by phase, for 50 clients and 40 rounds: the fields of its message classes."""
+    chosen = make(METHODS[kind](), Setting(TrainingOptions(), 40, 50, Key(0), 64))
+    rows = ["| phase | rounds | clients | down | up |", "|---|---|---|---|---|"]
+    for phase in chosen.phases:
+        cohort = phase.cohort if phase.cohort == "sampled" else f"{phase.cohort}"
+        down, up = (
+            ", ".join(f"`{field}` ({word})" for field, word in describe(messages)) or "nothing" for messages in (phase.down, phase.up)
+        )
+        rows.append(f"| {phase.name} | {phase.num_rounds} | {cohort} | {down} | {up} |")
+    return "\n".join(rows)
 
 
 def leaves_a_client() -> str:
@@ -102,20 +122,24 @@ def leaves_a_client() -> str:
 
 PARTS = {
     "configuration": everything,
-    "method-keys": lambda: configuration("fibecfed", "method."),
     "leaves-a-client": leaves_a_client,
     "trial": lambda: tables.trial(tables.known("trial")),
     "sweeps": lambda: tables.sweeps(tables.known("sweeps")),
 }
 
 
+OF_A_METHOD = {"keys": method_keys, "travels": travels}
+"""Parts that are written `<!-- generated: keys lora -->`."""
+
+
 def rendered(text: str) -> str:
     """`text` with every generated part made anew."""
 
     def fill(found: re.Match[str]) -> str:
-        return f"<!-- generated: {found[1]} -->\n{PARTS[found[1]]()}\n<!-- end -->"
+        part, _, kind = found[1].partition(" ")
+        return f"<!-- generated: {found[1]} -->\n{OF_A_METHOD[part](kind) if kind else PARTS[part]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- generated: ([a-z-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- generated: ([a-z0-9 -]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 def main() -> int:

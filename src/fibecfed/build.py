@@ -14,6 +14,8 @@ from .core.method import Method
 from .core.rng import Key
 from .data.federated import FederatedData, federate
 from .data.sources import load as load_data
+from .data.tasks import TASKS
+from .data.text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .local.options import LayerOptions
 from .methods.catalogue import Setting, make
 from .models.backbones import (
@@ -120,5 +122,12 @@ def prepare(config: Config) -> Prepared:
 def build_method(inputs: Inputs) -> Method[Any, Any]:
     """The method of a configuration."""
     config = inputs.config
-    setting = Setting(config.training, config.federation.rounds, len(inputs.data.clients), inputs.key.fold("method"))
+    key = inputs.key.fold("method")
+    setting = Setting(config.training, config.federation.rounds, len(inputs.data.clients), key, max_length(config))
     return make(config.method, setting)
+
+
+def max_length(config: Config) -> int:
+    """Tokens that an example is cut to."""
+    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
+    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)

@@ -17,14 +17,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from .build import Prepared, prepare
+from .build import Prepared, max_length, prepare
 from .config import Config
-from .core.method import Phase, Work
+from .core.method import Client, Phase, Received, Work
 from .core.trees import num_values
 from .core.types import Params, Round
 from .core.wire import encode
-from .data.tasks import TASKS
-from .data.text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .engine.client import frame
 from .local import curriculum, selection
 from .local.optimise import fit
@@ -95,7 +93,7 @@ def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
         f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}",
         _table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params)),
     )
-    limit = _max_length(prepared.inputs.config)
+    limit = max_length(prepared.inputs.config)
     yield "Data", _table(("", "examples", "by class", "tokens: half, 95 %, longest", f"{limit} or cut"), _data(prepared, limit))
     yield f"Clients: {len(prepared.inputs.data.clients)}", _table(("", "least", "middle", "most"), _clients(prepared))
     traffic = plan_traffic(prepared)
@@ -122,12 +120,6 @@ def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
         tensors = [params[name] for name in inside]
         rows.append((title, str(len(inside)), f"{num_values(tensors):,}", decimal(sum(tensor.nbytes for tensor in tensors))))
     return rows
-
-
-def _max_length(config: Config) -> int:
-    """Tokens an example is cut to."""
-    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
-    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)
 
 
 def _data(prepared: Prepared, limit: int) -> list[tuple[str, ...]]:
@@ -167,15 +159,13 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     """What each phase would send, from messages made of the model at the start and encoded as in a run."""
     inputs, method, task = prepared.inputs, prepared.method, prepared.task
     server = method.init(task, inputs.key)
-    num_samples = round(statistics.mean(_sizes(prepared, "train")))
     plans = []
     for phase in method.phases:
-        now = Round(phase.name, 0, phase.num_rounds, 0)
-        sizes = []
-        for possible in _possible_servers(method, server, task.num_layers):
-            down = phase.broadcast(possible, now)
-            up = frame(encode(_reply(phase, down, possible, task.num_layers, num_samples)), Work())
-            sizes.append((len(encode(down)), len(up)))
+        if isinstance(method, fibecfed.FibecFed):
+            sizes = _fibecfed_sizes(prepared, method, phase, server)
+        else:
+            size, server = _tried_out(prepared, phase, server)
+            sizes = [size]
         asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
         downs, ups = zip(*sizes, strict=True)
         cohort = min(asked, len(inputs.data.clients))
@@ -183,9 +173,34 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     return plans
 
 
-def _possible_servers(method: Any, server: Any, num_layers: int) -> list[Any]:
+def _tried_out(prepared: Prepared, phase: Phase[Any, Any, Any, Any], server: Any) -> tuple[tuple[int, int], Any]:
+    """Bytes down and up of a phase's first round with one client that holds one example, and the server's state behind the phase."""
+    inputs, method, task = prepared.inputs, prepared.method, prepared.task
+    client = inputs.data.clients[0]
+    held = inputs.data.client(client)
+    one = replace(held, train=held.train.select(torch.tensor([0])))
+    seat = Client(client, task, one, method.init_client(task, client, inputs.key), inputs.key.fold("check"))
+    first = Round(phase.name, 0, phase.num_rounds, 0)
+    down = phase.broadcast(server, first)
+    update = phase.client_update(seat, down, first)
+    after = phase.aggregate(server, [Received(client, update.message)], replace(first, index=phase.num_rounds - 1))
+    return (len(encode(down)), len(frame(encode(update.message), update.work))), after
+
+
+def _fibecfed_sizes(prepared: Prepared, method: fibecfed.FibecFed, phase: Phase[Any, Any, Any, Any], server: Any) -> list[tuple[int, int]]:
+    """Bytes down and up of FibecFed's phases, for each number of shared layers that may come out."""
+    num_layers = prepared.task.num_layers
+    num_samples = round(statistics.mean(_sizes(prepared, "train")))
+    sizes = []
+    for possible in _possible_servers(method, server, num_layers):
+        down = phase.broadcast(possible, Round(phase.name, 0, phase.num_rounds, 0))
+        sizes.append((len(encode(down)), len(frame(encode(_reply(phase, down, possible, num_layers, num_samples)), Work()))))
+    return sizes
+
+
+def _possible_servers(method: fibecfed.FibecFed, server: Any, num_layers: int) -> list[Any]:
     """The server's state as it may be in tuning: which layers are shared is not known before phase 1, how many sometimes is."""
-    if not isinstance(method, fibecfed.FibecFed) or server.layers:
+    if server.layers:
         return [server]
     if method.layers.rule in ("coverage", "layer_gap", "plateau"):
         numbers = (1, num_layers)
@@ -196,17 +211,13 @@ def _possible_servers(method: Any, server: Any, num_layers: int) -> list[Any]:
 
 def _reply(phase: Phase[Any, Any, Any, Any], down: Any, server: Any, num_layers: int, num_samples: int) -> Any:
     """A message of the size of a client's reply."""
-    if phase.up in (fibecfed.LocalLayers, fedavg.LocalModel):
-        return phase.up(down.shared, num_samples)
+    if phase.up is fibecfed.LocalLayers:
+        return fibecfed.LocalLayers(down.shared, num_samples)
     if phase.up is fibecfed.AllLayers:
         return fibecfed.AllLayers(server.params, num_samples)
     if phase.up is fibecfed.Importance:
         return fibecfed.Importance(torch.zeros(num_layers), num_samples)
-    if phase.up is fibecfed.Ratio:
-        return fibecfed.Ratio(0.5, num_samples)
-    if phase.up is fedavg.Done:
-        return fedavg.Done()
-    raise TypeError(f"phase {phase.name}: the size of {phase.up.__name__} is not known; add it to check")
+    return fibecfed.Ratio(0.5, num_samples)
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
@@ -231,11 +242,13 @@ def plan_effort(prepared: Prepared) -> Effort:
     steps = passes = evaluations = 0.0
     for phase in method.phases:
         people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)
-        for now in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
-            share = _share(method, phase, now)
-            batches = [curriculum.num_batches_used(share, math.ceil(size / training.batch_size)) for size in sizes]
+        for index in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
+            now = Round(phase.name, index, phase.num_rounds, index)
+            batches = [_batches_used(method, phase, now, size, training.batch_size) for size in sizes]
             steps += people * training.local_epochs * statistics.mean(batches)
-            evaluations += (now + 1) % config.evaluation.every == 0 or now + 1 == phase.num_rounds
+            if isinstance(method, fedavg.FedAvg):
+                passes += people * method.targets.passes(now) * statistics.mean(sizes)
+            evaluations += (index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds
     if isinstance(method, fibecfed.FibecFed):
         options = method.curriculum
         if options.pace != "none" and options.order == "fisher":
@@ -252,11 +265,14 @@ def plan_effort(prepared: Prepared) -> Effort:
 _WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio)
 
 
-def _share(method: Any, phase: Phase[Any, Any, Any, Any], now: int) -> float:
-    """The share of its data that a client trains on in a round of a phase."""
+def _batches_used(method: Any, phase: Phase[Any, Any, Any, Any], now: Round, size: int, batch_size: int) -> int:
+    """The batches that a client with `size` examples trains on in an epoch of a round."""
     if isinstance(method, fibecfed.FibecFed) and phase.up is fibecfed.LocalLayers and method.curriculum.pace != "none":
-        return curriculum.share(method.curriculum, now, phase.num_rounds)
-    return 1.0
+        share = curriculum.share(method.curriculum, now.index, now.num_rounds)
+        return curriculum.num_batches_used(share, math.ceil(size / batch_size))
+    if isinstance(method, fedavg.FedAvg):
+        size = method.curriculum.num_examples(size, now, batch_size)
+    return math.ceil(size / batch_size)
 
 
 def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:

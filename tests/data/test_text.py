@@ -127,3 +127,43 @@ def test_a_text_without_a_token_is_named():
     table = tokenise(Mute(), split.take([0]), 8)
     assert table.token_type_ids is None and table.pad_id == 2
     assert "token_type_ids" not in table.view().batch([0])
+
+
+def fast_tokenizer(pair: str | None):
+    """Words w0 .. w9 with [CLS] and [SEP] around them, or nothing at all."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{n}" for n in range(10))]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    if pair is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single="[CLS] $A [SEP]", pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@pytest.mark.parametrize("pair", ["[CLS] $A [SEP] $B [SEP]", "[CLS] $A [SEP] [SEP] $B [SEP]", None])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("max_length", [6, 7, 8, 11])
+def test_a_batch_cut_further_is_what_the_tokenizer_makes_of_the_texts_at_that_length(pair, two: bool, max_length: int):
+    sizes = [(1, 9), (9, 1), (4, 4), (5, 4), (4, 5), (2, 2), (9, 8), (3, 3)]
+    first = [" ".join(f"w{n % 7}" if n else "unknown" for n in range(a)) for a, _ in sizes]
+    second = [" ".join(f"w{(n + 3) % 10}" for n in range(b)) for _, b in sizes]
+    split = TextSplit(first, second if two else None, torch.zeros(len(sizes), dtype=torch.int64), None)
+    tokenizer = fast_tokenizer(pair)
+    view = tokenise(tokenizer, split, 64).view()
+    batch = view.batch(range(len(sizes)), max_length)
+    expected = [
+        tokenizer(*pair, truncation="longest_first", max_length=max_length)["input_ids"]
+        for pair in (zip(first, second, strict=True) if two else zip(first))
+    ]
+    cut = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert cut == expected
+    assert batch["input_ids"].shape[1] % 8 == 0
+    if two and pair is not None:  # both texts are still there
+        assert all(row.count(3) == pair.count("[SEP]") and row[-2] != 3 for row in cut)
+    whole, same = view.batch([0, 1]), view.batch([0, 1], 64)
+    assert all(torch.equal(whole[name], same[name]) for name in whole)

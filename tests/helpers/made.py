@@ -27,6 +27,8 @@ from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 
 KEY = Key(7)
+LENGTH = 12
+"""Tokens of the longest planted example."""
 TRAINING = TrainingOptions(local_epochs=2, batch_size=4, learning_rate=0.01)
 
 
@@ -35,12 +37,12 @@ def made_task(layers: int = 4) -> TransformerTask:
 
 
 def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedData:
-    return planted_federation(clients, examples, KEY.fold("data"), partition="dirichlet", **more)
+    return planted_federation(clients, examples, KEY.fold("data"), partition="dirichlet", **{"length": LENGTH, **more})
 
 
 def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, training: TrainingOptions = TRAINING, **options: Any) -> Any:
     chosen = METHODS[kind].model_validate({"kind": kind, **options})
-    return make(chosen, Setting(training, rounds, clients, KEY.fold("method")))
+    return make(chosen, Setting(training, rounds, clients, KEY.fold("method"), LENGTH))
 
 
 class Spy:

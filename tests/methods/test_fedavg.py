@@ -11,7 +11,8 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import Round
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
-from fibecfed.methods.fedavg import Done, LocalModel, ServerModel, SharedModel
+from fibecfed.methods.fedavg import Done, LocalModel, SharedModel
+from fibecfed.methods.parts import ServerModel
 
 TASK, DATA = made_task(2), made_data()
 NOW = Round("tune", 0, 4, 0)

@@ -78,7 +78,8 @@ class Task(Protocol):
         ...
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
-        """-log p(label given the text; params), float32 or better. `embeddings` stand in for those of `input_ids`."""
+        """-log p(label given the text; params), float32 or better; with `targets` q in the batch, sum_c q_c (-log p(c)).
+        `embeddings` stand in for those of `input_ids`."""
         ...
 
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:

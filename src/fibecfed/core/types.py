@@ -15,7 +15,11 @@ Params: TypeAlias = Mapping[str, Tensor]
 """Named tensors; the canonical order is that of the sorted names. Never write into one that came in."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
-"""What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus `labels` (batch,)."""
+"""What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus `labels` (batch,).
+
+A method may add `targets`, class probabilities (batch, classes) that take the place of the labels in the loss, and `weights` (batch,), how
+much an example counts in the mean loss of its batch.
+"""
 
 
 class Examples(Protocol):
@@ -38,8 +42,13 @@ class Examples(Protocol):
         """Mean of -log unigram frequency of an example's tokens on this client, float64, shape (examples,)."""
         ...
 
-    def batch(self, positions: Sequence[int]) -> Batch:
-        """The examples at `positions`, padded to the longest of them, in that order."""
+    @property
+    def information(self) -> Tensor:
+        """Sum of -log unigram frequency of an example's tokens on this client, nat, float64, shape (examples,)."""
+        ...
+
+    def batch(self, positions: Sequence[int], max_length: int | None = None) -> Batch:
+        """The examples at `positions`, padded to the longest of them, in that order; texts cut to `max_length` tokens if given."""
         ...
 
 

@@ -53,6 +53,7 @@ def planted_tokens(num: int, num_classes: int, vocab_size: int, length: int, key
         token_type_ids=None,
         pad_id=PAD,
         special_ids=torch.tensor([PAD, START], dtype=torch.int32),
+        segments=(tokens != START)[column < lengths[:, None]].to(torch.uint8),
     )
 
 

@@ -33,6 +33,8 @@ class TokenTable:
         token_type_ids: which of two texts a token belongs to, uint8, shape (tokens,); None for a tokenizer without them.
         pad_id: fills up the shorter examples of a batch, where the attention mask is 0.
         special_ids: ids of [CLS], [SEP] and their like, which are not counted as words, int32.
+        segments: where a token comes from, uint8, shape (tokens,): 0 = added by the tokenizer, 1 = the first text, 2 = the second.
+            None: every token is one of the first text.
     """
 
     ids: Tensor
@@ -41,6 +43,7 @@ class TokenTable:
     token_type_ids: Tensor | None
     pad_id: int
     special_ids: Tensor
+    segments: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -86,7 +89,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
     if max_length > most:
         raise UserError(f"data.max_length: got {max_length}, expected at most {most}, the longest input of this model.")
     has_types = "token_type_ids" in tokenizer.model_input_names
-    pieces, types, lengths = [], [], []
+    pieces, types, segments, lengths = [], [], [], []
     for start in range(0, len(split), _CHUNK):
         part = slice(start, start + _CHUNK)
         encoded = tokenizer(
@@ -100,6 +103,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
         )
         pieces.append(torch.tensor([token for example in encoded["input_ids"] for token in example], dtype=torch.int32))
         lengths.extend(map(len, encoded["input_ids"]))
+        segments.append(_segments(encoded, tokenizer))
         if has_types:
             types.append(torch.tensor([kind for example in encoded["token_type_ids"] for kind in example], dtype=torch.uint8))
     if 0 in lengths:
@@ -113,7 +117,26 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
         token_type_ids=(torch.cat(types) if types else torch.zeros(0, dtype=torch.uint8)) if has_types else None,
         pad_id=0 if pad_id is None else int(pad_id),
         special_ids=torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32),
+        segments=torch.cat(segments) if segments else torch.zeros(0, dtype=torch.uint8),
     )
+
+
+def _segments(encoded: Any, tokenizer: Any) -> Tensor:
+    """Where each token of a tokenizer's answer comes from: 0 added, 1 first text, 2 second text."""
+    if getattr(encoded, "encodings", None) is not None:
+        found = [0 if text is None else text + 1 for example in encoded.encodings for text in example.sequence_ids]
+        return torch.tensor(found, dtype=torch.uint8)
+    # a tokenizer written in Python does not say: a run of words after added tokens is the next text
+    added = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)}
+    found = []
+    for ids in encoded["input_ids"]:
+        text, before = 0, 0
+        for token in ids:
+            here = int(token not in added)
+            text += here > before
+            before = here
+            found.append(min(text, 2) * here)
+    return torch.tensor(found, dtype=torch.uint8)
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -146,8 +169,18 @@ class TableExamples:
         """Mean over an example's tokens w of -log(count(w) / total), nat, float64, shape (examples,).
 
         Counts are of these examples alone (what one client can know) and leave special tokens out. An example of special tokens
-        alone has rarity 0. Source of the score: Platanios et al. 2019 (NAACL), there as a sum and over the whole corpus.
+        alone has rarity 0. Source of the score: Platanios et al. 2019 (NAACL), there as a sum (`information`) and over the whole corpus.
         """
+        sums, counts = self._information()
+        return sums / counts.clamp(min=1)
+
+    @property
+    def information(self) -> Tensor:
+        """Sum over an example's tokens w of -log(count(w) / total), nat, float64, shape (examples,); counts as those of `rarity`."""
+        return self._information()[0]
+
+    def _information(self) -> tuple[Tensor, Tensor]:
+        """Sum of -log unigram frequency, and number of words, of each example."""
         lengths = self.lengths
         first = self.table.offsets[self.indices]
         example = torch.repeat_interleave(torch.arange(len(self)), lengths)
@@ -157,15 +190,20 @@ class TableExamples:
         _, word, counts = tokens[words].unique(return_inverse=True, return_counts=True)
         information = -(counts.double() / counts.sum()).log()
         sums = torch.zeros(len(self), dtype=torch.float64).index_add_(0, example[words], information[word])
-        return sums / torch.bincount(example[words], minlength=len(self)).clamp(min=1)
+        return sums, torch.bincount(example[words], minlength=len(self))
 
     def select(self, positions: Tensor, labels: Tensor | None = None) -> TableExamples:
         """The examples at `positions` of these, under other `labels` if given."""
         return TableExamples(self.table, self.indices[positions], self.labels[positions] if labels is None else labels)
 
-    def batch(self, positions: Sequence[int] | Tensor) -> Batch:
+    def batch(self, positions: Sequence[int] | Tensor, max_length: int | None = None) -> Batch:
         """`input_ids`, `attention_mask`, `labels` and, if the table has them, `token_type_ids`, all int64: the examples at
         `positions` in that order, padded on the right to the first multiple of `PAD_MULTIPLE` that holds the longest of them.
+
+        Args:
+            positions: in 0 .. len - 1, at least one.
+            max_length: cut what is longer to that many tokens, as the tokenizer does: what it added stays, texts lose their ends, of two
+                texts the longer one first.
 
         Raises:
             ValueError: no positions.
@@ -176,10 +214,12 @@ class TableExamples:
             raise ValueError("got no positions, expected at least one")
         rows = self.indices[picked]
         first, lengths = self.table.offsets[rows], self.table.offsets[rows + 1] - self.table.offsets[rows]
-        column = torch.arange(-(-int(lengths.max()) // PAD_MULTIPLE) * PAD_MULTIPLE)
-        mask = column < lengths[:, None]
-        # a padding position reads the example's own first token, which is then replaced
-        where = first[:, None] + column * mask
+        if max_length is not None and int(lengths.max()) > max_length:
+            where, mask = _cut(self.table, first, lengths, max_length)
+        else:
+            mask = torch.arange(_padded(int(lengths.max()))) < lengths[:, None]
+            # a padding position reads the example's own first token, which is then replaced
+            where = first[:, None] + torch.arange(mask.shape[1]) * mask
         batch = {
             "input_ids": self.table.ids[where].long().masked_fill_(~mask, self.table.pad_id),
             "attention_mask": mask.long(),
@@ -188,3 +228,38 @@ class TableExamples:
         if self.table.token_type_ids is not None:
             batch["token_type_ids"] = self.table.token_type_ids[where].long() * mask
         return batch
+
+
+def _padded(length: int) -> int:
+    return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def _cut(table: TokenTable, first: Tensor, lengths: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+    """Which tokens are left of some examples, and which places are no padding, both (examples, tokens)."""
+    column = torch.arange(int(lengths.max()))
+    inside = column < lengths[:, None]
+    where = first[:, None] + column * inside
+    segment = torch.ones_like(where) if table.segments is None else table.segments[where].long()
+    added, one, two = (inside & (segment == number) for number in (0, 1, 2))
+    keep_one, keep_two = longest_first(one.sum(1), two.sum(1), (max_length - added.sum(1)).clamp(min=0))
+    kept = added | (one & (one.cumsum(1) <= keep_one[:, None])) | (two & (two.cumsum(1) <= keep_two[:, None]))
+    order = torch.argsort(~kept, dim=1, stable=True)  # what is kept, in its order, to the left
+    counts = kept.sum(1)
+    width = _padded(int(counts.max()))
+    order = torch.nn.functional.pad(order[:, :width], (0, max(0, width - order.shape[1])))
+    mask = torch.arange(width) < counts[:, None]
+    return first[:, None] + order * mask, mask
+
+
+def longest_first(first: Tensor, second: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tokens two texts keep: tokens are taken from the end of the longer one until both fit into `room`, all int64 (examples,).
+
+    Where both are cut they share the room evenly, an odd token going to the longer one, of equals to the second: the rule of the
+    tokenizers library.
+    """
+    short, long = torch.minimum(first, second), torch.maximum(first, second)
+    half = room // 2
+    keep_short = torch.minimum(short, half)
+    keep_long = torch.minimum(long, room - keep_short)
+    swapped = first > second
+    return torch.where(swapped, keep_long, keep_short), torch.where(swapped, keep_short, keep_long)

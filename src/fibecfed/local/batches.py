@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -15,18 +15,40 @@ GROUP = 8
 """Batches whose examples are sorted together: large enough to save most padding, small enough that batches stay mixed."""
 
 
-def batches(examples: Examples, order: Tensor, batch_size: int) -> Iterator[Batch]:
-    """The examples at the positions `order`, in that order, cut into batches; the last may be shorter."""
+def batches(
+    examples: Examples,
+    order: Tensor,
+    batch_size: int,
+    *,
+    max_length: int | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Iterator[Batch]:
+    """The examples at the positions `order`, in that order, cut into batches; the last may be shorter.
+
+    Args:
+        max_length: cut texts to so many tokens.
+        beside: what is added to a batch, as name -> one row for every example.
+    """
     for start in range(0, len(order), batch_size):
-        yield examples.batch(order[start : start + batch_size].tolist())
+        chunk = order[start : start + batch_size]
+        batch = examples.batch(chunk.tolist(), max_length)
+        yield {**batch, **{name: rows[chunk] for name, rows in beside.items()}} if beside else batch
 
 
-def shuffled_batches(examples: Examples, positions: Tensor, options: TrainingOptions, key: Key) -> Iterator[Batch]:
-    """One epoch over the examples at `positions` in random order, grouped by length if the options say so."""
+def shuffled_batches(
+    examples: Examples,
+    positions: Tensor,
+    options: TrainingOptions,
+    key: Key,
+    *,
+    max_length: int | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Iterator[Batch]:
+    """One epoch over the examples at `positions` in random order, grouped by length if the options say so; the rest as for `batches`."""
     order = positions[key.permutation(len(positions))]
     if options.group_by_length:
         order = grouped_by_length(examples, order, options.batch_size, key.fold("groups"))
-    return batches(examples, order, options.batch_size)
+    return batches(examples, order, options.batch_size, max_length=max_length, beside=beside)
 
 
 def grouped_by_length(examples: Examples, order: Tensor, batch_size: int, key: Key) -> Tensor:

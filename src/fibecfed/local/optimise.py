@@ -52,7 +52,7 @@ def fit(
     """Train a copy of `params` on the mean loss of each batch in turn, with a new optimiser.
 
     Args:
-        epochs: the batches of each epoch.
+        epochs: the batches of each epoch. `weights` in a batch make its loss the weighted mean.
         trained: names that may move; default all.
         masks: name -> bool (rows,): only the rows marked move. Neither weight decay nor a moment moves any other row.
         collect_fisher: sum per-example squared gradients by neuron during the first epoch; all neurons, masked or not.
@@ -79,7 +79,7 @@ def fit(
                     sums.add(squares(tape, grads[len(leaves) :], scale=size))
                 else:
                     losses = task.losses(work, batch)
-                    grads = torch.autograd.grad(losses.mean(), leaves)
+                    grads = torch.autograd.grad(_mean(losses, batch), leaves)
                 loss = float(losses.detach().sum())
                 if loss - loss != 0:
                     raise FloatingPointError(f"the loss of step {num_steps} is {loss / size}")
@@ -90,6 +90,13 @@ def fit(
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
     mean = total / num_examples if num_examples else 0.0
     return Fit(result, num_steps, num_examples, mean, sums.mean() if sums is not None else None)
+
+
+def _mean(losses: Tensor, batch: Batch) -> Tensor:
+    if "weights" not in batch:
+        return losses.mean()
+    weights = batch["weights"].to(losses)
+    return (losses * weights).sum() / weights.sum()
 
 
 def _row_masks(names: Sequence[str], params: Params, masks: Mapping[str, Tensor]) -> list[Tensor | None]:

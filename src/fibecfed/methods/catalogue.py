@@ -47,6 +47,55 @@ class LocalOptions(Options):
     kind: Literal["local"] = Field(default="local", description="The method.")
 
 
+class VocOptions(Options):
+    """Curriculum by word rarity: a client's competence grows with the rounds, and it trains on what lies within (Platanios et al. 2019)."""
+
+    kind: Literal["voc"] = Field(default="voc", description="The method.")
+    start: float = Field(default=0.01, gt=0, le=1, description="[S] c0, competence at round 0: the share of the examples it covers.")
+    share: float = Field(default=0.9, gt=0, le=1, description="[C] T' as a share of the rounds: from there on all data are used.")
+
+
+class SlwOptions(Options):
+    """Sequence length warm-up: every text is cut to a length that grows with the rounds (Li et al. 2022)."""
+
+    kind: Literal["slw"] = Field(default="slw", description="The method.")
+    start: int = Field(default=8, ge=4, description="[S] Tokens at round 0.")
+    step: int = Field(default=8, ge=1, description="[S] Lengths are multiples of it.")
+    share: float = Field(default=0.3, gt=0, le=1, description="[C] Share of the rounds after which texts are whole.")
+
+
+class ShortformerOptions(Options):
+    """Staged training: short texts in the first half of the rounds, whole ones afterwards (Press et al. 2021)."""
+
+    kind: Literal["shortformer"] = Field(default="shortformer", description="The method.")
+    cut: float = Field(default=0.25, gt=0, lt=1, description="[C] Length of the first stage as a share of the longest.")
+    share: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the rounds that the first stage takes.")
+
+
+class SelfEvolutionOptions(Options):
+    """Self-evolution learning: examples the model is unsure of count more, with targets smoothed by its own answers (Zhong et al. 2023)."""
+
+    kind: Literal["self-evolution"] = Field(default="self-evolution", description="The method.")
+    after: float = Field(default=0.5, ge=0, lt=1, description="[C] Share of the rounds that are plain.")
+    smoothing: float = Field(default=0.1, ge=0, lt=1, description="[C] Weight of the model's own answer in the target.")
+    weight: float = Field(default=2.0, gt=0, description="[C] How often an example below the median counts.")
+
+
+class FFALoraOptions(Options):
+    """FFA-LoRA: A is frozen as it was drawn; B and the head are trained and averaged (Sun et al. 2024)."""
+
+    kind: Literal["ffa-lora"] = Field(default="ffa-lora", description="The method.")
+
+
+class FedSALoraOptions(Options):
+    """FedSA-LoRA: A and B are trained, A alone is averaged (Guo et al. 2025)."""
+
+    kind: Literal["fedsa-lora"] = Field(default="fedsa-lora", description="The method.")
+    head: Literal["stays", "travels"] = Field(
+        default="stays", description="[S] The published configuration keeps the classifier on the client, as it does B."
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """One method.
@@ -67,10 +116,19 @@ class Row:
 
 _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE: 4e-4 to 5e-4"
 
+_TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
+_LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
+
 CATALOGUE: dict[str, Row] = {
     "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", 5e-4, _LORA_RATE),
     "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", 5e-4, _LORA_RATE),
     "local": Row(LocalOptions, "fedavg", "no federation", 5e-4, _LORA_RATE),
+    "voc": Row(VocOptions, "fedavg", "Platanios et al., NAACL 2019", 5e-4, _TRAINS_LORA),
+    "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", 5e-4, _TRAINS_LORA),
+    "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", 5e-4, _TRAINS_LORA),
+    "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA),
+    "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 5e-4, _LORA_ADAMW),
+    "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
 }
 
 METHODS: dict[str, type[Options]] = {kind: row.options for kind, row in CATALOGUE.items()}
@@ -83,12 +141,24 @@ class Setting:
 
     Attributes:
         key: the method's own random stream.
+        max_length: tokens that texts are cut to by the configuration; None where that is not known.
     """
 
     training: TrainingOptions
     num_rounds: int
     num_clients: int
     key: Key
+    max_length: int | None = None
+
+    def longest(self) -> int:
+        """`max_length`, for a method that cuts texts further.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if self.max_length is None:
+            raise ValueError("the setting has no max_length; a method that cuts texts needs it")
+        return self.max_length
 
 
 def make(options: Options, setting: Setting) -> Method[Any, Any]:

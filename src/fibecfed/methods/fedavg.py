@@ -1,12 +1,10 @@
-"""Federated averaging (McMahan et al. 2017) of the trainable tensors: `lora`, and `local`, where nothing is shared."""
+"""Federated averaging (McMahan et al. 2017) with exchangeable parts, and the methods that are made of them alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..core.method import Client, Phase, Received, Update, Work
 from ..core.rng import Key
@@ -15,9 +13,35 @@ from ..core.trees import pick, weighted_mean
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
-from ..local.optimise import fit
+from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
-from .catalogue import LocalOptions, LoraOptions, Setting
+from .catalogue import (
+    FedSALoraOptions,
+    FFALoraOptions,
+    LocalOptions,
+    LoraOptions,
+    SelfEvolutionOptions,
+    Setting,
+    ShortformerOptions,
+    SlwOptions,
+    VocOptions,
+)
+from .parts import (
+    ALL_DATA,
+    EVERYTHING,
+    HEAD,
+    MEAN,
+    NOTHING,
+    TRUE_LABELS,
+    Competence,
+    Curriculum,
+    GrowingLength,
+    Names,
+    SelfEvolution,
+    ServerRule,
+    ShortFirst,
+    Targets,
+)
 
 
 @message
@@ -41,13 +65,6 @@ class Done:
 
 
 @message
-class ServerModel:
-    """The server's state: all trainable tensors."""
-
-    params: Tensors
-
-
-@message
 class OwnTensors:
     """A client's state: the tensors that stay with it; they take the place of the shared ones."""
 
@@ -56,83 +73,128 @@ class OwnTensors:
 
 @dataclass(frozen=True)
 class FedAvg:
-    """Every sampled client trains on all its examples in random order; the server takes the mean weighted by n_k.
+    """Every sampled client trains on its examples; the server takes the mean weighted by n_k.
+
+    With the parts as they are by default: on all of them in random order, every tensor, and the mean is the next shared model.
 
     Attributes:
-        shares: "all" tensors travel, or "none": every client trains alone, in the same rounds.
+        trained: which tensors move at all; the others stay as they were at the start.
+        travels: which tensors are sent both ways; the others stay on each client, which begins with those of the start.
+        curriculum: which examples a client trains on in a round.
+        targets: what the loss compares with.
+        server: what becomes of the mean.
         finetune: after the last round every client trains once more from the shared model, and keeps the result for itself.
     """
 
     training: TrainingOptions
     num_rounds: int
     num_clients: int
-    shares: Literal["all", "none"] = "all"
+    trained: Names = EVERYTHING
+    travels: Names = EVERYTHING
+    curriculum: Curriculum = ALL_DATA
+    targets: Targets = TRUE_LABELS
+    server: ServerRule = MEAN
     finetune: bool = False
 
-    server_state = ServerModel
     client_state = OwnTensors
 
     @property
-    def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
+    def server_state(self) -> type[Any]:
+        """As the server's rule needs it."""
+        return self.server.state
+
+    @property
+    def phases(self) -> tuple[Phase[Any, OwnTensors, Any, Any], ...]:
         """Tuning, then personal training if asked for."""
-        tune = Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, _aggregate)
+        tune = Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
         alone = Phase("finetune", 1, self.num_clients, SharedModel, Done, self._broadcast, self._finetune, _keep)
         return (tune, alone) if self.finetune else (tune,)
 
-    def init(self, task: Task, key: Key) -> ServerModel:
+    def init(self, task: Task, key: Key) -> Any:
         """P at the start."""
-        return ServerModel(task.init_params(key))
+        return self.server.start(task.init_params(key))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
-        """Nothing of its own; or all of P at the start, where nothing is shared."""
-        return OwnTensors({} if self.shares == "all" else task.init_params(key))
+        """What does not travel, as it is at the start."""
+        travelling = set(self.travels.of(task.names))
+        if travelling == set(task.names):
+            return OwnTensors({})
+        return OwnTensors({name: value for name, value in task.init_params(key).items() if name not in travelling})
 
     def personalise(self, message: SharedModel, state: OwnTensors) -> Params:
         """The shared tensors, under its own."""
         return {**message.shared, **state.own}
 
-    def server_params(self, server: ServerModel) -> Params:
-        """The shared model; where nothing is shared, the one at the start."""
+    def server_params(self, server: Any) -> Params:
+        """The shared model; what does not travel is as at the start."""
         return server.params
 
-    def summary(self, server: ServerModel) -> Mapping[str, Any]:
+    def summary(self, server: Any) -> Mapping[str, Any]:
         """What travels."""
-        return {"shared_tensors": len(server.params) if self.shares == "all" else 0}
+        return {"shared_tensors": len(self.travels.of(server.params))}
 
-    def _broadcast(self, server: ServerModel, round: Round) -> SharedModel:
-        return SharedModel(server.params if self.shares == "all" else {})
-
-    def _tune(self, client: Client[OwnTensors], message: SharedModel, round: Round) -> Update[OwnTensors, LocalModel]:
-        trained, work = self._train(client, message)
-        own = OwnTensors(pick(trained, client.state.own.keys()))
-        return Update(LocalModel(pick(trained, message.shared.keys()), len(client.data.train)), own, work)
-
-    def _finetune(self, client: Client[OwnTensors], message: SharedModel, round: Round) -> Update[OwnTensors, Done]:
-        trained, work = self._train(client, message)
-        return Update(Done(), OwnTensors(trained), work)
-
-    def _train(self, client: Client[OwnTensors], message: SharedModel) -> tuple[dict[str, Any], Work]:
-        train = client.data.train
-        everything = torch.arange(len(train))
+    def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
+        """What a client makes of a model in round `now`."""
+        train, key = client.data.train, client.key
+        positions = self.curriculum.positions(train, now, self.training.batch_size)
+        max_length = self.curriculum.max_length(now)
+        beside = self.targets.beside(client.task, params, train, now)
         epochs = [
-            shuffled_batches(train, everything, self.training, client.key.fold("order", epoch))
+            shuffled_batches(train, positions, self.training, key.fold("order", epoch), max_length=max_length, beside=beside)
             for epoch in range(self.training.local_epochs)
         ]
-        result = fit(client.task, self.personalise(message, client.state), epochs, self.training, client.key.fold("dropout"))
-        return result.params, Work(result.steps, result.examples, result.loss)
+        return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=self.trained.of(client.task.names))
+
+    def _broadcast(self, server: Any, now: Round) -> SharedModel:
+        return SharedModel(pick(server.params, self.travels.of(server.params)))
+
+    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
+        result = self.train(client, self.personalise(message, client.state), now)
+        own = OwnTensors(pick(result.params, client.state.own.keys()))
+        return Update(LocalModel(pick(result.params, message.shared.keys()), len(client.data.train)), own, work_of(result))
+
+    def _finetune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, Done]:
+        # as in the round behind the last one: the schedules of the parts have come to their ends
+        last = replace(now, index=self.num_rounds, num_rounds=self.num_rounds)
+        result = self.train(client, self.personalise(message, client.state), last)
+        return Update(Done(), OwnTensors(result.params), work_of(result))
+
+    def _aggregate(self, server: Any, received: Sequence[Received[LocalModel]], now: Round) -> Any:
+        mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
+        return self.server.step(server, mean)
 
 
-def build(options: LoraOptions | LocalOptions, setting: Setting) -> FedAvg:
-    """`lora` or `local`, as its options say."""
-    if isinstance(options, LocalOptions):
-        return FedAvg(setting.training, setting.num_rounds, setting.num_clients, shares="none")
-    return FedAvg(setting.training, setting.num_rounds, setting.num_clients, finetune=options.finetune)
+def work_of(result: Fit) -> Work:
+    """The counts of a training."""
+    return Work(result.steps, result.examples, result.loss)
 
 
-def _aggregate(server: ServerModel, received: Sequence[Received[LocalModel]], round: Round) -> ServerModel:
-    mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
-    return ServerModel({**server.params, **mean})
+FedAvgOptions = (
+    LoraOptions | LocalOptions | VocOptions | SlwOptions | ShortformerOptions | SelfEvolutionOptions | FFALoraOptions | FedSALoraOptions
+)
 
 
-def _keep(server: ServerModel, received: Sequence[Received[Done]], round: Round) -> ServerModel:
+def build(options: FedAvgOptions, setting: Setting) -> FedAvg:
+    """The method whose options these are."""
+    plain = FedAvg(setting.training, setting.num_rounds, setting.num_clients)
+    match options:
+        case LoraOptions():
+            return replace(plain, finetune=options.finetune)
+        case LocalOptions():
+            return replace(plain, travels=NOTHING)
+        case VocOptions():
+            return replace(plain, curriculum=Competence(options.start, options.share))
+        case SlwOptions():
+            return replace(plain, curriculum=GrowingLength(options.start, options.step, options.share, setting.longest()))
+        case ShortformerOptions():
+            return replace(plain, curriculum=ShortFirst(max(1, int(options.cut * setting.longest())), options.share))
+        case SelfEvolutionOptions():
+            return replace(plain, targets=SelfEvolution(options.after, options.smoothing, options.weight))
+        case FFALoraOptions():
+            return replace(plain, trained=Names(without=("lora_A",)), travels=Names(without=("lora_A",)))
+        case FedSALoraOptions():
+            return replace(plain, travels=Names(only=("lora_A",) if options.head == "stays" else ("lora_A", HEAD)))
+
+
+def _keep(server: Any, received: Sequence[Received[Done]], now: Round) -> Any:
     return server

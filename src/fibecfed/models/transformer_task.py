@@ -21,6 +21,8 @@ from ..core.task import Tape, TracedLinear
 from ..core.types import Batch, Params
 from .heads import Pooling, UnsupportedModel, classifier_head, pool
 
+_NOT_INPUTS = ("labels", "targets", "weights")
+
 
 class TransformerTask:
     """Any Hugging Face sequence classifier, usually wrapped by PEFT, for `fibecfed`'s functions.
@@ -117,8 +119,10 @@ class TransformerTask:
     # What it computes
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
-        """-log p(label given the text; params) of each example, in nat, float32 or better."""
-        return cross_entropy(self._logits(params, batch, embeddings), batch["labels"].to(self._device), reduction="none")
+        """-log p(label given the text; params) of each example, in nat, float32 or better; with `targets` q in the batch the cross entropy
+        sum_c q_c (-log p(c))."""
+        target = batch.get("targets", batch["labels"]).to(self._device)
+        return cross_entropy(self._logits(params, batch, embeddings), target, reduction="none")
 
     @torch.no_grad()
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
@@ -199,7 +203,7 @@ class TransformerTask:
         if params.keys() != self._name_set:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items()}
-        inputs = {name: value.to(self._device) for name, value in batch.items() if name != "labels"}
+        inputs = {name: value.to(self._device) for name, value in batch.items() if name not in _NOT_INPUTS}
         with self._kernels():
             logits = functional_call(self._classifier, swapped, (inputs, embeddings), tie_weights=False)
         return logits if logits.dtype == torch.float64 else logits.float()
