@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .local.selection import neuron_masks as neuron_masks
     from .local.sensitivity import layer_sensitivity as layer_sensitivity
     from .models.backbones import model_folder as model_folder
+    from .models.own_adapters import load_adapter as load_adapter
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
 
@@ -54,6 +55,7 @@ _HOME = {
     "neuron_masks": ".local.selection",
     "layer_sensitivity": ".local.sensitivity",
     "model_folder": ".models.backbones",
+    "load_adapter": ".models.own_adapters",
     "TransformerTask": ".models.transformer_task",
     "resume": ".session",
 }
@@ -71,6 +73,7 @@ __all__ = [
     "choose_layers",
     "fisher_pass",
     "layer_sensitivity",
+    "load_adapter",
     "load_config",
     "model_folder",
     "neuron_masks",

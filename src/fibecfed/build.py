@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .adapters.options import positions_used
 from .config import Config
 from .core.errors import UserError
 from .core.method import Method
@@ -89,8 +90,12 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
     """Refuse what neither model nor data can be blamed for alone."""
     longest = num_positions(model_config)
     got = max(int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part))
-    if longest and got > longest:
-        raise UserError(f"data.max_length: got a text of {got} tokens, expected at most {longest}, the model's positions; set it to that")
+    taken = positions_used(getattr(config.method, "adapter", None))
+    if longest and got + taken > longest:
+        but = f" without the {taken} of the prompt" if taken else ""
+        raise UserError(
+            f"data.max_length: got a text of {got} tokens, expected at most {longest - taken}, the model's positions{but}; set it to that"
+        )
     asked, present = config.federation.clients_per_round, len(data.clients)
     if asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
@@ -115,6 +120,7 @@ def prepare(config: Config) -> Prepared:
         num_classes=len(inputs.data.label_names),
         pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
+        adapter=getattr(config.method, "adapter", None),
     )
     return Prepared(inputs, task, build_method(inputs))
 

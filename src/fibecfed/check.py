@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
+from .adapters.options import called
 from .build import Prepared, max_length, prepare
 from .config import Config
 from .core.method import Client, Phase, Received, Work
+from .core.options import Options
 from .core.trees import num_values
 from .core.types import Params, Round
 from .core.wire import encode
@@ -90,7 +93,8 @@ def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
     frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
     published = prepared.inputs.source.published
     yield (
-        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}",
+        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}; "
+        f"trained: {_adapter(prepared.inputs.config)}",
         _table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params)),
     )
     limit = max_length(prepared.inputs.config)
@@ -111,15 +115,31 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
 # ---- model and data
 
 
+def _adapter(config: Config) -> str:
+    """What is trained beside the head."""
+    adapter: Options | None = getattr(config.method, "adapter", None)
+    if adapter is None:
+        return f"LoRA of rank {config.model.rank}"
+    values = ", ".join(f"{name} {value}" for name, value in adapter.model_dump(exclude_none=True).items())
+    return f"{called(adapter)} ({values}); rank, alpha and target_modules of [model] are not used"
+
+
+def _is_norm(name: str) -> bool:
+    return "norm" in name.lower() or ".ln_" in name
+
+
 def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     task = prepared.task
-    names = {layer: [name for name in params if task.layer_of(name) == layer] for layer in (*range(task.num_layers), None)}
-    rows = []
-    for layer, inside in [*names.items(), ("all", list(params))]:
-        title = {None: "head", "all": "together"}.get(layer, f"layer {layer}")
-        tensors = [params[name] for name in inside]
-        rows.append((title, str(len(inside)), f"{num_values(tensors):,}", decimal(sum(tensor.nbytes for tensor in tensors))))
-    return rows
+    parts: dict[str, list[Tensor]] = {f"layer {layer}": [] for layer in range(task.num_layers)}
+    for name, value in params.items():
+        layer = task.layer_of(name)
+        outside = "adapter" if name.startswith("adapter.") else "norms outside the layers" if _is_norm(name) else "head"
+        parts.setdefault(outside if layer is None else f"layer {layer}", []).append(value)
+    parts["together"] = list(params.values())
+    return [
+        (title, str(len(tensors)), f"{num_values(tensors):,}", decimal(sum(tensor.nbytes for tensor in tensors)))
+        for title, tensors in parts.items()
+    ]
 
 
 def _data(prepared: Prepared, limit: int) -> list[tuple[str, ...]]:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import torch
 from safetensors import SafetensorError
 
+from .adapters.options import called
 from .build import Prepared, prepare
 from .config import Config, config_hash, load, to_toml
 from .core import metrics
@@ -264,6 +265,7 @@ class _Session:
 
     def _save(self, folder: str, who: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         source = self.prepared.inputs.source
+        adapter = getattr(self.config.method, "adapter", None)
         card = model_card(
             who=who,
             base=source.published,
@@ -272,6 +274,7 @@ class _Session:
             summary=summary,
             config_toml=to_toml(_without_folders(self.config)),
             versions=header["versions"],
+            adapter=None if adapter is None else called(adapter),
         )
         labels, where = self.data.label_names, self.out / folder
         try:

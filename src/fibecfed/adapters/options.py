@@ -15,7 +15,7 @@ from ..core.options import Options
 class BottleneckAdapter(Options):
     """Bottleneck layers after each sub-layer (Houlsby et al. 2019)."""
 
-    size: int = Field(default=64, ge=1, description="[C] Width of the bottleneck.")
+    size: int = Field(default=64, ge=1, description="[S] Width of the bottleneck; the paper's default.")
 
 
 class PromptAdapter(Options):
@@ -42,12 +42,33 @@ class MixedPromptAdapter(Options):
     """A prompt mixed for each example from frozen source prompts and a trained one (Asai et al. 2022, ATTEMPT)."""
 
     num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens of each prompt.")
-    size: int = Field(default=64, ge=1, description="[C] Width of the attention's bottleneck.")
-    temperature: float | None = Field(default=None, gt=0, description="[C] Of the softmax; default the hidden size times e, as published.")
+    size: int = Field(default=100, ge=1, description="[S] Width of the attention's bottleneck, as in the published code.")
+    temperature: float | None = Field(default=None, gt=0, description="[S] Of the softmax; default the hidden size times e.")
 
 
 class LatePromptAdapter(Options):
     """A prompt made from the hidden state at the middle layer and inserted there (Liu et al. 2022, LPT)."""
 
-    num_tokens: int = Field(default=5, ge=1, description="[C] Soft tokens.")
-    size: int = Field(default=64, ge=1, description="[C] Width of the generator's bottleneck.")
+    num_tokens: int = Field(default=5, ge=1, description="[S] Soft tokens, as in the published scripts.")
+    size: int = Field(default=128, ge=1, description="[S] Width of the generator's bottleneck, as in the published scripts.")
+
+
+ADAPTERS: dict[str, type[Options]] = {
+    "bottleneck": BottleneckAdapter,
+    "prompt": PromptAdapter,
+    "prefix": PrefixAdapter,
+    "generated prompt": GeneratedPromptAdapter,
+    "mixed prompt": MixedPromptAdapter,
+    "late prompt": LatePromptAdapter,
+}
+"""What an adapter is called in files and messages -> its options."""
+
+
+def called(adapter: Options) -> str:
+    """The name of an adapter's kind."""
+    return next(name for name, kind in ADAPTERS.items() if kind is type(adapter))
+
+
+def positions_used(adapter: Options | None) -> int:
+    """How many of a model's positions an adapter takes from the text, where they come from a table."""
+    return adapter.num_tokens if isinstance(adapter, PromptAdapter | GeneratedPromptAdapter | MixedPromptAdapter) else 0

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -26,10 +26,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
+from ..core.options import Options
 from ..core.rng import Key
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
 from .options import ModelOptions
+from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .transformer_task import TransformerTask
 
@@ -299,9 +301,21 @@ def store_frozen_maps_in_bf16(model: nn.Module) -> None:
 
 
 def build_task(
-    source: Source, options: ModelOptions, training: TrainingOptions, *, num_classes: int, pad_token_id: int, key: Key
+    source: Source,
+    options: ModelOptions,
+    training: TrainingOptions,
+    *,
+    num_classes: int,
+    pad_token_id: int,
+    key: Key,
+    adapter: Options | None = None,
+    sources: Tensor | None = None,
 ) -> TransformerTask:
-    """The task of a configuration: backbone, LoRA and head, on its device, in its precision.
+    """The task of a configuration: backbone, adapter and head, on its device, in its precision.
+
+    Args:
+        adapter: one of `adapters.options`; None: LoRA as `options` say.
+        sources: source prompts of a mixed prompt, (sources, tokens, hidden).
 
     Raises:
         UserError: a model that cannot be had or is not supported, an adapter that does not fit it, a device that is not there.
@@ -310,7 +324,11 @@ def build_task(
     precision = choose_precision(training.precision, device)
     model, drawn = load_model(source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"))
     try:
-        adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
+        if adapter is None:
+            adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
+        else:
+            add_adapter(model, adapter, head=options.head, drawn=drawn, key=key.fold("adapter"), sources=sources)
+            adapted = model
         task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout)
     except UnsupportedModel as error:
         raise UserError(f"model.name: {source.published} cannot be used: {error}; docs/models.md lists what can") from error

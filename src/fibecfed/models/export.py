@@ -1,4 +1,5 @@
-"""Adapters in PEFT's own format, so that plain `PeftModel.from_pretrained` loads them on the same backbone, head included."""
+"""Adapters on disk: LoRA in PEFT's own format, so that plain `PeftModel.from_pretrained` loads it on the same backbone, head included;
+the others as `own_adapters` says."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from peft import PeftModel
 
 from ..core.files import write_atomically
 from ..core.types import Params
+from .own_adapters import save_own_adapter
 from .transformer_task import TransformerTask
 
 
 def save_adapter(
     task: TransformerTask, params: Params, folder: Path, *, base: str, revision: str | None, labels: Sequence[str], card: str
 ) -> None:
-    """Write `params` as a PEFT adapter, with the label names and a model card.
+    """Write `params` as an adapter, with the label names and a model card.
 
     Args:
         base: published id of the backbone, written as the adapter's base model.
@@ -25,11 +27,20 @@ def save_adapter(
         card: text of the folder's README.md.
 
     Raises:
-        TypeError: the task's model is not PEFT's.
+        TypeError: the task's model is neither PEFT's nor has an adapter of ours.
     """
     model: Any = task.model
-    if not isinstance(model, PeftModel):
+    if hasattr(model, "adapter"):
+        save_own_adapter(model, params, folder, base=base, revision=revision)
+    elif isinstance(model, PeftModel):
+        _save_lora(model, params, folder, base=base, revision=revision)
+    else:
         raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
+    write_atomically(folder / "labels.json", (json.dumps(list(labels), ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / "README.md", card.encode())
+
+
+def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision: str | None) -> None:
     state = {name: value for name, value in model.state_dict().items() if "lora_" in name or "modules_to_save" in name}
     state.update({name: value.detach() for name, value in params.items()})
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,5 +50,3 @@ def save_adapter(
     table = json.loads(path.read_text(encoding="utf-8"))
     table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
     write_atomically(path, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
-    write_atomically(folder / "labels.json", (json.dumps(list(labels), ensure_ascii=False) + "\n").encode())
-    write_atomically(folder / "README.md", card.encode())

@@ -1,4 +1,4 @@
-"""Random tiny models of four families with LoRA, for tests and benchmarks: nothing is loaded."""
+"""Random tiny models of four families with LoRA or another adapter, for tests and benchmarks: nothing is loaded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
+    PreTrainedModel,
     RobertaConfig,
 )
 
+from ..adapters.options import MixedPromptAdapter
+from ..core.options import Options
+from ..core.rng import Key
 from .heads import head_modules
+from .own_adapters import add_adapter
 from .transformer_task import TransformerTask
 
 Family = Literal["bert", "roberta", "gpt2", "llama"]
@@ -60,8 +66,29 @@ def tiny_model(family: Family, *, rank: int = 2, alpha: int = 4, seed: int = 0, 
         return get_peft_model(model, lora)
 
 
+def tiny_adapted(family: Family, adapter: Options, *, sources: Tensor | None = None, seed: int = 0, **sizes: int) -> PreTrainedModel:
+    """A random classifier with one of our adapters, and its head trained. A mixed prompt's `sources` are random unless given."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(tiny_config(family, **sizes))
+        if isinstance(adapter, MixedPromptAdapter) and sources is None:
+            sources = torch.randn(2, adapter.num_tokens, model.config.hidden_size)
+    add_adapter(model, adapter, key=Key(seed).fold("adapter"), sources=sources)
+    return model
+
+
 def tiny_task(
-    family: Family, *, dtype: torch.dtype = torch.float32, rank: int = 2, seed: int = 0, random_b: bool = True, **sizes: int
+    family: Family,
+    *,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 2,
+    seed: int = 0,
+    random_b: bool = True,
+    adapter: Options | None = None,
+    sources: Tensor | None = None,
+    **sizes: int,
 ) -> TransformerTask:
-    """`tiny_model` as a task, in the dtype asked for."""
+    """`tiny_model`, or `tiny_adapted` where an adapter is asked for, as a task, in the dtype asked for."""
+    if adapter is not None:
+        return TransformerTask(tiny_adapted(family, adapter, sources=sources, seed=seed, **sizes).to(dtype))
     return TransformerTask(tiny_model(family, rank=rank, seed=seed, random_b=random_b, **sizes).to(dtype))

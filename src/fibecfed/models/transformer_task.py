@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from ..adapters.body import Adapter, Body
+from ..adapters.make import norms
 from ..core.rng import Key
 from ..core.task import Tape, TracedLinear
 from ..core.types import Batch, Params
@@ -25,7 +28,7 @@ _NOT_INPUTS = ("labels", "targets", "weights")
 
 
 class TransformerTask:
-    """Any Hugging Face sequence classifier, usually wrapped by PEFT, for `fibecfed`'s functions.
+    """Any Hugging Face sequence classifier, usually wrapped by PEFT or with an adapter of ours, for `fibecfed`'s functions.
 
     The module is used, never written: its parameters stay what they were, and every method takes the trainable tensors as `params`
     under the names of `model.named_parameters()`. The task runs the body itself, takes the hidden state of the first token that is
@@ -58,6 +61,7 @@ class TransformerTask:
         self._names = tuple(sorted(trainable))
         self._name_set = frozenset(self._names)
         self._layers = {name: self._find_layer(name) for name in self._names}
+        self._norms = frozenset(norms(self.model))
         self._linears = _trained_linears(self.model, self._names)
         self._adapted = _adapted_weights(self.model)
         coarse = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
@@ -94,12 +98,18 @@ class TransformerTask:
 
     def init_params(self, key: Key) -> dict[str, Tensor]:
         """P at the start, drawn from `key`: LoRA's A uniform in +-1/sqrt(d_in) and B zero as in PEFT, the head's matrices normal with
-        the backbone's `initializer_range` and its biases zero; anything else as it is in the module."""
+        the backbone's `initializer_range` and its biases zero; what another adapter says of its own; anything else, as normalisation
+        layers, as it is in the module."""
         std = getattr(self._classifier.config, "initializer_range", 0.02)
+        vocabulary = self._classifier.body.get_input_embeddings().weight
         params = self.params()
         for name, value in params.items():
             generator = key.fold(name).generator()
-            if "lora_A" in name:
+            if name.startswith(_ADAPTER) and self._classifier.adapter is not None:
+                params[name] = self._classifier.adapter.draw(name.removeprefix(_ADAPTER), value, generator, vocabulary)
+            elif name in self._norms:
+                continue
+            elif "lora_A" in name:
                 bound = 1 / math.sqrt(value.shape[1])
                 params[name] = torch.empty(value.shape).uniform_(-bound, bound, generator=generator).to(value.dtype)
             elif "lora_B" in name or (self._layers[name] is None and value.ndim == 1):
@@ -109,7 +119,7 @@ class TransformerTask:
         return params
 
     def layer_of(self, name: str) -> int | None:
-        """The 0-based transformer block that a trainable tensor sits in; None: the head."""
+        """The 0-based transformer block that a trainable tensor sits in or belongs to; None: the head, or a prompt of the whole model."""
         return self._layers[name]
 
     def adapted_weights(self) -> Mapping[str, Tensor]:
@@ -141,16 +151,17 @@ class TransformerTask:
     def hidden_states(
         self, params: Params, batch: Batch, embeddings: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch token hidden"], ...]:
-        """The output of each of the L blocks (before any final norm)."""
+        """The output of each of the L blocks (before any final norm), at the text's tokens."""
         outputs: list[Tensor] = []
+        before = self._classifier.num_positions
 
         def record(_module: nn.Module, _args: Any, out: Any) -> None:
-            outputs.append(out[0] if isinstance(out, tuple) else out)
+            outputs.append((out[0] if isinstance(out, tuple) else out)[:, before:])
 
         handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
         with _removing(handles):
             self._logits(params, batch, embeddings)
-        return tuple(outputs)
+        return tuple(outputs[-self.num_layers :])  # an adapter may have run the body before, for a vector of the text
 
     def traced(self, params: Params, batch: Batch) -> tuple[Float[Tensor, " batch"], Tape]:
         """Losses, and the trained linear maps that led to them, with the inputs and outputs that per-example gradients are made of.
@@ -199,13 +210,13 @@ class TransformerTask:
 
     # How
 
-    def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
+    def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True) -> Tensor:
         if params.keys() != self._name_set:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items()}
         inputs = {name: value.to(self._device) for name, value in batch.items() if name not in _NOT_INPUTS}
         with self._kernels():
-            logits = functional_call(self._classifier, swapped, (inputs, embeddings), tie_weights=False)
+            logits = functional_call(self._classifier, swapped, (inputs, embeddings, adapted), tie_weights=False)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     @contextlib.contextmanager
@@ -217,7 +228,10 @@ class TransformerTask:
 
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
-        """Refuse a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest."""
+        """Refuse a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest.
+
+        Its own call knows nothing of an adapter of ours: it is compared without one.
+        """
         pad = self._classifier.config.pad_token_id or 0
         tokens = [token for token in range(min(16, self._classifier.body.get_input_embeddings().num_embeddings)) if token != pad]
         ids = torch.tensor([tokens[-4:]], device=self._device)
@@ -228,13 +242,13 @@ class TransformerTask:
         with self._kernels():
             own = self.model(input_ids=ids, attention_mask=ones).logits.float()
         params = self.params()
+        plain = self._logits(params, {"input_ids": ids, "attention_mask": ones}, adapted=False)
         alone = self._logits(params, {"input_ids": ids, "attention_mask": ones})
         padded = self._logits(params, {"input_ids": padded_ids, "attention_mask": padded_mask})
-        most = tolerance * own.abs().max()
         unsupported = f"{self._classifier.kind} is not supported: its logits"
-        if (alone - own).abs().max() > most:
+        if (plain - own).abs().max() > tolerance * own.abs().max():
             raise UnsupportedModel(f"{unsupported} are not those of its head on the {self._classifier.pooling} vector of its body's output")
-        if (padded - alone).abs().max() > most:
+        if (padded - alone).abs().max() > tolerance * alone.abs().max():
             raise UnsupportedModel(f"{unsupported} depend on the padding of their batch")
 
     def _check_names(self, params: Params) -> None:
@@ -244,12 +258,17 @@ class TransformerTask:
             raise KeyError(f"params must be the task's own tensors: missing {missing[:3]}, unknown {unknown[:3]}")
 
     def _find_layer(self, name: str) -> int | None:
-        prefix = self._classifier.blocks_name + "."
-        return int(name[len(prefix) :].split(".", 1)[0]) if name.startswith(prefix) else None
+        for prefix in (f"{self._classifier.blocks_name}.", f"{_ADAPTER}layers."):
+            if name.startswith(prefix):
+                return int(name[len(prefix) :].split(".", 1)[0])
+        return None
+
+
+_ADAPTER = "adapter."
 
 
 class _Classifier(nn.Module):
-    """Body, pooling by the attention mask, head."""
+    """Body, with an adapter of ours where the model has one; pooling by the attention mask; head."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -271,8 +290,19 @@ class _Classifier(nn.Module):
         table: Any = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
         padding = getattr(table, "padding_idx", None)
         self._first_position: int = 0 if padding is None else padding + 1
+        self.adapter: Adapter | None = getattr(base, "adapter", None)
+        self._frozen = Body(
+            self.body, self.blocks, self._takes, self._first_position, self.pooling == "last", functools.partial(pool, pooling=self.pooling)
+        )
+        if self.adapter is not None:
+            self.adapter.check(self._frozen)
 
-    def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None) -> Tensor:
+    @property
+    def num_positions(self) -> int:
+        """Positions before the text's, in every hidden state."""
+        return 0 if self.adapter is None else self.adapter.num_positions
+
+    def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None, adapted: bool = True) -> Tensor:
         mask = inputs["attention_mask"]
         keywords: dict[str, Any] = {name: value for name, value in inputs.items() if name in self._takes}
         if "position_ids" in self._takes and "position_ids" not in keywords:
@@ -282,12 +312,16 @@ class _Classifier(nn.Module):
         if embeddings is not None:
             del keywords["input_ids"]
             keywords["inputs_embeds"] = embeddings
-        return self.head(pool(self.body(**keywords).last_hidden_state, mask, self.pooling))
+        if self.adapter is None or not adapted:
+            hidden = self.body(**keywords).last_hidden_state
+        else:
+            hidden = self.adapter.run(self._frozen, keywords)[:, self.num_positions :]
+        return self.head(pool(hidden, mask, self.pooling))
 
 
 def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and number and len(module) == number and "lora" not in name:
+        if isinstance(module, nn.ModuleList) and number and len(module) == number and not name.startswith(_ADAPTER) and "lora" not in name:
             return name, module
     return None
 

@@ -16,6 +16,7 @@ def model_card(
     summary: Mapping[str, Any],
     config_toml: str,
     versions: Mapping[str, str],
+    adapter: str | None = None,
 ) -> str:
     """Markdown with the header that model hubs read.
 
@@ -25,28 +26,25 @@ def model_card(
         files: weight file of the backbone -> SHA-256; empty where it was loaded by its id.
         summary: as in summary.json.
         config_toml: the resolved configuration.
+        adapter: what an adapter that is not LoRA is called.
     """
     scores = summary["scores"]
     weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or "- loaded by its id"
     pooled, of_global = _percent(scores["pooled_personalised"]), _percent(scores["global"])
     return f"""---
 base_model: {json.dumps(base)}
-library_name: peft
+library_name: {"fibecfed" if adapter else "peft"}
 pipeline_tag: text-classification
-tags: [federated-learning, lora, fibecfed]
+tags: [federated-learning, {json.dumps(adapter) if adapter else "lora"}, fibecfed]
 ---
 
 # Adapter of {" ".join(who.split())}
 
-A LoRA adapter with its classification head for `{base}`, made by federated fine-tuning with fibecfed
+A {adapter or "LoRA"} adapter with its classification head for `{base}`, made by federated fine-tuning with fibecfed
 (method `{summary["method"]}`): the training texts stayed with their clients.
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-
-base = AutoModelForSequenceClassification.from_pretrained({json.dumps(base)}, num_labels={len(labels)})
-model = PeftModel.from_pretrained(base, "THIS FOLDER").eval()
+{(_LOAD_OWN if adapter else _LOAD_LORA).format(base=json.dumps(base), classes=len(labels))}
 ```
 
 Classes, in order: {", ".join(f"{i} = {label}" for i, label in enumerate(labels))}.
@@ -69,6 +67,21 @@ Weights of the backbone:
 {config_toml.rstrip()}
 ```
 """
+
+
+_LOAD_LORA = """\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})
+model = PeftModel.from_pretrained(base, "THIS FOLDER").eval()"""
+_LOAD_OWN = """\
+import fibecfed
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})
+task = fibecfed.load_adapter(base, "THIS FOLDER")
+# task.predict(task.params(), tokenizer(texts, padding=True, return_tensors="pt"))"""
 
 
 def _percent(share: float) -> str:
