@@ -62,6 +62,20 @@ class Body:
             kind, names = type(self.module).__name__, " and no ".join(missing)
             raise UserError(f"method.kind: {what} cannot serve a {kind}: its call takes no {names}; choose another model")
 
+    def require_front(self, what: str) -> None:
+        """Refuse a body that tokens cannot be put before, on behalf of the adapter `what`.
+
+        Raises:
+            UserError: it takes no embeddings or positions, or counts distances over padding, so that the side of the padding would matter.
+        """
+        self.require(what, "inputs_embeds", "position_ids")
+        config = self.module.config
+        if getattr(config, "relative_attention", False) or hasattr(config, "relative_attention_num_buckets"):
+            raise UserError(
+                f"method.kind: {what} cannot serve a {type(self.module).__name__}: its attention counts distances over padding, which may "
+                "stand between the prompt and the text; choose another model"
+            )
+
 
 class Adapter(Protocol):
     """What is trained beside a frozen body. A module, so that its tensors have names: `adapter.` before their own.

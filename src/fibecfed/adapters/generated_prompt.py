@@ -38,7 +38,7 @@ class GeneratedPrompt(nn.Module):
         return self.num_tokens
 
     def check(self, body: Body) -> None:
-        body.require("a generated prompt", "inputs_embeds", "position_ids")
+        body.require_front("a generated prompt")
 
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         embeddings = body.embeddings(inputs)

@@ -33,7 +33,7 @@ class LatePrompt(nn.Module):
         return self.num_tokens
 
     def check(self, body: Body) -> None:
-        body.require("a late prompt", "inputs_embeds", "position_ids")
+        body.require_front("a late prompt")
         if "attention_mask" not in inspect.signature(body.blocks[0].forward).parameters:
             raise UserError(f"method.kind: a late prompt cannot serve a {type(body.module).__name__}: its blocks take no attention_mask")
 
@@ -56,7 +56,7 @@ class LatePrompt(nn.Module):
                 bound.arguments["hidden_states"] = torch.cat([prompts.to(hidden.dtype), text], 1)
             return bound.args, bound.kwargs
 
-        handles = [block.register_forward_pre_hook(insert, with_kwargs=True) for block in list(body.blocks)[middle:]]
+        handles = [block.register_forward_pre_hook(insert, with_kwargs=True) for block in body.blocks[middle:]]
         try:
             return body(whole)
         finally:

@@ -40,7 +40,7 @@ class MixedPrompt(nn.Module):
         return len(self.target)
 
     def check(self, body: Body) -> None:
-        body.require("a mixed prompt", "inputs_embeds", "position_ids")
+        body.require_front("a mixed prompt")
 
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         embeddings = body.embeddings(inputs)

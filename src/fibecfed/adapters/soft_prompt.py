@@ -24,7 +24,7 @@ class SoftPrompt(nn.Module):
 
     def __init__(self, num_tokens: int, hidden: int, start: Literal["vocabulary", "random"]) -> None:
         super().__init__()
-        self.start = start
+        self.start: Literal["vocabulary", "random"] = start
         self.prompt = nn.Parameter(torch.zeros(num_tokens, hidden))
 
     @property
@@ -32,7 +32,7 @@ class SoftPrompt(nn.Module):
         return len(self.prompt)
 
     def check(self, body: Body) -> None:
-        body.require("a soft prompt", "inputs_embeds", "position_ids")
+        body.require_front("a soft prompt")
 
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         embeddings = body.embeddings(inputs)

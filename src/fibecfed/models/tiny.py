@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
-    PreTrainedModel,
     RobertaConfig,
 )
 
@@ -66,7 +65,7 @@ def tiny_model(family: Family, *, rank: int = 2, alpha: int = 4, seed: int = 0, 
         return get_peft_model(model, lora)
 
 
-def tiny_adapted(family: Family, adapter: Options, *, sources: Tensor | None = None, seed: int = 0, **sizes: int) -> PreTrainedModel:
+def tiny_adapted(family: Family, adapter: Options, *, sources: Tensor | None = None, seed: int = 0, **sizes: int) -> nn.Module:
     """A random classifier with one of our adapters, and its head trained. A mixed prompt's `sources` are random unless given."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

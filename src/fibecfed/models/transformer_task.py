@@ -243,8 +243,14 @@ class TransformerTask:
             own = self.model(input_ids=ids, attention_mask=ones).logits.float()
         params = self.params()
         plain = self._logits(params, {"input_ids": ids, "attention_mask": ones}, adapted=False)
-        alone = self._logits(params, {"input_ids": ids, "attention_mask": ones})
-        padded = self._logits(params, {"input_ids": padded_ids, "attention_mask": padded_mask})
+        try:
+            alone = self._logits(params, {"input_ids": ids, "attention_mask": ones})
+            padded = self._logits(params, {"input_ids": padded_ids, "attention_mask": padded_mask})
+        except RuntimeError as error:
+            if self._classifier.adapter is None:
+                raise
+            said = str(error).splitlines()[0]
+            raise UnsupportedModel(f"{self._classifier.kind} is not supported with this adapter: {said}") from error
         unsupported = f"{self._classifier.kind} is not supported: its logits"
         if (plain - own).abs().max() > tolerance * own.abs().max():
             raise UnsupportedModel(f"{unsupported} are not those of its head on the {self._classifier.pooling} vector of its body's output")
@@ -291,9 +297,8 @@ class _Classifier(nn.Module):
         padding = getattr(table, "padding_idx", None)
         self._first_position: int = 0 if padding is None else padding + 1
         self.adapter: Adapter | None = getattr(base, "adapter", None)
-        self._frozen = Body(
-            self.body, self.blocks, self._takes, self._first_position, self.pooling == "last", functools.partial(pool, pooling=self.pooling)
-        )
+        vector = functools.partial(pool, pooling=self.pooling)
+        self._frozen = Body(self.body, tuple(self.blocks), self._takes, self._first_position, self.pooling == "last", vector)
         if self.adapter is not None:
             self.adapter.check(self._frozen)
 
