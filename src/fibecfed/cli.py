@@ -114,6 +114,7 @@ def report_(
         list[str] | None, typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, accuracy in per cent; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the report to. [default: DIR]", show_default=False)] = None,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers in short, a line a run.")] = None,
 ) -> None:
     """Compare finished runs; write report.html.
 
@@ -126,9 +127,9 @@ def report_(
         from .report.terminal import show
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed)
-        found = write_report(folder, network, _targets(target or []), out)
+        found = write_report(folder, network, _targets(target or []), out, export)
         show(found, _console())
-        typer.echo(f"\nreport.md and report-*.csv written to {folder if out is None else out}")
+        typer.echo(f"\n{(folder if out is None else out) / 'report.html'} written, with report.md and report-*.csv beside it.")
 
 
 def _targets(pairs: list[str]) -> dict[str, float]:

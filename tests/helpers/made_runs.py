@@ -70,11 +70,13 @@ def write_run(
             if index == rounds // 5:
                 for name, note in notes.items():
                     note["difficulty"] = [round(draw.lognormvariate(0, 2), 4) for _ in range(sizes[name])]
-        records.append(made_round("tune", index, len(records), cohort, {n: 2 * sizes[n] for n in cohort}, message, draw, notes))
+        share = 0.6 + 0.4 * index / max(1, rounds - 1) if kind == "fibecfed" else 1.0
+        seen = {name: 2 * round(share * sizes[name]) for name in cohort}
+        records.append(made_round("tune", index, len(records), cohort, seen, message, draw, notes))
         if (index + 1) % every == 0 or index + 1 == rounds:
-            share = 1 - math.exp(-4 * (index + 1) / rounds) if index + 1 < rounds else 1.0
+            risen = 1 - math.exp(-4 * (index + 1) / rounds) if index + 1 < rounds else 1.0
             done = sum(isinstance(record, RoundRecord) for record in records)
-            records.append(evaluation(done, names, 0.5 + (end - 0.5) * share, draw))
+            records.append(evaluation(done, names, 0.5 + (end - 0.5) * risen, draw))
     write(folder, records, task, method, seed, kind, sizes, selected)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import write_atomically
 from .clock import Network
+from .export import to_lines
+from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
 from .results import Comparison, Run
@@ -74,13 +76,18 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
 
 
 def write_report(
-    folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None, out: Path | None = None
+    folder: Path,
+    network: Network | None = None,
+    targets: Mapping[str, float] | None = None,
+    out: Path | None = None,
+    export: Path | None = None,
 ) -> Standings:
-    """Read a comparison and write report.md and a CSV file a table; what was found.
+    """Read a comparison and write report.html, report.md and a CSV file a table; what was found.
 
     Args:
         network, targets: as for `read_comparison`.
         out: folder to write to; `folder` itself by default.
+        export: file for the comparison in short, as in export.py.
 
     Raises:
         UserError: no run can be read, or the files cannot be written.
@@ -88,11 +95,14 @@ def write_report(
     found = standings(read_comparison(folder, network, targets))
     out = folder if out is None else out
     tables = all_tables(found)
-    files = {"report.md": to_markdown(found, tables), **{f"report-{table.name}.csv": to_csv(table) for table in tables}}
+    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_atomically(out / name, text.encode())
+        if export is not None:
+            write_atomically(export, to_lines(found.comparison).encode())
     except OSError as error:
         raise UserError(f"{error.filename or out}: the report cannot be written ({error.strerror}); choose a folder with --out") from None
     return found

@@ -22,6 +22,7 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
         values: dict[str, int] = {}
         for run in comparison.runs:
             value = "unknown" if run.conditions.get(key) is None else str(run.conditions[key])
+            value = f"{value[:12]}{'+' * value.endswith('+')}" if key == "commit" else value
             values[value] = values.get(value, 0) + 1
         if len(values) == 1:
             lines.append((name, next(iter(values))))

@@ -61,7 +61,7 @@ def _failure(path: Path) -> str | None:
     """Why a run of a comparison stopped, where it left a word about it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return f"the run {found['why']}: {found['reason']}"
+        return f"no result, {found['why']}: {found['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,0 +1,86 @@
+"""A comparison in one small file: a header, then a line a run. Its tables can be written anew from it, without the runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import overview, tables
+from .clock import Network
+from .conditions import conditions
+from .results import Comparison, Point, Run, Selection
+from .standing import standings
+from .verdict import defeats, verdict, what
+
+EXPORT_VERSION = 1
+
+
+def to_lines(comparison: Comparison) -> str:
+    """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network."""
+    told: list[dict[str, Any]] = []
+    lines = []
+    for run in comparison.runs:
+        if (known := dict(run.conditions)) not in told:
+            told.append(known)
+        table = asdict(run)
+        del table["clients"], table["selection"]
+        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 9), round(p.server, 9)] for p in run.points]
+        table["majority"] = round(run.majority, 9)
+        table["measured_s"] = round(run.measured_s, 3)
+        table["conditions"] = told.index(known)
+        lines.append(table)
+    header = {
+        "kind": "comparison",
+        "version": EXPORT_VERSION,
+        "title": comparison.title,
+        "network": asdict(comparison.network),
+        "problems": len(comparison.problems),
+        "tuning": dict(comparison.tuning),
+        "fixed_targets": dict(comparison.fixed_targets),
+        "conditions": told,
+    }
+    return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in (header, *lines))
+
+
+def from_lines(path: Path) -> Comparison:
+    """What `to_lines` wrote.
+
+    Raises:
+        ValueError: naming the file and the line that is of no export of this version.
+    """
+    number = 1
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+        header = json.loads(texts[0])
+        if (header["kind"], header["version"]) != ("comparison", EXPORT_VERSION):
+            raise ValueError(f"got {header['kind']} of version {header['version']}, expected comparison of version {EXPORT_VERSION}")
+        runs = []
+        for number, text in enumerate(texts[1:], start=2):  # noqa: B007 - the message below says where it stopped
+            runs.append(_run(json.loads(text), header["conditions"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
+    problems = ("some runs were missing",) * bool(header["problems"])
+    return Comparison(header["title"], tuple(runs), Network(**header["network"]), problems, header["tuning"], header["fixed_targets"])
+
+
+def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
+    points = tuple(Point(*point) for point in table.pop("points"))
+    known = told[table.pop("conditions")]
+    return Run(**table, points=points, clients=(), selection=Selection(), conditions=known)
+
+
+def section(comparison: Comparison) -> str:
+    """Markdown for docs/results.md: what was compared, conditions, verdict, losses, tables; without the table of all runs."""
+    found = standings(comparison)
+    parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name != "Commit"])]
+    for title, lines in (("Verdict", verdict(found)), ("Where FibecFed loses", defeats(found))):
+        if lines:
+            parts += [f"**{title}**", _list(lines)]
+    parts += [tables.to_markdown(table, "###") for table in overview.all_tables(found) if table.name not in ("runs", "losses")]
+    return "\n\n".join(parts)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in lines)

@@ -1,0 +1,70 @@
+(() => {
+  "use strict";
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  // Tables: a heading sorts by its column, again the other way round; cells without a number stay at the end.
+  for (const table of all("table")) {
+    const body = table.tBodies[0];
+    const heads = all("thead th", table);
+    heads.forEach((head, column) => {
+      head.querySelector("button").addEventListener("click", () => {
+        const numeric = head.classList.contains("n");
+        const before = head.getAttribute("aria-sort");
+        const down = before === "none" ? numeric : before === "ascending";
+        heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const value = (row) => {
+          const cell = row.cells[column];
+          if (!numeric) return cell.textContent;
+          return cell.dataset.v === undefined ? null : cell.dataset.v === "inf" ? Infinity : Number(cell.dataset.v);
+        };
+        const order = (a, b) => {
+          const x = value(a), y = value(b);
+          if (x === y) return 0;
+          if (x === null || x === "-") return 1;
+          if (y === null || y === "-") return -1;
+          const sign = numeric ? (x < y ? -1 : 1) : x.localeCompare(y, "en", { numeric: true });
+          return down ? -sign : sign;
+        };
+        body.append(...[...body.rows].sort(order));
+      });
+    });
+  }
+
+  // Methods: chips set them off in every figure.
+  const chips = all("[data-chip]");
+  const slots = new Map();
+  const slotOf = (element) => { const found = /\bs(\d)\b/.exec(element.getAttribute("class") || ""); return found ? Number(found[1]) : null; };
+  const marks = new Map();
+  for (const mark of all("g[data-m]")) {
+    if (!marks.has(mark.dataset.m)) marks.set(mark.dataset.m, []);
+    marks.get(mark.dataset.m).push(mark);
+  }
+  for (const chip of chips) {
+    const name = chip.dataset.chip;
+    if (slotOf(chip) !== null) slots.set(name, slotOf(chip));
+    chip.addEventListener("click", () => {
+      if (slots.has(name)) slots.delete(name);
+      else {
+        const free = [0, 1, 2, 3, 4, 5].find((slot) => ![...slots.values()].includes(slot));
+        if (free === undefined) return;
+        slots.set(name, free);
+      }
+      const slot = slots.get(name);
+      chip.setAttribute("aria-pressed", String(slots.has(name)));
+      chip.setAttribute("class", slot === undefined ? "" : `s${slot}`);
+      for (const mark of marks.get(name) || []) {
+        mark.setAttribute("class", slot === undefined ? "m" : `m s${slot}`);
+        if (slot !== undefined && !mark.querySelector(".name:not(.only)")) mark.parentNode.append(mark);
+      }
+    });
+  }
+
+  // Curves: what they are drawn over.
+  for (const input of all('input[name="axis"]')) {
+    input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset.axis = input.value; });
+  }
+
+  // Paper shows what is folded on the screen, except the long table of runs.
+  addEventListener("beforeprint", () => { for (const fold of all("details")) fold.open ||= !fold.querySelector("#table-runs"); });
+})();

@@ -1,0 +1,127 @@
+"""The page in a real browser: it opens without errors or requests, figures have marks, tables sort, and it fits a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import made_runs
+import pytest
+
+from fibecfed.report.comparison import write_report
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install fibecfed[dev]")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium browser: apt-get install chromium, or set CHROMIUM to its path")
+
+LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison with everything in it: ablations, tuning, something missing, several seeds."""
+    folder = tmp_path_factory.mktemp("browser")
+    methods = ("fibecfed", "lora", "voc", "prompt-tuning", "without masks")
+    made_runs.write_comparison(folder / "c", methods, ("rte", "sst2"), (0, 1), clients=8, rounds=6)
+    (folder / "c/runs/rte/voc/1/summary.json").unlink()
+    (folder / "c/tuning.json").write_text('{"lora": {"tried": {"0.0005": 0.81, "0.0015": 0.8}, "chosen": 0.0005, "source": "a paper"}}')
+    write_report(folder / "c", out=folder)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser: Any, report: Path) -> Iterator[Any]:
+    """Opens the page in a fresh window; whatever it complains of or asks for fails the test."""
+    heard: list[str] = []
+    contexts = []
+
+    def opened(viewport: dict[str, int], scheme: str = "light") -> Any:
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        context.set_default_timeout(120_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: heard.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: heard.append(f"error: {error}"))
+        page.on("request", lambda request: heard.append(f"request: {request.url}") if request.url != report.as_uri() else None)
+        page.goto(report.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert heard == []
+
+
+def column(page: Any, table: str, place: int) -> list[str]:
+    return page.eval_on_selector_all(f"#table-{table} tbody tr", f"rows => rows.map(row => row.cells[{place}].textContent)")
+
+
+def test_every_figure_has_marks_that_can_be_seen_for_each_axis(opened: Any):
+    page = opened(LAPTOP)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    count = """() => [...document.querySelectorAll('figure')].map(figure => [...figure.querySelectorAll('g[data-m] *, rect')]
+        .filter(mark => { const box = mark.getBoundingClientRect(); return box.width + box.height > 0; }).length)"""
+    for axis in ("time", "bytes", "rounds"):
+        page.check(f"input[value={axis}]")
+        marks = page.evaluate(count)
+        assert len(marks) == 2 + 2 * 2 + 1 + 4 * 2 and min(marks) > 0
+        shown = "svgs => svgs.filter(svg => svg.getBoundingClientRect().width > 0).map(svg => svg.getAttribute('class'))"
+        assert set(page.eval_on_selector_all(".curves svg", shown)) == {f"plot x-{axis}"}
+
+
+def test_tables_sort_by_click_and_by_keyboard_both_ways_with_gaps_last(opened: Any):
+    page = opened(LAPTOP)
+    button = page.locator("#table-methods thead button").nth(4)
+    button.click()
+    scores = [float(text) for text in column(page, "methods", 4)]
+    assert scores == sorted(scores, reverse=True)
+    assert page.locator("#table-methods thead th").nth(4).get_attribute("aria-sort") == "descending"
+    button.press("Enter")
+    scores = [float(text) for text in column(page, "methods", 4)]
+    assert scores == sorted(scores)
+    page.locator("#table-methods thead button").nth(0).click()
+    assert column(page, "methods", 0) == ["fibecfed", "lora", "prompt-tuning", "voc"]
+    for _ in range(2):
+        page.locator("#table-methods thead button").nth(11).click()
+        assert column(page, "methods", 11)[-1] == "-"
+
+
+def test_a_chip_sets_a_method_off_in_every_figure_and_back(opened: Any):
+    page = opened(LAPTOP)
+    chip = page.locator("[data-chip=voc]")
+    classes = "() => [...new Set([...document.querySelectorAll('g[data-m=voc]')].map(mark => mark.getAttribute('class')))]"
+    before = page.evaluate(classes)
+    chip.click()
+    pressed = chip.get_attribute("aria-pressed")
+    assert page.evaluate(classes) == (["m"] if pressed == "false" else ["m s3"]) != before
+    chip.press("Enter")
+    assert chip.get_attribute("aria-pressed") != pressed and page.evaluate(classes) == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_text_can_be_read_on_its_ground(opened: Any, scheme: str):
+    page = opened(PHONE, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    colours = page.evaluate("['color', 'backgroundColor'].map(name => getComputedStyle(document.body)[name].match(/[\\d.]+/g).map(Number))")
+    ink, ground = (sum(colour[:3]) / 3 for colour in colours)
+    assert (ink < 80 and ground > 230) if scheme == "light" else (ink > 200 and ground < 50)
+    smallest = "texts => Math.min(...texts.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
+    assert page.eval_on_selector_all("figure .plot text", smallest) >= 8
+
+
+def test_what_is_folded_is_on_paper_but_for_the_table_of_runs(opened: Any):
+    page = opened(LAPTOP)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    folds = page.eval_on_selector_all("details", "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])")
+    assert len(folds) > 3 and all(is_open is not runs for runs, is_open in folds)

@@ -1,0 +1,42 @@
+"""The short file of a comparison gives the same tables as the runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import made_runs
+import pytest
+
+from fibecfed.report import overview, tables
+from fibecfed.report.clock import Network
+from fibecfed.report.comparison import read_comparison, write_report
+from fibecfed.report.export import from_lines, section
+from fibecfed.report.standing import standings
+
+
+def shown(comparison: object) -> list[str]:
+    return [tables.to_markdown(table) for table in overview.all_tables(standings(comparison))]  # type: ignore[arg-type]
+
+
+def test_every_table_written_from_the_export_equals_that_of_the_runs(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora", "without masks"), ("cola", "sst2"), (0, 1), clients=6, rounds=4)
+    network, targets = Network(up_mbit=2.0), {"cola": 0.61}
+    write_report(tmp_path / "c", network, targets, export=tmp_path / "c.jsonl")
+    found = from_lines(tmp_path / "c.jsonl")
+    assert shown(found) == shown(read_comparison(tmp_path / "c", network, targets))
+    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 1 + 12
+    text = section(found)
+    assert "### Personalised score" in text and "**Verdict**" in text and "All runs" not in text
+
+
+def test_a_line_that_cannot_be_used_is_named(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("cola",), (0,), clients=6, rounds=4)
+    path = tmp_path / "c.jsonl"
+    write_report(tmp_path / "c", export=path)
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 3: no export"):
+        from_lines(path)
+    path.write_text(whole.replace('"version":1', '"version":9', 1))
+    with pytest.raises(ValueError, match=r"line 1: .*version 9"):
+        from_lines(path)
