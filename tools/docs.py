@@ -25,6 +25,7 @@ from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
+from fibecfed.report.export import from_lines, section
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -120,9 +121,17 @@ def leaves_a_client() -> str:
     return "\n".join(rows)
 
 
+def comparison(name: str) -> str:
+    """Tables of a comparison from its short form, as `fibecfed report --export` wrote it."""
+    path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
+    return section(from_lines(path)) if path.is_file() else "Not measured yet."
+
+
 PARTS = {
     "configuration": everything,
     "leaves-a-client": leaves_a_client,
+    "comparison": lambda: comparison("comparison"),
+    "comparison-seeds": lambda: comparison("comparison-seeds"),
     "trial": lambda: tables.trial(tables.known("trial")),
     "sweeps": lambda: tables.sweeps(tables.known("sweeps")),
 }

@@ -175,6 +175,6 @@ _READING = (
     "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the processor are left "
     "out.",
     "Targets are seen at evaluations only: a method that reaches one between two evaluations counts at the second.",
-    "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows how much the choice of tasks matters, nothing else.",
+    "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows only how much the choice of tasks matters.",
     "Numbers in bold are the best of their column. Click a heading to sort by it, or move to it with the tab key and press enter.",
 )
