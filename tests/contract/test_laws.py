@@ -14,7 +14,8 @@ from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data
 
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Round
-from fibecfed.core.wire import decode, encode
+from fibecfed.core.wire import decode, encode, field_kinds
+from fibecfed.engine.checks import expected
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
 from fibecfed.methods.catalogue import METHODS
@@ -157,6 +158,18 @@ def test_sizes_of_messages_do_not_hang_on_the_clock(variant: str):
     for record in records:
         if record.phase == "tune":
             assert len(set(record.bytes_up.values())) == 1  # all clients send the same tensors
+
+
+@every_method
+def test_the_server_knows_what_every_answer_must_look_like(variant: str):
+    world, moments, records = finished(variant)
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before in zip(records, moments[:-1], strict=True):
+        phase, server = phases[record.phase], decode(world.method.server_state, before[""])
+        now = Round(phase.name, record.index, phase.num_rounds, record.number)
+        known = expected(phase, server, phase.broadcast(server, now), now).like
+        fields = {field for field, kind in field_kinds(phase.up).items() if kind in ("tensor", "tensors")}
+        assert fields == known.keys() & fields, f"{phase.name}: give the phase a template"
 
 
 @every_method

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made import federation, made_data, made_method, made_task
 from toy import Count, Number, Reply, Toy
 
@@ -18,7 +20,7 @@ from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import Tensors, WireError, decode, encode, message
 from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_counts, expected
 from fibecfed.engine.client import Counts, frame, unframe
-from fibecfed.engine.failures import STOP, Tolerance
+from fibecfed.engine.failures import STOP, Tolerance, printable
 from fibecfed.engine.simulator import Action, Transport
 from fibecfed.methods.fibecfed import AllLayers, Importance
 
@@ -130,6 +132,29 @@ def test_real_methods_go_on_without_a_client_that_sends_other_tensors(kind: str)
 def test_a_wrong_answer_stops_a_run_that_is_to_stop_at_failures():
     with pytest.raises(RunFailed, match=r"client 2, tune round 1: shared w of its update has dtype float64.*on_failure"):
         final(FAULTS["wrong dtype"][0], tolerance=STOP)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_comes_it_is_refused_or_like_what_is_expected_and_nothing_else_happens(data: st.DataObject):
+    good = bytearray(frame(encode(answer()), Work(1, 2, 0.5, 0.1)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(good) - 1))
+        good[place] = data.draw(st.integers(0, 255))
+    reply = bytes(good[: data.draw(st.sampled_from([len(good), len(good) - 1, len(good) // 2]))])
+    try:
+        got, work = checked(reply, expected(phase(Wide), SERVER, SENT, NOW), STOP, None)
+    except (Refused, WireError):
+        return
+    assert {name: value.shape for name, value in got.shared.items()} == {"w": (2, 3)} and torch.isfinite(got.shared["w"]).all()
+    assert work.compute_s >= 0
+
+
+def test_what_a_client_wrote_cannot_garble_a_record_or_a_terminal():
+    _, (_, record) = final(changed(shared(lambda t: {**t, "\x1b[2J\n" + "n" * 3000: torch.ones(1)})))
+    text = record.failures[BAD]
+    assert text.startswith("client 2, tune round 1: shared of its update has 1 unknown tensors (?[2J?nnn") and text.isprintable()
+    assert printable("half a pair \ud83d").encode() == b"half a pair ?" and len(printable("n" * 3000)) == 500
 
 
 # ---- what is expected

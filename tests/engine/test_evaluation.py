@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import EvalRecord
 from fibecfed.core.types import Failure
 from fibecfed.engine.evaluation import Evaluator, best_by_validation, scores, worst_decile
+from fibecfed.engine.failures import Tolerance
 
 TASK, DATA = made_task(2), made_data(4, 8, test_per_client=6, validation_per_client=3)
 
@@ -95,6 +96,36 @@ def test_a_client_that_cannot_be_scored_stops_the_run():
     broken = Evaluator(world.method, TASK, Broken(), DATA.clients, DATA.test, DATA.validation, 5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RunFailed, match="evaluation after 3 rounds: client 0 is gone"):
         broken.after(world.server, last.now, last.number)
+
+
+def test_clients_that_cannot_be_scored_are_left_out_by_choice():
+    @dataclass
+    class Losing:
+        inner: Any
+        lost: dict[str, Any]
+
+        def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
+            for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
+                if self.lost.get(client, reply) is not None:
+                    yield client, self.lost.get(client, reply)
+
+        def notes(self) -> Any:
+            return {}
+
+    world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
+    *_, last = world.run()
+    full = evaluator(world).after(world.server, last.now, 1)
+    lost = {"0": Failure("client 0 is gone"), "1": b"nonsense", "2": None}
+    some = replace(evaluator(world), transport=Losing(world.transport, lost), tolerance=Tolerance(on_failure="drop"))
+    found = some.after(world.server, last.now, 1)
+    assert found.clients == {"3": full.clients["3"]} and found.pooled == full.clients["3"] and found.server == full.server
+    assert found.failures["0"] == "client 0 is gone" and found.failures["2"] == "client 2: no answer"
+    assert "client 1: 8 bytes that are not a fibecfed message" in found.failures["1"]
+    assert full.failures == {} and found.bytes_down == full.bytes_down and found.bytes_up == full.bytes_up // 4 + 8
+    without = evaluator(world).after(world.server, last.now, 1, {"0", "1", "2"})
+    assert without.clients == found.clients and without.bytes_down == full.bytes_down // 4 and not without.failures
+    with pytest.raises(RunFailed, match="evaluation after 1 rounds: client 0 is gone"):
+        replace(some, transport=Losing(world.transport, {**lost, "3": None})).after(world.server, last.now, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from made import KEY, federation, made_data, made_method, made_task
 from toy import Count, Number, Scripted, Toy
 
 from fibecfed.core.errors import RunFailed
+from fibecfed.core.records import to_line
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import encode
@@ -87,6 +89,13 @@ def test_the_records_hold_what_the_clients_said_of_their_work():
     assert set(record.steps.values()) == {2} and set(record.examples.values()) == {4}
     assert set(record.loss.values()) == {0.25} and set(record.compute_s.values()) == {0.1}
     assert record.fields_down["shared"] == 2 * 12 and record.failures == {} and record.seconds > 0
+
+
+def test_a_round_without_failures_has_no_words_about_failures_in_its_line():
+    (step,) = rounds(Toy(rounds=1), per_round=2, tolerance=DROP)
+    names = "kind phase index number cohort bytes_down bytes_up fields_down fields_up steps examples loss compute_s failures server"
+    assert list(json.loads(to_line(step.record))) == [*names.split(), "seconds", "notes", "cpu_s"]
+    assert step.record.fields_up.keys() == {"shared", "overhead"}
 
 
 def test_notes_of_clients_get_into_the_records_and_into_no_message():

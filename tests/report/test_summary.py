@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from fibecfed.core.records import EvalRecord, RoundRecord
+from fibecfed.core.records import EvalRecord, FailedAttempt, RoundRecord
 from fibecfed.report.summary import summarise
 
 GOOD, FAIR, POOR = [[4, 1], [0, 5]], [[4, 1], [2, 3]], [[3, 2], [3, 2]]
+
+GONE = (FailedAttempt(("a", "b"), {"a": 0, "b": 0}, {}, {"a": "gone", "b": "gone"}, ()),)
 
 
 def round_record(number: int, clients: dict[str, int], **more: Any) -> RoundRecord:
@@ -37,7 +39,9 @@ RECORDS = [
     round_record(0, {"a": 0, "b": 0}, phase="importance"),
     round_record(1, {"a": 3, "b": 2}),
     evaluation(2, FAIR, GOOD),
-    round_record(2, {"c": 1, "a": 1}, failures={"d": "gone"}, cohort=("a", "c", "d"), bytes_down={"a": 100, "c": 100, "d": 100}),
+    round_record(
+        2, {"c": 1, "a": 1}, failures={"d": "gone"}, attempts=GONE, cohort=("a", "c", "d"), bytes_down={"a": 100, "c": 100, "d": 100}
+    ),
     evaluation(3, GOOD, FAIR, FAIR),
 ]
 
@@ -56,7 +60,7 @@ def test_bytes_steps_and_seconds_are_sums_over_the_rounds_and_those_of_scoring_s
     assert (found["steps"], found["examples"], found["rounds"]) == (7, 28, 3)
     assert (found["seconds"], found["cpu_s"], found["compute_s"]) == (15.0, 13.5, 12.0)
     assert found["evaluation"] == {"bytes_up": 21, "bytes_down": 3000, "seconds": 9.0}
-    assert (found["failures"], found["clients_that_took_part"]) == (1, 3)
+    assert (found["failures"], found["clients_that_took_part"]) == (3, 3)
     assert found["selected"] == {"global_layers": [1]}
     json.dumps(found)
 

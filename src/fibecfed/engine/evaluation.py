@@ -16,7 +16,7 @@ from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError, encode
 from .checks import MAX_COUNTS_BYTES, Refused, checked_counts
 from .client import Counts, confusion
-from .failures import STOP, Tolerance
+from .failures import STOP, Tolerance, printable
 from .simulator import Transport
 
 
@@ -58,13 +58,13 @@ class Evaluator:
         requests = dict.fromkeys(asked, blob)
         for client, reply in self.transport.exchange("evaluate", now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
-                failures[client] = reply.reason
+                failures[client] = printable(reply.reason)
                 continue
             bytes_up += len(reply)
             try:
                 counts[client] = checked_counts(reply, self.task.num_classes)
             except (Refused, WireError) as error:
-                failures[client] = f"client {client}: {error}"
+                failures[client] = printable(f"client {client}: {error}")
         failures.update({client: f"client {client}: no answer" for client in asked if client not in counts and client not in failures})
         if failures and (self.tolerance.on_failure == "stop" or not counts):
             raise RunFailed(f"evaluation after {rounds} rounds: {failures[min(failures)]}")

@@ -85,11 +85,23 @@ class Standing:
         return cls(table.get("num_samples", {}), table.get("refused", {}), frozenset(table.get("excluded", ())))
 
 
+_LONGEST_REASON = 500
+
 STOP = Tolerance()
 """The first failure ends the run."""
 
 NEW = Standing()
 """Nobody has answered yet."""
+
+
+def printable(reason: str) -> str:
+    r"""A reason as it may stand in a record and on a terminal: parts of it can be text that a client chose.
+
+    >>> printable("no tensor \x1b[2Jx" + "y" * 1000)[:20], len(printable("y" * 1000))
+    ('no tensor ?[2Jxyyyyy', 500)
+    """
+    text = "".join(character if character.isprintable() else "?" for character in reason[:_LONGEST_REASON])
+    return text if len(reason) <= _LONGEST_REASON else f"{text[:-3]}..."
 
 
 def sentences(record: RoundRecord) -> list[str]:

@@ -15,7 +15,7 @@ from ..core.rng import Key
 from ..core.types import ClientId, Failure, Round
 from ..core.wire import WireError, encode, payload_bytes
 from .checks import Expected, Refused, checked, expected, num_samples
-from .failures import NEW, STOP, Standing, Tolerance
+from .failures import NEW, STOP, Standing, Tolerance, printable
 from .simulator import Transport
 
 _REPEATS = (
@@ -207,7 +207,7 @@ def _exchange(
     requests = dict.fromkeys(chosen, blob)
     for client, reply in transport.exchange("train", now, requests, tolerance.timeout_s, expect.max_bytes):
         if isinstance(reply, Failure):
-            failures[client] = reply.reason
+            failures[client] = printable(reply.reason)
             if reply.repeats:
                 repeats.append(client)
         else:
@@ -215,7 +215,7 @@ def _exchange(
             try:
                 good[client] = checked(reply, expect, tolerance, standing.num_samples.get(client))
             except (Refused, WireError) as error:
-                failures[client] = f"client {client}, {now.phase} round {now.index}: {error}"
+                failures[client] = printable(f"client {client}, {now.phase} round {now.index}: {error}")
                 refused.append(client)
         if client in failures and tolerance.on_failure == "stop":
             raise RunFailed(f"{failures[client]}. {_REPEATS if repeats else _STOPS}")

@@ -15,6 +15,7 @@ def summarise(records: Sequence[RoundRecord | EvalRecord], *, metric: Metric | N
 
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
     wall clock of the rounds, `cpu_s` the processor time of this process in them, `compute_s` the sum of the clients' own seconds.
+    `failures` counts clients whose answer was not used, in every cohort that was asked.
     `best_by_validation` is None without validation examples.
 
     Args:
@@ -48,7 +49,7 @@ def summarise(records: Sequence[RoundRecord | EvalRecord], *, metric: Metric | N
             "seconds": sum(record.seconds for record in evaluations),
         },
         "rounds": len(rounds),
-        "failures": sum(len(record.failures) for record in rounds),
+        "failures": sum(len(one.failures) for record in rounds for one in (record, *record.attempts)),
         "clients_that_took_part": len({client for record in rounds for client in record.cohort if record.steps.get(client)}),
         "selected": dict(selected),
     }
