@@ -83,15 +83,15 @@ def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int 
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {expect.max_bytes}")
     encoded, work = unframe(reply)
     message = decode(expect.up, encoded)
-    for problem in (
-        _unlike(message, expect.like),
-        not_finite(message),
-        _bad_work(work),
-        _bad_number_of_examples(message, tolerance.max_samples, declared),
-        _too_far(message, expect, tolerance.max_update_norm),
-    ):
-        if problem is not None:
-            raise Refused(problem)
+    problem = (
+        _unlike(message, expect.like)
+        or not_finite(message)
+        or _bad_work(work)
+        or _bad_number_of_examples(message, tolerance.max_samples, declared)
+        or _too_far(message, expect, tolerance.max_update_norm)
+    )
+    if problem is not None:
+        raise Refused(problem)
     return message, work
 
 

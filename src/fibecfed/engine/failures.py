@@ -49,7 +49,9 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the server remembers of the clients' answers from round to round; a part of each checkpoint.
+    """What the server remembers of the clients' answers from round to round.
+
+    It is a part of each checkpoint, and takes some 15 bytes there for each client that has answered.
 
     Attributes:
         num_samples: training examples that a client named in its first answer that was accepted.

@@ -144,31 +144,32 @@ def _round(
     broadcast = phase.broadcast(server, now)
     blob = encode(broadcast)
     expect = expected(phase, server, broadcast, now)
-    before, asked = standing, []
+    before, attempts = standing, list[FailedAttempt]()
     while True:
-        chosen = choose(len(asked), standing.excluded)
+        chosen = choose(len(attempts), standing.excluded)
         got = _exchange(transport, chosen, blob, now, expect, tolerance, standing)
-        asked.append(got)
         accepted = {client: num_samples(message) for client, message in got.messages.items()}
         standing = standing.after(accepted, got.refused, tolerance.exclude_after)
         if len(got.messages) >= tolerance.needed(len(chosen)):
             break
-        if len(asked) == tolerance.round_attempts:
+        attempts.append(FailedAttempt(chosen, dict.fromkeys(chosen, len(blob)), got.bytes_up, got.failures, got.refused))
+        if len(attempts) == tolerance.round_attempts:
             raise RunFailed(_too_few(got, now, tolerance, standing))
     answers = [Received(client, message) for client, message in got.messages.items()]
     after = phase.aggregate(server, answers, now)
     useful = sum(got.bytes_up[answer.client] for answer in answers)
-    bytes_up = _added([one.bytes_up for one in asked])
+    bytes_down = _added([*(attempt.bytes_down for attempt in attempts), dict.fromkeys(chosen, len(blob))])
+    bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
     fields_up = _added([payload_bytes(answer.message, got.bytes_up[answer.client]) for answer in answers])
     if discarded := sum(bytes_up.values()) - useful:
         fields_up["discarded"] = discarded
-    sent = sum(len(one.cohort) for one in asked)
+    sent = sum(bytes_down.values()) // len(blob)
     record = RoundRecord(
         phase=now.phase,
         index=now.index,
         number=now.number,
-        cohort=got.cohort,
-        bytes_down=_added([dict.fromkeys(one.cohort, len(blob)) for one in asked]),
+        cohort=chosen,
+        bytes_down=bytes_down,
         bytes_up=bytes_up,
         fields_down={name: size * sent for name, size in payload_bytes(broadcast, len(blob)).items()},
         fields_up=fields_up,
@@ -182,9 +183,7 @@ def _round(
         notes=dict(transport.notes()),
         refused=got.refused,
         excluded=tuple(sorted(standing.excluded - before.excluded)),
-        attempts=tuple(
-            FailedAttempt(one.cohort, dict.fromkeys(one.cohort, len(blob)), one.bytes_up, one.failures, one.refused) for one in asked[:-1]
-        ),
+        attempts=tuple(attempts),
     )
     return after, record, standing
 

@@ -34,7 +34,9 @@ class FederationOptions(Options):
         default=1, ge=1, description="Cohorts that a round may ask, one after the other, until one reaches the quorum; then the run stops."
     )
     round_timeout_s: float = Field(
-        default=0.0, ge=0, description="Seconds after which a client is late; 0 = no limit. Between machines only: in one process none is."
+        default=0.0,
+        ge=0,
+        description="Seconds after which a client is late, in a round or an evaluation; 0 = no limit. Between machines only.",
     )
     exclude_after: int = Field(
         default=0, ge=0, description="Refused updates in a row after which a client takes no part in the rest of the run; 0 = never."
