@@ -217,6 +217,15 @@ def test_one_mistake_is_told_once() -> None:
     assert mistakes('data = "sst2"').startswith('a.toml has a mistake:\n  data: got "sst2", expected a table')
 
 
+WITH_WORDS: dict[str, Any] = {"model": {"head": "label-words"}}
+
+
+def test_a_task_brings_its_template_and_words_and_own_data_give_theirs() -> None:
+    assert config(**WITH_WORDS).data.template is None
+    mine = {"path": "x.csv", "template": "{x} <mask>", "label_words": ["up", "down"]}
+    assert config(**WITH_WORDS, data=mine).data.label_words == ("up", "down")
+
+
 @pytest.mark.parametrize(
     ("tables", "sentence"),
     [
@@ -243,6 +252,15 @@ def test_one_mistake_is_told_once() -> None:
         ({"method": {"kind": 3}}, "method.kind: got 3, expected one of"),
         ({"method": "lora"}, 'method: got "lora", expected a table'),
         ({"method": {"kind": "lora", "layers": {}}}, "method.layers: got a table of fibecfed, which method.kind = \"lora\" does not have"),
+        ({"data": {"task": "sst2", "template": "{x} <mask>"}}, "data.template: got .* with `model.head` = \"full\"; set"),
+        ({"data": {"task": "sst2", "label_words": ["a", "b"]}}, "data.label_words: got .* with `model.head` = \"full\"; set"),
+        ({**WITH_WORDS, "data": {"path": "x"}}, "data.template: got none .* such as \"{x} . It was <mask> .\""),
+        ({**WITH_WORDS, "data": {"path": "x", "pair_column": "b"}}, "data.template: got none .* such as \"{a} \\? <mask> , {b}\""),
+        ({**WITH_WORDS, "data": {"path": "x"}}, "data.label_words: got none .* one word for each class"),
+        ({**WITH_WORDS, "data": {"task": "rte", "template": "{x} <mask>"}}, "data.template: got .* expected <mask>, {a}, {b}, each once"),
+        ({**WITH_WORDS, "data": {"task": "trec", "label_words": ["a", "b"]}}, "data.label_words: got 2, expected 6, one for each of"),
+        ({**WITH_WORDS, "data": {"task": "sst2", "label_words": ["a", "a"]}}, "data.label_words: .* a different word for each class"),
+        ({**WITH_WORDS, "data": {"task": "sst2", "label_words": ["a", " b"]}}, "data.label_words: .* without spaces around it"),
         ({"model": {"target_modules": []}}, "model.target_modules: got \\[\\], expected at least one name"),
         ({"model": {"Rank": 3}}, "model.Rank: got an unknown key; did you mean `model.rank`"),
         ({"model": {"zzz": 3}}, "model.zzz: got an unknown key, expected one of model.name, "),

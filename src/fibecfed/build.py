@@ -14,6 +14,7 @@ from .core.errors import UserError
 from .core.method import Method
 from .core.rng import Key
 from .data.federated import FederatedData, federate
+from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .data.text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
@@ -24,11 +25,13 @@ from .models.backbones import (
     PreTrainedTokenizerBase,
     Source,
     build_task,
+    fills_masks,
     find,
     load_config,
     load_tokenizer,
     num_positions,
 )
+from .models.label_words import LabelWords
 from .models.transformer_task import TransformerTask
 
 
@@ -38,6 +41,7 @@ class Inputs:
 
     Attributes:
         key: the root of all random streams of the run.
+        prompt: what the texts were put into, with `model.head` = "label-words".
     """
 
     config: Config
@@ -46,6 +50,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     data: FederatedData
     key: Key
+    prompt: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,10 @@ def read_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(source)
     options = config.federation
     dataset = load_data(config.data, key.fold("source"))
+    prompt = None
+    if config.model.head == "label-words":
+        masked = fills_masks(source, model_config)
+        prompt = make_prompt(tokenizer, *template_and_words(config.data, dataset.label_names), masked=masked)
     data = federate(
         dataset,
         tokenizer,
@@ -81,9 +90,10 @@ def read_inputs(config: Config) -> Inputs:
         size_alpha=options.size_alpha,
         shards_per_client=options.shards_per_client,
         key=key.fold("data"),
+        prompt=prompt,
     )
     _fits(config, model_config, data)
-    return Inputs(config, source, model_config, tokenizer, data, key)
+    return Inputs(config, source, model_config, tokenizer, data, key, prompt)
 
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
@@ -112,7 +122,7 @@ def prepare(config: Config) -> Prepared:
     """
     torch.set_num_threads(config.resources.threads)
     inputs = read_inputs(config)
-    pad = inputs.tokenizer.pad_token_id
+    pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
     task = build_task(
         inputs.source,
         config.model,
@@ -121,6 +131,7 @@ def prepare(config: Config) -> Prepared:
         pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
         adapter=getattr(config.method, "adapter", None),
+        words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
     )
     return Prepared(inputs, task, build_method(inputs))
 

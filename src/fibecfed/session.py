@@ -271,12 +271,14 @@ class _Session:
             base=source.published,
             files=header["model"]["files"],
             labels=self.data.label_names,
+            prompt=self.prepared.inputs.prompt,
             summary=summary,
             config_toml=to_toml(_without_folders(self.config)),
             versions=header["versions"],
             adapter=None if adapter is None else called(adapter),
         )
-        labels, where = self.data.label_names, self.out / folder
+        names, prompt, where = self.data.label_names, self.prepared.inputs.prompt, self.out / folder
+        labels = names if prompt is None else prompt.about(names)
         try:
             save_adapter(self.prepared.task, params, where, base=source.published, revision=source.revision, labels=labels, card=card)
         except SafetensorError as error:  # what its writer makes of a full disk

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from fibecfed.config import Config, from_table
 from fibecfed.models.tiny import tiny_config
@@ -59,3 +59,19 @@ def run_config(folder: Path, **tables: Any) -> Config:
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values} if isinstance(values, dict) else values
     return from_table(table)
+
+
+def save_language_model(folder: Path, *, masked: bool) -> None:
+    """A random BERT with its masked-language-model head, or a random LLaMA with its causal one, and a tokenizer of whole words."""
+    kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        kind.from_config(tiny_config("bert" if masked else "llama", layers=2, hidden=64)).save_pretrained(folder)
+    words = (*WORDS, "[MASK]", ".", "it", "was")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # pyright: ignore[reportAttributeAccessIssue]
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"} | (
+        {"mask_token": "[MASK]"} if masked else {}
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)

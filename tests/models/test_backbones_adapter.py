@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora, build_task, choose_device, choose_precision, find, set_dropout
+from fibecfed.models.backbones import add_lora, build_task, find, set_dropout
 from fibecfed.models.options import ModelOptions
+from fibecfed.models.precision import choose_device, choose_precision
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config
 from fibecfed.models.transformer_task import TransformerTask
 

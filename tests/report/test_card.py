@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fibecfed.data.prompt import Prompt
 from fibecfed.report.card import model_card
 
 SUMMARY = {
@@ -67,3 +68,14 @@ def test_it_names_the_weights_by_their_checksum_or_says_that_they_come_by_an_id(
 
 def test_a_name_with_a_line_break_stays_one_heading():
     assert "# Adapter of client a b\n" in card(who="client a\nb")
+
+
+@pytest.mark.parametrize(("mask_id", "kind"), [(4, "AutoModelForMaskedLM"), (None, "AutoModelForCausalLM")])
+def test_with_label_words_it_says_how_to_ask_the_model(mask_id: int | None, kind: str):
+    text = card(prompt=Prompt("{x} . It was <mask>", ("terrible", "great"), ("Ġterrible", "Ġgreat"), (7, 8), mask_id))
+    code = block(text, "python")
+    assert f"from transformers import {kind}\n" in code and f'base = {kind}.from_pretrained("owner/model")' in code
+    assert "num_labels" not in code and "classification head" not in text and "without a head of its own" in text
+    where = "after the last token" if mask_id is None else "in the place of the tokenizer's mask token"
+    for fact in ("`{x} . It was <mask>`", "`terrible`, `great`", "`Ġterrible`, `Ġgreat`", where):
+        assert fact in text, fact

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..data.options import DataOptions
+from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
 from ..engine.options import FederationOptions
 from ..local.options import LayerOptions, NeuronOptions, TrainingOptions
@@ -25,6 +26,7 @@ def contradictions(config: Config) -> list[str]:
         *_not_finite(config.model_dump()),
         *_model(config.model),
         *_data(config.data),
+        *_label_words(config),
         *_federation(config.federation, config.data),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
@@ -73,6 +75,37 @@ def _data(data: DataOptions) -> Iterator[str]:
         yield f"data.labels: got {list(data.labels)}, expected at least two classes, each once; mend the list or leave it out"
     if data.test_path is not None and data.test_path == data.path:
         yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
+
+
+def _label_words(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    task = TASKS.get(data.task or "")
+    given = {"template": data.template, "label_words": data.label_words}
+    if model.head != "label-words":
+        for name, value in given.items():
+            if value is not None:
+                yield f'data.{name}: got {value!r} with `model.head` = "{model.head}"; set `model.head` = "label-words", or take it out'
+        return
+    if getattr(config.method, "adapter", None) is not None:
+        kind = config.method.model_dump()["kind"]
+        yield f'model.head: got "label-words" with `method.kind` = "{kind}", whose adapter is trained with a head; take "full" or "last"'
+    for name, value in given.items():
+        if value is None and data.task is None:
+            example = '"{a} ? <mask> , {b}"' if data.pair_column is not None else '"{x} . It was <mask> ."'
+            shape = f"a template such as {example}" if name == "template" else "one word for each class, in the order of the classes"
+            yield f'data.{name}: got none with `model.head` = "label-words" and a file of your own, expected {shape}; write it'
+    if data.template is not None:
+        mistake = mistake_in(data.template, data.pair_column is not None if task is None else task.pair)
+        if mistake:
+            yield f"data.template: {mistake}; mend it"
+    words = data.label_words
+    if words is None:
+        return
+    if len(set(words)) < len(words) or len(words) < 2 or not all(word and word == word.strip() for word in words):
+        yield f"data.label_words: got {list(words)}, expected a different word for each class, without spaces around it; mend the list"
+    classes = data.labels if task is None else task.labels
+    if classes is not None and len(words) != len(classes):
+        yield f"data.label_words: got {len(words)}, expected {len(classes)}, one for each of {list(classes)} in this order; mend the list"
 
 
 def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:

@@ -18,6 +18,7 @@ from .cuts import stratified_cut, subset
 from .options import DataOptions
 from .partition import Kind, Partition
 from .partition import partition as spread_examples
+from .prompt import Prompt
 from .sources import TextDataset
 from .text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, TableExamples, tokenise
 
@@ -75,6 +76,7 @@ def federate(
     size_alpha: float = 5.0,
     shards_per_client: int = 2,
     key: Key,
+    prompt: Prompt | None = None,
 ) -> FederatedData:
     """Draw, cut, tokenise and spread a data set.
 
@@ -86,6 +88,7 @@ def federate(
         tokenizer: a Hugging Face tokenizer.
         clients: K; not used by the partition "column", whose clients are those that hold a training example.
         key: decides all draws: the pool ("train"), the test subset ("test"), the validation part, the partition, the noise.
+        prompt: a template that the texts are put into.
 
     Raises:
         UserError: more clients than training examples, a partition by column without that column, or a client known to test alone.
@@ -100,7 +103,7 @@ def federate(
         test_rows = np.array([row for row in test_rows if (dataset.test.clients or ())[row] in drawn], dtype=np.int64)
     test = dataset.test.take(test_rows)
     max_length = options.max_length or (DEFAULT_MAX_LENGTH_PAIRS if dataset.pair else DEFAULT_MAX_LENGTH)
-    pool_table, test_table = tokenise(tokenizer, pool, max_length), tokenise(tokenizer, test, max_length)
+    pool_table, test_table = (tokenise(tokenizer, part, max_length, prompt) for part in (pool, test))
     train_view, validation_view = pool_table.view(torch.from_numpy(kept)), pool_table.view(torch.from_numpy(cut))
     spread = spread_examples(
         partition,

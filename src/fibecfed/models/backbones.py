@@ -17,6 +17,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -30,9 +32,11 @@ from ..core.options import Options
 from ..core.rng import Key
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
+from .label_words import LabelWords, head_is_missing, is_masked, language_head
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
+from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
 from .transformer_task import TransformerTask
 
 
@@ -153,26 +157,44 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The pre-trained body, float32, with a new classification head drawn from `key`.
+def fills_masks(source: Source, config: PretrainedConfig) -> bool:
+    """Whether the language model of this family fills in masks; else it continues the text.
+
+    Raises:
+        UserError: the family has none.
+    """
+    try:
+        return is_masked(config)
+    except UnsupportedModel as error:
+        raise UserError(f'model.name: {source.published} cannot be used with `model.head` = "label-words": {error}') from error
+
+
+def load_model(
+    source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key, words: LabelWords | None = None
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The pre-trained body, float32, with a new classification head drawn from `key`, or with `words` its own language-model head.
 
     Returns:
         The model, and the paths of all modules that the file has no weights for, so that they are drawn as well: the head, and in some
         published models the pooler before it.
 
     Raises:
-        UserError: it cannot be had, is no classifier, has only pickled weights, or its file lacks weights of the body.
+        UserError: it cannot be had, is no classifier, has only pickled weights, or its file lacks weights of the body or, with `words`,
+            of the language-model head.
     """
     config = load_config(source)
     config.num_labels = num_classes
     config.pad_token_id = pad_token_id
     set_dropout(config, dropout)
+    kind: Any = AutoModelForSequenceClassification
+    if words is not None:
+        kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _as_user_error(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.seed())
         extra = {} if source.gguf_file else {"use_safetensors": True}
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, found = kind.from_pretrained(
             source.location,
             config=config,
             dtype=torch.float32,
@@ -183,7 +205,14 @@ def load_model(source: Source, *, num_classes: int, pad_token_id: int, dropout: 
         )
     drawn = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
-    lost = [name for name in drawn if name.startswith(body) and not name.startswith(f"{body}pooler.")]
+    if words is not None and head_is_missing(drawn, body):
+        raise UserError(
+            f"model.name: {source.published} has no language-model head: its file lacks {drawn[0]}"
+            + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
+            + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or take "full"'
+        )
+    unwanted = words is not None
+    lost = [name for name in drawn if unwanted or (name.startswith(body) and not name.startswith(f"{body}pooler."))]
     if lost:
         raise UserError(
             f"model.name: {source.location} has no weights that fit {len(lost)} tensors of a {type(model).__name__}, the first of them "
@@ -240,12 +269,14 @@ def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[s
         UserError: target modules that the model does not have, or none known for its family.
         UnsupportedModel: a classifier whose head is not known.
     """
-    head = head_modules(model)
-    last = last_linear(model)
+    if options.head == "label-words":  # PEFT knows no task of masked language models
+        head, last, task_type = [], "", None if is_masked(model.config) else "CAUSAL_LM"
+    else:
+        head, last, task_type = head_modules(model), last_linear(model), "SEQ_CLS"
     saved = [*head, *(path for path in drawn if path.split(".")[0] not in head)]
     config = LoraConfig(
-        task_type="SEQ_CLS", r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
-        target_modules=_target_modules(model, model.config.model_type, options.target_modules), modules_to_save=saved,
+        task_type=task_type, r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
+        target_modules=_target_modules(model, model.config.model_type, options.target_modules), modules_to_save=saved or None,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -262,44 +293,6 @@ def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[s
     return adapted  # pyright: ignore[reportReturnType]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device asked for; auto = cuda, mps or cpu, the first that is there.
-
-    Raises:
-        UserError: it is none of these kinds, or is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise UserError(f"training.device: got {name!r}, expected auto, cpu, cuda, cuda:1 or the like, or mps")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bf16; auto = bf16 where the processor has instructions for it, since elsewhere it is emulated and slower."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bf16"
-    return "float32"
-
-
-def store_frozen_maps_in_bf16(model: nn.Module) -> None:
-    """Keep the frozen weights of linear maps in bfloat16: what autocast would convert them to again in every step, so no number changes."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters(recurse=False)):
-            module.to(torch.bfloat16)
-
-
 def build_task(
     source: Source,
     options: ModelOptions,
@@ -310,30 +303,34 @@ def build_task(
     key: Key,
     adapter: Options | None = None,
     sources: Tensor | None = None,
+    words: LabelWords | None = None,
 ) -> TransformerTask:
     """The task of a configuration: backbone, adapter and head, on its device, in its precision.
 
     Args:
         adapter: one of `adapters.options`; None: LoRA as `options` say.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
+        words: tokens that stand for the classes; given if and only if `options.head` is "label-words", and with LoRA alone.
 
     Raises:
         UserError: a model that cannot be had or is not supported, an adapter that does not fit it, a device that is not there.
     """
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
-    model, drawn = load_model(source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"))
+    model, drawn = load_model(
+        source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"), words=words
+    )
     try:
         if adapter is None:
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
         else:
             add_adapter(model, adapter, head=options.head, drawn=drawn, key=key.fold("adapter"), sources=sources)
             adapted = model
-        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout)
+        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, words=words)
     except UnsupportedModel as error:
         raise UserError(f"model.name: {source.published} cannot be used: {error}; docs/models.md lists what can") from error
     if precision == "bf16":
-        store_frozen_maps_in_bf16(adapted)
+        store_frozen_maps_in_bf16(adapted, but=() if words is None else language_head(model))
         if device.type == "cpu":
             # the fused kernel's backward in bf16 takes half of a step on processors; plain attention takes a tenth
             model.set_attn_implementation("eager")

@@ -4,7 +4,7 @@ the others as `own_adapters` says."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,20 @@ from .transformer_task import TransformerTask
 
 
 def save_adapter(
-    task: TransformerTask, params: Params, folder: Path, *, base: str, revision: str | None, labels: Sequence[str], card: str
+    task: TransformerTask,
+    params: Params,
+    folder: Path,
+    *,
+    base: str,
+    revision: str | None,
+    labels: Sequence[str] | Mapping[str, Any],
+    card: str,
 ) -> None:
     """Write `params` as an adapter, with the label names and a model card.
 
     Args:
         base: published id of the backbone, written as the adapter's base model.
-        labels: class names in order, written to labels.json.
+        labels: class names in order, or these with the template and the words that stand for them; written to labels.json.
         card: text of the folder's README.md.
 
     Raises:
@@ -36,7 +43,8 @@ def save_adapter(
         _save_lora(model, params, folder, base=base, revision=revision)
     else:
         raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
-    write_atomically(folder / "labels.json", (json.dumps(list(labels), ensure_ascii=False) + "\n").encode())
+    names = dict(labels) if isinstance(labels, Mapping) else list(labels)
+    write_atomically(folder / "labels.json", (json.dumps(names, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", card.encode())
 
 

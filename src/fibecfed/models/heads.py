@@ -7,8 +7,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-Pooling: TypeAlias = Literal["first", "last", "mean"]
-"""Which hidden vector of an example its class is read from: that of the first or last token that is not padding, or the mean of all."""
+Pooling: TypeAlias = Literal["first", "last", "mean", "mask"]
+"""Which hidden vector of an example its class is read from: that of the first or last token that is not padding, the mean of all, or that
+of the mask token."""
 
 DECODER_HEAD = "score"
 """Decoder classifiers call their head so, and pool the last token; encoders pool the first or the mean."""
@@ -85,7 +86,10 @@ def classifier_head(model: nn.Module, body: nn.Module) -> tuple[nn.Module, Pooli
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """The one vector of each example: hidden (batch, token, hidden), mask (batch, token) of 0 and 1 -> (batch, hidden)."""
+    """The one vector of each example: hidden (batch, token, hidden), mask (batch, token) of 0 and 1 -> (batch, hidden).
+
+    For the pooling "mask" the 1 in each row of `mask` is the mask token's.
+    """
     if pooling == "mean":
         return (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     positions = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device) if pooling == "last" else mask

@@ -19,6 +19,8 @@ class ModelOptions(Options):
     target_modules: tuple[str, ...] | None = Field(
         default=None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value."
     )
-    head: Literal["full", "last"] = Field(
-        default="full", description="[C] Train the whole classification head, or only its last linear map."
+    head: Literal["full", "last", "label-words"] = Field(
+        default="full",
+        description="[C] Train the whole classification head, or only its last linear map; label-words: none, the pre-trained "
+        "language-model head tells the classes' words apart.",
     )

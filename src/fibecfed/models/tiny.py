@@ -8,6 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
@@ -20,6 +22,7 @@ from ..adapters.options import MixedPromptAdapter
 from ..core.options import Options
 from ..core.rng import Key
 from .heads import head_modules
+from .label_words import LabelWords
 from .own_adapters import add_adapter
 from .transformer_task import TransformerTask
 
@@ -53,13 +56,25 @@ def tiny_config(
     )  # fmt: skip
 
 
-def tiny_model(family: Family, *, rank: int = 2, alpha: int = 4, seed: int = 0, random_b: bool = True, **sizes: int) -> PeftModel:
-    """A random classifier with LoRA. `random_b` draws LoRA's B too, so that no gradient is zero by construction."""
+def tiny_words(family: Family, num_classes: int = 2) -> LabelWords:
+    """Tokens 8, 9, ... as words, and token 4 as the mask of the families that have one."""
+    return LabelWords(tuple(range(8, 8 + num_classes)), 4 if family in ("bert", "roberta") else None)
+
+
+def tiny_model(
+    family: Family, *, rank: int = 2, alpha: int = 4, seed: int = 0, random_b: bool = True, words: LabelWords | None = None, **sizes: int
+) -> PeftModel:
+    """A random classifier with LoRA; with `words` a random language model. `random_b` draws LoRA's B too, so that no gradient is zero by
+    construction."""
+    kind = AutoModelForSequenceClassification
+    if words is not None:
+        kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(tiny_config(family, **sizes))
+        model = kind.from_config(tiny_config(family, **sizes))
         lora = LoraConfig(
-            task_type="SEQ_CLS", r=rank, lora_alpha=alpha, target_modules=TARGETS[family], modules_to_save=head_modules(model),
+            task_type="SEQ_CLS" if words is None else "CAUSAL_LM" if words.mask_id is None else None,
+            r=rank, lora_alpha=alpha, target_modules=TARGETS[family], modules_to_save=head_modules(model) if words is None else None,
             fan_in_fan_out=family == "gpt2", init_lora_weights=not random_b,
         )  # fmt: skip
         return get_peft_model(model, lora)
@@ -83,6 +98,7 @@ def tiny_task(
     rank: int = 2,
     seed: int = 0,
     random_b: bool = True,
+    words: LabelWords | None = None,
     adapter: Options | None = None,
     sources: Tensor | None = None,
     **sizes: int,
@@ -90,4 +106,5 @@ def tiny_task(
     """`tiny_model`, or `tiny_adapted` where an adapter is asked for, as a task, in the dtype asked for."""
     if adapter is not None:
         return TransformerTask(tiny_adapted(family, adapter, sources=sources, seed=seed, **sizes).to(dtype))
-    return TransformerTask(tiny_model(family, rank=rank, seed=seed, random_b=random_b, **sizes).to(dtype))
+    model = tiny_model(family, rank=rank, seed=seed, random_b=random_b, words=words, **sizes)
+    return TransformerTask(model.to(dtype), words=words)

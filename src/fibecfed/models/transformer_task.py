@@ -1,4 +1,4 @@
-"""A Hugging Face classifier with an adapter, as functions of its trainable tensors (implements `core.task.Task`)."""
+"""A Hugging Face classifier or language model with an adapter, as functions of its trainable tensors (implements `core.task.Task`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters.body import Adapter, Body
 from ..adapters.make import norms
@@ -23,6 +23,7 @@ from ..core.rng import Key
 from ..core.task import Tape, TracedLinear
 from ..core.types import Batch, Params
 from .heads import Pooling, UnsupportedModel, classifier_head, pool
+from .label_words import LabelWords, LanguageHead, word_positions
 
 _NOT_INPUTS = ("labels", "targets", "weights")
 
@@ -36,24 +37,39 @@ class TransformerTask:
     on the padding of its batch nor on the side it stands on. Both are tried when it is made, on one example of four tokens: a family
     whose own call computes something else is refused.
 
+    With `words` the model is a language model, masked or causal, and has no head to train: the class is the word that it puts in the
+    place of the mask, or after the last token. A loss is then -log p(word of the class) over the whole vocabulary, while the class
+    scores, from which it predicts, are those of the classes' words. Its head sees that one position only.
+
     Args:
-        model: a classifier with at least one parameter that requires a gradient.
+        model: a classifier, or with `words` a language model, with at least one parameter that requires a gradient.
         precision: "float32" (the parameters' own dtype, so also float64) or "bf16" (autocast).
         device: where to compute; the module is moved there.
         dropout: rate inside `training`; the module's own rates must have been set to it when it was built.
+        words: tokens that stand for the classes; None for a classifier.
 
     Raises:
         ValueError: nothing is trainable, or an unknown precision.
         UnsupportedModel: a body or head of a kind that is not known here (a ValueError as well).
     """
 
-    def __init__(self, model: nn.Module, *, precision: str = "float32", device: str | torch.device = "cpu", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: str = "float32",
+        device: str | torch.device = "cpu",
+        dropout: float = 0.0,
+        words: LabelWords | None = None,
+    ) -> None:
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: got {precision!r}, expected 'float32' or 'bf16'")
         self.model = model.to(device).eval()
         self.dropout = dropout
         self._device = torch.device(device)
-        self._classifier = _Classifier(self.model)
+        self._words = words
+        self._word_ids = None if words is None else torch.tensor(words.token_ids, device=self._device)
+        self._classifier = _Classifier(self.model, words)
         self._twice = False
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -78,8 +94,8 @@ class TransformerTask:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the head."""
-        return self._classifier.config.num_labels
+        """Classes of the head, or words."""
+        return self._classifier.config.num_labels if self._words is None else len(self._words.token_ids)
 
     @property
     def device(self) -> torch.device:
@@ -131,13 +147,19 @@ class TransformerTask:
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
         """-log p(label given the text; params) of each example, in nat, float32 or better; with `targets` q in the batch the cross entropy
         sum_c q_c (-log p(c))."""
+        scores = self._logits(params, batch, embeddings)
         target = batch.get("targets", batch["labels"]).to(self._device)
-        return cross_entropy(self._logits(params, batch, embeddings), target, reduction="none")
+        if self._word_ids is None:
+            return cross_entropy(scores, target, reduction="none")
+        if "targets" in batch:
+            return -(target * log_softmax(scores, dim=-1)[:, self._word_ids]).sum(-1)
+        return cross_entropy(scores, self._word_ids[target], reduction="none")
 
     @torch.no_grad()
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
         """Class scores, float32 or better, without a graph."""
-        return self._logits(params, batch)
+        found = self._logits(params, batch)
+        return found if self._word_ids is None else found[:, self._word_ids]
 
     def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
         """The most likely class of each example, without a graph."""
@@ -204,13 +226,14 @@ class TransformerTask:
         model = copy.deepcopy(self.model)
         if next(iter(self.params().values())).dtype != torch.float64:
             model = model.float()
-        other = TransformerTask(model, device=self._device)
+        other = TransformerTask(model, device=self._device, words=self._words)
         other._twice = True
         return other
 
     # How
 
     def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True) -> Tensor:
+        """Scores of the classes, or with words of the whole vocabulary."""
         if params.keys() != self._name_set:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items()}
@@ -233,14 +256,20 @@ class TransformerTask:
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """
         pad = self._classifier.config.pad_token_id or 0
-        tokens = [token for token in range(min(16, self._classifier.body.get_input_embeddings().num_embeddings)) if token != pad]
+        masked = None if self._words is None else self._words.mask_id
+        number = self._classifier.body.get_input_embeddings().num_embeddings
+        tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
         ids = torch.tensor([tokens[-4:]], device=self._device)
+        if masked is not None:
+            ids[0, 1] = masked
         ones, three = torch.ones_like(ids), ids[:, :3]
         left, right = (torch.full_like(three, pad), ids), (ids, torch.full_like(three, pad))
         seen_left, seen_right = (torch.zeros_like(three), ones), (ones, torch.zeros_like(three))
         padded_ids, padded_mask = (torch.cat([torch.cat(a, 1), torch.cat(b, 1)]) for a, b in ((left, right), (seen_left, seen_right)))
         with self._kernels():
             own = self.model(input_ids=ids, attention_mask=ones).logits.float()
+        if self._words is not None:  # a language model's own call scores every position
+            own = own[:, -1 if masked is None else 1]
         params = self.params()
         plain = self._logits(params, {"input_ids": ids, "attention_mask": ones}, adapted=False)
         try:
@@ -276,7 +305,7 @@ _ADAPTER = "adapter."
 class _Classifier(nn.Module):
     """Body, with an adapter of ours where the model has one; pooling by the attention mask; head."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, words: LabelWords | None) -> None:
         super().__init__()
         whole: Any = model
         base: Any = whole.get_base_model() if hasattr(model, "get_base_model") else model
@@ -290,7 +319,11 @@ class _Classifier(nn.Module):
             raise UnsupportedModel(f"{self.kind} is not supported: got no list of {number} transformer blocks, each with its own weights")
         self.blocks_name, self.blocks = blocks
         self.pooling: Pooling
-        self.head, self.pooling = classifier_head(base, self.body)
+        self._words = words
+        if words is None:
+            self.head, self.pooling = classifier_head(base, self.body)
+        else:
+            self.head, self.pooling = LanguageHead(base), "last" if words.mask_id is None else "mask"
         self._takes = frozenset(inspect.signature(self.body.forward).parameters)
         # RoBERTa and its like count positions from behind the padding index
         table: Any = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
@@ -321,7 +354,8 @@ class _Classifier(nn.Module):
             hidden = self.body(**keywords).last_hidden_state
         else:
             hidden = self.adapter.run(self._frozen, keywords)[:, self.num_positions :]
-        return self.head(pool(hidden, mask, self.pooling))
+        where = mask if self._words is None else word_positions(inputs["input_ids"], mask, self._words)
+        return self.head(pool(hidden, where, self.pooling))
 
 
 def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:

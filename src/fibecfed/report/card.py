@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..data.prompt import Prompt
+
 
 def model_card(
     *,
@@ -17,6 +19,7 @@ def model_card(
     config_toml: str,
     versions: Mapping[str, str],
     adapter: str | None = None,
+    prompt: Prompt | None = None,
 ) -> str:
     """Markdown with the header that model hubs read.
 
@@ -27,10 +30,16 @@ def model_card(
         summary: as in summary.json.
         config_toml: the resolved configuration.
         adapter: what an adapter that is not LoRA is called.
+        prompt: template and words that it was trained with, if it has no head of its own.
     """
     scores = summary["scores"]
     weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or "- loaded by its id"
     pooled, of_global = _percent(scores["pooled_personalised"]), _percent(scores["global"])
+    kind, more = "AutoModelForSequenceClassification", f", num_labels={len(labels)}"
+    if prompt is not None:
+        kind, more = "AutoModelForCausalLM" if prompt.mask_id is None else "AutoModelForMaskedLM", ""
+    what = "with its classification head" if prompt is None else "without a head of its own"
+    classes = ", ".join(f"{i} = {label}" for i, label in enumerate(labels))
     return f"""---
 base_model: {json.dumps(base)}
 library_name: {"fibecfed" if adapter else "peft"}
@@ -40,15 +49,15 @@ tags: [federated-learning, {json.dumps(adapter) if adapter else "lora"}, fibecfe
 
 # Adapter of {" ".join(who.split())}
 
-A {adapter or "LoRA"} adapter with its classification head for `{base}`, made by federated fine-tuning with fibecfed
+A {adapter or "LoRA"} adapter {what} for `{base}`, made by federated fine-tuning with fibecfed
 (method `{summary["method"]}`): the training texts stayed with their clients.
 
 ```python
-{(_LOAD_OWN if adapter else _LOAD_LORA).format(base=json.dumps(base), classes=len(labels))}
+{(_LOAD_OWN if adapter else _LOAD_LORA).format(base=json.dumps(base), kind=kind, classes=more)}
 ```
 
-Classes, in order: {", ".join(f"{i} = {label}" for i, label in enumerate(labels))}.
-
+Classes, in order: {classes}.
+{_words(prompt)}
 ## How it did
 
 Accuracy after the last round, over the whole federation (not this adapter alone): {pooled} pooled over the clients with their
@@ -71,17 +80,28 @@ Weights of the backbone:
 
 _LOAD_LORA = """\
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import {kind}
 
-base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})
+base = {kind}.from_pretrained({base}{classes})
 model = PeftModel.from_pretrained(base, "THIS FOLDER").eval()"""
 _LOAD_OWN = """\
 import fibecfed
-from transformers import AutoModelForSequenceClassification
+from transformers import {kind}
 
-base = AutoModelForSequenceClassification.from_pretrained({base}, num_labels={classes})
+base = {kind}.from_pretrained({base}{classes})
 task = fibecfed.load_adapter(base, "THIS FOLDER")
 # task.predict(task.params(), tokenizer(texts, padding=True, return_tensors="pt"))"""
+
+
+def _words(prompt: Prompt | None) -> str:
+    if prompt is None:
+        return ""
+    words, tokens = (", ".join(f"`{one}`" for one in some) for some in (prompt.words, prompt.tokens))
+    where = "after the last token" if prompt.mask_id is None else "in the place of the tokenizer's mask token"
+    return (
+        f"\nThe text is put into the template `{prompt.template}`; the class is the likeliest of the words {words} (tokens {tokens})\n"
+        f"{where}. labels.json holds all three.\n"
+    )
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,53 @@
+"""On which device and in which precision a model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..core.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device asked for; auto = cuda, mps or cpu, the first that is there.
+
+    Raises:
+        UserError: it is none of these kinds, or is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"training.device: got {name!r}, expected auto, cpu, cuda, cuda:1 or the like, or mps")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """float32 or bf16; auto = bf16 where the processor has instructions for it, since elsewhere it is emulated and slower."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16"
+    return "float32"
+
+
+def store_frozen_maps_in_bf16(model: nn.Module, but: Sequence[nn.Module] = ()) -> None:
+    """Keep the frozen weights of linear maps in bfloat16: what autocast would convert them to again in every step, so no number changes.
+
+    Args:
+        but: modules that stay as they are: a language-model head, which computes in float32 and may share its weight with the embeddings.
+    """
+    kept = {id(inner) for module in but for inner in module.modules()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and id(module) not in kept and not any(p.requires_grad for p in module.parameters(recurse=False)):
+            module.to(torch.bfloat16)
