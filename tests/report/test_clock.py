@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fibecfed.core.errors import UserError
-from fibecfed.core.records import RoundRecord
+from fibecfed.core.records import FailedAttempt, RoundRecord
 from fibecfed.report.clock import Network, processor_share, round_seconds
 
 
@@ -46,6 +46,15 @@ def test_a_client_that_failed_counts_with_what_it_did_and_an_empty_round_takes_n
     failed = record(bytes_up={"b": 100_000}, compute_s={"b": 3.0})
     assert round_seconds(failed, Network()) == pytest.approx(0.03 + 0.16 + 3.0 + 0.03 + 0.08)
     assert round_seconds(record(cohort=()), Network()) == 0.0
+
+
+def test_the_cohorts_of_a_repeated_round_come_one_after_the_other():
+    attempt = FailedAttempt(("a", "c"), {"a": 1_000_000, "c": 1_000_000}, {"a": 5_000_000}, {"c": "gone"}, ())
+    repeated = record(
+        bytes_down={"a": 2_000_000, "b": 1_000_000, "c": 1_000_000}, bytes_up={"a": 10_000_000, "b": 100_000}, attempts=(attempt,)
+    )
+    discarded = 0.03 + 8 / 50 + 0.03 + 40 / 10
+    assert round_seconds(repeated, Network()) == pytest.approx(discarded + round_seconds(record(), Network()))
 
 
 @pytest.mark.parametrize(
