@@ -134,6 +134,31 @@ def test_sigterm_counts_as_an_interruption(session: types.SimpleNamespace) -> No
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fibecfed.compare import command
+
+    Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
+    calls, effect = [], {"failed": 0}
+
+    def compare_in(comparison: object, folder: Path, console: object) -> int:
+        calls.append(folder)
+        if effect["failed"] < 0:
+            raise KeyboardInterrupt
+        return effect["failed"]
+
+    monkeypatch.setattr(command, "compare_in", compare_in)
+    assert call("compare", "c.toml")[0] == 0
+    effect["failed"] = 2
+    code, text = call("compare", "c.toml", "seeds=0,1", "--out", "my results")
+    assert code == 1 and "2 runs failed" in text and "fibecfed compare c.toml seeds=0,1 --out 'my results'" in text
+    effect["failed"] = -1
+    code, text = call("compare", "c.toml")
+    assert code == 130 and "interrupted. Go on with: fibecfed compare c.toml" in text
+    code, text = call("compare", "c.toml", "methods=lroa")
+    assert code == 2 and 'did you mean "lora"?' in text
+    assert calls == [Path("runs/c"), Path("my results"), Path("runs/c")]
+
+
 def test_resume_goes_on_or_says_that_there_is_nothing_to_do(session: types.SimpleNamespace) -> None:
     session.effect = stop_with(KeyboardInterrupt())
     assert call("run", "a.toml", "--out", "b")[0] == 130

@@ -17,7 +17,7 @@ from .data.federated import FederatedData, federate
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
-from .data.text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
+from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .local.options import LayerOptions
 from .methods.catalogue import Setting, make
 from .models.backbones import (
@@ -32,6 +32,7 @@ from .models.backbones import (
     num_positions,
 )
 from .models.label_words import LabelWords
+from .models.kept import KeptWeights
 from .models.transformer_task import TransformerTask
 
 
@@ -114,8 +115,11 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, weights: KeptWeights | None = None) -> Prepared:
     """Load the model and put everything together; sets the number of threads.
+
+    Args:
+        weights: where the backbone's weights are looked for first, and kept for the next run of this process.
 
     Raises:
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
@@ -132,6 +136,7 @@ def prepare(config: Config) -> Prepared:
         key=inputs.key.fold("model"),
         adapter=getattr(config.method, "adapter", None),
         words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
+        weights=weights,
     )
     return Prepared(inputs, task, build_method(inputs))
 

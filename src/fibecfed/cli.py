@@ -91,6 +91,42 @@ def resume(
 
 
 @app.command()
+def compare(
+    config: _ConfigFile,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Laid over the file, e.g. methods=fibecfed,lora seeds=0,1 base.federation.rounds=10.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to, or to go on in. [default: runs/<file>]", show_default=False)] = None,
+) -> None:
+    """Methods x tasks x seeds, in parallel.
+
+    What is done is skipped: the same command goes on after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
+    """
+    with _exit_codes():
+        from .compare.read import load
+
+        comparison = load(config, overrides or ())
+        folder = Path("runs") / config.stem if out is None else out
+        again = shlex.join(["fibecfed", "compare", str(config), *(overrides or ()), *(() if out is None else ("--out", str(out)))])
+        from .compare.command import compare_in
+
+        try:
+            with _terminated_like_interrupted():
+                failed = compare_in(comparison, folder, _console())
+        except KeyboardInterrupt:
+            _say(f"interrupted. Go on with: {again}")
+            raise typer.Exit(INTERRUPTED) from None
+        if failed:
+            _say(f"error: {failed} {'run' if failed == 1 else 'runs'} failed, the reasons are above. Try them again with: {again}")
+            raise typer.Exit(FAILED)
+
+
+@app.command()
 def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
     """Dry run; shows every mistake in a file.
 

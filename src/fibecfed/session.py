@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from .build import Prepared, prepare
 from .config import Config, config_hash, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import write_all, write_atomically
+from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
 from .core.types import Params, Round
@@ -38,34 +39,43 @@ from .engine.failures import Standing, Tolerance, sentences
 from .engine.loop import Step, run, schedule
 from .engine.simulator import Simulator
 from .models.backbones import sha256_of
+from .models.kept import KeptWeights
 from .models.export import save_adapter
 from .report.card import model_card
 from .report.summary import summarise
 
-CONFIG = "config.toml"
-RECORDS = "records.jsonl"
-SUMMARY = "summary.json"
 LOCK = "lock"
 Listener = Callable[[Event], None]
 
 
-def start(config: Config, out: Path, on_event: Listener = lambda event: None) -> dict[str, Any]:
+def start(
+    config: Config, out: Path, on_event: Listener = lambda event: None, *, adapters: bool = True, weights: KeptWeights | None = None
+) -> dict[str, Any]:
     """Run a configuration in a new folder; its summary.
+
+    Args:
+        adapters: whether the folder keeps adapters and checkpoints when the run is done; records and summary are the same without.
+        weights: a process that makes many runs gives the same one to each, so that a backbone is read once.
 
     Raises:
         UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
         RunFailed: it stopped while it was under way, and can be resumed.
     """
     _refuse_used(out)
-    prepared = prepare(config)
+    prepared = prepare(config, weights)
     with _disk_errors(out), RunLock(out):
         _refuse_used(out)  # another process may have been faster
         write_atomically(out / CONFIG, to_toml(config).encode())
-        return _Session(prepared, out, on_event).go(None)
+        return _Session(prepared, out, on_event, adapters).go(None)
 
 
-def resume(out: Path, on_event: Listener = lambda event: None) -> tuple[dict[str, Any], bool]:
+def resume(
+    out: Path, on_event: Listener = lambda event: None, *, adapters: bool = True, weights: KeptWeights | None = None
+) -> tuple[dict[str, Any], bool]:
     """Go on with the run in a folder; its summary, and whether it was finished before.
+
+    Args:
+        adapters, weights: as for `start`.
 
     Raises:
         UserError: not a run's folder, or no checkpoint that can be used.
@@ -80,7 +90,7 @@ def resume(out: Path, on_event: Listener = lambda event: None) -> tuple[dict[str
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):
             raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with; put the recorded file back")
-        return _Session(prepare(config), out, on_event).go(checkpoint), False
+        return _Session(prepare(config, weights), out, on_event, adapters).go(checkpoint), False
 
 
 def _refuse_used(out: Path) -> None:
@@ -118,7 +128,8 @@ def _quoted(out: Path) -> str:
 class _Session:
     """One process's work on a run's folder."""
 
-    def __init__(self, prepared: Prepared, out: Path, on_event: Listener) -> None:
+    def __init__(self, prepared: Prepared, out: Path, on_event: Listener, adapters: bool) -> None:
+        self.adapters = adapters
         self.prepared = prepared
         self.config = prepared.inputs.config
         self.out = out
@@ -260,10 +271,14 @@ class _Session:
                 self._save(f"clients/{_folder_name(client)}", f"client {client}", own, summary, header)
         summary["adapters"] = {"personal": len(digests) - 1, "sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest()}
         write_atomically(self.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+        if not self.adapters:
+            shutil.rmtree(self.out / "checkpoints")
         self.say(Finished(summary, self.out))
         return summary
 
     def _save(self, folder: str, who: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        if not self.adapters:
+            return
         source = self.prepared.inputs.source
         adapter = getattr(self.config.method, "adapter", None)
         card = model_card(

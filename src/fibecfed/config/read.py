@@ -41,18 +41,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         UserError: naming every mistake of the file and the pairs.
     """
-    table = _read(path)
-    pairs, mistakes = _pairs(overrides)
+    table = read_toml(path)
+    pairs, mistakes = read_pairs(overrides)
     kind = pairs.get("method.kind")
-    notes = [] if kind is None else _drop_foreign(table, _value(kind))
+    notes = [] if kind is None else _drop_foreign(table, read_value(kind))
     for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):  # which keys there are hangs on the kind
         _put(table, name, text, mistakes)
     config, found = examine(table)
     mistakes |= found
     mistakes |= _missing_files(table)
     if config is None or mistakes:
-        raise _refusal(str(path), mistakes)
-    return Loaded(_resolve_paths(config), tuple(notes))
+        raise refusal(str(path), mistakes)
+    return Loaded(resolve_paths(config), tuple(notes))
 
 
 def from_table(table: Mapping[str, Any]) -> Config:
@@ -63,11 +63,16 @@ def from_table(table: Mapping[str, Any]) -> Config:
     """
     config, mistakes = examine(table)
     if config is None:
-        raise _refusal("the configuration", mistakes)
+        raise refusal("the configuration", mistakes)
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a file.
+
+    Raises:
+        UserError: there is no such file, or it is not TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,12 +87,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid TOML: {error}; mend it there") from None
 
 
-def _refusal(where: str, mistakes: Mapping[str, str]) -> UserError:
+def refusal(where: str, mistakes: Mapping[str, str]) -> UserError:
+    """All mistakes of a file as one error."""
     count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     return UserError("\n  ".join([f"{where} has {count}:", *mistakes.values()]))
 
 
-def _pairs(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+def read_pairs(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Key -> value, as text, of `key=value` pairs, and a sentence for each that is none."""
     pairs: dict[str, str] = {}
     mistakes: dict[str, str] = {}
     for text in overrides:
@@ -134,10 +141,11 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
             f"{name}: got a value for a table; set its keys one by one, e.g. {next(k for k in known if k.startswith(name))}=..."
         )
         return
-    inner[leaf] = text if name in known and known[name].takes_text else _value(text)
+    inner[leaf] = text if name in known and known[name].takes_text else read_value(text)
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """A value as TOML reads it, else the text itself."""
     try:
         read = tomllib.loads(f"value = {text}")
     except ValueError:
@@ -148,7 +156,8 @@ def _value(text: str) -> Any:
 # ---- paths
 
 
-def _resolve_paths(config: Config) -> Config:
+def resolve_paths(config: Config) -> Config:
+    """The configuration with absolute paths, which mean the same from any folder."""
     data = {name: _absolute(value) for name in _PATHS if (value := getattr(config.data, name)) is not None}
     model = {"name": _absolute(config.model.name)} if _is_local(config.model.name) else {}
     return config.model_copy(update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)})

@@ -6,6 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
+CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
+"""What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` aside in the same folder, flush it to the device, and rename it to `path`.

@@ -15,12 +15,12 @@ from ..core.metrics import Metric
 from ..core.rng import Key
 from ..core.types import ClientData, ClientId
 from .cuts import stratified_cut, subset
-from .options import DataOptions
+from .options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, DataOptions
 from .partition import Kind, Partition
 from .partition import partition as spread_examples
 from .prompt import Prompt
 from .sources import TextDataset
-from .text import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, TableExamples, tokenise
+from .text import TableExamples, tokenise
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from ..core.options import Options
 
+DEFAULT_MAX_LENGTH = 64
+DEFAULT_MAX_LENGTH_PAIRS = 128
+"""Tokens an example is cut to where `data.max_length` is not set."""
+
 
 class DataOptions(Options):
     """Which labelled text is used, and how it is cut."""

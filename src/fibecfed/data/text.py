@@ -18,8 +18,6 @@ PAD_MULTIPLE = 8
 """Batches are padded to multiples of it: few different shapes, so that the kernels prepared for one serve many batches. On a processor a
 training step took 12 % less time so, and the process a quarter less memory, than with batches padded to their longest example."""
 
-DEFAULT_MAX_LENGTH = 64
-DEFAULT_MAX_LENGTH_PAIRS = 128
 _CHUNK = 8192  # examples handed to the tokenizer at once: bounds the memory of its Python lists
 
 

@@ -131,6 +131,12 @@ CATALOGUE: dict[str, Row] = {
     "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
 }
 
+COMPARED = (
+    "fibecfed", "lora", "adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "idpg", "attempt", "lpt", "fedpeptao", "momd", "moms-adamw",
+    "fedalt", "slora", "voc", "slw", "shortformer", "self-evolution",
+)  # fmt: skip
+"""FibecFed and the seventeen methods it is compared with: what `methods = "all"` means in a comparison."""
+
 METHODS: dict[str, type[Options]] = {kind: row.options for kind, row in CATALOGUE.items()}
 """`method.kind` -> its options."""
 

@@ -33,6 +33,7 @@ from ..core.rng import Key
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
 from .label_words import LabelWords, head_is_missing, is_masked, language_head
+from .kept import KeptWeights
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
@@ -170,9 +171,19 @@ def fills_masks(source: Source, config: PretrainedConfig) -> bool:
 
 
 def load_model(
-    source: Source, *, num_classes: int, pad_token_id: int, dropout: float, key: Key, words: LabelWords | None = None
+    source: Source,
+    *,
+    num_classes: int,
+    pad_token_id: int,
+    dropout: float,
+    key: Key,
+    words: LabelWords | None = None,
+    weights: KeptWeights | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The pre-trained body, float32, with a new classification head drawn from `key`, or with `words` its own language-model head.
+
+    Args:
+        weights: where it is looked for before its files, and kept for the next run of this process.
 
     Returns:
         The model, and the paths of all modules that the file has no weights for, so that they are drawn as well: the head, and in some
@@ -193,16 +204,15 @@ def load_model(
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _as_user_error(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.seed())
-        extra = {} if source.gguf_file else {"use_safetensors": True}
-        model, found = kind.from_pretrained(
-            source.location,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # of a head for another number of classes
-            output_loading_info=True,
-            **extra,
-            **source.keywords(),
-        )
+        name = (source, kind.__name__)
+        kept = None if weights is None else weights.find(name, source.files)
+        common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        common["ignore_mismatched_sizes"] = True  # of a head for another number of classes
+        if kept is not None:
+            model, found = kept[0].from_pretrained(None, state_dict=kept[1], **common)
+        else:
+            extra = {} if source.gguf_file else {"use_safetensors": True}
+            model, found = kind.from_pretrained(source.location, **common, **extra, **source.keywords())
     drawn = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
     if words is not None and head_is_missing(drawn, body):
@@ -218,6 +228,9 @@ def load_model(
             f"model.name: {source.location} has no weights that fit {len(lost)} tensors of a {type(model).__name__}, the first of them "
             f"{lost[0]}; expected a complete pre-trained model of the kind that its configuration names"
         )
+    # a head in the file that did not fit is needed again by a run with as many classes as it has
+    if weights is not None and kept is None and not found["mismatched_keys"]:
+        weights.keep(name, source.files, model, drawn)
     return model, tuple(dict.fromkeys(name.rpartition(".")[0] for name in drawn))
 
 
@@ -304,6 +317,7 @@ def build_task(
     adapter: Options | None = None,
     sources: Tensor | None = None,
     words: LabelWords | None = None,
+    weights: KeptWeights | None = None,
 ) -> TransformerTask:
     """The task of a configuration: backbone, adapter and head, on its device, in its precision.
 
@@ -311,6 +325,7 @@ def build_task(
         adapter: one of `adapters.options`; None: LoRA as `options` say.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
         words: tokens that stand for the classes; given if and only if `options.head` is "label-words", and with LoRA alone.
+        weights: as for `load_model`.
 
     Raises:
         UserError: a model that cannot be had or is not supported, an adapter that does not fit it, a device that is not there.
@@ -318,7 +333,13 @@ def build_task(
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
     model, drawn = load_model(
-        source, num_classes=num_classes, pad_token_id=pad_token_id, dropout=training.dropout, key=key.fold("head"), words=words
+        source,
+        num_classes=num_classes,
+        pad_token_id=pad_token_id,
+        dropout=training.dropout,
+        key=key.fold("head"),
+        words=words,
+        weights=weights,
     )
     try:
         if adapter is None:

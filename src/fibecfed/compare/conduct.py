@@ -1,0 +1,191 @@
+"""A comparison from its options to its results: trials of rates, then the runs, in one folder that can be gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..core.files import SUMMARY, write_atomically
+from ..methods.catalogue import CATALOGUE
+from .options import Comparison
+from .plan import COMPARISON, Clock, Job, job, look
+from .pool import Outcome, Pool, Watcher
+from .read import differences, read_back, to_toml
+from .tuning import (
+    Trial,
+    Tuned,
+    beyond,
+    choose,
+    fixed,
+    grid,
+    has_diverged,
+    is_tuned,
+    label,
+    rates,
+    read_tuning,
+    validation_score,
+    write_tuning,
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a comparison came to.
+
+    Attributes:
+        done: summaries of the runs, those finished before included.
+        failed: the others, with the reason.
+        new: how many runs and trials were made now.
+    """
+
+    done: Mapping[Job, dict[str, Any]]
+    failed: Mapping[Job, str]
+    new: int
+
+
+def refuse_foreign(comparison: Comparison, out: Path) -> None:
+    """Nothing is written into a folder that is not this comparison's.
+
+    Raises:
+        UserError: it holds another comparison, naming the keys that differ, or something else.
+    """
+    if (out / COMPARISON).is_file():
+        if changed := differences(read_back(out / COMPARISON), comparison):
+            raise UserError(
+                f"{out} holds a comparison with other values of {', '.join(changed)}; set them back, or choose another folder with --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" for entry in out.iterdir())):
+        raise UserError(f"{out} exists and is not a comparison's folder; nothing was changed. Choose another one with --out")
+
+
+def write_down(comparison: Comparison, out: Path) -> None:
+    """The comparison into its folder, together with what the folder held before: more methods, tasks or seeds."""
+    path = out / COMPARISON
+    held = _together(read_back(path), comparison) if path.is_file() else comparison
+    write_atomically(path, to_toml(held).encode())
+
+
+def _together(old: Comparison, new: Comparison) -> Comparison:
+    lists = {name: tuple(dict.fromkeys((*getattr(old, name), *getattr(new, name)))) for name in ("methods", "tasks", "seeds")}
+    tables = {name: {**getattr(old, name), **getattr(new, name)} for name in ("task", "method")}
+    return new.model_copy(update={**lists, **tables})
+
+
+def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -> Results:
+    """Make every run that is not done yet; skips what is.
+
+    Raises:
+        UserError: a folder of another comparison.
+        KeyboardInterrupt: stopped; the runs under way can be resumed.
+    """
+    with Pool(workers(comparison), watcher, clock) as pool:
+        tuned, not_tuned, trials = _tune(comparison, out, pool, clock)
+        jobs, failed = [], {}
+        for task in comparison.tasks:
+            for method in comparison.methods:
+                kind = comparison.kind(method)
+                by_tuning = is_tuned(comparison, method)
+                rates_found = tuned[kind].rates if by_tuning and kind in tuned else None
+                for seed in comparison.seeds:
+                    one = job(comparison, out, task, method, seed, rates_found)
+                    if by_tuning and kind in not_tuned:
+                        failed[one] = not_tuned[kind]
+                    else:
+                        jobs.append(one)
+        _take_over(comparison, out, jobs)
+        done, unusable, outcomes = _make(jobs, pool, clock)
+        failed |= unusable | {one: outcome.reason for one, outcome in outcomes.items() if outcome.summary is None}
+    return Results(done, failed, trials + len(outcomes))
+
+
+def workers(comparison: Comparison) -> int:
+    """How many processes: as asked, else one a core that this process may use."""
+    if comparison.resources.workers is not None:
+        return comparison.resources.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make(jobs: Sequence[Job], pool: Pool, clock: Clock) -> tuple[dict[Job, dict[str, Any]], dict[Job, str], dict[Job, Outcome]]:
+    """Run what is not done: all summaries, the folders that cannot be used, and how the new runs ended."""
+    done: dict[Job, dict[str, Any]] = {}
+    unusable: dict[Job, str] = {}
+    for one in jobs:
+        summary, problem = look(one)
+        if problem is not None:
+            unusable[one] = problem
+        elif summary is not None:
+            done[one] = summary
+            clock.learn(one, summary)
+    outcomes = pool.run([one for one in jobs if one not in done and one not in unusable])
+    done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
+    return done, unusable, outcomes
+
+
+def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
+    """A run that was made as a trial, with the same configuration to the last key, is not made again."""
+    for one in jobs:
+        values = {"training.learning_rate": one.config.training.learning_rate}
+        trial = out / "tuning" / one.task / comparison.kind(one.method) / label(values)
+        if one.folder.exists() or not (trial / SUMMARY).is_file():
+            continue
+        try:
+            same = look(Job(one.task, one.method, one.seed, one.config, trial))[0] is not None
+        except UserError:  # another configuration
+            same = False
+        if same:
+            aside = one.folder.with_name(f".{one.folder.name}.tmp")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(trial, aside)
+            aside.rename(one.folder)
+
+
+# ---- tuning
+
+
+def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[dict[str, Tuned], dict[str, str], int]:
+    """Rates of every kind of method, why some have none, and how many trials were made now."""
+    kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
+    tuned = read_tuning(out)
+    steps = {kind: grid(comparison.tuning) for kind in kinds if kind not in tuned}
+    problems: dict[str, str] = {}
+    made = 0
+    for extension in (False, True):
+        jobs = [_trial(comparison, out, task, kind, step) for kind in steps for step in steps[kind] for task in comparison.tuning.tasks]
+        undecided = [one for one in jobs if not has_diverged(one.folder)]
+        _, unusable, outcomes = _make(undecided, pool, clock)
+        made += len(outcomes)
+        reasons = unusable | {one: o.reason for one, o in outcomes.items() if o.summary is None and o.why != "diverged"}
+        for one, reason in reasons.items():
+            problems.setdefault(one.method, f"no rate was chosen, because the trial {one.name} failed: {reason}")
+        steps = {kind: tried for kind, tried in steps.items() if kind not in problems}
+        if extension or not comparison.tuning.extend:
+            break
+        for kind, tried in steps.items():
+            scores = {trial.step: trial.score for trial in _trials(comparison, out, kind, tried)}
+            more = beyond(scores)
+            steps[kind] = (*tried, more) if more is not None else tried
+    for kind, tried in steps.items():
+        tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried))
+    problems |= {kind: "no rate was chosen: every trial diverged" for kind in kinds if kind in tuned and tuned[kind].chosen is None}
+    untuned = {method: fixed(comparison, method) for method in comparison.methods if not is_tuned(comparison, method)}
+    write_tuning(out, comparison, {**tuned, **untuned})
+    return tuned, problems, made
+
+
+def _trial(comparison: Comparison, out: Path, task: str, kind: str, step: int) -> Job:
+    values = rates(kind, step, comparison.tuning.factor)
+    return job(comparison, out, task, kind, comparison.tuning.seed, values, label(values))
+
+
+def _trials(comparison: Comparison, out: Path, kind: str, steps: Sequence[int]) -> tuple[Trial, ...]:
+    found = []
+    for step in steps:
+        folders = {task: _trial(comparison, out, task, kind, step).folder for task in comparison.tuning.tasks}
+        scores = {task: validation_score(folder) for task, folder in folders.items()}
+        found.append(Trial(step, rates(kind, step, comparison.tuning.factor), scores))
+    return tuple(found)

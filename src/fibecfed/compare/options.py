@@ -1,0 +1,49 @@
+"""The tables of a comparison's file. Light to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from ..core.options import Options
+
+
+class TuningOptions(Options):
+    """The table [tuning]: the learning rate that each method is compared at, found by the same number of trials for all."""
+
+    trials: int = Field(
+        default=0, ge=0, description="Rates tried, around the one its own paper uses; an odd number. 0 = no tuning: that rate is taken."
+    )
+    factor: float = Field(default=3.0, gt=1, description="Between one rate and the next.")
+    tasks: tuple[str, ...] = Field(default=("sst2", "rte"), description="A rate's score is the mean over these tasks' validation parts.")
+    seed: int = Field(default=0, ge=0, description="Of the trials.")
+    extend: bool = Field(default=True, description="Where the best rate is the lowest or highest, try one more beyond it.")
+
+
+class WorkerOptions(Options):
+    """The table [resources]: what the comparison may take of the machine."""
+
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; without it one a core. Each computes with base.resources.threads."
+    )
+
+
+class Comparison(Options):
+    """A comparison: every method on every task with every seed, in one setting."""
+
+    methods: tuple[str, ...] = Field(description='Names of `fibecfed list methods` or of [method.<name>] tables, or "all".')
+    tasks: tuple[str, ...] = Field(description='Names of `fibecfed list tasks` or of [task.<name>] tables, or "all".')
+    seeds: tuple[int, ...] = Field(default=(0,), description="Each method runs on each task once a seed.")
+    base: dict[str, Any] = Field(default={}, description="A run's configuration, the same for all.")
+    task: dict[str, dict[str, Any]] = Field(default={}, description="[task.<name>]: laid over it in the runs on that task.")
+    method: dict[str, dict[str, Any]] = Field(default={}, description="[method.<name>]: laid over both in the runs of that method.")
+    architecture: dict[str, dict[str, Any]] = Field(
+        default={}, description="[architecture.<model>]: shapes of a model, by which `fibecfed check` prices it without its weights."
+    )
+    tuning: TuningOptions = TuningOptions()
+    resources: WorkerOptions = WorkerOptions()
+
+    def kind(self, method: str) -> str:
+        """`method.kind` of a method's runs: its name, unless its table says another."""
+        return self.method.get(method, {}).get("method", {}).get("kind", method)

@@ -1,0 +1,144 @@
+"""Which runs a comparison takes: configurations, folders, what is done, and the order."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, differences, from_table, load
+from ..config.read import resolve_paths
+from ..core.errors import UserError
+from ..core.files import CONFIG, SUMMARY
+from ..data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
+from ..data.tasks import TASKS
+from ..methods.catalogue import CATALOGUE
+from .options import Comparison
+
+COMPARISON, TUNING = "comparison.toml", "tuning.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a comparison. Two jobs are equal only if they are the same one.
+
+    Attributes:
+        rate: which rate it tries, as its folder is called; None outside of tuning.
+        folder: where it writes.
+    """
+
+    task: str
+    method: str
+    seed: int
+    config: Config
+    folder: Path
+    rate: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.task}/{self.method}/" + (f"seed {self.seed}" if self.rate is None else f"rate {self.rate}")
+
+
+def table_of(comparison: Comparison, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """A run's configuration as a table: the base, over it the task's, over both the method's, then the rates.
+
+    Without `rates` the learning rate is what the tables say, else the centre that the method's own paper uses.
+    """
+    named = {"data": {"task": task}} if task in TASKS else {}
+    table = _laid_over({}, comparison.base, named, comparison.task.get(task, {}), comparison.method.get(method, {}))
+    table.setdefault("method", {})["kind"] = comparison.kind(method)
+    table["seed"] = seed
+    if rates is None and comparison.kind(method) in CATALOGUE and "learning_rate" not in table.get("training", {}):
+        rates = {"training.learning_rate": CATALOGUE[comparison.kind(method)].learning_rate}
+    for name, value in (rates or {}).items():
+        above, _, leaf = name.partition(".")
+        table.setdefault(above, {})[leaf] = value
+    return table
+
+
+def _laid_over(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(name, {}), Mapping)
+            result[name] = _laid_over(result.get(name, {}), value) if both else value
+    return result
+
+
+def job(
+    comparison: Comparison, out: Path, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None, rate: str | None = None
+) -> Job:
+    """One run; a trial of `rates` in tuning if `rate` names them."""
+    config = resolve_paths(from_table(table_of(comparison, task, method, seed, rates)))
+    folder = out / "runs" / task / method / str(seed) if rate is None else out / "tuning" / task / method / rate
+    return Job(task, method, seed, config, folder, rate)
+
+
+def look(one: Job) -> tuple[dict[str, Any] | None, str | None]:
+    """What a job's folder holds: the summary of a finished run, or the reason why the folder cannot be used; neither if it is to be run.
+
+    Raises:
+        UserError: it holds a run of another configuration.
+    """
+    path = one.folder / CONFIG
+    if not path.is_file():
+        return None, None
+    try:
+        held = load(path).config
+    except UserError as error:
+        return None, f"{' '.join(str(error).split())}; mend it, or remove {one.folder} to run it again"
+    if changed := differences(held, one.config):
+        raise UserError(
+            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, or choose another folder with --out"
+        )
+    path = one.folder / SUMMARY
+    if not path.is_file():
+        return None, None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        return None, f"{path}, line {line}: not JSON ({error}); remove {one.folder} to run it again"
+    return summary, None
+
+
+# ---- how long
+
+
+def units(config: Config) -> float:
+    """Tokens that a run may train on at most: examples x epochs x rounds x length. Only to compare runs by."""
+    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
+    length = config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)
+    federation = config.federation
+    examples = (config.data.max_train or _UNKNOWN) * federation.clients_per_round / federation.clients
+    return examples * config.training.local_epochs * federation.rounds * length
+
+
+_UNKNOWN = 10_000  # examples of a task whose number is not limited: how many it has is only known when it is read
+
+
+class Clock:
+    """Seconds that runs take, from those that are done."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str], list[float]] = {}  # (task, method) -> seconds a unit
+        self._tasks: dict[str, list[float]] = {}
+
+    def learn(self, one: Job, summary: Mapping[str, Any]) -> None:
+        """From the summary of a run that is done."""
+        seconds = summary["seconds"] + summary["evaluation"]["seconds"]
+        self._seconds.setdefault((one.task, one.method), []).append(seconds / units(one.config))
+        self._tasks.setdefault(one.task, []).append(seconds / units(one.config))
+
+    def seconds(self, one: Job) -> float | None:
+        """Expected seconds of a run: by its task and method where one is done, else by its task, else by all; None before the first."""
+        known = self._seconds.get((one.task, one.method)) or self._tasks.get(one.task) or [s for all_ in self._tasks.values() for s in all_]
+        return statistics.mean(known) * units(one.config) if known else None
+
+    def cheapest(self, jobs: Iterable[Job]) -> Job:
+        """The one that is expected to take least; the first of equals."""
+        return min(jobs, key=lambda one: (self.seconds(one) or 0.0, units(one.config)))

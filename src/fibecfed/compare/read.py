@@ -1,0 +1,199 @@
+"""A comparison from its file and `key=value` pairs, every run of it checked; and what tells two comparisons apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import ValidationError
+
+from ..config import keys
+from ..config.mistakes import examine, get
+from ..config.model import DEFAULT_KIND, leaves
+from ..config.read import read_pairs, read_toml, read_value, refusal
+from ..config.text import Setting, nearest, settings, show
+from ..core.errors import UserError
+from ..data.tasks import TASKS
+from ..methods.catalogue import COMPARED, METHODS
+from .options import Comparison
+from .plan import table_of
+
+_LISTS = ("methods", "tasks", "seeds")
+_ALL = {"methods": COMPARED, "tasks": tuple(name for name, task in TASKS.items() if task.package is None)}
+_NOT_IN_BASE = {
+    "seed": "write `seeds` above all tables",
+    "data.task": "write `tasks` above all tables",
+    "method": "write [method.<name>] with `method.<key>` in it",
+}
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether a file is a comparison's: only those have a list of methods."""
+    return "methods" in read_toml(path)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Reads a comparison's TOML file and lays `key=value` pairs over it: `methods=fibecfed,lora`, `seeds=0,1`, `base.federation.rounds=10`.
+
+    Raises:
+        UserError: naming every mistake of the file, the pairs, and the runs they lead to.
+    """
+    table = read_toml(path)
+    pairs, mistakes = read_pairs(overrides)
+    for name, text in pairs.items():
+        _put(table, name, text, mistakes)
+    comparison = None
+    for name in ("methods", "tasks"):
+        if table.get(name) == "all":
+            table[name] = [known for known in _ALL[name] if name == "tasks" or known in METHODS]
+    try:
+        comparison = Comparison.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        for line in error.errors(include_url=False):
+            name = ".".join(part for part in line["loc"] if isinstance(part, str))
+            mistakes.setdefault(name, _sentence(name, line["type"], table))
+    if comparison is not None:
+        mistakes |= dict.fromkeys(_strange_names(comparison))
+        mistakes |= dict.fromkeys(_contradictions(comparison))
+        if not mistakes:
+            mistakes |= dict.fromkeys(_of_runs(comparison))
+    if comparison is None or mistakes:
+        raise refusal(str(path), {name: text or name for name, text in mistakes.items()})
+    return comparison
+
+
+def to_toml(comparison: Comparison) -> str:
+    """The comparison as TOML, every key of its own, given or default."""
+    table = comparison.model_dump(exclude_none=True)
+    document = tomlkit.document()
+    document.add(
+        tomlkit.comment("A comparison of fibecfed, as its folder holds it. Every run's own configuration lies beside its results.")
+    )
+    for name, value in table.items():
+        if value != {}:
+            document.add(name, tomlkit.item(list(value) if isinstance(value, tuple) else value))
+    return tomlkit.dumps(document)
+
+
+def differences(old: Comparison, new: Comparison) -> list[str]:
+    """Dotted keys that make two comparisons different ones, sorted; more methods, tasks, seeds or workers do not."""
+    found = _leaf_differences({"base": old.base, "tuning": old.tuning.model_dump()}, {"base": new.base, "tuning": new.tuning.model_dump()})
+    for name, before, after, shared in (
+        ("task", old.task, new.task, set(old.tasks) & set(new.tasks)),
+        ("method", old.method, new.method, set(old.methods) & set(new.methods)),
+    ):
+        found += _leaf_differences({name: {k: before.get(k, {}) for k in shared}}, {name: {k: after.get(k, {}) for k in shared}})
+    return sorted(found)
+
+
+def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    left, right = dict(leaves(old)), dict(leaves(new))
+    return [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
+
+
+# ---- pairs
+
+
+def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:
+    if name in _LISTS:
+        value = read_value(text)
+        table[name] = value if isinstance(value, list) or text == "all" else [read_value(part.strip()) for part in text.split(",")]
+        return
+    *above, leaf = name.split(".")
+    inner: Any = table
+    for part in above:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            mistakes[name] = f"{name}: got a key inside of {part}, which is no table; mend the name"
+            return
+    as_written = {key.name for key in keys(DEFAULT_KIND) if key.takes_text}
+    run_key = name.removeprefix("base.") if above[:1] == ["base"] else ".".join(name.split(".")[2:])
+    inner[leaf] = text if run_key in as_written else read_value(text)
+
+
+# ---- mistakes
+
+
+def _keys() -> dict[str, Setting]:
+    return {key.name: key for key in settings(Comparison)}
+
+
+def _sentence(name: str, kind: str, table: Mapping[str, Any]) -> str:
+    known = _keys()
+    if kind == "missing":
+        return f"{name}: not given, expected {known[name].expected}; write it above all tables"
+    got = show(get(table, name))
+    if kind == "extra_forbidden":
+        near = nearest(name, known)
+        return f"{name}: got an unknown key; " + (f"did you mean `{near}`?" if near else f"expected one of {', '.join(known)}")
+    expected = known[name].expected if name in known and "dict" not in known[name].expected else "a table"
+    return f"{name}: got {got}, expected {expected}; mend it"
+
+
+def _strange_names(comparison: Comparison) -> Iterator[str]:
+    for name in comparison.methods:
+        if comparison.kind(name) not in METHODS:
+            yield _unknown("methods", name, METHODS, "`fibecfed list methods`")
+    own = [name for name, table in comparison.task.items() if "path" in table.get("data", {})]
+    for key, names in (("tasks", comparison.tasks), ("tuning.tasks", comparison.tuning.tasks if comparison.tuning.trials else ())):
+        for name in names:
+            if name not in TASKS and name not in own and "path" not in comparison.base.get("data", {}):
+                yield _unknown(key, name, [*TASKS, *own], "`fibecfed list tasks`, or give it a table [task.<name>] with data.path")
+    for key, names in (("methods", comparison.methods), ("tasks", comparison.tasks), ("seeds", comparison.seeds)):
+        if not names or len(set(names)) < len(names):
+            yield f"{key}: got {show(names)}, expected at least one, each once; mend the list"
+    for name in (*comparison.methods, *comparison.tasks):
+        if not name or name.strip(".") != name or set(name) & set("/\\"):
+            yield f"got the name {show(name)}, expected one that a folder can have; mend it"
+
+
+def _unknown(key: str, name: str, names: Any, where: str) -> str:
+    near = nearest(name, names)
+    return f"{key}: got {show(name)}, which is unknown; " + (f'did you mean "{near}"?' if near else f"see {where}")
+
+
+def _contradictions(comparison: Comparison) -> Iterator[str]:
+    base = dict(leaves(comparison.base))
+    for name, instead in _NOT_IN_BASE.items():
+        if any(key == name or key.startswith(f"{name}.") for key in base):
+            yield f"base.{name}: the comparison sets it for each run; take it out and {instead}"
+    tuning = comparison.tuning
+    if tuning.trials and tuning.trials % 2 == 0:
+        yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; take {tuning.trials + 1}"
+    if tuning.trials and not tuning.tasks:
+        yield "tuning.tasks: got none, expected at least one task to tune on; name it, or set `tuning.trials` to 0"
+    if tuning.trials and "training.learning_rate" in base:
+        yield "base.training.learning_rate: fixes the rate that `tuning.trials` would look for; take one of them out"
+    if tuning.trials and base.get("data.validation_fraction") == 0:
+        yield "base.data.validation_fraction: got 0, but tuning needs validation examples; raise it, or set `tuning.trials` to 0"
+
+
+def _of_runs(comparison: Comparison) -> Iterator[str]:
+    """Mistakes that show in the runs' configurations; each with the first run that has it."""
+    told: set[str] = set()
+    tuned = comparison.tuning.tasks if comparison.tuning.trials else ()
+    for task in dict.fromkeys((*comparison.tasks, *tuned)):
+        for method in comparison.methods:
+            for text in examine(table_of(comparison, task, method, 0))[1].values():
+                if text not in told:
+                    told.add(text)
+                    yield f"in the run of {method} on {task}: {text}"
+
+
+def read_back(path: Path) -> Comparison:
+    """The comparison that a folder holds.
+
+    Raises:
+        UserError: it cannot be read as one.
+    """
+    try:
+        return Comparison.model_validate_json(json.dumps(read_toml(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: {name}: {first['msg']}; put the file back as it was written, or choose another folder with --out"
+        ) from None

@@ -1,0 +1,182 @@
+"""The learning rate that each method is compared at: the same number of trials for all, on validation parts, done once.
+
+A trial is a step on a line: step 0 is the rate that the method's own paper uses, step i is factor^i times it. A server rate, where the
+method has one, goes the other way along the same line (factor^-i), so that it costs no trials of its own and the product of both, the size
+of a round's step, stays that of the paper [C].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config.model import keys
+from ..core import metrics
+from ..core.errors import UserError
+from ..core.files import FAILURE, RECORDS, write_atomically
+from ..core.records import EvalRecord, read
+from ..methods.catalogue import CATALOGUE
+from .options import Comparison, TuningOptions
+from .plan import TUNING, table_of
+
+SERVER_RATE = "method.server_learning_rate"
+_WORST = -1.0  # of a trial that diverged: below every accuracy
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rate of one method.
+
+    Attributes:
+        step: its place on the line.
+        rates: key of the configuration -> value.
+        scores: task -> accuracy of the personalised models on the validation parts after the last round; None where it diverged.
+    """
+
+    step: int
+    rates: Mapping[str, float]
+    scores: Mapping[str, float | None]
+
+    @property
+    def score(self) -> float:
+        """Mean over the tasks; a task in which it diverged counts -1."""
+        return sum(_WORST if score is None else score for score in self.scores.values()) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was tried for one method, and what was chosen.
+
+    Attributes:
+        source: where the centre comes from.
+        chosen: the trial's step, and its rates; None where every trial diverged.
+    """
+
+    source: str
+    trials: tuple[Trial, ...] = ()
+    chosen: int | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+
+def grid(options: TuningOptions) -> tuple[int, ...]:
+    """The steps that every method is tried at: 3 trials -> -1, 0, 1."""
+    return tuple(range(-(options.trials // 2), options.trials // 2 + 1))
+
+
+def rates(kind: str, step: int, factor: float) -> dict[str, float]:
+    """The values of a step, to three digits."""
+    found = {"training.learning_rate": _three_digits(CATALOGUE[kind].learning_rate * factor**step)}
+    for key in keys(kind):
+        if key.name == SERVER_RATE:
+            found[SERVER_RATE] = _three_digits(key.default * factor**-step)
+    return found
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def label(values: Mapping[str, float]) -> str:
+    """What the folder of a trial is called: its learning rate."""
+    return f"{values['training.learning_rate']:g}"
+
+
+def best(scores: Mapping[int, float]) -> int:
+    """The step with the highest score; of equals the one nearest to the paper's, then the lower."""
+    return max(scores, key=lambda step: (scores[step], -abs(step), -step))
+
+
+def beyond(scores: Mapping[int, float]) -> int | None:
+    """The one more step to try: beyond the best if that is the lowest or the highest, else None."""
+    found = best(scores)
+    if found == min(scores):
+        return found - 1
+    return found + 1 if found == max(scores) else None
+
+
+def choose(source: str, trials: tuple[Trial, ...]) -> Tuned:
+    """The choice among finished trials; none where every one diverged on every task."""
+    ordered = tuple(sorted(trials, key=lambda trial: trial.step))
+    if all(score is None for trial in ordered for score in trial.scores.values()):
+        return Tuned(source, ordered)
+    chosen = best({trial.step: trial.score for trial in ordered})
+    return Tuned(source, ordered, chosen, next(trial.rates for trial in ordered if trial.step == chosen))
+
+
+def is_tuned(comparison: Comparison, method: str) -> bool:
+    """Whether a method runs at a rate that is tuned, for its kind: not where its own table names one."""
+    return comparison.tuning.trials > 0 and "learning_rate" not in comparison.method.get(method, {}).get("training", {})
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a trial was made and its numbers were no longer finite: that is a result, and it is not made again."""
+    failure = folder / FAILURE
+    return failure.is_file() and json.loads(failure.read_text(encoding="utf-8"))["why"] == "diverged"
+
+
+def validation_score(folder: Path) -> float | None:
+    """Accuracy on the validation parts after the last round of a finished trial; None if it diverged.
+
+    Raises:
+        UserError: records that cannot be read, naming file and line.
+    """
+    if has_diverged(folder):
+        return None
+    try:
+        last = [record for record in read(folder / RECORDS)[1] if isinstance(record, EvalRecord)][-1]
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{folder}: not the records of a finished trial ({error}); remove the folder to run it again") from None
+    return metrics.accuracy(last.pooled_validation)
+
+
+# ---- the file
+
+
+def read_tuning(out: Path) -> dict[str, Tuned]:
+    """Kind of method -> what was tuned before, in a comparison's folder.
+
+    Raises:
+        UserError: the file is not what was written, naming it.
+    """
+    path = out / TUNING
+    if not path.is_file():
+        return {}
+    try:
+        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        found = {
+            kind: Tuned(row["source"], tuple(_trial(trial) for trial in row["trials"]), row["chosen"], row["rates"])
+            for kind, row in methods.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is made again from the trials") from None
+    return found
+
+
+def _trial(row: Mapping[str, Any]) -> Trial:
+    return Trial(row["step"], row["rates"], row["scores"])
+
+
+def write_tuning(out: Path, comparison: Comparison, tuned: Mapping[str, Tuned]) -> None:
+    """What was tried and chosen, for the report and for the next time."""
+    table: dict[str, Any] = {
+        "factor": comparison.tuning.factor,
+        "tasks": list(comparison.tuning.tasks),
+        "methods": {
+            kind: {**asdict(row), "trials": [{**asdict(trial), "score": trial.score} for trial in row.trials]}
+            for kind, row in tuned.items()
+        },
+    }
+    write_atomically(out / TUNING, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def fixed(comparison: Comparison, method: str) -> Tuned:
+    """The rate of a method that is not tuned, in the form of one that is."""
+    kind = comparison.kind(method)
+    table = table_of(comparison, comparison.tasks[0], method, 0)
+    rate = table["training"]["learning_rate"]
+    given = rate != CATALOGUE[kind].learning_rate
+    return Tuned("given by the comparison" if given else CATALOGUE[kind].rate_source, rates={"training.learning_rate": rate})

@@ -1,0 +1,105 @@
+"""A comparison as its user sees it: live lines on a terminal, a line for each run that ends elsewhere, and a small table at the end."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..report.units import duration, percent
+from .plan import Clock, Job
+from .pool import Outcome
+
+
+class Watch:
+    """Shows what the workers do; a context, and the watcher that a `Pool` tells."""
+
+    def __init__(self, console: Console, clock: Clock, workers: int) -> None:
+        self._console = console
+        self._clock = clock
+        self._workers = workers
+        self._live: Live | None = None
+        self._running: dict[Job, tuple[int, int, float]] = {}  # rounds done, of how many, when it began
+        self._waiting: Sequence[Job] = ()
+        self._ended = 0
+
+    def __enter__(self) -> Watch:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, transient=True, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, one: Job) -> None:
+        """A worker has taken it."""
+        self._running[one] = (0, 0, time.monotonic())
+
+    def round(self, one: Job, done: int, of: int) -> None:
+        """So many of its rounds are over."""
+        self._running[one] = (done, of, self._running[one][2])
+
+    def warned(self, one: Job, text: str) -> None:
+        """Something to be said that does not end it."""
+        self._line(f"warning: {one.name}: {text}")
+
+    def ended(self, one: Job, outcome: Outcome) -> None:
+        """It is done, or failed."""
+        began = self._running.pop(one)[2]
+        self._ended += 1
+        if outcome.summary is None:
+            how = f"failed: {outcome.reason}"
+        else:
+            how = f"personalised {percent(outcome.summary['scores']['pooled_personalised'])}, {duration(time.monotonic() - began)}"
+        self._line(f"{one.name}: {how}")
+
+    def tick(self, waiting: Sequence[Job]) -> None:
+        """Called about once a second, with what no worker has taken yet."""
+        self._waiting = tuple(waiting)
+        if self._live is not None:
+            self._live.update(Group(*map(Text, [self._state(), *map(self._one, self._running)])))
+
+    def _state(self) -> str:
+        of = self._ended + len(self._running) + len(self._waiting)
+        left = self._seconds_left()
+        return f"{self._ended}/{of} done" + ("" if left is None else f", {duration(left)} left")
+
+    def _one(self, one: Job) -> str:
+        done, of, began = self._running[one]
+        rounds = f"round {done}/{of}" if of else "beginning"
+        return f"  {one.name}: {rounds}, {duration(time.monotonic() - began)}"
+
+    def _seconds_left(self) -> float | None:
+        total = 0.0
+        for one in (*self._waiting, *self._running):
+            expected = self._clock.seconds(one)
+            if expected is None:
+                return None
+            done, of, _ = self._running.get(one, (0, 0, 0.0))
+            total += expected * (1 - done / of if of else 1)
+        return total / self._workers
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(f"{text} ({self._state()})"), soft_wrap=True)
+
+
+def show_scores(console: Console, done: Mapping[Job, dict[str, Any]]) -> None:
+    """Pooled personalised score by method and task, the mean over seeds."""
+    tasks = list(dict.fromkeys(one.task for one in done))
+    table = Table("personalised", *tasks, box=None, pad_edge=False)
+    for method in dict.fromkeys(one.method for one in done):
+        cells = []
+        for task in tasks:
+            scores = [s["scores"]["pooled_personalised"] for one, s in done.items() if (one.method, one.task) == (method, task)]
+            cells.append(percent(statistics.mean(scores) if scores else None))
+        table.add_row(method, *cells)
+    console.print(table)

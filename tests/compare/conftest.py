@@ -1,0 +1,86 @@
+"""A saved backbone and reviews for all tests of this folder, and a comparison on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saved import save_backbone, write_reviews
+
+from fibecfed.compare.options import Comparison
+from fibecfed.compare.read import load
+
+FILE = """
+methods = ["fibecfed", "lora"]
+tasks = ["reviews"]
+
+[base]
+model = {{ name = "{folder}/backbone", rank = 4 }}
+federation = {{ clients = 4, clients_per_round = 2, rounds = 2 }}
+training = {{ batch_size = 4, precision = "float32", device = "cpu" }}
+evaluation = {{ every = 2 }}
+
+[task.reviews.data]
+path = "{folder}/reviews.csv"
+text_column = "review"
+label_column = "verdict"
+
+[tuning]
+tasks = ["reviews"]
+
+[resources]
+workers = 1
+"""
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backbone, reviews, and a comparison of two methods on them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_backbone(folder / "backbone")
+    write_reviews(folder / "reviews.csv", 80)
+    (folder / "compare.toml").write_text(FILE.format(folder=folder))
+    return folder
+
+
+@pytest.fixture
+def compared(inputs: Path) -> Callable[..., Comparison]:
+    """The comparison with `key=value` pairs laid over it."""
+
+    def make(*pairs: str) -> Comparison:
+        return load(inputs / "compare.toml", pairs)
+
+    return make
+
+
+@pytest.fixture
+def listener() -> Any:
+    """A watcher that keeps what it was told."""
+
+    class Listener:
+        def __init__(self) -> None:
+            self.begun: list[str] = []
+            self.warnings: list[str] = []
+            self.rounds: list[tuple[str, int, int]] = []
+
+        def started(self, one: Any) -> None:
+            self.begun.append(one.name)
+
+        def round(self, one: Any, done: int, of: int) -> None:
+            self.rounds.append((one.name, done, of))
+
+        def warned(self, one: Any, text: str) -> None:
+            self.warnings.append(text)
+
+        def ended(self, one: Any, outcome: Any) -> None:
+            pass
+
+        def tick(self, waiting: Any) -> None:
+            pass
+
+    return Listener()

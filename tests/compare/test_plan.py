@@ -1,0 +1,81 @@
+"""Which runs there are, what is done, and which is next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fibecfed.compare.options import Comparison
+from fibecfed.compare.plan import Clock, Job, job, look, units
+from fibecfed.config import to_toml
+from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import CATALOGUE
+
+
+def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    over = ("task.reviews.training.batch_size=2", "method.lora.training.batch_size=3", "method.lora.method.finetune=true")
+    both = compared("base.training.batch_size=1", *over)
+    fibecfed, lora = (job(both, tmp_path, "reviews", method, 4).config for method in ("fibecfed", "lora"))
+    assert (fibecfed.training.batch_size, lora.training.batch_size) == (2, 3)
+    assert lora.method.model_dump() == {"kind": "lora", "finetune": True} and lora.seed == 4
+    assert lora.training.learning_rate == CATALOGUE["lora"].learning_rate
+
+
+def test_the_learning_rate_is_the_tuned_one_or_the_one_given_or_that_of_the_paper(
+    compared: Callable[..., Comparison], tmp_path: Path
+) -> None:
+    given = compared("base.training.learning_rate=0.25")
+    assert job(given, tmp_path, "reviews", "lora", 0).config.training.learning_rate == 0.25
+    trial = job(compared(), tmp_path, "reviews", "lora", 0, {"training.learning_rate": 0.125}, "0.125")
+    assert trial.config.training.learning_rate == 0.125 and trial.folder == tmp_path / "tuning/reviews/lora/0.125"
+    assert job(compared(), tmp_path, "reviews", "lora", 3).folder == tmp_path / "runs/reviews/lora/3"
+
+
+def test_a_table_of_a_method_can_be_a_variant_of_another(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    both = compared("methods=fibecfed,no-masks", "method.no-masks.method.kind=fibecfed", "method.no-masks.method.neurons.rule=all")
+    plain, variant = (job(both, tmp_path, "reviews", method, 0) for method in both.methods)
+    assert variant.folder.parent.name == "no-masks" and both.kind("no-masks") == "fibecfed"
+    assert (plain.config.method.neurons.rule, variant.config.method.neurons.rule) == ("share", "all")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def begun(one: Job, summary: str | None = None) -> None:
+    one.folder.mkdir(parents=True)
+    (one.folder / "config.toml").write_text(to_toml(one.config))
+    if summary is not None:
+        (one.folder / "summary.json").write_text(summary)
+
+
+def test_what_is_done_is_known_by_its_summary(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    nothing, half, whole, torn = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
+    begun(half)
+    begun(whole, json.dumps({"seconds": 3}))
+    begun(torn, '{"seconds":\n 3')
+    assert look(nothing) == look(half) == (None, None)
+    assert look(whole) == ({"seconds": 3}, None)
+    summary, problem = look(torn)
+    assert summary is None and problem is not None and "summary.json, line 2: not JSON" in problem
+    (half.folder / "config.toml").write_text("sed = 3\n")
+    assert "did you mean `seed`" in str(look(half)[1])
+
+
+def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    begun(job(compared("base.federation.rounds=9"), tmp_path, "reviews", "lora", 0))
+    with pytest.raises(UserError, match=r"config\.toml is a run of another comparison: federation\.rounds differ"):
+        look(job(compared(), tmp_path, "reviews", "lora", 0))
+
+
+def test_the_cheapest_run_is_next_by_its_size_then_by_the_seconds_of_its_task(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    long = compared("tasks=sst2,rte", "base.data.max_train=500")
+    sst2, rte = (job(long, tmp_path, task, "lora", 0) for task in long.tasks)
+    assert units(rte.config) == 2 * units(sst2.config) == 500 * (2 / 4) * 2 * 2 * 128
+    clock = Clock()
+    assert clock.seconds(rte) is None and clock.cheapest([rte, sst2]) is sst2
+    took = {"seconds": 90.0, "evaluation": {"seconds": 10.0}}
+    clock.learn(sst2, took)
+    assert clock.seconds(sst2) == pytest.approx(100) and clock.seconds(rte) == pytest.approx(200)
+    clock.learn(rte, {"seconds": 1.0, "evaluation": {"seconds": 1.0}})
+    other = job(long, tmp_path, "rte", "fibecfed", 0)
+    assert clock.seconds(other) == pytest.approx(2) and clock.cheapest([sst2, other]) is other

@@ -1,0 +1,92 @@
+"""A comparison's file, what is laid over it, and every mistake as a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fibecfed.compare.options import Comparison
+from fibecfed.compare.read import differences, is_comparison, load, read_back, to_toml
+from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import COMPARED, METHODS
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_lists_and_keys_are_laid_over_the_file(compared: Callable[..., Comparison]) -> None:
+    found = compared("methods=lora,local", "seeds=0,1,2", "base.federation.rounds=7", "tuning.trials=3", "resources.workers=2")
+    assert (found.methods, found.seeds, found.base["federation"]["rounds"]) == (("lora", "local"), (0, 1, 2), 7)
+    assert (found.tuning.trials, found.resources.workers, found.tasks) == (3, 2, ("reviews",))
+    assert compared("seeds=5").seeds == (5,) and compared('methods=["lora"]').methods == ("lora",)
+
+
+def test_all_means_fibecfed_and_the_seventeen_and_the_ten_tasks(compared: Callable[..., Comparison]) -> None:
+    found = compared("methods=all", "tasks=all")
+    assert found.methods == tuple(name for name in COMPARED if name in METHODS) and len(COMPARED) == 18
+    assert len(found.tasks) == 10 and {"sst2", "boolq"} <= set(found.tasks)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        (["methods=fibecfed,lra"], 'methods: got "lra", which is unknown; did you mean "lora"'),
+        (["tasks=reviews,trc"], 'tasks: got "trc", which is unknown; did you mean "trec"'),
+        (["tuning.trials=3", "tuning.tasks=nothing"], "tuning.tasks"),
+        (["metods=lora"], "metods: got an unknown key; did you mean `methods`"),
+        (["tuning.trails=3"], "did you mean `tuning.trials`"),
+        (["seeds=a"], r'seeds: got \["a"\], expected a list, each a whole number'),
+        (["seeds=0,0"], r"seeds: got \[0, 0\], expected at least one, each once"),
+        (["methods=[]"], "methods: got .*at least one"),
+        (["base.federation.rouds=3"], "in the run of fibecfed on reviews: federation.rouds: got an unknown key; did you mean"),
+        (["base.seed=3"], "base.seed: the comparison sets it.* write `seeds`"),
+        (["base.method.kind=lora"], r"base.method: .*write \[method.<name>\]"),
+        (["base.data.task=sst2"], "base.data.task: .*write `tasks`"),
+        (["tuning.trials=4"], "tuning.trials: got 4, expected an odd number.* take 5"),
+        (["tuning.trials=3", "base.training.learning_rate=0.1"], "base.training.learning_rate: fixes the rate"),
+        (["tuning.trials=3", "base.data.validation_fraction=0"], "needs validation examples"),
+        (["task.reviews=3"], "task.reviews: got 3, expected a table"),
+        (["methods.lora=3"], "methods.lora: got a key inside of methods, which is no table"),
+        (["rounds"], "expected key=value"),
+    ],
+)
+def test_mistakes_are_sentences(pairs: list[str], expected: str, compared: Callable[..., Comparison]) -> None:
+    with pytest.raises(UserError, match=expected):
+        compared(*pairs)
+
+
+def test_all_mistakes_are_told_at_once(compared: Callable[..., Comparison]) -> None:
+    with pytest.raises(UserError, match=r"has 2 mistakes.*\n.*lra.*\n.*trc"):
+        compared("methods=lra", "tasks=trc")
+
+
+def test_a_file_is_a_comparison_by_its_list_of_methods(inputs: Path) -> None:
+    assert is_comparison(inputs / "compare.toml") and not is_comparison(CONFIGS / "sst2.toml")
+
+
+def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    written = compared("seeds=0,1", "method.lora.training.learning_rate=0.1", "tuning.trials=3")
+    (tmp_path / "c.toml").write_text(to_toml(written))
+    assert read_back(tmp_path / "c.toml") == written
+    (tmp_path / "c.toml").write_text("methods = 3\n")
+    with pytest.raises(UserError, match=r"c\.toml: methods: "):
+        read_back(tmp_path / "c.toml")
+
+
+def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., Comparison]) -> None:
+    old = compared()
+    assert differences(old, compared("methods=local", "seeds=4", "resources.workers=7", "method.local.training.batch_size=9")) == []
+    changed = ("base.federation.rounds=9", "tuning.factor=2.0", "task.reviews.data.max_train=9", "method.lora.method.finetune=true")
+    assert differences(old, compared(*changed)) == [
+        "base.federation.rounds",
+        "method.lora.method.finetune",
+        "task.reviews.data.max_train",
+        "tuning.factor",
+    ]
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.glob("compare-*.toml"))])
+def test_the_projects_own_comparisons_hold(name: str) -> None:
+    found = load(CONFIGS / name)
+    assert found.methods == tuple(kind for kind in COMPARED if kind in METHODS)

@@ -1,0 +1,65 @@
+"""The same trials for every method, the best by validation, one more step where it is at an edge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fibecfed.compare.options import Comparison, TuningOptions
+from fibecfed.compare.tuning import Trial, best, beyond, choose, fixed, grid, is_tuned, label, rates, read_tuning, write_tuning
+from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import CATALOGUE
+
+
+def test_every_method_gets_the_same_steps_around_its_papers_rate() -> None:
+    assert grid(TuningOptions(trials=3)) == (-1, 0, 1) and grid(TuningOptions(trials=5)) == (-2, -1, 0, 1, 2)
+    assert grid(TuningOptions(trials=1)) == (0,)
+    for kind, row in CATALOGUE.items():
+        found = [rates(kind, step, 3.0)["training.learning_rate"] for step in (-1, 0, 1)]
+        assert found == pytest.approx([row.learning_rate / 3, row.learning_rate, row.learning_rate * 3], rel=0.005)
+    assert label(rates("lora", -1, 3.0)) == "0.000167"
+
+
+def test_the_best_is_the_highest_and_of_equals_the_papers() -> None:
+    assert best({-1: 0.5, 0: 0.6, 1: 0.7}) == 1
+    assert best({-1: 0.7, 0: 0.7, 1: 0.7}) == 0
+    assert best({-1: 0.7, 0: 0.6, 1: 0.7}) == -1
+
+
+def test_one_more_step_is_tried_beyond_an_edge_only() -> None:
+    assert beyond({-1: 0.5, 0: 0.6, 1: 0.7}) == 2
+    assert beyond({-1: 0.8, 0: 0.6, 1: 0.7}) == -2
+    assert beyond({-1: 0.5, 0: 0.6, 1: 0.5}) is None
+
+
+def test_the_choice_is_by_the_mean_over_tasks_and_a_divergence_counts_against_a_rate() -> None:
+    trials = (
+        Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": 0.6}),
+        Trial(1, {"training.learning_rate": 3.0}, {"a": 0.9, "b": None}),
+        Trial(-1, {"training.learning_rate": 0.3}, {"a": 0.7, "b": 0.3}),
+    )
+    found = choose("paper", trials)
+    assert (found.chosen, found.rates) == (0, {"training.learning_rate": 1.0}) and [trial.step for trial in found.trials] == [-1, 0, 1]
+    assert trials[1].score == pytest.approx(-0.05)
+    lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),))
+    assert lost.chosen is None and lost.rates == {}
+
+
+def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    tuned = {"lora": choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),))}
+    write_tuning(tmp_path, compared("tuning.trials=1"), tuned)
+    assert read_tuning(tmp_path) == tuned and read_tuning(tmp_path / "none") == {}
+    assert json.loads((tmp_path / "tuning.json").read_text())["methods"]["lora"]["trials"][0]["score"] == -0.25
+    (tmp_path / "tuning.json").write_text('{"methods":\n {"lora": 3}')
+    with pytest.raises(UserError, match=r"tuning\.json, line 2: not what"):
+        read_tuning(tmp_path)
+
+
+def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[..., Comparison]) -> None:
+    both = compared("tuning.trials=3", "method.lora.training.learning_rate=0.25")
+    assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
+    assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
+    assert fixed(compared(), "lora").source == CATALOGUE["lora"].rate_source

@@ -1,0 +1,105 @@
+"""A worker's runs have the bits of runs made alone, whatever it made before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fibecfed import session
+from fibecfed.compare import worker
+from fibecfed.compare.options import Comparison
+from fibecfed.compare.plan import job
+from fibecfed.config import to_toml
+from fibecfed.core.records import read
+from fibecfed.core.rng import Key
+from fibecfed.models.backbones import AutoModelForSequenceClassification, KeptWeights, find, load_model
+from fibecfed.models.options import ModelOptions
+
+CLOCKS = ("seconds", "cpu_s", "compute_s", "evaluation")
+
+
+def facts(folder: Path) -> list[Any]:
+    """Header, records and summary without what a clock said."""
+    header, records = read(folder / "records.jsonl")
+    timeless = [{name: value for name, value in vars(record).items() if name not in CLOCKS} for record in records]
+    summary = json.loads((folder / "summary.json").read_text())
+    return [header, timeless, {name: value for name, value in summary.items() if name not in CLOCKS}]
+
+
+def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_once(
+    compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, from_files = [], AutoModelForSequenceClassification.from_pretrained
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        reads.append(arguments)
+        return from_files(*arguments, **keywords)
+
+    # with a head for three classes, which the file's does not fit, and for two, which it does; another seed, another method
+    three = ('task.reviews.data.labels=["bad", "good", "neither"]',)
+    jobs = [
+        job(compared(*three), tmp_path / "first", "reviews", "lora", 3),
+        job(compared(), tmp_path / "second", "reviews", "fibecfed", 0),
+        job(compared(*three, "base.model.head=last"), tmp_path / "third", "reviews", "lora", 1),
+    ]
+    weights = KeptWeights()
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForSequenceClassification, "from_pretrained", counted)
+        last = [worker.do(to_toml(one.config), one.folder, lambda message: None, weights) for one in jobs]
+    assert [message.get("reason") for message in last] == [None, None, None]
+    assert len(reads) == 2  # the first could not be kept: its head is lost, and the second needs it
+    for number, one in enumerate(jobs[1:]):
+        fresh = tmp_path / f"fresh{number}"
+        session.start(one.config, fresh)
+        assert facts(one.folder) == facts(fresh)
+    assert (fresh / "global").is_dir()
+    assert {path.name for path in jobs[1].folder.iterdir()} == {"config.toml", "records.jsonl", "summary.json", "lock"}
+
+
+def test_a_changed_file_is_read_again(inputs: Path) -> None:
+    source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
+    load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
+    assert weights.find(source) is not None
+    (file,) = source.files
+    file.touch()
+    assert weights.find(source) is None
+
+
+def test_every_way_to_fail_is_a_message(
+    compared: Callable[..., Comparison], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome(name: str, *pairs: str) -> dict[str, Any]:
+        one = job(compared(*pairs), tmp_path / name, "reviews", "lora", 0)
+        return worker.do(to_toml(one.config), one.folder, lambda message: None, None)
+
+    refused = outcome("refused", "base.federation.clients=70", "base.federation.clients_per_round=70")
+    assert (refused["kind"], refused["why"]) == ("failed", "refused")
+    diverged = outcome("diverged", "base.training.learning_rate=1e30")
+    assert diverged["why"] == "diverged" and "client" in diverged["reason"]
+
+    def broken(*arguments: Any, **keywords: Any) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(session, "start", broken)
+    stopped = outcome("stopped")
+    assert stopped["why"] == "stopped" and "ZeroDivisionError: division by zero; its traceback is in" in stopped["reason"]
+    assert "Traceback" in (tmp_path / "stopped/runs/reviews/lora/0.traceback.txt").read_text()
+
+
+def test_records_of_another_version_are_named_by_file_and_line(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+
+    def interrupt(message: Any) -> None:
+        if message.get("done") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.do(to_toml(one.config), one.folder, interrupt, None)
+    records = one.folder / "records.jsonl"
+    records.write_bytes(records.read_bytes().replace(b'"version":1', b'"version":9'))
+    failed = worker.do(to_toml(one.config), one.folder, lambda message: None, None)
+    assert "records.jsonl, line 1: records of version 9, expected 1" in failed["reason"]
