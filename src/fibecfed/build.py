@@ -14,10 +14,10 @@ from .core.errors import UserError
 from .core.method import Method
 from .core.rng import Key
 from .data.federated import FederatedData, federate
+from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
-from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .local.options import LayerOptions
 from .methods.catalogue import Setting, make
 from .models.backbones import (
@@ -31,8 +31,8 @@ from .models.backbones import (
     load_tokenizer,
     num_positions,
 )
-from .models.label_words import LabelWords
 from .models.kept import KeptWeights
+from .models.label_words import LabelWords
 from .models.transformer_task import TransformerTask
 
 

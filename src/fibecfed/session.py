@@ -39,8 +39,8 @@ from .engine.failures import Standing, Tolerance, sentences
 from .engine.loop import Step, run, schedule
 from .engine.simulator import Simulator
 from .models.backbones import sha256_of
-from .models.kept import KeptWeights
 from .models.export import save_adapter
+from .models.kept import KeptWeights
 from .report.card import model_card
 from .report.summary import summarise
 

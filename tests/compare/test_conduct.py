@@ -32,7 +32,7 @@ def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Cal
     pairs = ("tuning.trials=1", "tuning.extend=false", "method.fibecfed.training.learning_rate=1e30")
     failed, text = shown(compared(*pairs), tmp_path)
     assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0 failed: client" in text
-    assert "2 made now, 1 of 2 runs done" in text
+    assert "2 made now, 1 of 2 runs done" in text and (tmp_path / "report.md").is_file()
     trial, run = tmp_path / "tuning/reviews/lora/0.0005", tmp_path / "runs/reviews/lora/0"
     assert (trial / "summary.json").read_bytes() == (run / "summary.json").read_bytes()  # the same run is not made twice
     assert json.loads((tmp_path / "runs/reviews/fibecfed/0/failure.json").read_text())["why"] == "diverged"
@@ -73,7 +73,7 @@ def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeat
     shown(both, tmp_path)
     trials = [name for name in scripted if "rate" in name]
     assert len(trials) == 2 * 4  # 3, and one beyond the highest, which is the best
-    tuned = json.loads((tmp_path / "tuning.json").read_text())["methods"]
+    tuned = json.loads((tmp_path / "tuning.json").read_text())
     assert {kind: row["rates"]["training.learning_rate"] for kind, row in tuned.items()} == {"fibecfed": 0.0045, "lora": 0.0045}
     assert load(tmp_path / "runs/reviews/lora/1/config.toml").config.training.learning_rate == 0.0045
     assert [name for name in scripted if "rate" not in name] == ["reviews/fibecfed/seed 1", "reviews/lora/seed 1"]
@@ -81,7 +81,7 @@ def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeat
     shown(both, tmp_path)
     assert scripted == []
     shown(compared("methods=local", "tuning.trials=3"), tmp_path)
-    assert len(scripted) == 4 and set(json.loads((tmp_path / "tuning.json").read_text())["methods"]) == {"fibecfed", "lora", "local"}
+    assert len(scripted) == 4 and set(json.loads((tmp_path / "tuning.json").read_text())) == {"fibecfed", "lora", "local"}
 
 
 def test_a_damaged_run_is_reported_and_the_others_count(compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]) -> None:

@@ -16,7 +16,8 @@ from fibecfed.compare.plan import job
 from fibecfed.config import to_toml
 from fibecfed.core.records import read
 from fibecfed.core.rng import Key
-from fibecfed.models.backbones import AutoModelForSequenceClassification, KeptWeights, find, load_model
+from fibecfed.models.backbones import AutoModelForSequenceClassification, find, load_model
+from fibecfed.models.kept import KeptWeights
 from fibecfed.models.options import ModelOptions
 
 CLOCKS = ("seconds", "cpu_s", "compute_s", "evaluation")
@@ -63,10 +64,11 @@ def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_on
 def test_a_changed_file_is_read_again(inputs: Path) -> None:
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
     load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
-    assert weights.find(source) is not None
+    name = (source, "AutoModelForSequenceClassification")
+    assert weights.find(name, source.files) is not None
     (file,) = source.files
     file.touch()
-    assert weights.find(source) is None
+    assert weights.find(name, source.files) is None
 
 
 def test_every_way_to_fail_is_a_message(

@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from ..core.errors import UserError
-from ..core.files import SUMMARY
 from ..engine.checkpoint import RunLock
+from ..report.comparison import write_report
+from ..report.terminal import show
 from .conduct import Results, conduct, refuse_foreign, workers, write_down
 from .options import Comparison
 from .plan import Clock
-from .watch import Watch, show_scores
+from .watch import Watch
 
 
 def compare_in(comparison: Comparison, out: Path, console: Console) -> int:
@@ -50,12 +51,14 @@ def _as_user_error(out: Path) -> Iterator[None]:
 
 
 def _show(console: Console, results: Results, out: Path) -> None:
-    if results.done:
-        show_scores(console, results.done)
+    try:
+        show(write_report(out), console)
+    except UserError as error:  # no run that can be read: why is said by the error and below
+        _print(console, str(error))
     for one, reason in results.failed.items():
         _print(console, f"{one.name} failed: {reason}")
     of = len(results.done) + len(results.failed)
-    _print(console, f"{results.new} made now, {len(results.done)} of {of} runs done; each in {out}/runs/<task>/<method>/<seed>/{SUMMARY}")
+    _print(console, f"{results.new} made now, {len(results.done)} of {of} runs done; the report and all runs are in {out}")
 
 
 def _print(console: Console, text: str) -> None:

@@ -17,6 +17,7 @@ from .plan import COMPARISON, Clock, Job, job, look
 from .pool import Outcome, Pool, Watcher
 from .read import differences, read_back, to_toml
 from .tuning import (
+    RATE,
     Trial,
     Tuned,
     beyond,
@@ -129,7 +130,7 @@ def _make(jobs: Sequence[Job], pool: Pool, clock: Clock) -> tuple[dict[Job, dict
 def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
     """A run that was made as a trial, with the same configuration to the last key, is not made again."""
     for one in jobs:
-        values = {"training.learning_rate": one.config.training.learning_rate}
+        values = {RATE: one.config.training.learning_rate}
         trial = out / "tuning" / one.task / comparison.kind(one.method) / label(values)
         if one.folder.exists() or not (trial / SUMMARY).is_file():
             continue
@@ -173,7 +174,7 @@ def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[
         tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried))
     problems |= {kind: "no rate was chosen: every trial diverged" for kind in kinds if kind in tuned and tuned[kind].chosen is None}
     untuned = {method: fixed(comparison, method) for method in comparison.methods if not is_tuned(comparison, method)}
-    write_tuning(out, comparison, {**tuned, **untuned})
+    write_tuning(out, {**tuned, **untuned})
     return tuned, problems, made
 
 

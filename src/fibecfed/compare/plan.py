@@ -13,7 +13,6 @@ from ..config import Config, differences, from_table, load
 from ..config.read import resolve_paths
 from ..core.errors import UserError
 from ..core.files import CONFIG, SUMMARY
-from ..data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from ..data.tasks import TASKS
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison
@@ -111,11 +110,11 @@ def look(one: Job) -> tuple[dict[str, Any] | None, str | None]:
 
 def units(config: Config) -> float:
     """Tokens that a run may train on at most: examples x epochs x rounds x length. Only to compare runs by."""
-    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
-    length = config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)
+    from ..build import max_length  # brings torch, which reading a comparison does without
+
     federation = config.federation
     examples = (config.data.max_train or _UNKNOWN) * federation.clients_per_round / federation.clients
-    return examples * config.training.local_epochs * federation.rounds * length
+    return examples * config.training.local_epochs * federation.rounds * max_length(config)
 
 
 _UNKNOWN = 10_000  # examples of a task whose number is not limited: how many it has is only known when it is read

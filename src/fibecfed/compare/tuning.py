@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..methods.catalogue import CATALOGUE
 from .options import Comparison, TuningOptions
 from .plan import TUNING, table_of
 
+RATE = "training.learning_rate"
 SERVER_RATE = "method.server_learning_rate"
 _WORST = -1.0  # of a trial that diverged: below every accuracy
 
@@ -68,7 +69,7 @@ def grid(options: TuningOptions) -> tuple[int, ...]:
 
 def rates(kind: str, step: int, factor: float) -> dict[str, float]:
     """The values of a step, to three digits."""
-    found = {"training.learning_rate": _three_digits(CATALOGUE[kind].learning_rate * factor**step)}
+    found = {RATE: _three_digits(CATALOGUE[kind].learning_rate * factor**step)}
     for key in keys(kind):
         if key.name == SERVER_RATE:
             found[SERVER_RATE] = _three_digits(key.default * factor**-step)
@@ -81,7 +82,7 @@ def _three_digits(value: float) -> float:
 
 def label(values: Mapping[str, float]) -> str:
     """What the folder of a trial is called: its learning rate."""
-    return f"{values['training.learning_rate']:g}"
+    return f"{values[RATE]:g}"
 
 
 def best(scores: Mapping[int, float]) -> int:
@@ -145,32 +146,39 @@ def read_tuning(out: Path) -> dict[str, Tuned]:
     if not path.is_file():
         return {}
     try:
-        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
-        found = {
-            kind: Tuned(row["source"], tuple(_trial(trial) for trial in row["trials"]), row["chosen"], row["rates"])
-            for kind, row in methods.items()
-        }
+        return {kind: _from_row(row) for kind, row in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is made again from the trials") from None
-    return found
 
 
-def _trial(row: Mapping[str, Any]) -> Trial:
-    return Trial(row["step"], row["rates"], row["scores"])
+def _from_row(row: Mapping[str, Any]) -> Tuned:
+    trials = tuple(Trial(one["step"], one["rates"], one["scores"]) for one in row["tried"])
+    return Tuned(row["source"], trials, row["step"], row["rates"])
 
 
-def write_tuning(out: Path, comparison: Comparison, tuned: Mapping[str, Tuned]) -> None:
-    """What was tried and chosen, for the report and for the next time."""
-    table: dict[str, Any] = {
-        "factor": comparison.tuning.factor,
-        "tasks": list(comparison.tuning.tasks),
-        "methods": {
-            kind: {**asdict(row), "trials": [{**asdict(trial), "score": trial.score} for trial in row.trials]}
-            for kind, row in tuned.items()
-        },
-    }
+def write_tuning(out: Path, tuned: Mapping[str, Tuned]) -> None:
+    """What was tried and chosen, for the report and for the next time.
+
+    A method's row: `tried`, each with its learning `rate`, its `score` (null where it diverged on a task), all its `rates` and the `scores`
+    by task; the learning rate `chosen` with all `rates` that go with it; and the `source` of the centre.
+    """
+    table = {kind: _to_row(row) for kind, row in tuned.items()}
     write_atomically(out / TUNING, (json.dumps(table, indent=2) + "\n").encode())
+
+
+def _to_row(row: Tuned) -> dict[str, Any]:
+    tried = [
+        {
+            "rate": one.rates[RATE],
+            "score": None if None in one.scores.values() else one.score,
+            "step": one.step,
+            "rates": dict(one.rates),
+            "scores": dict(one.scores),
+        }
+        for one in row.trials
+    ]
+    return {"chosen": row.rates.get(RATE), "source": row.source, "tried": tried, "step": row.chosen, "rates": dict(row.rates)}
 
 
 def fixed(comparison: Comparison, method: str) -> Tuned:
@@ -179,4 +187,4 @@ def fixed(comparison: Comparison, method: str) -> Tuned:
     table = table_of(comparison, comparison.tasks[0], method, 0)
     rate = table["training"]["learning_rate"]
     given = rate != CATALOGUE[kind].learning_rate
-    return Tuned("given by the comparison" if given else CATALOGUE[kind].rate_source, rates={"training.learning_rate": rate})
+    return Tuned("given by the comparison" if given else CATALOGUE[kind].rate_source, rates={RATE: rate})

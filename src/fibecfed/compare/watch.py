@@ -1,16 +1,13 @@
-"""A comparison as its user sees it: live lines on a terminal, a line for each run that ends elsewhere, and a small table at the end."""
+"""A comparison as its user sees it: live lines on a terminal, a line for each run that ends elsewhere."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from ..report.units import duration, percent
@@ -90,16 +87,3 @@ class Watch:
 
     def _line(self, text: str) -> None:
         self._console.print(Text(f"{text} ({self._state()})"), soft_wrap=True)
-
-
-def show_scores(console: Console, done: Mapping[Job, dict[str, Any]]) -> None:
-    """Pooled personalised score by method and task, the mean over seeds."""
-    tasks = list(dict.fromkeys(one.task for one in done))
-    table = Table("personalised", *tasks, box=None, pad_edge=False)
-    for method in dict.fromkeys(one.method for one in done):
-        cells = []
-        for task in tasks:
-            scores = [s["scores"]["pooled_personalised"] for one, s in done.items() if (one.method, one.task) == (method, task)]
-            cells.append(percent(statistics.mean(scores) if scores else None))
-        table.add_row(method, *cells)
-    console.print(table)

@@ -32,8 +32,8 @@ from ..core.options import Options
 from ..core.rng import Key
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
-from .label_words import LabelWords, head_is_missing, is_masked, language_head
 from .kept import KeptWeights
+from .label_words import LabelWords, head_is_missing, is_masked, language_head
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
@@ -204,8 +204,8 @@ def load_model(
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     with _as_user_error(source), torch.random.fork_rng(devices=[]):
         torch.manual_seed(key.seed())
-        name = (source, kind.__name__)
-        kept = None if weights is None else weights.find(name, source.files)
+        identity = (source, kind.__name__)
+        kept = None if weights is None else weights.find(identity, source.files)
         common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         common["ignore_mismatched_sizes"] = True  # of a head for another number of classes
         if kept is not None:
@@ -230,7 +230,7 @@ def load_model(
         )
     # a head in the file that did not fit is needed again by a run with as many classes as it has
     if weights is not None and kept is None and not found["mismatched_keys"]:
-        weights.keep(name, source.files, model, drawn)
+        weights.keep(identity, source.files, model, drawn)
     return model, tuple(dict.fromkeys(name.rpartition(".")[0] for name in drawn))
 
 
