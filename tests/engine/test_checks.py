@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a million examples": (changed(lambda up: replace(up, num_samples=10**6)), "num_samples is 1000000, expected .* at most 1000"),
     "no examples": (changed(lambda up: replace(up, num_samples=0)), "num_samples is 0, expected at least 1"),
     "another number of examples": (changed(lambda up: replace(up, num_samples=999)), r"num_samples is 999, expected \d+ as in its first"),
-    "a number of 400 digits": (changed(lambda up: replace(up, num_samples=10**400)), "whole number of 1329 bits, expected at most 2\\^53"),
+    "a number of 400 digits": (changed(lambda up: replace(up, num_samples=10**400)), "whole number of 1329 bits, expected at most 63"),
     "a loss that is NaN": (other_work(Work(1, 2, float("nan"), 0.1)), "its loss is nan"),
     "negative seconds": (other_work(Work(1, 2, 0.1, -1.0)), r"its seconds -1\.0"),
     "absurd steps": (other_work(Work(2**63, 2, 0.1, 1.0)), "it counts 9223372036854775808 steps"),
@@ -221,7 +221,7 @@ def test_a_template_says_what_differs_and_a_size_of_0_stands_for_any():
     row = phase(Wide, ranked)
     for rows in (1, 5):
         check(answer(shared={"w": torch.ones(rows, 3)}, extra={}), row)
-    with pytest.raises(Refused, match=r"shape \(2, 4\), expected \(0, 3\)"):
+    with pytest.raises(Refused, match=r"shape \(2, 4\), expected \(any, 3\)"):
         check(answer(shared={"w": torch.ones(2, 4)}, extra={}), row)
     with pytest.raises(Refused, match="extra of its update has 1 unknown tensors"):
         check(answer(), row)
@@ -267,8 +267,7 @@ def test_counts_of_an_evaluation_are_counts_of_the_classes_there_are():
     for wrong, text in [
         (replace(good, test=torch.ones(3, 3, dtype=torch.int64)), r"test of its update has shape \(3, 3\), expected \(2, 2\)"),
         (replace(good, validation=torch.ones(2, 2)), "validation of its update has dtype float32, expected int64"),
-        (replace(good, test=torch.tensor([[1, 0], [0, -1]])), "test has counts from -1 to 1"),
-        (replace(good, test=torch.tensor([[1, 0], [0, 2**60]])), "test has counts from 0 to 1152921504606846976"),
+        (replace(good, test=torch.tensor([[1, 0], [0, -1]])), "test has a count of -1, expected at least 0"),
     ]:
         with pytest.raises(Refused, match=text):
             checked_counts(encode(wrong), 2)
