@@ -125,3 +125,17 @@ def test_what_is_folded_is_on_paper_but_for_the_table_of_runs(opened: Any):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     folds = page.eval_on_selector_all("details", "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])")
     assert len(folds) > 3 and all(is_open is not runs for runs, is_open in folds)
+
+
+def test_a_comparison_of_full_size_opens_in_less_than_two_seconds_of_the_pages_own_work(browser: Any, big_report: Path):
+    context = browser.new_context(viewport=LAPTOP)
+    context.set_default_timeout(120_000)
+    page = context.new_page()
+    session = context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})  # what other processes take does not count
+    page.goto(big_report.as_uri())
+    page.evaluate("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    context.close()
+    assert metrics["Nodes"] > 5000
+    assert 0 < metrics["TaskDuration"] < 2

@@ -13,7 +13,7 @@ from .units import duration
 
 WIDTH, HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 38
-_ROW = 15
+_ROW, _ABOVE = 15, 6
 _NAMES = 104
 SLOTS = 6
 """Methods that can be set off by colour and dash at the same time."""
@@ -42,7 +42,7 @@ def _ordered(standings: Standings) -> list[str]:
 def ranks(standings: Standings) -> Figure:
     """Mean rank of each method with its interval."""
     found, chosen = standings.ranks, slots(standings)
-    top, bottom = _TOP, _TOP + _ROW * len(found)
+    top, bottom = _ABOVE, _ABOVE + _ROW * len(found)
     values = [1.0, *(value for rank in found.values() for value in (rank.low, rank.high))]
     plot = svg.Plot(svg.linear(values, _NAMES, WIDTH - _RIGHT), svg.Scale(0, 1, bottom, top), WIDTH, bottom + _BOTTOM)
     parts = plot.axes("mean rank, 1 = best", "", lambda v: f"{v:g}", None)
@@ -64,7 +64,7 @@ def trade(standings: Standings) -> Figure:
     size = {method: standings.mean(method, total_size) / 1e6 for method in standings.ranks}
     score = {method: 100 * standings.mean(method, lambda run: run.last.personalised) for method in standings.ranks}
     size = {method: value for method, value in size.items() if value > 0}
-    height = max(HEIGHT, _TOP + _ROW * len(standings.ranks) + _BOTTOM)
+    height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
     parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", _compact, lambda v: f"{v:g}")
@@ -78,12 +78,14 @@ def trade(standings: Standings) -> Figure:
     return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot a method"),))
 
 
-AXES: dict[str, tuple[str, Callable[[Point], float], Callable[[float], str], bool]] = {
-    "time": ("modelled time (logarithmic)", lambda point: point.seconds, lambda v: _clock(v), True),
-    "bytes": ("MB both ways (logarithmic)", lambda point: point.size / 1e6, lambda v: _compact(v), True),
-    "rounds": ("rounds", lambda point: point.rounds, lambda v: f"{v:g}", False),
+AXES: dict[str, tuple[str, Callable[[Point], float], Callable[[float], str]]] = {
+    "time": ("modelled time", lambda point: point.seconds, lambda v: _clock(v)),
+    "bytes": ("MB both ways", lambda point: point.size / 1e6, lambda v: _compact(v)),
+    "rounds": ("rounds", lambda point: point.rounds, lambda v: f"{v:g}"),
 }
-"""What curves are drawn over: label, value, text of a tick, logarithmic."""
+"""What curves are drawn over: label, value, text of a tick."""
+
+_WIDE = 8  # values that differ by more than this factor are drawn by their logarithm
 
 
 def curves(standings: Standings, task: str) -> Figure | None:
@@ -114,14 +116,15 @@ def _means(standings: Standings, task: str, method: str) -> list[Point]:
 
 
 def _curve(standings: Standings, task: str, axis: str, lines: dict[str, list[Point]]) -> str:
-    label, of, tick, is_log = AXES[axis]
+    label, of, tick = AXES[axis]
     one, chosen = standings.targets[task], slots(standings)
     shown = {method: [point for point in points if of(point) > 0] for method, points in lines.items()}
     xs = [of(point) for points in shown.values() for point in points] or [1.0]
     ys = [100 * point.personalised for points in shown.values() for point in points] + [100 * one.score, 100 * one.majority]
+    is_log = axis != "rounds" and max(xs) > _WIDE * min(xs)
     make = svg.logarithmic if is_log else svg.linear
     plot = svg.Plot(make(xs, _LEFT, WIDTH - _RIGHT), svg.linear(ys, HEIGHT - _BOTTOM, _TOP), WIDTH, HEIGHT)
-    parts = plot.axes(label, "personalised %", tick, lambda v: f"{v:g}")
+    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, "personalised %", tick, lambda v: f"{v:g}")
     high, low = plot.y(100 * one.score), plot.y(100 * one.majority)
     parts += [svg.line(_LEFT, y, WIDTH - _RIGHT, y, "level") for y in (high, low)]
     for method, points in shown.items():
@@ -133,7 +136,8 @@ def _curve(standings: Standings, task: str, axis: str, lines: dict[str, list[Poi
         marks = [svg.path(at, "hit"), svg.path(at, "curve"), svg.circle(*at[-1], 2.5, "dot")]
         parts.append(svg.group(method, chosen.get(method), tip, marks))
     parts.append(svg.text(_LEFT + 4, high - 4, "target" if one.counted else "target, not counted", "hint"))
-    parts.append(svg.text(WIDTH - _RIGHT - 2, low + 11, "majority class", "hint end"))
+    below = 11 if low + 13 < plot.y.start else -4
+    parts.append(svg.text(WIDTH - _RIGHT - 2, low + below, "majority class", "hint end"))
     return plot.svg(parts, f"{task}: personalised score of each method against {label}", f" x-{axis}")
 
 
@@ -147,12 +151,12 @@ def clients(standings: Standings, task: str) -> Figure | None:
             rows[method] = [100 * value for value in _percentiles(sorted(values), (0.1, 0.25, 0.5, 0.75, 0.9))]
     if not rows:
         return None
-    bottom = _TOP + _ROW * len(rows)
+    bottom = _ABOVE + _ROW * len(rows)
     scale = svg.linear([value for row in rows.values() for value in row], _NAMES, WIDTH - _RIGHT)
-    plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _TOP), WIDTH, bottom + _BOTTOM)
+    plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
     parts = plot.axes("accuracy of a client on its own test examples, %", "", lambda v: f"{v:g}", None)
     for place, (method, (low, first, middle, third, high)) in enumerate(rows.items()):
-        y = _TOP + _ROW * (place + 0.5)
+        y = _ABOVE + _ROW * (place + 0.5)
         marks = [
             svg.text(_NAMES - 8, y + 3.5, method, "name end"),
             svg.line(plot.x(low), y, plot.x(high), y, "span"),
@@ -187,13 +191,13 @@ def ablations(standings: Standings) -> Figure | None:
                 rows.append((f"{task}: {method}", gaps))
     if not rows:
         return None
-    names, bottom = 170, _TOP + 18 * len(rows)
+    names, bottom = 170, _ABOVE + 18 * len(rows)
     scale = svg.linear([0.0, *(gap for _, gaps in rows for gap in gaps)], names, WIDTH - _RIGHT)
-    plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _TOP), WIDTH, bottom + _BOTTOM)
+    plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
     parts = plot.axes(f"difference to {OURS}, points", "", lambda v: f"{v:+g}" if v else "0", None)
-    parts.append(svg.line(plot.x(0), bottom, plot.x(0), _TOP, "level"))
+    parts.append(svg.line(plot.x(0), bottom, plot.x(0), _ABOVE, "level"))
     for place, (name, gaps) in enumerate(rows):
-        y, found = _TOP + 18 * (place + 0.5), spread(gaps)
+        y, found = _ABOVE + 18 * (place + 0.5), spread(gaps)
         assert found is not None
         marks = [svg.text(names - 8, y + 3.5, name, "name end"), *(svg.circle(plot.x(gap), y, 2, "dot") for gap in gaps)]
         marks.append(svg.circle(plot.x(found.mean), y, 4.5, "dot"))
@@ -202,11 +206,11 @@ def ablations(standings: Standings) -> Figure | None:
 
 
 def _clock(seconds: float) -> str:
-    """As in 5 s, 2 min, 3 h: round values only."""
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds:g} s"
+    """As in 5 s, 1:40 min, 2:30 h."""
+    whole = round(seconds)
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
 def _compact(value: float) -> str:

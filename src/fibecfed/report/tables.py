@@ -63,7 +63,8 @@ def points(found: Spread | None, best: bool = False) -> Cell:
     if found is None:
         return Cell("-")
     deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.1f}"
-    return Cell(f"{100 * found.mean:.1f}{deviation}", 100 * found.mean, best)
+    mean = round(100 * found.mean, 1) + 0.0  # no -0.0
+    return Cell(f"{mean:.1f}{deviation}", 100 * found.mean, best)
 
 
 def seconds(value: float | None, best: bool = False) -> Cell:
