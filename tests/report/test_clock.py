@@ -38,8 +38,13 @@ def test_each_part_of_the_network_acts_on_its_own_term():
 def test_seconds_in_which_other_processes_had_the_processor_do_not_count():
     assert processor_share(record(seconds=8.0, cpu_s=4.0)) == 0.5
     assert round_seconds(record(seconds=8.0, cpu_s=4.0), Network(1e9, 1e9, 0)) == pytest.approx(1.5, abs=1e-3)
-    several_threads, unknown, elsewhere = record(cpu_s=9.0), record(cpu_s=0.0), record(seconds=2.0, cpu_s=0.1)
-    assert [processor_share(one) for one in (several_threads, unknown, elsewhere)] == [1.0, 1.0, 1.0]
+    several_threads, unknown, elsewhere, idle = record(cpu_s=9.0), record(cpu_s=0.0), record(seconds=2.0, cpu_s=1.0), record(cpu_s=0.1)
+    assert [processor_share(one) for one in (several_threads, unknown, elsewhere, idle)] == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_an_accelerator_works_while_the_process_waits_so_its_seconds_count_in_full():
+    one = record(seconds=8.0, cpu_s=4.0)
+    assert round_seconds(one, Network(1e9, 1e9, 0), device="cuda:0") == pytest.approx(3.0, abs=1e-3)
 
 
 def test_a_client_that_failed_counts_with_what_it_did_and_an_empty_round_takes_no_time():

@@ -99,7 +99,7 @@ def _reduced(
         method=method,
         seed=seed,
         kind=str(header["configuration"]["method"]["kind"]),
-        points=_points(records, network),
+        points=_points(records, network, str(header.get("device", "cpu"))),
         majority=max(by_class) / sum(by_class),
         worst_decile=summary["scores"].get("worst_decile"),
         metric=metric if metric in ("f1", "matthews") else None,
@@ -116,14 +116,14 @@ def _reduced(
     )
 
 
-def _points(records: Sequence[RoundRecord | EvalRecord], network: Network) -> tuple[Point, ...]:
+def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str) -> tuple[Point, ...]:
     """Bytes and modelled seconds up to each evaluation."""
     points: list[Point] = []
     size, seconds = 0, 0.0
     for record in records:
         if isinstance(record, RoundRecord):
             size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
-            seconds += round_seconds(record, network)
+            seconds += round_seconds(record, network, device=device)
         else:
             points.append(Point(record.rounds, size, seconds, metrics.accuracy(record.pooled), metrics.accuracy(record.server)))
     return tuple(points)
