@@ -64,17 +64,30 @@ def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu")
     """Modelled seconds of a round: max over its cohort of down + compute + up, since clients work in parallel.
 
     A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is what the client
-    measured, on a processor times `processor_share`, over `client_speed`.
+    measured, on a processor times `processor_share`, over `client_speed`. A cohort of which too few answered comes before the next one, so
+    its seconds are added, without compute, which is not known of it.
 
     Args:
         device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
     """
     share = processor_share(record) if device == "cpu" else 1.0
+    down, up, seconds = Counter(record.bytes_down), Counter(record.bytes_up), 0.0
+    for attempt in record.attempts:
+        down.subtract(attempt.bytes_down)
+        up.subtract(attempt.bytes_up)
+        seconds += _slowest(attempt.cohort, attempt.bytes_down, attempt.bytes_up, {}, network)
+    compute_s = {client: measured * share for client, measured in record.compute_s.items()}
+    return seconds + _slowest(record.cohort, down, up, compute_s, network)
+
+
+def _slowest(
+    cohort: Sequence[str], down: Mapping[str, int], up: Mapping[str, int], compute_s: Mapping[str, float], network: Network
+) -> float:
     seconds = (
-        _transfer(record.bytes_down.get(client, 0), network.down_mbit, network.latency_ms)
-        + record.compute_s.get(client, 0.0) * share / network.client_speed
-        + _transfer(record.bytes_up.get(client, 0), network.up_mbit, network.latency_ms)
-        for client in record.cohort
+        _transfer(down.get(client, 0), network.down_mbit, network.latency_ms)
+        + compute_s.get(client, 0.0) / network.client_speed
+        + _transfer(up.get(client, 0), network.up_mbit, network.latency_ms)
+        for client in cohort
     )
     return max(seconds, default=0.0)
 
