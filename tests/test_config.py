@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fibecfed.adapters.options import PromptAdapter
 from fibecfed.config import Config, config_hash, differences, flat, from_table, keys, load, own_data_toml, to_toml
+from fibecfed.config.rules import contradictions
 from fibecfed.core.errors import UserError
+from fibecfed.core.options import Options
 from fibecfed.methods.catalogue import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -224,6 +227,16 @@ def test_a_task_brings_its_template_and_words_and_own_data_give_theirs() -> None
     assert config(**WITH_WORDS).data.template is None
     mine = {"path": "x.csv", "template": "{x} <mask>", "label_words": ["up", "down"]}
     assert config(**WITH_WORDS, data=mine).data.label_words == ("up", "down")
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_head() -> None:
+    class OwnAdapter(Options):
+        kind: str = "prompts"
+        adapter: PromptAdapter = PromptAdapter()
+
+    (sentence,) = contradictions(config(**WITH_WORDS).model_copy(update={"method": OwnAdapter()}))
+    assert sentence.startswith('model.head: got "label-words" with `method.kind` = "prompts"')
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import add_lora, build_task, fills_masks, find, load_config
 from fibecfed.models.export import save_adapter
 from fibecfed.models.heads import UnsupportedModel
+from fibecfed.models.kept import KeptWeights
 from fibecfed.models.label_words import LabelWords, is_masked, language_head
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.packaged import PACKAGED
@@ -276,6 +277,18 @@ def test_a_saved_adapter_loaded_by_peft_alone_scores_the_words_alike(family: Fam
     found = task.losses(params, batch_of(texts, PAD[family]))
     torch.testing.assert_close(found, -expected[torch.arange(3), torch.tensor(words.token_ids)].float(), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, task.losses(task.params(), batch_of(texts, PAD[family])), atol=0.01)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_weights_kept_in_memory_for_the_next_run_are_those_of_the_file(family: Family, tmp_path: Path) -> None:
+    folder, words, kept = saved_language_model(tmp_path, family), tiny_words(family), KeptWeights()
+    options, training = ModelOptions(name=str(folder), rank=2, head="label-words"), TrainingOptions(precision="float32", device="cpu")
+    first, again = (
+        build_task(find(options), options, training, num_classes=2, pad_token_id=0, key=KEY, words=words, weights=kept) for _ in range(2)
+    )
+    assert bits(again.model) == bits(first.model)
+    base: Any = again.model.get_base_model()  # pyright: ignore[reportCallIssue]
+    assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
 
 
 def test_a_model_without_its_language_model_head_is_refused_in_a_sentence(tmp_path: Path) -> None:

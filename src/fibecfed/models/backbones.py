@@ -221,8 +221,9 @@ def load_model(
             + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
             + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or take "full"'
         )
-    unwanted = words is not None
-    lost = [name for name in drawn if unwanted or (name.startswith(body) and not name.startswith(f"{body}pooler."))]
+    lost = drawn
+    if words is None:
+        lost = [name for name in drawn if name.startswith(body) and not name.startswith(f"{body}pooler.")]
     if lost:
         raise UserError(
             f"model.name: {source.location} has no weights that fit {len(lost)} tensors of a {type(model).__name__}, the first of them "

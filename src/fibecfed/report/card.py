@@ -37,7 +37,7 @@ def model_card(
     pooled, of_global = _percent(scores["pooled_personalised"]), _percent(scores["global"])
     kind, more = "AutoModelForSequenceClassification", f", num_labels={len(labels)}"
     if prompt is not None:
-        kind, more = "AutoModelForCausalLM" if prompt.mask_id is None else "AutoModelForMaskedLM", ""
+        kind, more = ("AutoModelForCausalLM" if prompt.mask_id is None else "AutoModelForMaskedLM"), ""
     what = "with its classification head" if prompt is None else "without a head of its own"
     classes = ", ".join(f"{i} = {label}" for i, label in enumerate(labels))
     return f"""---

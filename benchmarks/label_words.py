@@ -1,0 +1,62 @@
+"""What the Fisher scores know before any training: how often an example with a flipped label is scored as harder than another one, with a
+new classification head and with label words.
+
+python benchmarks/label_words.py configs/sst2.toml model.name=smollm2-135m data.max_train=128 data.max_test=64 federation.clients=5
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fibecfed.build import prepare
+from fibecfed.config import load
+from fibecfed.core.metrics import accuracy
+from fibecfed.core.rng import Key
+from fibecfed.engine.client import confusion
+from fibecfed.local.batches import batches, by_length
+from fibecfed.local.fisher import per_example_fisher_trace
+
+BATCH = 16
+
+
+def auc(difficulty: Tensor, flipped: Tensor) -> tuple[float, float]:
+    """Chance that a flipped example is scored as harder than one of the others, and its standard error if scores said nothing."""
+    hard, rest = difficulty[flipped], difficulty[~flipped]
+    won = (hard[:, None] > rest[None]).double().mean() + 0.5 * (hard[:, None] == rest[None]).double().mean()
+    return float(won), ((len(hard) + len(rest) + 1) / (12 * len(hard) * len(rest))) ** 0.5
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--noise", type=float, default=0.2, help="share of the training labels that are flipped")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for head in ("full", "label-words"):
+            more = (f"seed={seed}", f"model.head={head}", f"data.label_noise={options.noise}")
+            prepared = prepare(load(options.config, [*options.overrides, *more]).config)
+            task, data = prepared.task, prepared.inputs.data
+            params = task.init_params(Key(seed).fold("run", "init"))
+            order = by_length(data.train)
+            begin = time.process_time()
+            found = per_example_fisher_trace(task, params, batches(data.train, order, BATCH))
+            chance, error = auc(found, data.noisy[order])
+            right = 100 * accuracy(confusion(task, params, data.test, 64)[0].tolist())
+            seconds = time.process_time() - begin
+            print(
+                f"seed {seed}, {head}: AUC {chance:.3f} (by chance 0.5 ± {error:.3f}), {int(data.noisy.sum())} of {len(data.train)} flipped"
+            )
+            print(f"  accuracy untrained {right:.1f} % of {len(data.test)}; {seconds:.0f} processor seconds", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
