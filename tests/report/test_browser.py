@@ -27,7 +27,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     methods = ("fibecfed", "lora", "voc", "prompt-tuning", "without masks")
     made_runs.write_comparison(folder / "c", methods, ("rte", "sst2"), (0, 1), clients=8, rounds=6)
     (folder / "c/runs/rte/voc/1/summary.json").unlink()
-    (folder / "c/tuning.json").write_text('{"lora": {"tried": {"0.0005": 0.81, "0.0015": 0.8}, "chosen": 0.0005, "source": "a paper"}}')
+    (folder / "c/tuning.json").write_text('{"lora": {"tried": [{"rate": 0.0005, "score": 0.81}], "chosen": 0.0005, "source": "a paper"}}')
     write_report(folder / "c", out=folder)
     return folder / "report.html"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import made_runs
@@ -10,6 +11,7 @@ import pytest
 from fibecfed.report import overview, tables
 from fibecfed.report.clock import Network
 from fibecfed.report.comparison import read_comparison, write_report
+from fibecfed.report.conditions import conditions
 from fibecfed.report.export import from_lines, section
 from fibecfed.report.standing import standings
 
@@ -40,3 +42,13 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path):
     path.write_text(whole.replace('"version":1', '"version":9', 1))
     with pytest.raises(ValueError, match=r"line 1: .*version 9"):
         from_lines(path)
+
+
+def test_tuning_is_told_by_what_was_tried_and_its_absence_too(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("cola",), (0,), clients=6, rounds=4)
+    assert dict(conditions(read_comparison(tmp_path / "c")))["Tuning"].startswith("none recorded")
+    row = {"tried": [{"rate": 0.0005, "score": 0.81}, {"rate": 0.0015, "score": None}], "chosen": 0.0005, "source": "a paper"}
+    (tmp_path / "c/tuning.json").write_text(json.dumps({"fibecfed": row, "lora": {**row, "tried": row["tried"][:1]}}))
+    found = read_comparison(tmp_path / "c")
+    assert dict(conditions(found))["Tuning"] == "1 to 2 rates tried for each of 2 methods; see the table"
+    assert "| fibecfed | 0.0005: 81.0, 0.0015: diverged | 0.0005 | a paper |" in "\n".join(shown(found))

@@ -29,6 +29,14 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
         else:
             lines.append((name, "; ".join(f"{value} ({number} runs)" for value, number in sorted(values.items(), key=lambda v: -v[1]))))
     lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
-    tuned = "the same number of trials for every method; see the table" if comparison.tuning else "no record of tuning in this folder"
-    lines += [("Tuning", tuned), ("Network for modelled time", comparison.network.describe())]
+    lines += [("Tuning", _tuning(comparison)), ("Network for modelled time", comparison.network.describe())]
     return lines
+
+
+def _tuning(comparison: Comparison) -> str:
+    """How many rates were tried, as recorded."""
+    numbers = [len(row["tried"]) for row in comparison.tuning.values() if isinstance(row, dict) and isinstance(row.get("tried"), list)]
+    if not any(numbers):
+        return "none recorded: every method ran at the rate of its configuration"
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low} to {high}'} rates tried for each of {len(numbers)} methods; see the table"

@@ -214,20 +214,15 @@ def tuning(standings: Standings) -> Table:
     for method, tried in standings.comparison.tuning.items():
         if isinstance(tried, dict):
             rows.append((words(method), words(_trials(tried.get("tried"))), words(tried.get("chosen")), words(tried.get("source"))))
-    note = (
-        "Rates tried with their score on validation examples, the one chosen, and where the centre of the rates comes from. "
-        "Every method had as many trials."
-    )
+    note = "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from."
     return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
 
 
-def _trials(tried: object) -> str:
-    """As in "0.0005: 81.2, 0.0015: 82.0"; of {rate: score} or [{"rate": ..., "score": ...}]."""
-    if isinstance(tried, dict):
-        pairs = list(tried.items())
-    else:
-        pairs = [(one.get("rate"), one.get("score")) for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
-    return ", ".join(f"{rate}: {100 * score:.1f}" if isinstance(score, float) else str(rate) for rate, score in pairs)
+def _trials(tried: object) -> str | None:
+    """As in "0.0005: 81.2, 0.0015: diverged"."""
+    rows = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
+    scores = [(one.get("rate"), one.get("score")) for one in rows]
+    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, float) else 'diverged'}" for rate, score in scores) or None
 
 
 def runs(standings: Standings) -> Table:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -76,6 +76,13 @@ def seconds(value: float | None, best: bool = False) -> Cell:
 def megabytes(size: float | None, best: bool = False) -> Cell:
     """Bytes as MB, 10^6 bytes."""
     return number(None if size is None else size / 1e6, 1, best)
+
+
+def without(table: Table, names: Sequence[str]) -> Table:
+    """The table without the columns of these names."""
+    kept = [i for i, name in enumerate(table.header) if name not in names]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
 
 
 def to_markdown(table: Table, heading: str = "##") -> str:

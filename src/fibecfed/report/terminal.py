@@ -9,6 +9,8 @@ from . import overview, tables
 from .standing import Standings
 from .verdict import defeats, verdict, what
 
+_NOT_HERE = ("tasks", "bytes, x fewest", "trainable")  # columns of the widest table that a terminal has no room for
+
 
 def show(standings: Standings, console: Console) -> None:
     """What was compared, the verdict, where FibecFed loses, the main tables, and what is missing. The files hold the rest."""
@@ -17,7 +19,7 @@ def show(standings: Standings, console: Console) -> None:
     _sentences(console, "", verdict(standings))
     _sentences(console, "Where FibecFed loses", defeats(standings))
     for table in (
-        overview.methods(standings),
+        tables.without(overview.methods(standings), _NOT_HERE),
         overview.scores(standings, "personalised"),
         overview.scores(standings, "global"),
         overview.targets(standings),

@@ -32,10 +32,10 @@ def _rank(standings: Standings) -> str:
     ours = ranks[OURS]
     place = sum(rank.mean < ours.mean for rank in ranks.values()) + 1
     other = next(method for method in ranks if method != OURS)
+    place_of = "level with it" if ranks[other].mean == ours.mean else "next" if place == 1 else "first"
     return (
         f"{OURS} has mean rank {ours.mean:.2f} in the personalised score (95 % interval {ours.low:.1f} to {ours.high:.1f}): place {place} "
-        f"of {len(ranks)} methods over {count(ours.tasks, 'task')}; "
-        f"{'next is' if place == 1 else 'first is'} {other} with {ranks[other].mean:.2f}."
+        f"of {len(ranks)} methods over {count(ours.tasks, 'task')}; {place_of} is {other} with {ranks[other].mean:.2f}."
     )
 
 
