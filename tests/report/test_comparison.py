@@ -14,6 +14,7 @@ import pytest
 from fibecfed.core.errors import UserError
 from fibecfed.report.clock import Network
 from fibecfed.report.comparison import read_comparison, write_report
+from fibecfed.report.conditions import conditions
 
 
 @pytest.fixture
@@ -43,6 +44,16 @@ def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     assert run.metric == "matthews" and run.metric_personalised is not None
     assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
     assert len(run.clients) == 20 and list(run.clients) == sorted(run.clients)
+
+
+def test_what_was_trained_beforehand_on_other_tasks_stands_apart(folder: Path):
+    path = folder / "runs/cola/voc/0/summary.json"
+    sources = [{"task": "mr", "seconds": 30.0, "examples": 400}, {"task": "rte", "seconds": 12.0, "examples": 600}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sources": sources}))
+    found = read_comparison(folder)
+    plain, other = found.of("cola", "lora")[0], found.of("cola", "voc")[0]
+    assert (other.source_s, other.source_examples, plain.source_s, plain.source_examples) == (42.0, 1000, 0.0, 0)
+    assert dict(conditions(found))["Trained beforehand"].startswith("voc: source prompts on other tasks' data, 10 s and 250 examples a run")
 
 
 def test_what_was_selected_is_read_from_notes_and_summary(folder: Path):

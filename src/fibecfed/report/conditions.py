@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .results import Comparison
+from .units import duration
 
 _NAMES = {
     "model": "Model",
@@ -29,8 +30,21 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
         else:
             lines.append((name, "; ".join(f"{value} ({number} runs)" for value, number in sorted(values.items(), key=lambda v: -v[1]))))
     lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
+    lines += [("Trained beforehand", text)] if (text := _sources(comparison)) else []
     lines += [("Tuning", _tuning(comparison)), ("Network for modelled time", comparison.network.describe())]
     return lines
+
+
+def _sources(comparison: Comparison) -> str:
+    """Which methods had source prompts from other tasks, and at what cost a run."""
+    parts = []
+    for method in sorted({run.method for run in comparison.runs if run.source_examples}):
+        runs = [run for run in comparison.runs if run.method == method]
+        seconds, examples = (sum(values) / len(runs) for values in zip(*((r.source_s, r.source_examples) for r in runs), strict=True))
+        parts.append(
+            f"{method}: source prompts on other tasks' data, {duration(seconds)} and {examples:,.0f} examples a run, not in its bytes and times"
+        )
+    return "; ".join(parts)
 
 
 def _tuning(comparison: Comparison) -> str:

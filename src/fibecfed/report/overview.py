@@ -249,14 +249,17 @@ def runs(standings: Standings) -> Table:
                 tables.seconds(last.seconds),
                 tables.seconds(run.measured_s),
                 Cell(f"{rate:g}", rate),
+                tables.seconds(run.source_s or None),
+                number(run.source_examples or None, 0),
             )
         )
     header = (
         "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
         "MB down", "steps", "examples", "trainable", "modelled time", "measured time", "learning rate",
+        "sources' time", "sources' examples",
     )  # fmt: skip
     note = (
         "Every run as recorded. Own metric: the task's usual one where it is not accuracy. Modelled time is of all rounds; measured time "
-        "is wall clock."
+        "is wall clock. Sources: what was trained beforehand on other tasks' data, counted nowhere else."
     )
     return Table("runs", "All runs", note, header, tuple(rows))

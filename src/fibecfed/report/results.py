@@ -58,6 +58,8 @@ class Run:
         measured_s: wall clock of the rounds on the machine of the run.
         clients: accuracy of each client on its own test examples after the last round, ascending.
         conditions: machine, versions and settings.
+        source_s, source_examples: seconds and examples with which source prompts were trained beforehand, on other tasks' data; in no other
+            number of the run.
     """
 
     task: str
@@ -78,6 +80,8 @@ class Run:
     clients: tuple[float, ...]
     selection: Selection
     conditions: Mapping[str, Any]
+    source_s: float = 0.0
+    source_examples: int = 0
 
     @property
     def last(self) -> Point:

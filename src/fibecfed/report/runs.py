@@ -113,6 +113,8 @@ def _reduced(
         clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
         selection=_selection(header, rounds, summary.get("selected") or {}),
         conditions=_conditions(header),
+        source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
+        source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
     )
 
 
