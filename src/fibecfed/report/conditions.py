@@ -41,9 +41,8 @@ def _sources(comparison: Comparison) -> str:
     for method in sorted({run.method for run in comparison.runs if run.source_examples}):
         runs = [run for run in comparison.runs if run.method == method]
         seconds, examples = (sum(values) / len(runs) for values in zip(*((r.source_s, r.source_examples) for r in runs), strict=True))
-        parts.append(
-            f"{method}: source prompts on other tasks' data, {duration(seconds)} and {examples:,.0f} examples a run, not in its bytes and times"
-        )
+        cost = f"{duration(seconds)} and {examples:,.0f} examples a run, not in its bytes and times"
+        parts.append(f"{method}: source prompts on other tasks' data, {cost}")
     return "; ".join(parts)
 
 
