@@ -130,9 +130,18 @@ def compare(
 def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
     """Dry run; shows every mistake in a file.
 
-    What would be trained, sent and stored, with estimates of memory and time. Starts and writes nothing.
+    What would be trained, sent and stored, with estimates of memory and time; of a comparison, by the shapes of its models. Starts and
+    writes nothing.
     """
     with _exit_codes():
+        from .compare.read import is_comparison
+
+        if is_comparison(config):
+            from .compare.price import price_comparison
+            from .compare.read import load as load_comparison
+
+            price_comparison(load_comparison(config, overrides or ()), _console())
+            return
         loaded = _load(config, overrides)
         from .check import report
 

@@ -34,6 +34,8 @@ def test_all_means_fibecfed_and_the_seventeen_and_the_ten_tasks(compared: Callab
         (["methods=fibecfed,lra"], 'methods: got "lra", which is unknown; did you mean "lora"'),
         (["tasks=reviews,trc"], 'tasks: got "trc", which is unknown; did you mean "trec"'),
         (["tuning.trials=3", "tuning.tasks=nothing"], "tuning.tasks"),
+        (["method.lra.training.batch_size=3"], 'method: got "lra", which is unknown; did you mean "lora"'),
+        (["task.trc.data.max_length=9"], 'task: got "trc", which is unknown; did you mean "trec"'),
         (["metods=lora"], "metods: got an unknown key; did you mean `methods`"),
         (["tuning.trails=3"], "did you mean `tuning.trials`"),
         (["seeds=a"], r'seeds: got \["a"\], expected a list, each a whole number'),

@@ -24,6 +24,11 @@ class TuningOptions(Options):
 class WorkerOptions(Options):
     """The table [resources]: what the comparison may take of the machine."""
 
+    teraflops: float = Field(
+        default=100.0,
+        gt=0,
+        description="Speed that `fibecfed check` prices computing at, 10^12 operations a second. 100: a third of an A100's.",
+    )
     workers: int | None = Field(
         default=None, ge=1, description="Processes; without it one a core. Each computes with base.resources.threads."
     )

@@ -18,6 +18,8 @@ from ..methods.catalogue import CATALOGUE
 from .options import Comparison
 
 COMPARISON, TUNING = "comparison.toml", "tuning.json"
+UNKNOWN_EXAMPLES = 10_000
+"""Training examples that a task counts whose number is not limited: how many it has is only known when it is read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +115,8 @@ def units(config: Config) -> float:
     from ..build import max_length  # brings torch, which reading a comparison does without
 
     federation = config.federation
-    examples = (config.data.max_train or _UNKNOWN) * federation.clients_per_round / federation.clients
+    examples = (config.data.max_train or UNKNOWN_EXAMPLES) * federation.clients_per_round / federation.clients
     return examples * config.training.local_epochs * federation.rounds * max_length(config)
-
-
-_UNKNOWN = 10_000  # examples of a task whose number is not limited: how many it has is only known when it is read
 
 
 class Clock:

@@ -142,6 +142,12 @@ def _strange_names(comparison: Comparison) -> Iterator[str]:
         for name in names:
             if name not in TASKS and name not in own and "path" not in comparison.base.get("data", {}):
                 yield _unknown(key, name, [*TASKS, *own], "`fibecfed list tasks`, or give it a table [task.<name>] with data.path")
+    for name, table in comparison.method.items():
+        if name not in METHODS and name not in COMPARED and "kind" not in table.get("method", {}):
+            yield _unknown("method", name, METHODS, "`fibecfed list methods`, or set method.kind in it")
+    for name in comparison.task:
+        if name not in TASKS and name not in own:
+            yield _unknown("task", name, TASKS, "`fibecfed list tasks`, or set data.path in it")
     for key, names in (("methods", comparison.methods), ("tasks", comparison.tasks), ("seeds", comparison.seeds)):
         if not names or len(set(names)) < len(names):
             yield f"{key}: got {show(names)}, expected at least one, each once; mend the list"
