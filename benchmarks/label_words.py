@@ -38,9 +38,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--noise", type=float, default=0.2, help="share of the training labels that are flipped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--heads", nargs="+", default=["full", "label-words"], choices=["full", "last", "label-words"])
     options = parser.parse_args()
     for seed in options.seeds:
-        for head in ("full", "label-words"):
+        for head in options.heads:
             more = (f"seed={seed}", f"model.head={head}", f"data.label_noise={options.noise}")
             prepared = prepare(load(options.config, [*options.overrides, *more]).config)
             task, data = prepared.task, prepared.inputs.data
