@@ -19,7 +19,7 @@ from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .local.options import LayerOptions
-from .methods.catalogue import Setting, make
+from .methods.catalogue import AttemptOptions, Setting, make
 from .models.backbones import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -34,6 +34,7 @@ from .models.backbones import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.transformer_task import TransformerTask
+from .source_prompts import SourceWork, source_prompts, source_tasks
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run is made of."""
+    """Everything a run is made of.
+
+    Attributes:
+        sources: what the source prompts of ATTEMPT cost, apart from the federation.
+    """
 
     inputs: Inputs
     task: TransformerTask
     method: Method[Any, Any]
+    sources: tuple[SourceWork, ...] = ()
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -72,6 +78,8 @@ def read_inputs(config: Config) -> Inputs:
     # An environment variable would be read too late by the tokenizer's threads, and a fork after them warns
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     key = Key(config.seed)
+    if isinstance(config.method, AttemptOptions):
+        source_tasks(config.method, config.data.task)
     source = find(config.model)
     model_config = load_config(source)
     tokenizer = load_tokenizer(source)
@@ -115,11 +123,12 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 
 
-def prepare(config: Config, weights: KeptWeights | None = None) -> Prepared:
+def prepare(config: Config, weights: KeptWeights | None = None, *, trial: bool = False) -> Prepared:
     """Load the model and put everything together; sets the number of threads.
 
     Args:
         weights: where the backbone's weights are looked for first, and kept for the next run of this process.
+        trial: train and write nothing, though source prompts are then zero where the cache has none.
 
     Raises:
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
@@ -127,6 +136,10 @@ def prepare(config: Config, weights: KeptWeights | None = None) -> Prepared:
     torch.set_num_threads(config.resources.threads)
     inputs = read_inputs(config)
     pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
+    sources, works = None, ()
+    if isinstance(config.method, AttemptOptions):
+        hidden = inputs.model_config.get_text_config().hidden_size
+        sources, works = source_prompts(config, inputs.source, inputs.tokenizer, hidden=hidden, trial=trial)
     task = build_task(
         inputs.source,
         config.model,
@@ -137,8 +150,9 @@ def prepare(config: Config, weights: KeptWeights | None = None) -> Prepared:
         adapter=getattr(config.method, "adapter", None),
         words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
         weights=weights,
+        sources=sources,
     )
-    return Prepared(inputs, task, build_method(inputs))
+    return Prepared(inputs, task, build_method(inputs), works)
 
 
 def build_method(inputs: Inputs) -> Method[Any, Any]:

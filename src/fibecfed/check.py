@@ -30,7 +30,9 @@ from .engine.client import frame
 from .local import curriculum, selection
 from .local.optimise import fit
 from .methods import fedavg, fibecfed
+from .methods.catalogue import AttemptOptions
 from .report.units import duration
+from .source_prompts import source_tasks
 
 _TIMED_STEPS = 3
 
@@ -78,7 +80,7 @@ def report(config: Config, console: Console) -> None:
     Raises:
         UserError: a mistake that only shows when model and data are read.
     """
-    prepared = prepare(config)
+    prepared = prepare(config, trial=True)
     for title, table in _sections(prepared):
         console.print(Text(title, style="bold"))
         console.print(table)
@@ -307,7 +309,14 @@ def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     evaluating = duration(effort.predicted * predict_s)
+    beside: list[tuple[str, ...]] = []
+    if isinstance(config.method, AttemptOptions):
+        asked, kept = len(source_tasks(config.method, config.data.task)), len(prepared.sources)
+        beside.append(
+            ("source prompts", f"{asked}, of which {kept} in the cache; {config.method.source_steps} steps for each of the others")
+        )
     return [
+        *beside,
         ("optimiser steps", f"about {effort.steps:,}"),
         ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
         ("memory", f"{decimal(peak)} at the peak of a training step now; clients' states add up to {decimal(in_memory)}"),

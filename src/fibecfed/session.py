@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,8 @@ class _Session:
             "seed": self.config.seed,
             **summarise(records, metric=self.data.metric, selected=self.method.summary(server)),
         }
+        if self.prepared.sources:
+            summary["sources"] = [asdict(work) for work in self.prepared.sources]
         phase = next(phase for phase in self.method.phases if phase.name == last.phase)
         blob = encode(phase.broadcast(server, last))
         params = self.method.server_params(server)

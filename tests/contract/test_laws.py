@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data, made_method, made_task, same, seat
+from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data, made_method, made_options, made_task, same, seat
 
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Round
@@ -47,6 +47,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "self-evolution": {"kind": "self-evolution"},
     "ffa-lora": {"kind": "ffa-lora"},
     "fedsa-lora": {"kind": "fedsa-lora"},
+    "adapter": {"kind": "adapter", "adapter": {"size": 3}},
+    "prompt-tuning": {"kind": "prompt-tuning", "adapter": {"num_tokens": 3}},
+    "fedprompt": {"kind": "fedprompt", "adapter": {"num_tokens": 3, "start": "random"}},
+    "p-tuning-v2": {"kind": "p-tuning-v2", "adapter": {"num_tokens": 3}},
+    "idpg": {"kind": "idpg", "adapter": {"num_tokens": 2, "size": 3}},
+    "attempt": {"kind": "attempt", "adapter": {"num_tokens": 3, "size": 3}},
+    "lpt": {"kind": "lpt", "adapter": {"num_tokens": 2, "size": 3}},
 }
 _SCORES = "what a client trains on and masks hangs on its state"
 EXEMPT: dict[str, dict[str, str]] = {
@@ -73,11 +80,23 @@ def method(variant: str, clients: int = CLIENTS) -> Any:
     return made_method(**VARIANTS[variant], rounds=ROUNDS, clients=clients, training=SHORT)
 
 
-TASK, DATA = made_task(2), made_data(CLIENTS, 6)
+DATA = made_data(CLIENTS, 6)
+
+
+def new_task(variant: str) -> Any:
+    """A task with what the variant trains."""
+    return made_task(2, made_options(**VARIANTS[variant]))
+
+
+@cache
+def task_of(variant: str) -> Any:
+    """One task for all tests of the variants that train the same."""
+    adapter = getattr(made_options(**VARIANTS[variant]), "adapter", None)
+    return new_task(variant) if adapter is not None or variant == "lora" else task_of("lora")
 
 
 def begun(variant: str, **more: Any) -> Federation:
-    return federation(method(variant), **{"task": TASK, "data": DATA, **more})
+    return federation(method(variant), **{"task": task_of(variant), "data": DATA, **more})
 
 
 def blobs(world: Federation) -> dict[str, bytes]:
@@ -114,7 +133,7 @@ def test_a_method_is_a_value_that_prints_pickles_and_compares(variant: str):
 @every_method
 def test_the_same_seed_gives_the_same_bits(variant: str):
     _, moments, records = finished(variant)
-    again = begun(variant, task=made_task(2), data=made_data(CLIENTS, 6))
+    again = begun(variant, task=new_task(variant), data=made_data(CLIENTS, 6))
     repeated = [without_times(step.record) for step in again.run()]
     assert blobs(again) == moments[-1]
     assert repeated == [without_times(record) for record in records]
@@ -132,7 +151,7 @@ def test_the_order_in_which_clients_answer_changes_nothing(variant: str):
 
 @every_method
 def test_the_backbone_keeps_every_byte(variant: str):
-    task = made_task(2)
+    task = new_task(variant)
     before = checksum(copy.deepcopy(task.model.state_dict()))
     begun(variant, task=task).finish()
     assert checksum(task.model.state_dict()) == before
@@ -180,7 +199,7 @@ def test_on_the_server_only_what_was_sent_moves(variant: str):
         a, b = (world.method.server_params(decode(world.method.server_state, moment[""])) for moment in (before, after))
         replies = [up for _, _, now, _, up in world.transport.carried if now.number == record.number]
         sent = {name for up in replies for name in getattr(decode(phases[record.phase].up, up[:-32]), "shared", {})}
-        assert all(torch.equal(a[name], b[name]) for name in TASK.names if name not in sent)
+        assert all(torch.equal(a[name], b[name]) for name in task_of(variant).names if name not in sent)
         assert not sent or any(not torch.equal(a[name], b[name]) for name in sent)
 
 
@@ -232,20 +251,20 @@ def test_a_newcomer_has_a_model(variant: str):
     phase = world.method.phases[-1]
     server = decode(world.method.server_state, moments[-1][""])
     down = phase.broadcast(server, Round(phase.name, phase.num_rounds - 1, phase.num_rounds, 0))
-    model = world.method.personalise(down, world.method.init_client(TASK, "new", KEY.fold("run", "init")))
-    assert set(model) == set(TASK.names)
+    model = world.method.personalise(down, world.method.init_client(task_of(variant), "new", KEY.fold("run", "init")))
+    assert set(model) == set(task_of(variant).names)
 
 
 @pytest.mark.parametrize("variant", ["lora", "everything off"])
 def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation(variant: str):
     data = made_data(1, 12)
-    world = federation(method(variant, 1), TASK, data, per_round=1)
-    params = TASK.init_params(KEY.fold("run", "init"))
+    world = federation(method(variant, 1), task_of(variant), data, per_round=1)
+    params = task_of(variant).init_params(KEY.fold("run", "init"))
     for step in world.run():
         client = seat(world, data.clients[0], step.now.number)
         everything = torch.arange(12)
         epochs = [shuffled_batches(client.data.train, everything, SHORT, client.key.fold("order", e)) for e in range(SHORT.local_epochs)]
-        params = fit(TASK, params, epochs, SHORT, client.key).params
+        params = fit(task_of(variant), params, epochs, SHORT, client.key).params
         assert same(step.server.params, params)
 
 
@@ -255,9 +274,9 @@ def test_rounds_of_one_client_are_consecutive_trainings_by_the_same_trainer(vari
     if variant == "everything off":  # it keeps its trainer to itself; the test above compares it with plain training
         return
     data = made_data(1, 12)
-    world = federation(method(variant, 1), TASK, data, per_round=1)
+    world = federation(method(variant, 1), task_of(variant), data, per_round=1)
     (client,) = data.clients
-    params = TASK.init_params(KEY.fold("run", "init"))
+    params = task_of(variant).init_params(KEY.fold("run", "init"))
     for step in world.run():
         params = world.method.train(seat(world, client, step.now.number), params, step.now).params
         phase = next(phase for phase in world.method.phases if phase.name == step.now.phase)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fibecfed.core.method import Client
+from fibecfed.core.options import Options
 from fibecfed.core.rng import Key
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import decode
@@ -32,8 +33,13 @@ LENGTH = 12
 TRAINING = TrainingOptions(local_epochs=2, batch_size=4, learning_rate=0.01)
 
 
-def made_task(layers: int = 4) -> TransformerTask:
-    return tiny_task("bert", layers=layers)
+def made_task(layers: int = 4, options: Options | None = None) -> TransformerTask:
+    """A task with LoRA, or with the adapter that a method's options bring."""
+    return tiny_task("bert", layers=layers, adapter=getattr(options, "adapter", None))
+
+
+def made_options(kind: str = "fibecfed", **options: Any) -> Options:
+    return METHODS[kind].model_validate({"kind": kind, **options})
 
 
 def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedData:
@@ -41,8 +47,7 @@ def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedDat
 
 
 def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, training: TrainingOptions = TRAINING, **options: Any) -> Any:
-    chosen = METHODS[kind].model_validate({"kind": kind, **options})
-    return make(chosen, Setting(training, rounds, clients, KEY.fold("method"), LENGTH))
+    return make(made_options(kind, **options), Setting(training, rounds, clients, KEY.fold("method"), LENGTH))
 
 
 class Spy:

@@ -46,5 +46,5 @@ def drawn_prompt(value: Tensor, start: Literal["vocabulary", "random"], generato
     """A prompt at the start, (m, hidden), as `SoftPrompt` says."""
     if start == "random":
         return (torch.randn(value.shape, generator=generator) * float(vocabulary.float().std())).to(value.dtype)
-    words = torch.randperm(len(vocabulary), generator=generator)[: len(value)]
+    words = torch.randperm(len(vocabulary), generator=generator).repeat(-(-len(value) // len(vocabulary)))[: len(value)]
     return vocabulary[words.to(vocabulary.device)].detach().to("cpu", value.dtype)

@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ..adapters.options import (
+    BottleneckAdapter,
+    GeneratedPromptAdapter,
+    LatePromptAdapter,
+    MixedPromptAdapter,
+    PrefixAdapter,
+    PromptAdapter,
+)
 from ..core.options import Options
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 
@@ -96,6 +104,63 @@ class FedSALoraOptions(Options):
     )
 
 
+class AdapterOptions(Options):
+    """Bottleneck adapters in every block, and the norms, are averaged (Houlsby et al. 2019)."""
+
+    kind: Literal["adapter"] = Field(default="adapter", description="The method.")
+    adapter: BottleneckAdapter = BottleneckAdapter()
+
+
+class PromptTuningOptions(Options):
+    """Prompt tuning: soft tokens at the input are averaged (Lester et al. 2021)."""
+
+    kind: Literal["prompt-tuning"] = Field(default="prompt-tuning", description="The method.")
+    adapter: PromptAdapter = PromptAdapter()
+
+
+class FedPromptOptions(Options):
+    """FedPrompt: prompt and head are trained, the prompt alone is averaged (Zhao et al. 2023)."""
+
+    kind: Literal["fedprompt"] = Field(default="fedprompt", description="The method.")
+    adapter: PromptAdapter = PromptAdapter(start="random")
+
+
+class PTuningOptions(Options):
+    """P-tuning v2: prefixes of every layer are averaged (Liu et al. 2022)."""
+
+    kind: Literal["p-tuning-v2"] = Field(default="p-tuning-v2", description="The method.")
+    adapter: PrefixAdapter = PrefixAdapter()
+
+
+class IdpgOptions(Options):
+    """IDPG: the generator of each example's own prompt is averaged (Wu et al. 2022)."""
+
+    kind: Literal["idpg"] = Field(default="idpg", description="The method.")
+    adapter: GeneratedPromptAdapter = GeneratedPromptAdapter()
+
+
+class AttemptOptions(Options):
+    """ATTEMPT: a target prompt and an attention over frozen source prompts are averaged (Asai et al. 2022)."""
+
+    kind: Literal["attempt"] = Field(default="attempt", description="The method.")
+    adapter: MixedPromptAdapter = MixedPromptAdapter()
+    sources: tuple[str, ...] | None = Field(
+        default=None,
+        description="[C] Tasks whose train parts make the source prompts. Default: qnli, sst2, boolq and subj, without the run's own task "
+        "and what shares texts with it.",
+    )
+    source_steps: int = Field(default=500, ge=1, description="[C] Steps of each source prompt's training, the same for all.")
+    source_batch_size: int = Field(default=32, ge=1, description="[S] Examples a step of it.")
+    source_learning_rate: float = Field(default=7e-3, gt=0, description="[C] Of AdamW in it; as for prompt-tuning.")
+
+
+class LptOptions(Options):
+    """Late prompt tuning: the generator of a prompt at the middle layer is averaged (Liu et al. 2022)."""
+
+    kind: Literal["lpt"] = Field(default="lpt", description="The method.")
+    adapter: LatePromptAdapter = LatePromptAdapter()
+
+
 @dataclass(frozen=True)
 class Row:
     """One method.
@@ -119,6 +184,13 @@ _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE:
 _TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
 _LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
 
+_FEDPROMPT_RATE = "that of its paper could not be checked; as for prompt-tuning"
+_PREFIX_RATE = "published scripts of P-tuning v2 for BERT and RoBERTa: 5e-3 to 1e-2"
+_PROMPT_RATE = (
+    "its paper trains a prompt alone with Adafactor on T5 (0.3); AdamW trains prompt and head at one rate here, so that of P-tuning v2, "
+    "which does so on BERT and RoBERTa: 5e-3 to 1e-2"
+)
+
 CATALOGUE: dict[str, Row] = {
     "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", 5e-4, _LORA_RATE),
     "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", 5e-4, _LORA_RATE),
@@ -129,6 +201,13 @@ CATALOGUE: dict[str, Row] = {
     "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA),
     "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 5e-4, _LORA_ADAMW),
     "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
+    "adapter": Row(AdapterOptions, "fedavg", "Houlsby et al., ICML 2019", 3e-4, "its paper, on GLUE: 3e-5, 3e-4, 3e-3"),
+    "prompt-tuning": Row(PromptTuningOptions, "fedavg", "Lester et al., EMNLP 2021", 7e-3, _PROMPT_RATE),
+    "fedprompt": Row(FedPromptOptions, "fedavg", "Zhao et al., ICASSP 2023", 7e-3, _FEDPROMPT_RATE),
+    "p-tuning-v2": Row(PTuningOptions, "fedavg", "Liu et al., ACL 2022", 7e-3, _PREFIX_RATE),
+    "idpg": Row(IdpgOptions, "fedavg", "Wu et al., NAACL 2022", 1e-3, "its published scripts: 5e-3, 1e-3, 5e-4, 1e-4"),
+    "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _PROMPT_RATE),
+    "lpt": Row(LptOptions, "fedavg", "Liu et al., Findings of EMNLP 2022", 1e-3, "its published scripts: 1e-3 on RoBERTa, 5e-4 on GPT-2"),
 }
 
 COMPARED = (

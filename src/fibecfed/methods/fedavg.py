@@ -16,10 +16,17 @@ from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from .catalogue import (
+    AdapterOptions,
+    AttemptOptions,
+    FedPromptOptions,
     FedSALoraOptions,
     FFALoraOptions,
+    IdpgOptions,
     LocalOptions,
     LoraOptions,
+    LptOptions,
+    PromptTuningOptions,
+    PTuningOptions,
     SelfEvolutionOptions,
     Setting,
     ShortformerOptions,
@@ -27,6 +34,7 @@ from .catalogue import (
     VocOptions,
 )
 from .parts import (
+    ADAPTER,
     ALL_DATA,
     EVERYTHING,
     HEAD,
@@ -169,8 +177,18 @@ def work_of(result: Fit) -> Work:
     return Work(result.steps, result.examples, result.loss)
 
 
+AdapterMethods = AdapterOptions | PromptTuningOptions | PTuningOptions | IdpgOptions | AttemptOptions | LptOptions
 FedAvgOptions = (
-    LoraOptions | LocalOptions | VocOptions | SlwOptions | ShortformerOptions | SelfEvolutionOptions | FFALoraOptions | FedSALoraOptions
+    LoraOptions
+    | LocalOptions
+    | VocOptions
+    | SlwOptions
+    | ShortformerOptions
+    | SelfEvolutionOptions
+    | FFALoraOptions
+    | FedSALoraOptions
+    | FedPromptOptions
+    | AdapterMethods
 )
 
 
@@ -194,6 +212,10 @@ def build(options: FedAvgOptions, setting: Setting) -> FedAvg:
             return replace(plain, trained=Names(without=("lora_A",)), travels=Names(without=("lora_A",)))
         case FedSALoraOptions():
             return replace(plain, travels=Names(only=("lora_A",) if options.head == "stays" else ("lora_A", HEAD)))
+        case FedPromptOptions():
+            return replace(plain, travels=Names(only=(ADAPTER,)))
+        case AdapterOptions() | PromptTuningOptions() | PTuningOptions() | IdpgOptions() | AttemptOptions() | LptOptions():
+            return plain  # what sets it apart is the adapter of its task
 
 
 def _keep(server: Any, received: Sequence[Received[Done]], now: Round) -> Any:

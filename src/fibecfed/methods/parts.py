@@ -28,6 +28,9 @@ from ..local.curriculum import ceil_share, easy_to_hard
 HEAD = "modules_to_save"
 """Part of the name of every tensor of a classification head."""
 
+ADAPTER = "adapter."
+"""Part of the name of every tensor of an adapter that is not LoRA."""
+
 _ROUNDING = 1e-9  # far above what a product of shares is off by in float64
 _PASS_BATCH = 32  # examples a batch of a pass without gradients
 

@@ -1,0 +1,177 @@
+"""The source prompts of ATTEMPT: plain prompt tuning on the train parts of other tasks, once, kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .adapters.options import PromptAdapter
+from .config import Config
+from .core.errors import UserError
+from .core.files import write_atomically
+from .core.rng import Key
+from .core.types import Batch
+from .data.federated import federate
+from .data.options import DataOptions
+from .data.sources import load
+from .data.tasks import TASKS
+from .local.batches import shuffled_batches
+from .local.optimise import fit
+from .methods.catalogue import AttemptOptions
+from .models.backbones import Source, build_task, sha256_of
+
+ENVIRONMENT = "FIBECFED_CACHE"
+DEFAULT = ("qnli", "sst2", "boolq", "subj")
+OVERLAPPING = ({"sst2", "mr"},)
+"""Tasks that share texts: one never trains a prompt for the other."""
+PROMPT = "adapter.prompt"
+
+
+@dataclass(frozen=True)
+class SourceWork:
+    """What one source prompt cost when it was trained, whether now or when it was put into the cache."""
+
+    task: str
+    seconds: float
+    examples: int
+
+
+def source_tasks(options: AttemptOptions, task: str | None) -> tuple[str, ...]:
+    """The tasks that source prompts are trained on, for a run on `task` (None: the user's own files).
+
+    Raises:
+        UserError: one that is unknown, named twice, the run's own, or shares texts with it.
+    """
+    related = {task}.union(*(group for group in OVERLAPPING if task in group))
+    if options.sources is None:
+        return tuple(name for name in DEFAULT if name not in related)
+    for name in options.sources:
+        if name not in TASKS:
+            raise UserError(f"method.sources: got {name!r}, expected names among {', '.join(TASKS)}")
+        if name in related:
+            raise UserError(f"method.sources: got {name!r} for a run on {task}, which it is or shares texts with; leave it out")
+    if not options.sources or len(set(options.sources)) < len(options.sources):
+        raise UserError(f"method.sources: got {', '.join(options.sources) or 'none'}, expected at least one name, and each once")
+    return options.sources
+
+
+def source_prompts(
+    config: Config, source: Source, tokenizer: Any, *, hidden: int, trial: bool = False
+) -> tuple[Tensor, tuple[SourceWork, ...]]:
+    """The source prompts of a run, (sources, tokens, hidden), and what each cost.
+
+    They do not depend on the seed of the run: one fixed budget for all seeds.
+
+    Args:
+        hidden: numbers of a token's embedding.
+        trial: train and write nothing; a prompt that is not in the cache is zero.
+
+    Raises:
+        UserError: as for `source_tasks`; a task whose data cannot be had; a cache that cannot be written.
+    """
+    options: Any = config.method
+    prompts, works = [], []
+    for name in source_tasks(options, config.data.task):
+        path = _folder() / "source-prompts" / f"{_digest(config, source, name)}.safetensors"
+        found = _read(path)
+        if found is None and trial:
+            prompts.append(torch.zeros(options.adapter.num_tokens, hidden))
+            continue
+        if found is None:
+            found = _train(config, source, tokenizer, name)
+            _write(path, *found)
+        prompts.append(found[0])
+        works.append(found[1])
+    return torch.stack(prompts), tuple(works)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get(ENVIRONMENT) or "~/.cache/fibecfed").expanduser()
+
+
+def _data(config: Config, name: str) -> DataOptions:
+    return DataOptions(task=name, root=config.data.root, max_length=config.data.max_length, validation_fraction=0.0, max_test=1)
+
+
+def _budget(options: AttemptOptions) -> dict[str, float]:
+    return {"steps": options.source_steps, "batch_size": options.source_batch_size, "learning_rate": options.source_learning_rate}
+
+
+def _digest(config: Config, source: Source, name: str) -> str:
+    """A name for everything that decides the numbers of a source prompt."""
+    options: Any = config.method
+    weights = [sha256_of(path) for path in source.files] or [source.location, source.revision]
+    facts = {
+        "format": 1,
+        "weights": weights,
+        "data": _data(config, name).model_dump(exclude={"root"}),
+        "tokens": options.adapter.num_tokens,
+        "head": config.model.head,
+        "budget": _budget(options),
+        "precision": config.training.precision,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _train(config: Config, source: Source, tokenizer: Any, name: str) -> tuple[Tensor, SourceWork]:
+    """Plain prompt tuning with a head of its own on all of a task's train part; the head is thrown away."""
+    options: Any = config.method
+    start, key, data = time.perf_counter(), Key(0).fold("source", name), _data(config, name)
+    try:
+        held = federate(load(data, key), tokenizer, data, clients=1, partition="iid", key=key.fold("data"))
+    except UserError as error:
+        raise UserError(f"method.sources: {name} cannot be used: {error}") from error
+    training = config.training.model_copy(
+        update={
+            "batch_size": options.source_batch_size,
+            "learning_rate": options.source_learning_rate,
+            "optimizer": "adamw",
+            "dropout": 0.0,
+        }
+    )
+    prompt = PromptAdapter(num_tokens=options.adapter.num_tokens)
+    task = build_task(
+        source, config.model, training, num_classes=len(held.label_names), pad_token_id=tokenizer.pad_token_id, key=key, adapter=prompt
+    )
+
+    def steps() -> Iterator[Batch]:
+        left, epoch = options.source_steps, 0
+        while left > 0:
+            for batch in shuffled_batches(held.train, torch.arange(len(held.train)), training, key.fold("order", epoch)):
+                if left > 0:
+                    yield batch
+                left -= 1
+            epoch += 1
+
+    trained = fit(task, task.init_params(key.fold("init")), [steps()], training, key.fold("dropout"))
+    return trained.params[PROMPT], SourceWork(name, time.perf_counter() - start, trained.examples)
+
+
+def _read(path: Path) -> tuple[Tensor, SourceWork] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["work"])
+            return file.get_tensor(PROMPT), SourceWork(**facts)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: got no source prompt that can be read ({error}); delete the file, and it is trained again") from error
+
+
+def _write(path: Path, prompt: Tensor, work: SourceWork) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({PROMPT: prompt.contiguous()}, {"work": json.dumps(asdict(work))}))
+    except OSError as error:
+        raise UserError(f"${ENVIRONMENT}: {path} cannot be written ({error}); set it to a folder that can") from error
