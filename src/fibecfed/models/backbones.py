@@ -346,7 +346,9 @@ def build_task(
         if adapter is None:
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
         else:
-            add_adapter(model, adapter, head=options.head, drawn=drawn, key=key.fold("adapter"), sources=sources)
+            add_adapter(
+                model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key.fold("adapter"), sources=sources
+            )
             adapted = model
         task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, words=words)
     except UnsupportedModel as error:
