@@ -114,8 +114,10 @@ def is_tuned(comparison: Comparison, method: str) -> bool:
 
 def has_diverged(folder: Path) -> bool:
     """Whether a trial was made and its numbers were no longer finite: that is a result, and it is not made again."""
-    failure = folder / FAILURE
-    return failure.is_file() and json.loads(failure.read_text(encoding="utf-8"))["why"] == "diverged"
+    try:
+        return json.loads((folder / FAILURE).read_text(encoding="utf-8"))["why"] == "diverged"
+    except (OSError, ValueError, KeyError, TypeError):  # none there, or one that says nothing
+        return False
 
 
 def validation_score(folder: Path) -> float | None:

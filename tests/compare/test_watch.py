@@ -1,0 +1,48 @@
+"""What a user sees while a comparison is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from fibecfed.compare.options import Comparison
+from fibecfed.compare.plan import Clock, job
+from fibecfed.compare.pool import Outcome
+from fibecfed.compare.watch import Watch
+
+SUMMARY = {"scores": {"pooled_personalised": 0.815}, "seconds": 60.0, "evaluation": {"seconds": 40.0}}
+
+
+def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    one, two, three, four = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
+    console, clock = Console(file=io.StringIO(), width=200), Clock()
+    with Watch(console, clock, workers=2) as watch:
+        watch.started(one)
+        watch.started(two)
+        watch.tick([three, four])
+        watch.round(two, 1, 2)
+        clock.learn(one, SUMMARY)
+        watch.ended(one, Outcome(SUMMARY))
+        watch.warned(two, "an older checkpoint takes its place")
+        watch.ended(two, Outcome(None, "diverged", "the loss is nan"))
+    lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    # half of the second, and two more, at 100 s each, on two workers
+    assert lines[0].startswith("reviews/lora/seed 0: personalised 81.5 %") and lines[0].endswith("(1/4 done, 2 min 5 s left)")
+    assert lines[1].startswith("warning: reviews/lora/seed 1: an older checkpoint takes its place")
+    assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
+
+
+def test_a_terminal_shows_the_running_jobs_with_their_round(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    with Watch(console, Clock(), workers=1) as watch:
+        watch.started(one)
+        watch.round(one, 3, 7)
+        watch.tick([])
+        assert watch._live is not None
+        watch._live.refresh()
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "0/1 done" in text and "reviews/lora/seed 0: round 3/7" in text
