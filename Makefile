@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format smollm2 constraints clean
+.PHONY: help run test test-flower lint format smollm2 constraints clean
 
 help: ## Show this list
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # Each stamp stands for the environment with these extras; it is made anew when a requirement changes.
 # The build backend is installed first, pinned like the rest, so that pip need not fetch another one for the build.
@@ -46,6 +46,17 @@ lint: $(VENV)/.dev ## Check style, types and import contracts
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+test-flower: $(VENV)-flower/.ready ## Run the tests of federations across machines, in an environment of their own with Flower
+	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -m flower tests/engine/flower tests/deploy
+
+# Flower holds typer, rich, click and protobuf back; torch, transformers and PEFT are those of constraints.txt, so the bits are the same.
+$(VENV)-flower/.ready: pyproject.toml constraints-flower.txt
+	@echo "Setting up $(VENV)-flower with [demo,flower]; a few minutes the first time"
+	@test -x $(VENV)-flower/bin/python || $(PYTHON) -m venv $(VENV)-flower
+	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt torch hatchling editables
+	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower]' pytest hypothesis
+	@touch $@
+
 format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -64,4 +75,4 @@ constraints: ## Resolve pyproject.toml anew in an empty environment and pin the 
 	@mv $(VENV)-constraints/constraints.txt constraints.txt && rm -rf $(VENV)-constraints
 
 clean: ## Remove the virtual environment, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-flower build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

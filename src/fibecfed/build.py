@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,7 +14,8 @@ from .config import Config
 from .core.errors import UserError
 from .core.method import Method
 from .core.rng import Key
-from .data.federated import FederatedData, federate
+from .core.types import ClientId
+from .data.federated import FederatedData, absent, federate, federate_one
 from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
@@ -69,8 +71,17 @@ class Prepared:
     sources: tuple[SourceWork, ...] = ()
 
 
-def read_inputs(config: Config) -> Inputs:
+PromptFor: TypeAlias = Callable[[Sequence[str]], Prompt | None]
+ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
+"""What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
+prompt for the names of the classes."""
+
+
+def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     """Find the model, read and partition the data.
+
+    Args:
+        read_data: None: `everyone`.
 
     Raises:
         UserError: whatever the user can mend about model, data or their combination.
@@ -83,13 +94,31 @@ def read_inputs(config: Config) -> Inputs:
     source = find(config.model)
     model_config = load_config(source)
     tokenizer = load_tokenizer(source)
+
+    def prompt_for(label_names: Sequence[str]) -> Prompt | None:
+        if config.model.head != "label-words":
+            return None
+        return make_prompt(tokenizer, *template_and_words(config.data, label_names), masked=fills_masks(source, model_config))
+
+    data = (read_data or everyone)(config, tokenizer, key, prompt_for)
+    _fits(config, model_config, data)
+    return Inputs(config, source, model_config, tokenizer, data, key, prompt_for(data.label_names))
+
+
+def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
+    """The data of all clients, in one place: for the simulator.
+
+    Raises:
+        UserError: whatever the user can mend about them, or a configuration whose clients are machines of their own.
+    """
     options = config.federation
+    if options.partition == "machines":
+        raise UserError(
+            'federation.partition: got "machines", which is a federation across machines and is started with `flwr run` (docs/deploy.md); '
+            "for a simulation on this machine set another partition and `data.path`"
+        )
     dataset = load_data(config.data, key.fold("source"))
-    prompt = None
-    if config.model.head == "label-words":
-        masked = fills_masks(source, model_config)
-        prompt = make_prompt(tokenizer, *template_and_words(config.data, dataset.label_names), masked=masked)
-    data = federate(
+    return federate(
         dataset,
         tokenizer,
         config.data,
@@ -99,23 +128,36 @@ def read_inputs(config: Config) -> Inputs:
         size_alpha=options.size_alpha,
         shards_per_client=options.shards_per_client,
         key=key.fold("data"),
-        prompt=prompt,
+        prompt=prompt_for(dataset.label_names),
     )
-    _fits(config, model_config, data)
-    return Inputs(config, source, model_config, tokenizer, data, key, prompt)
+
+
+def only(client: ClientId) -> ReadData:
+    """The data of the one client that this machine is."""
+
+    def read(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
+        dataset = load_data(config.data, key.fold("source"), min_classes=1)
+        return federate_one(dataset, tokenizer, config.data, client, key.fold("data"), prompt_for(dataset.label_names))
+
+    return read
+
+
+def nobody(clients: Sequence[ClientId]) -> ReadData:
+    """No data, only the clients' ids: for a server whose clients are machines of their own."""
+    return lambda config, tokenizer, key, prompt_for: absent(clients, config.data.labels or ())
 
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
     """Refuse what neither model nor data can be blamed for alone."""
     longest = num_positions(model_config)
-    got = max(int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part))
+    got = max((int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part)), default=0)
     taken = positions_used(getattr(config.method, "adapter", None))
     if longest and got + taken > longest:
         but = f" without the {taken} of the prompt" if taken else ""
         raise UserError(
             f"data.max_length: got a text of {got} tokens, expected at most {longest - taken}, the model's positions{but}; set it to that"
         )
-    asked, present = config.federation.clients_per_round, len(data.clients)
+    asked, present = config.federation.clients_per_round, _num_clients(config, data)
     if asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
     layers, has = getattr(config.method, "layers", None), model_config.get_text_config().num_hidden_layers
@@ -123,18 +165,24 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 
 
-def prepare(config: Config, weights: KeptWeights | None = None, *, trial: bool = False) -> Prepared:
+def _num_clients(config: Config, data: FederatedData) -> int:
+    """K. A client of a federation across machines knows only itself, and takes the number from the configuration."""
+    return config.federation.clients if config.federation.partition == "machines" else len(data.clients)
+
+
+def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadData | None = None, *, trial: bool = False) -> Prepared:
     """Load the model and put everything together; sets the number of threads.
 
     Args:
         weights: where the backbone's weights are looked for first, and kept for the next run of this process.
+        read_data: None: `everyone`.
         trial: train and write nothing, though source prompts are then zero where the cache has none.
 
     Raises:
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
     """
     torch.set_num_threads(config.resources.threads)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, read_data)
     pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
     sources, works = None, ()
     if isinstance(config.method, AttemptOptions):
@@ -159,7 +207,7 @@ def build_method(inputs: Inputs) -> Method[Any, Any]:
     """The method of a configuration."""
     config = inputs.config
     key = inputs.key.fold("method")
-    setting = Setting(config.training, config.federation.rounds, len(inputs.data.clients), key, max_length(config))
+    setting = Setting(config.training, config.federation.rounds, _num_clients(config, inputs.data), key, max_length(config))
     return make(config.method, setting)
 
 

@@ -41,6 +41,10 @@ app = typer.Typer(
 )
 
 
+flower = typer.Typer(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(flower, name="flower")
+
+
 class Topic(enum.StrEnum):
     """What `fibecfed list` can show."""
 
@@ -82,9 +86,14 @@ def resume(
     A run goes on from its last checkpoint, bit for bit as if nothing had happened.
     """
     with _exit_codes():
-        from . import session
+        if (folder / "flower.json").is_file():  # which the server of a federation across machines has written
+            from .deploy import again
 
-        summary, was_finished = _watched(folder, lambda progress: session.resume(folder, on_event=progress))
+            summary, was_finished = _watched(folder, lambda progress: again.resume(folder))
+        else:
+            from . import session
+
+            summary, was_finished = _watched(folder, lambda progress: session.resume(folder, on_event=progress))
         if was_finished:
             typer.echo(f"{folder}: this run was finished before; there is nothing left to do.")
         _show_summary(summary, folder)
@@ -224,6 +233,61 @@ def init(
         except OSError as error:
             raise UserError(f"--out: {out} cannot be written ({error.strerror}); choose another name with --out") from None
         typer.echo(f"{out} written. Set data.path and the columns in it; then:\n  fibecfed check {out}\n  fibecfed run {out}")
+
+
+@app.command()
+def client(
+    config: Annotated[Path, typer.Option(help="The federation's configuration, the same file on every machine.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="This client's CSV, JSON lines or parquet file.", show_default=False)],
+    test_data: Annotated[Path | None, typer.Option(help="A file with its test examples; without it some of --data are kept.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
+    socket: Annotated[Path, typer.Option(help="Where the SuperNode finds this client.")] = Path("fibecfed.sock"),
+    folder: Annotated[Path | None, typer.Option(help="For its states and its own model. [default: beside the socket]")] = None,
+    name: Annotated[str | None, typer.Option(help="Its stable name. [default: the one of its folder, else a new one]")] = None,
+    device: Annotated[str | None, typer.Option(help="What it computes on. [default: as in the configuration]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads. [default: as in the configuration]")] = None,
+) -> None:
+    """Be one client of a federation across machines.
+
+    Loads model and data once and stays, until it is stopped with Ctrl-C or SIGTERM.
+    """
+    with _exit_codes(), _terminated_like_interrupted():
+        from .deploy.client import Options
+        from .deploy.client import run as be_client
+
+        own = {
+            "data.path": data,
+            "data.test_path": test_data,
+            "data.text_column": text_column,
+            "data.pair_column": pair_column,
+            "data.label_column": label_column,
+            "training.device": device,
+            "resources.threads": threads,
+        }
+        overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
+        place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
+        be_client(Options(config, overrides, socket, place, name), _now)
+
+
+@flower.command("init")
+def flower_init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Must not exist, or be empty.", show_default=False)]) -> None:
+    """Write the Flower app of a federation and its configuration."""
+    with _exit_codes():
+        from .deploy import folder as deploy_folder
+
+        deploy_folder.make(folder)
+        config, environment = folder / deploy_folder.CONFIG, folder / deploy_folder.ENVIRONMENT
+        typer.echo(
+            f"{folder} written. Set data.labels in {config} and copy that file to every client; then, as in docs/deploy.md:\n"
+            f"  . {environment}\n  flwr run {folder} production --stream"
+        )
+
+
+def _now(text: str) -> None:
+    """A line of a log, at once even into a file."""
+    print(text, flush=True)
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,69 +13,77 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
-from safetensors import SafetensorError
 
-from .adapters.options import called
-from .build import Prepared, prepare
+from .build import Prepared, ReadData, prepare
+from .clients import Clients, Connect, in_process
 from .config import Config, config_hash, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
-from .core.types import Params, Round
+from .core.types import Round
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
-from .engine.client import ClientRuntime
 from .engine.evaluation import Evaluator, worst_decile
 from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.loop import Step, run, schedule
-from .engine.simulator import Simulator
-from .models.backbones import sha256_of
-from .models.export import save_adapter
 from .models.kept import KeptWeights
-from .report.card import model_card
 from .report.summary import summarise
+from .saving import save, versions, weight_files
 
 LOCK = "lock"
 Listener = Callable[[Event], None]
 
 
 def start(
-    config: Config, out: Path, on_event: Listener = lambda event: None, *, adapters: bool = True, weights: KeptWeights | None = None
+    config: Config,
+    out: Path,
+    on_event: Listener = lambda event: None,
+    *,
+    adapters: bool = True,
+    weights: KeptWeights | None = None,
+    read_data: ReadData | None = None,
+    connect: Connect = in_process,
 ) -> dict[str, Any]:
     """Run a configuration in a new folder; its summary.
 
     Args:
         adapters: whether the folder keeps adapters and checkpoints when the run is done; records and summary are the same without.
         weights: a process that makes many runs gives the same one to each, so that a backbone is read once.
+        read_data: what this process knows of the data; None: all of it.
+        connect: where the clients are.
 
     Raises:
         UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
         RunFailed: it stopped while it was under way, and can be resumed.
     """
     _refuse_used(out)
-    prepared = prepare(config, weights)
+    prepared = prepare(config, weights, read_data)
     with _disk_errors(out), RunLock(out):
         _refuse_used(out)  # another process may have been faster
         write_atomically(out / CONFIG, to_toml(config).encode())
-        return _Session(prepared, out, on_event, adapters).go(None)
+        return _Session(prepared, out, on_event, adapters, connect).go(None)
 
 
 def resume(
-    out: Path, on_event: Listener = lambda event: None, *, adapters: bool = True, weights: KeptWeights | None = None
+    out: Path,
+    on_event: Listener = lambda event: None,
+    *,
+    adapters: bool = True,
+    weights: KeptWeights | None = None,
+    read_data: ReadData | None = None,
+    connect: Connect = in_process,
 ) -> tuple[dict[str, Any], bool]:
     """Go on with the run in a folder; its summary, and whether it was finished before.
 
     Args:
-        adapters, weights: as for `start`.
+        adapters, weights, read_data, connect: as for `start`.
 
     Raises:
         UserError: not a run's folder, or no checkpoint that can be used.
@@ -90,7 +98,13 @@ def resume(
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):
             raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with; put the recorded file back")
-        return _Session(prepare(config, weights), out, on_event, adapters).go(checkpoint), False
+        return _Session(prepare(config, weights, read_data), out, on_event, adapters, connect).go(checkpoint), False
+
+
+def completed_rounds(out: Path, config: Config) -> int:
+    """Rounds after which the run in a folder would go on."""
+    checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
+    return 0 if checkpoint is None else checkpoint.number
 
 
 def _refuse_used(out: Path) -> None:
@@ -128,12 +142,13 @@ def _quoted(out: Path) -> str:
 class _Session:
     """One process's work on a run's folder."""
 
-    def __init__(self, prepared: Prepared, out: Path, on_event: Listener, adapters: bool) -> None:
+    def __init__(self, prepared: Prepared, out: Path, on_event: Listener, adapters: bool, connect: Connect) -> None:
         self.adapters = adapters
         self.prepared = prepared
         self.config = prepared.inputs.config
         self.out = out
         self.say = on_event
+        self.connect = connect
         self.data = prepared.inputs.data
         self.method = prepared.method
         self.key = prepared.inputs.key.fold("run")
@@ -143,15 +158,14 @@ class _Session:
         checkpoints = Checkpoints(self.out / "checkpoints", self.config.resources.keep_checkpoints)
         states = checkpoints.open_states(checkpoint, self.config.resources.client_memory_mb * 2**20)
         batch_size = self.config.evaluation.batch_size
-        runtime = ClientRuntime(self.method, self.prepared.task, self.data.client, states, self.key, batch_size)
-        transport = Simulator(runtime)
-        data = self.data
+        number = 0 if checkpoint is None else checkpoint.number
+        clients = self.connect(self.prepared, states, self.out, number)
+        transport, data = clients.transport, self.data
         tolerance = Tolerance.of(self.config.federation)
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
         evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size, tolerance)
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
-        number = 0 if checkpoint is None else checkpoint.number
         self.say(Started(self.out, phases, number))
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
@@ -191,7 +205,7 @@ class _Session:
                     extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": step.standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra)
                 cpu = time.process_time()
-        return self._finish(runtime, server, rounds[-1])
+        return self._finish(clients, server, rounds[-1])
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""
@@ -224,7 +238,7 @@ class _Session:
             "config_hash": config_hash(self.config),
             "commit": _commit(),
             **self._conditions(),
-            "model": {"published": source.published, "files": {path.name: sha256_of(path) for path in source.files}},
+            "model": {"published": source.published, "files": weight_files(self.prepared)},
             "labels": list(self.data.label_names),
             "metric": self.data.metric,
             "trainable": sum(value.numel() for value in self.prepared.task.params().values()),
@@ -249,9 +263,11 @@ class _Session:
             if header.get(name) != now[name]
         ]
 
-    def _finish(self, runtime: ClientRuntime, server: Any, last: Round) -> dict[str, Any]:
+    def _finish(self, clients: Clients, server: Any, last: Round) -> dict[str, Any]:
         """Adapters, then the summary: where there is one, everything is there."""
         header, records = read(self.out / RECORDS)
+        params = self.method.server_params(server)
+        shared = checksum(params)
         summary = {
             "method": self.config.method.model_dump()["kind"],
             "task": self.config.data.task or self.config.data.path,
@@ -260,46 +276,18 @@ class _Session:
         }
         if self.prepared.sources:
             summary["sources"] = [asdict(work) for work in self.prepared.sources]
+        if self.adapters:
+            save(self.prepared, self.out / "global", "the global model", params, summary, header)
         phase = next(phase for phase in self.method.phases if phase.name == last.phase)
-        blob = encode(phase.broadcast(server, last))
-        params = self.method.server_params(server)
-        shared = checksum(params)
-        digests = [f"global {shared}"]
-        self._save("global", "the global model", params, summary, header)
-        for client in runtime.states.clients():
-            own = runtime.personal_params(client, blob, last)
-            if (digest := checksum(own)) != shared:
-                digests.append(f"{client} {digest}")
-                self._save(f"clients/{_folder_name(client)}", f"client {client}", own, summary, header)
-        summary["adapters"] = {"personal": len(digests) - 1, "sha256": hashlib.sha256("\n".join(digests).encode()).hexdigest()}
+        own = clients.finish(encode(phase.broadcast(server, last)), last, shared, summary, header, self.adapters)
+        digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
+        every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
+        summary["adapters"] = {"personal": len(digests), "sha256": every}
         write_atomically(self.out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
         if not self.adapters:
             shutil.rmtree(self.out / "checkpoints")
         self.say(Finished(summary, self.out))
         return summary
-
-    def _save(self, folder: str, who: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-        if not self.adapters:
-            return
-        source = self.prepared.inputs.source
-        adapter = getattr(self.config.method, "adapter", None)
-        card = model_card(
-            who=who,
-            base=source.published,
-            files=header["model"]["files"],
-            labels=self.data.label_names,
-            prompt=self.prepared.inputs.prompt,
-            summary=summary,
-            config_toml=to_toml(_without_folders(self.config)),
-            versions=header["versions"],
-            adapter=None if adapter is None else called(adapter),
-        )
-        names, prompt, where = self.data.label_names, self.prepared.inputs.prompt, self.out / folder
-        labels = names if prompt is None else prompt.about(names)
-        try:
-            save_adapter(self.prepared.task, params, where, base=source.published, revision=source.revision, labels=labels, card=card)
-        except SafetensorError as error:  # what its writer makes of a full disk
-            raise RunFailed(f"{where} could not be written: {error}") from error
 
 
 class _Log:
@@ -328,17 +316,6 @@ class _Log:
         os.close(self._file)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    found = {"python": platform.python_version()}
-    for name in ("fibecfed", "torch", "transformers", "peft", "safetensors", "tokenizers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def _commit() -> str | None:
     """Commit of the package's own checkout, with "+" where files differ from it; None outside of one."""
     here = Path(__file__).resolve().parent
@@ -360,19 +337,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _without_folders(config: Config) -> Config:
-    """The configuration for a model card: files and folders by name, not by where they lie on this machine."""
-    paths = {name: value for name in ("path", "test_path", "root") if (value := getattr(config.data, name)) is not None}
-    data = config.data.model_copy(update={name: Path(value).name for name, value in paths.items()})
-    model = config.model
-    if Path(model.name).is_absolute():
-        model = model.model_copy(update={"name": Path(model.name).name})
-    return config.model_copy(update={"data": data, "model": model})
-
-
-def _folder_name(client: str) -> str:
-    """The client's id as a name of a folder: anything but letters, digits, `-`, `_` and inner dots is percent-encoded."""
-    name = quote(client, safe="")
-    return name.replace(".", "%2E", 1) if name.startswith(".") else name

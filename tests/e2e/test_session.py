@@ -176,10 +176,10 @@ def test_a_folder_with_anything_else_in_it_or_a_file_is_refused_and_not_touched(
 def test_a_folder_that_another_process_takes_meanwhile_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, prepare = tmp_path / "run", session.prepare
 
-    def slow(config: Any, weights: Any) -> Any:
+    def slow(config: Any, weights: Any, read_data: Any) -> Any:
         out.mkdir()
         (out / "config.toml").write_text("of another")
-        return prepare(config, weights)
+        return prepare(config, weights, read_data)
 
     monkeypatch.setattr(session, "prepare", slow)
     with pytest.raises(UserError, match="holds a run already"):

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from .model import Config, config_hash, differences, flat, keys, own_data_toml, to_toml
+from .common import common
+from .model import Config, config_hash, differences, federation_toml, flat, keys, own_data_toml, to_toml
 from .read import Loaded, from_table, load
 from .text import Setting
 
-__all__ = ["Config", "Loaded", "Setting", "config_hash", "differences", "flat", "from_table", "keys", "load", "own_data_toml", "to_toml"]
+__all__ = [
+    "Config",
+    "Loaded",
+    "Setting",
+    "common",
+    "config_hash",
+    "differences",
+    "federation_toml",
+    "flat",
+    "from_table",
+    "keys",
+    "load",
+    "own_data_toml",
+    "to_toml",
+]

@@ -100,6 +100,31 @@ _FOR_OWN_DATA = (
 )  # fmt: skip
 
 
+_FOR_MACHINES = (
+    "seed", "model.name", "model.rank", "model.alpha", "data.labels", "data.test_fraction", "data.validation_fraction", "data.max_length",
+    "federation.clients", "federation.client_names", "federation.clients_per_round", "federation.rounds", "federation.partition",
+    "federation.on_failure", "training.local_epochs", "training.batch_size", "training.learning_rate", "evaluation.every", "method.kind",
+    "method.score_after", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule",
+)  # fmt: skip
+
+
+def federation_toml() -> str:
+    """A commented configuration for a federation across machines."""
+    chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_MACHINES]
+    values = {key.name: key.default for key in chosen} | {
+        "data.labels": ("negative", "positive"),
+        "federation.clients": 3,
+        "federation.clients_per_round": 3,
+        "federation.partition": "machines",
+        "federation.on_failure": "drop",
+    }
+    title = (
+        "A configuration of fibecfed for a federation across machines: the same file on the server and on every client.\n"
+        "Where a client's data lies is said to `fibecfed client`, and stands nowhere in here."
+    )
+    return commented_toml(title, chosen, values, off="{key} =")
+
+
 def own_data_toml() -> str:
     """A commented configuration for the user's own data: the keys one is likely to change, at their defaults."""
     chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_OWN_DATA]

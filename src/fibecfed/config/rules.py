@@ -115,6 +115,16 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
             f"federation.clients_per_round: got {federation.clients_per_round}, expected at most `federation.clients` "
             f"= {federation.clients}; ask fewer a round or have more clients"
         )
+    if federation.partition == "machines":
+        yield from _machines(federation, data)
+    else:
+        if data.task is None and data.path is None:
+            yield "data: set exactly one of `data.task` and `data.path`"
+        if federation.client_names is not None:
+            yield (
+                f"federation.client_names: got {list(federation.client_names)} with `federation.partition` = "
+                f'"{federation.partition}", which names its clients itself; take it out'
+            )
     if by_column and data.client_column is None:
         yield 'federation.partition: got "column" without `data.client_column`; set it to the column that names the client'
     if data.client_column is not None and not by_column:
@@ -129,6 +139,28 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
                     f'federation.{name}: got {value} with `federation.on_failure` = "stop", which ends the run at the first client '
                     'that fails; set `federation.on_failure` = "drop", or take it out'
                 )
+
+
+def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
+    if data.labels is None:
+        yield (
+            'data.labels: not set, but with `federation.partition` = "machines" a client may lack some classes; list all of them in order, '
+            'e.g. labels = ["negative", "positive"]'
+        )
+    if data.task is not None:
+        yield 'data.task: got a task with `federation.partition` = "machines", where each client has a file of its own; take it out'
+    if data.label_noise:
+        yield 'data.label_noise: got noise with `federation.partition` = "machines"; it is for experiments on one machine; take it out'
+    names = federation.client_names
+    if names is None:
+        return
+    if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.@-]{1,64}", name) for name in names):
+        yield (
+            f"federation.client_names: got {list(names)}, expected different names of at most 64 letters, digits, `_`, `-`, `.` and `@`; "
+            "mend the list"
+        )
+    if len(names) != federation.clients:
+        yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; mend one of them"
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from ..core.rng import Key
 from ..core.types import ClientData, ClientId
 from .cuts import stratified_cut, subset
 from .options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, DataOptions
-from .partition import Kind, Partition
+from .partition import PARTS, Kind, Partition
 from .partition import partition as spread_examples
 from .prompt import Prompt
 from .sources import TextDataset
-from .text import TableExamples, tokenise
+from .text import TableExamples, token_table, tokenise
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,32 @@ def federate(
         metric=dataset.metric,
         partition=spread,
         noisy=noisy,
+    )
+
+
+def federate_one(
+    dataset: TextDataset, tokenizer: Any, options: DataOptions, client: ClientId, key: Key, prompt: Prompt | None = None
+) -> FederatedData:
+    """The data of a machine that is one client: as `federate`, with all of it held by `client`."""
+    whole = federate(dataset, tokenizer, options, clients=1, partition="iid", key=key, prompt=prompt)
+    (alone,) = whole.clients
+    held = {part: {client: indices[alone]} for part, indices in whole.partition.indices.items()}
+    return replace(whole, partition=replace(whole.partition, clients=(client,), indices=held))
+
+
+def absent(clients: Sequence[ClientId], label_names: Sequence[str]) -> FederatedData:
+    """What a server knows of data that lies with its clients: their ids and the classes, and not one example."""
+    nothing = token_table([], []).view()
+    held = {part: dict.fromkeys(clients, torch.empty(0, dtype=torch.int64)) for part in PARTS}
+    counts = {part: np.zeros((len(clients), len(label_names)), dtype=np.int64) for part in PARTS}
+    return FederatedData(
+        train=nothing,
+        validation=nothing,
+        test=nothing,
+        label_names=tuple(label_names),
+        metric=None,
+        partition=Partition("column", tuple(sorted(clients)), held, counts),
+        noisy=torch.zeros(0, dtype=torch.bool),
     )
 
 

@@ -14,7 +14,9 @@ DEFAULT_MAX_LENGTH_PAIRS = 128
 class DataOptions(Options):
     """Which labelled text is used, and how it is cut."""
 
-    task: str | None = Field(default=None, description="One of `fibecfed list tasks`; either this or `path`.")
+    task: str | None = Field(
+        default=None, description="One of `fibecfed list tasks`; either this or `path`, or neither where the clients are machines."
+    )
     path: str | None = Field(default=None, description="Your own CSV, JSON lines or parquet file; either this or `task`.")
     test_path: str | None = Field(default=None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
     text_column: str = Field(default="text", description="Column of the (first) text.")
@@ -54,11 +56,11 @@ class DataOptions(Options):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:
-        if (self.task is None) == (self.path is None):
+        if self.task is not None and self.path is not None:
             raise ValueError("set exactly one of `data.task` and `data.path`")
-        if self.path is None and self.test_path is not None:
+        if self.task is not None and self.test_path is not None:
             raise ValueError("`data.test_path` goes with `data.path`; a task brings its own test set")
-        if self.path is None:
+        if self.task is not None:
             own = ("text_column", "pair_column", "label_column", "labels", "test_fraction")
             idle = [f"`data.{name}`" for name in own if getattr(self, name) != type(self).model_fields[name].default]
             if idle:

@@ -80,7 +80,7 @@ class TextDataset:
     source: str
 
 
-def load(options: DataOptions, key: Key) -> TextDataset:
+def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:
     """The data set that `options` names.
 
     The user's own files are read by their extension. A task is looked for in `data.root`, else in the folder $FIBECFED_DATA, then in
@@ -88,12 +88,13 @@ def load(options: DataOptions, key: Key) -> TextDataset:
 
     Args:
         key: decides which examples of one file without `data.test_path` become the test set.
+        min_classes: how many classes the user's own files must hold; one client of many may have a single one.
 
     Raises:
         UserError: anything about the files or the task that the user can mend.
     """
     if options.path is not None:
-        return _own_files(options, Path(options.path).expanduser(), key)
+        return _own_files(options, Path(options.path).expanduser(), key, min_classes)
     task = find_task(str(options.task))
     if options.root is not None:
         return _folder(task, Path(options.root).expanduser(), options, f"`data.root` = {options.root!r}")
@@ -120,7 +121,7 @@ def find_task(name: str) -> TextTask:
     return TASKS[name]
 
 
-def _own_files(options: DataOptions, path: Path, key: Key) -> TextDataset:
+def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> TextDataset:
     columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column)
     raw = read_split(path, columns)
     if options.test_path is not None:
@@ -139,7 +140,7 @@ def _own_files(options: DataOptions, path: Path, key: Key) -> TextDataset:
                 "Add rows, raise `data.test_fraction` or set `data.test_path`."
             )
         train, test = whole.take(rest), whole.take(cut)
-    if len(train.labels.unique()) < 2:
+    if len(train.labels.unique()) < min_classes:
         only = names[int(train.labels[0])]
         raise UserError(f"{path}, column {options.label_column!r}: every label is {only!r}. Expected at least two classes.")
     return TextDataset(train, test, names, options.pair_column is not None, None, str(path))

@@ -119,8 +119,8 @@ def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
     """Pooled personalised, global and worst decile on the test sets, accuracy in [0, 1]; `metric` beside it where the task has one."""
     table: dict[str, Any] = {
         "rounds": record.rounds,
-        "pooled_personalised": metrics.accuracy(record.pooled),
-        "global": metrics.accuracy(record.server),
+        "pooled_personalised": _accuracy(record.pooled),
+        "global": _accuracy(record.server),
         "worst_decile": worst_decile(record.clients),
     }
     if metric in ("matthews", "f1"):
@@ -128,6 +128,11 @@ def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
         table[f"pooled_personalised_{metric}"] = of(record.pooled)
         table[f"global_{metric}"] = of(record.server)
     return table
+
+
+def _accuracy(counts: metrics.Confusion) -> float | None:
+    """None where nothing was counted: a server of machines with their own data has no examples."""
+    return metrics.accuracy(counts) if sum(map(sum, counts)) else None
 
 
 def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:

@@ -13,10 +13,14 @@ class FederationOptions(Options):
     """Who holds the data, and how often they are asked."""
 
     clients: int = Field(default=50, ge=1, description='K. With partition = "column" it is read from the data.')
+    client_names: tuple[str, ...] | None = Field(
+        default=None,
+        description='With partition = "machines": the names of the clients. Without it: those of the first K machines that answer.',
+    )
     clients_per_round: int = Field(default=5, ge=1, description="m, drawn anew each round.")
     rounds: int = Field(default=40, ge=1, description="T, rounds of tuning.")
-    partition: Literal["dirichlet", "iid", "shards", "column"] = Field(
-        default="dirichlet", description="How examples are spread over the clients."
+    partition: Literal["dirichlet", "iid", "shards", "column", "machines"] = Field(
+        default="dirichlet", description='How examples are spread over the clients; "machines": each client is a machine with its own data.'
     )
     alpha: float = Field(default=1.0, gt=0, description="Concentration of the class priors of a client; small = one-sided clients.")
     size_alpha: float = Field(default=5.0, gt=0, description="Concentration of the clients' sizes.")

@@ -1,0 +1,73 @@
+"""Where the clients of a run are: in this process, or wherever something else with these methods reaches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from .build import Prepared
+from .core.trees import checksum
+from .core.types import ClientId, Round
+from .engine.client import ClientRuntime
+from .engine.simulator import Simulator, Transport
+from .engine.states import ClientStates
+from .saving import folder_name, save
+
+
+class Clients(Protocol):
+    """The clients of one run."""
+
+    @property
+    def transport(self) -> Transport: ...
+
+    def finish(
+        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+    ) -> Mapping[ClientId, str]:
+        """Have each client that ever trained save its own adapter, unless it is the global one.
+
+        Args:
+            blob: the last broadcast, of the round `last`.
+            shared: checksum of the global adapter.
+            summary, header: what is known of the run, for the model cards.
+            adapters: False: nothing is saved.
+
+        Returns:
+            Checksum of each one's adapter.
+        """
+        ...
+
+
+Connect: TypeAlias = Callable[[Prepared, ClientStates, Path, int], Clients]
+"""Reaches the clients of a run: from what it is made of, the store of states beside its checkpoints, its folder, and the number of rounds
+completed before."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """All clients in this process; their adapters go into the run's folder."""
+
+    prepared: Prepared
+    transport: Simulator
+    out: Path
+
+    def finish(
+        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+    ) -> Mapping[ClientId, str]:
+        """As `Clients.finish`."""
+        runtime, digests = self.transport.runtime, dict[ClientId, str]()
+        for client in runtime.states.clients():
+            own = runtime.personal_params(client, blob, last)
+            digests[client] = checksum(own)
+            if adapters and digests[client] != shared:
+                save(self.prepared, self.out / "clients" / folder_name(client), f"client {client}", own, summary, header)
+        return digests
+
+
+def in_process(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> InProcess:
+    """Clients that are simulated here."""
+    inputs = prepared.inputs
+    size = inputs.config.evaluation.batch_size
+    runtime = ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)
+    return InProcess(prepared, Simulator(runtime), out)

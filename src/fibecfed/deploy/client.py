@@ -1,0 +1,121 @@
+"""`fibecfed client`: one client of a federation across machines, loaded once, answering over a local socket until it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..build import Prepared, only, prepare
+from ..config import Config, common, load
+from ..core.errors import UserError
+from ..core.files import write_atomically
+from ..core.types import ClientId, Params
+from ..engine.checkpoint import RunLock
+from ..engine.flower.resident import Resident
+from ..engine.flower.sockets import SocketError, listening, serve
+from ..saving import checksum_of_files, save, versions
+
+ABOUT = "client.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a client says for itself.
+
+    Attributes:
+        config: the federation's configuration, the same file on every machine.
+        overrides: `key=value` for keys that each machine sets for itself: where its data lies, its threads, its device.
+        socket: where relays find it.
+        folder: for its states and its own model.
+        name: its stable name; None: the one it had before, else a new one.
+    """
+
+    config: Path
+    overrides: Sequence[str]
+    socket: Path
+    folder: Path
+    name: str | None
+
+
+def run(options: Options, say: Callable[[str], None]) -> None:
+    """Load data and model, then answer until interrupted.
+
+    Raises:
+        UserError: whatever the user can mend; nothing was answered then.
+    """
+    config = load(options.config, options.overrides).config
+    if config.federation.partition != "machines":
+        raise UserError(
+            f'{options.config}: federation.partition: got "{config.federation.partition}", expected "machines"; take the file of the '
+            "federation, which `fibecfed flower init` wrote"
+        )
+    _writable(options.folder)
+    with RunLock(options.folder):
+        name, identity = _who(options, config)
+        began = time.perf_counter()
+        prepared = prepare(config, read_data=only(name))
+        data = prepared.inputs.data
+        say(
+            f"client {name}: loaded {prepared.inputs.source.published} in {time.perf_counter() - began:.1f} s; {len(data.train)} training, "
+            f"{len(data.validation)} validation and {len(data.test)} test examples"
+        )
+        resident = _resident(prepared, name, identity, options.folder, say)
+        try:
+            with listening(options.socket) as server:
+                say(f"client {name}: listening at {options.socket} (process {os.getpid()})")
+                serve(server, resident.answer, say)
+        except SocketError as error:
+            raise UserError(f"--socket: {error}") from None
+
+
+def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, say: Callable[[str], None]) -> Resident:
+    inputs = prepared.inputs
+    resources = inputs.config.resources
+
+    def save_own(where: Path, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        save(prepared, where, f"client {name}", params, summary, header)
+
+    return Resident(
+        name=name,
+        identity=identity,
+        method=prepared.method,
+        task=prepared.task,
+        data=inputs.data.client(name),
+        key=inputs.key.fold("run"),
+        evaluation_batch_size=inputs.config.evaluation.batch_size,
+        config=common(inputs.config, checksum_of_files(inputs.source)),
+        versions=versions(),
+        folder=folder,
+        keep_states=resources.keep_checkpoints * resources.checkpoint_every + 2,
+        save=save_own,
+        say=say,
+    )
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(f"--folder: {folder} cannot be made ({error.strerror}); choose another one") from None
+
+
+def _who(options: Options, config: Config) -> tuple[ClientId, str]:
+    """Name and identity of this client: those of its folder, or new ones that are written there."""
+    path = options.folder / ABOUT
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    name = options.name or before.get("name") or f"client-{secrets.token_hex(4)}"
+    if before and name != before["name"]:
+        raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
+    names = config.federation.client_names
+    if names is not None and name not in names:
+        raise UserError(f"--name: got {options.name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")
+    if not before:
+        before = {"name": name, "identity": secrets.token_hex(8)}
+        write_atomically(path, (json.dumps(before) + "\n").encode())
+    return name, before["identity"]

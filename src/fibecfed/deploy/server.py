@@ -1,0 +1,117 @@
+"""The Flower ServerApp: a run on disk like every other one, whose clients are reached through Flower's grid and whose data is not here."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .. import session
+from ..build import Prepared, nobody
+from ..config import Config, common, load
+from ..core.errors import RunFailed, UserError
+from ..core.files import CONFIG, write_atomically
+from ..core.types import ClientId, Round
+from ..engine.events import Warned
+from ..engine.flower.apps import server_app
+from ..engine.flower.envelope import Finish, packed
+from ..engine.flower.transport import FlowerTransport
+from ..engine.states import ClientStates
+from ..models.backbones import find
+from ..progress import Progress
+from ..saving import checksum_of_files, versions
+from .again import FLOWER
+
+FINISH_S = 600.0
+"""How long clients have to save their own models at the end."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Clients on other machines."""
+
+    transport: FlowerTransport
+    names: Sequence[ClientId]
+
+    def finish(
+        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+    ) -> Mapping[ClientId, str]:
+        """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
+        message = Finish(packed(blob), shared, json.dumps(summary), json.dumps(header))
+        return self.transport.finish(message, last, self.names, FINISH_S)
+
+
+def serve(grid: Any, settings: Mapping[str, Any]) -> None:
+    """Start a run, or go on with the one that the run configuration names.
+
+    Args:
+        settings: the run configuration, [tool.flwr.app.config] of the app's pyproject.toml.
+
+    Raises:
+        RuntimeError: with the sentence that was said before; Flower then marks the run as failed.
+    """
+    with Progress(Console(highlight=False, width=160)) as progress:
+        try:
+            _run(grid, settings, progress)
+        except (UserError, RunFailed) as error:
+            print(f"error: {error}", flush=True)
+            raise RuntimeError(str(error)) from None
+
+
+def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
+    again = str(settings.get("run", ""))
+    out = Path(again) if again else _new_folder(Path(str(settings["runs"])))
+    config = load(out / CONFIG if again else Path(str(settings["config"]))).config
+    _check(config)
+    completed = session.completed_rounds(out, config) if again else 0
+    known = _known(out)
+    run = known.get("run") or secrets.token_hex(8)
+
+    def say(text: str) -> None:
+        progress(Warned(text))
+
+    transport = FlowerTransport(grid, run, common(config, checksum_of_files(find(config.model))), versions(), completed, say)
+    options = config.federation
+    names = known.get("clients") or transport.wait_for(options.clients, options.client_names, float(settings["wait-s"]))
+
+    def connect(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Machines:
+        transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
+        about = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
+        write_atomically(out / FLOWER, (json.dumps(about, indent=2) + "\n").encode())
+        return Machines(transport, names)
+
+    if again:
+        session.resume(out, progress, read_data=nobody(names), connect=connect)
+    else:
+        session.start(config, out, progress, read_data=nobody(names), connect=connect)
+
+
+def _check(config: Config) -> None:
+    if config.federation.partition != "machines":
+        raise UserError(
+            f'federation.partition: got "{config.federation.partition}", expected "machines" for a federation across machines; '
+            "`fibecfed flower init` writes such a configuration"
+        )
+
+
+def _known(out: Path) -> dict[str, Any]:
+    """What a run's folder says about its clients; empty before the first start."""
+    path = out / FLOWER
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _new_folder(runs: Path) -> Path:
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    folder, number = runs / stem, 2
+    while folder.exists():
+        folder, number = runs / f"{stem}-{number}", number + 1
+    return folder
+
+
+app = server_app(serve)

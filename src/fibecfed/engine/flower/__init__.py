@@ -1,0 +1,4 @@
+"""Federations across machines, on Flower: the only part that knows `flwr`.
+
+server app ── transport ──Flower── relay (one process a message) ──local socket── resident client
+"""

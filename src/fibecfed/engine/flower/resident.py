@@ -1,0 +1,165 @@
+"""The resident client's side of an exchange: the bytes of a `Request` in, those of a `Reply` out, whatever came in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ...core.files import write_atomically
+from ...core.method import Method
+from ...core.rng import Key
+from ...core.task import Task
+from ...core.trees import checksum
+from ...core.types import ClientData, ClientId, Params
+from ...core.wire import Tensors, WireError, decode, encode, message
+from ..client import ClientRuntime, NotFinite
+from .agreement import digest, disagreements, table_of
+from .envelope import Finish, Hello, Reply, Request, packed, unpacked
+from .states import RoundStates
+
+_RUN = re.compile(r"[0-9a-f]{16}")  # it becomes the name of a folder here
+_START = "start.safetensors"
+
+
+@message
+class Start:
+    """Server to client: the trainable tensors at the start, where its own draws differ from the server's."""
+
+    params: Tensors
+
+
+SaveAdapter = Callable[[Path, Params, Mapping[str, Any], Mapping[str, Any]], None]
+"""Writes a personal adapter: folder, tensors, and the run's summary and header for its card."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """One client that stays loaded.
+
+    Attributes:
+        identity: drawn once for `folder`.
+        key: the run's key, the same on every machine.
+        config: what it must have in common with the server.
+        folder: for its states and adapters, one folder in it for each run.
+        keep_states: how many states of a run are kept.
+        say: is told in a sentence what goes on.
+    """
+
+    name: ClientId
+    identity: str
+    method: Method[Any, Any]
+    task: Task
+    data: ClientData
+    key: Key
+    evaluation_batch_size: int
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    folder: Path
+    keep_states: int
+    save: SaveAdapter
+    say: Callable[[str], None]
+
+    def answer(self, blob: bytes) -> bytes:
+        """The reply to a request."""
+        try:
+            request = decode(Request, blob)
+        except WireError as error:
+            return encode(Reply("refused", str(error), "", "", self.name, 0, packed(b"")))
+        status, reason, payload = self._handle(request)
+        where = f"{request.phase} round {request.index}: " if request.phase else ""
+        self.say(f"{request.action}: {where}{status}" + (f" ({reason})" if reason else ""))
+        return encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
+
+    def _handle(self, request: Request) -> tuple[str, str, bytes]:
+        own = json.dumps(self.config, sort_keys=True)
+        if not _RUN.fullmatch(request.run):
+            return "refused", f"got {request.run[:40]!r} as the name of a run, expected 16 hexadecimal digits", b""
+        if request.action == "hello":
+            return self._hello(request, own)
+        if request.config != digest(self.config):
+            return "refused", "the server has another configuration", own.encode()
+        if request.client != self.name:
+            return "refused", f"the request is for {request.client!r}, and this is {self.name!r}", b""
+        try:
+            return self._work(request)
+        except (NotFinite, WireError) as error:
+            return "failed", str(error), b""
+        except Exception as error:  # a bug or a full disk here must not end the client, nor be hidden from the server
+            return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", b""
+
+    def _hello(self, request: Request, own: str) -> tuple[str, str, bytes]:
+        server = unpacked(request.payload).decode(errors="replace")
+        differing = disagreements(table_of(server), self.config)
+        if differing:
+            self.say(f"the server has another configuration: {differing}")
+        else:
+            self._states(request).forget_from(request.number)
+        initial = checksum(self._start(request))
+        hello = Hello(self.name, self.identity, own, initial, json.dumps(self.versions, sort_keys=True))
+        return "done", "", encode(hello)
+
+    def _work(self, request: Request) -> tuple[str, str, bytes]:
+        payload, now = unpacked(request.payload), request.round
+        if request.action == "start":
+            decode(Start, payload)
+            self._run_folder(request).mkdir(parents=True, exist_ok=True)
+            write_atomically(self._run_folder(request) / _START, payload)
+            return "done", "", b""
+        if request.action == "train":
+            reply, _ = self._runtime(request, now.number).train(self.name, payload, now)  # notes stay here
+            return "done", "", reply
+        if request.action == "evaluate":
+            return "done", "", self._runtime(request, now.number + 1).evaluate(self.name, payload, now)
+        if request.action == "finish":
+            return "done", "", self._finish(request, decode(Finish, payload))
+        return "refused", f"unknown action {request.action[:40]!r}; use the same fibecfed on both sides", b""
+
+    def _finish(self, request: Request, last: Finish) -> bytes:
+        """Save the personal adapter if it is another than the global one; its checksum. Nothing for a client that never trained."""
+        runtime = self._runtime(request, request.number + 1)
+        if runtime.states.get(self.name) is None:
+            return b""
+        params = runtime.personal_params(self.name, unpacked(last.broadcast), request.round)
+        found = checksum(params)
+        if found != last.shared:
+            folder = self._run_folder(request) / "adapter"
+            self.save(folder, params, table_of(last.summary), table_of(last.header))
+            self.say(f"its own model is in {folder}")
+        return found.encode()
+
+    def _runtime(self, request: Request, now: int) -> ClientRuntime:
+        states = self._states(request)
+        states.now = now
+        task = cast(Task, _Started(self.task, self._start(request)))
+        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, self.evaluation_batch_size)
+
+    def _states(self, request: Request) -> RoundStates:
+        return RoundStates(self._run_folder(request), self.keep_states)
+
+    def _run_folder(self, request: Request) -> Path:
+        return self.folder / request.run
+
+    def _start(self, request: Request) -> Params:
+        """The trainable tensors at the start: those the server sent for this run, or else its own draws."""
+        sent = self._run_folder(request) / _START
+        if sent.is_file():
+            return decode(Start, sent.read_bytes()).params
+        return self.task.init_params(self.key.fold("init"))
+
+
+class _Started:
+    """A task whose tensors at the start are given."""
+
+    def __init__(self, task: Task, params: Params) -> None:
+        self._task = task
+        self._params = params
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def init_params(self, key: Key) -> dict[str, Any]:
+        return dict(self._params)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from made import KEY, made_data, made_method, made_task
+
+from fibecfed.core.types import Round
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.flower.agreement import digest, disagreements, table_of
+from fibecfed.engine.flower.envelope import Hello, Reply, Request, packed, unpacked
+from fibecfed.engine.flower.resident import Resident
+
+RUN = "0123456789abcdef"
+CONFIG = {"seed": 7}
+
+
+@pytest.fixture
+def resident(tmp_path: Path) -> Resident:
+    return Resident(
+        name="0", identity="me", method=made_method(), task=made_task(), data=made_data().client("0"), key=KEY.fold("run"),
+        evaluation_batch_size=8, config=CONFIG, versions={"torch": "1"}, folder=tmp_path, keep_states=3,
+        save=lambda where, params, summary, header: None, say=lambda text: None,
+    )  # fmt: skip
+
+
+def request(action: str, payload: bytes = b"", *, run: str = RUN, client: str = "0", config: str = digest(CONFIG)) -> bytes:
+    now = Round("importance", 0, 1, 0)
+    return encode(Request(action, run, client, config, now.phase, now.index, now.num_rounds, now.number, packed(payload)))
+
+
+def answer(resident: Resident, blob: bytes) -> Reply:
+    return decode(Reply, resident.answer(blob))
+
+
+def test_whatever_comes_in_there_is_an_answer(resident: Resident, tmp_path: Path) -> None:
+    whole = request("train", b"no message")
+    for blob in (b"", b"\xff" * 99, whole[: len(whole) // 2], whole.replace(b'\\"version\\":1', b'\\"version\\":9')):
+        assert answer(resident, blob).status == "refused"
+    failed = answer(resident, whole)
+    assert failed.status == "failed" and "not a fibecfed message" in failed.reason
+    assert answer(resident, request("dance")).status == "refused"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("run", ["../../../tmp/x", "", "0123456789ABCDEF", "0" * 17, "0123456789abcdef\n"])
+def test_the_name_of_a_run_cannot_lead_out_of_the_clients_folder(resident: Resident, run: str) -> None:
+    refused = answer(resident, request("train", run=run))
+    assert refused.status == "refused" and "16 hexadecimal digits" in refused.reason
+
+
+def test_a_request_for_another_client_or_of_another_configuration_is_refused(resident: Resident) -> None:
+    assert "for '1', and this is '0'" in answer(resident, request("train", client="1")).reason
+    other = answer(resident, request("train", config=digest({"seed": 8})))
+    assert other.status == "refused" and table_of(unpacked(other.payload).decode()) == CONFIG
+
+
+def test_a_greeting_is_answered_with_name_configuration_and_checksum_but_no_example(resident: Resident) -> None:
+    hello = decode(Hello, unpacked(answer(resident, request("hello", b'{"seed": 7}', client="")).payload))
+    assert (hello.name, hello.identity, table_of(hello.config)) == ("0", "me", CONFIG)
+    assert len(hello.initial) == 64
+
+
+def test_tables_that_differ_are_told_key_by_key() -> None:
+    assert disagreements({"a": 1, "b": None, "c": [1]}, {"a": 1, "b": None, "c": [1]}) == ""
+    told = disagreements({"a": 1, "b": "x"}, {"a": 2, "c": None})
+    assert told == 'a is 2 on the client and 1 on the server; b is not set on the client and "x" on the server; ' + (
+        "c is not set on the client and not set on the server"
+    )
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    assert table_of("[1]") == table_of("nonsense") == {}
+
+
+def test_bytes_survive_their_tensor() -> None:
+    for blob in (b"", b"\0\xff", bytes(range(256))):
+        assert unpacked(packed(blob)) == blob and packed(blob).dtype == torch.uint8

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
+
+import torch
+from made import KEY, federation, made_data, made_method, made_task
+from made_flower import CONFIG, RUN, connected, residents
+
+from fibecfed.core.errors import RunFailed
+from fibecfed.core.rng import Key
+from fibecfed.core.trees import checksum
+from fibecfed.core.types import Failure, Params, Round
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.client import Counts, frame, unframe
+from fibecfed.engine.failures import Tolerance
+from fibecfed.engine.flower import transport as transport_module
+from fibecfed.engine.flower.envelope import Finish, Reply, Request, packed, unpacked
+from fibecfed.engine.flower.resident import Resident
+from fibecfed.engine.flower.transport import FlowerTransport
+from fibecfed.engine.loop import Step, run
+from fibecfed.methods.fibecfed import LocalLayers
+
+pytestmark = pytest.mark.flower
+
+DROP = Tolerance(on_failure="drop", round_timeout_s=1.0, max_samples=10_000, max_update_norm=100.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_an_app()
+    monkeypatch.setattr(transport_module, "POLL_S", 0.01)
+    monkeypatch.setattr(transport_module, "HELLO_S", 1.0)
+
+
+def trained(
+    transport: FlowerTransport, *, rounds: int = 4, per_round: int = 2, start: int = 0, server: Any = None, **more: Any
+) -> list[Step]:
+    method, task = made_method(rounds=rounds), made_task()
+    first = method.init(task, KEY.fold("run", "init")) if server is None else server
+    return list(run(method, transport, made_data().clients, per_round=per_round, key=KEY.fold("run"), server=first, start=start, **more))
+
+
+def facts(steps: list[Step]) -> list[Any]:
+    """Everything recorded that must not depend on the engine."""
+    return [
+        (s.record.phase, s.record.index, s.record.cohort, s.record.bytes_down, s.record.bytes_up, s.record.fields_up, s.record.fields_down,
+         s.record.steps, s.record.examples, s.record.loss, s.record.failures)
+        for s in steps
+    ]  # fmt: skip
+
+
+def test_server_state_records_and_what_stays_on_the_clients_are_the_simulators_byte_for_byte(tmp_path: Path) -> None:
+    simulated = federation(made_method())
+    expected = simulated.finish()
+    clients = residents(tmp_path)
+    got = trained(connected(clients)[0])
+    assert encode(got[-1].server) == encode(expected[-1].server)
+    assert facts(got) == facts(expected)
+    kept = {client: sorted((tmp_path / client / RUN).glob("state-*"))[-1].read_bytes() for client in simulated.states.clients() if
+            list((tmp_path / client / RUN).glob("state-*"))}  # fmt: skip
+    assert kept == {client: simulated.states.get(client) for client in simulated.states.clients()}
+
+
+def test_a_server_that_goes_back_to_a_checkpoint_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed after round 4, with a checkpoint after round 2: clients are ahead of the server, and forget what it has not seen."""
+    whole = trained(connected(residents(tmp_path / "whole"))[0])
+    clients = residents(tmp_path / "killed")
+    steps = trained(connected(clients)[0])[:4]
+    again = connected(residents(tmp_path / "killed"), completed=2)[0]  # the clients' processes are new as well
+    rest = trained(again, start=2, server=decode(type(steps[1].server), encode(steps[1].server)))
+    assert encode(rest[-1].server) == encode(whole[-1].server) and facts(rest) == facts(whole[2:])
+    for client in clients:
+        numbers = {path.name: path.read_bytes() for path in (tmp_path / "killed" / client / RUN).glob("state-*")}
+        assert numbers == {path.name: path.read_bytes() for path in (tmp_path / "whole" / client / RUN).glob("state-*")}
+
+
+def test_personal_models_are_saved_by_their_clients_and_only_a_checksum_comes_back(tmp_path: Path) -> None:
+    simulated = federation(made_method())
+    steps = simulated.finish()
+    last, phase = steps[-1].now, simulated.method.phases[-1]
+    blob = encode(phase.broadcast(steps[-1].server, last))
+    transport, _, told = connected(residents(tmp_path))
+    trained(transport)
+    digests = transport.finish(Finish(packed(blob), "", "{}", "{}"), last, made_data().clients, 5)
+    expected = {c: checksum(simulated.runtime.personal_params(c, blob, last)) for c in simulated.states.clients()}
+    assert digests == expected and not told
+    assert {c: (tmp_path / c / RUN / "adapter" / "checksum").read_text() for c in expected} == expected
+
+
+def test_counts_of_an_evaluation_are_the_simulators(tmp_path: Path) -> None:
+    simulated = federation(made_method())
+    steps = simulated.finish()
+    transport, _, _ = connected(residents(tmp_path))
+    trained(transport)
+    blob = encode(simulated.method.phases[-1].broadcast(steps[-1].server, steps[-1].now))
+    requests = dict.fromkeys(made_data().clients, blob)
+    expected = dict(simulated.transport.inner.exchange("evaluate", steps[-1].now, requests))
+    got = dict(transport.exchange("evaluate", steps[-1].now, requests))
+    assert got == expected and all(isinstance(decode(Counts, reply), Counts) for reply in got.values())
+
+
+def test_another_configuration_is_refused_naming_the_keys_and_both_values(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    clients["1"] = replace(clients["1"], config={**CONFIG, "training.batch_size": 8, "data.max_length": 9})
+    transport, _, told = connected(clients)
+    (reply,) = (reply for _, reply in transport.exchange("train", Round("tune", 0, 4, 1), {"1": b""}, 1.0))
+    sentence = "client 1 has another configuration: data.max_length is 9 on the client and not set on the server; "
+    sentence += "training.batch_size is 8 on the client and 4 on the server"
+    assert isinstance(reply, Failure) and sentence in reply.reason and sentence in told
+
+
+def test_a_client_that_starts_again_with_another_configuration_is_refused_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    assert all(not isinstance(reply, Failure) for _, reply in transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    grid.nodes[1] = replace(clients["0"], config={**CONFIG, "seed": 8}).answer
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    assert isinstance(reply, Failure) and "another configuration: seed is 8 on the client and 7 on the server" in reply.reason
+
+
+def ask() -> bytes:
+    method = made_method()
+    return encode(method.phases[0].broadcast(method.init(made_task(), KEY.fold("run", "init")), Round("importance", 0, 1, 0)))
+
+
+class Other:
+    """A task that draws other tensors at the start than the server's."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def init_params(self, key: Key) -> Params:
+        return {name: value + 1 for name, value in self._task.init_params(key).items()}
+
+
+def test_a_client_that_draws_other_initial_tensors_is_sent_the_servers_once_counted_and_ends_with_the_same_bits(tmp_path: Path) -> None:
+    expected = trained(connected(residents(tmp_path / "a"))[0])
+    clients = residents(tmp_path / "b", task=Other(made_task()))
+    transport, _, told = connected(clients)
+    got = trained(transport)
+    assert encode(got[-1].server) == encode(expected[-1].server)
+    noted = [(client, note["initial_bytes"]) for step in got for client, note in step.record.notes.items()]
+    took_part = sorted({client for step in got for client in step.record.cohort})
+    size = len(encode(transport_module.Start(made_task().init_params(KEY.fold("run", "init")))))
+    assert sorted(noted) == [(client, size) for client in took_part] and len(told) == len(noted)
+
+
+def test_a_late_answer_is_not_taken_for_one_of_the_round_that_is_under_way(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    list(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    grid.nodes[1] = None
+    ((_, late),) = transport.exchange("train", Round("importance", 0, 2, 0), {"0": ask()}, 0.05)
+    assert late == Failure("client 0 did not answer within 0.05 s")
+    grid.deliver_late(clients["0"].answer)
+    ((_, still),) = transport.exchange("train", Round("importance", 1, 2, 1), {"0": ask()}, 0.05)
+    assert isinstance(still, Failure) and "did not answer within" in still.reason
+
+
+def test_an_answer_to_another_round_run_or_client_is_refused(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    for change in ({"number": 5}, {"run": "f" * 16}, {"client": "1"}, {"action": "evaluate"}):
+        transport, grid, _ = connected(clients)
+        grid.nodes[1] = on_reply(clients["0"], lambda reply, change=change: replace(reply, **change))
+        ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+        assert isinstance(reply, Failure) and "something else than what it was asked" in reply.reason
+
+
+def on_reply(resident: Resident, change: Callable[[Reply], Reply]) -> Callable[[bytes], bytes]:
+    """The resident, whose replies to all but a greeting are changed."""
+
+    def answer(blob: bytes) -> bytes:
+        reply = resident.answer(blob)
+        return reply if decode(Request, blob).action == "hello" else encode(change(decode(Reply, reply)))
+
+    return answer
+
+
+def test_a_client_that_goes_away_and_comes_back_behind_another_node_takes_part_again(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+
+    def gone(blob: bytes) -> bytes:
+        raise OSError("the client at c.sock went away")
+
+    grid.nodes[1] = gone
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    assert isinstance(reply, Failure) and "went away" in reply.reason
+    del grid.nodes[1]
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    assert isinstance(reply, Failure) and "client 0 is not connected" in reply.reason
+    grid.nodes[77] = clients["0"].answer
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    assert isinstance(reply, bytes)
+
+
+def test_two_clients_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    clients["1"] = replace(clients["1"], name="0")
+    transport, _, told = connected(clients)
+    assert set(transport.wait_for(4, None, 1.0)) == {"0", "2", "3", "4"}
+    assert "two clients are called 0; start one of them with another --name" in told
+
+
+def test_the_clients_are_those_that_are_named_or_the_first_that_come(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    assert connected(clients)[0].wait_for(3, None, 1.0) == ("0", "1", "2")
+    assert connected(clients)[0].wait_for(2, ("9", "1"), 0.0) == ("1", "9")
+    with pytest.raises(RunFailed, match=r"5 of 6 clients are here \(0, 1, 2, 3, 4\)"):
+        connected(clients)[0].wait_for(6, None, 0.0)
+    with pytest.raises(RunFailed, match=r"seed is 7 on the client and 1 on the server"):
+        connected(clients, config={**CONFIG, "seed": 1})[0].wait_for(1, None, 0.0)
+
+
+# ---- updates that are not what they must be
+
+
+def update(change: Callable[[LocalLayers], LocalLayers]) -> Callable[[bytes], bytes]:
+    def changed(payload: bytes) -> bytes:
+        message, work = unframe(payload)
+        return frame(encode(change(decode(LocalLayers, message))), work)
+
+    return changed
+
+
+def first(message: LocalLayers, value: torch.Tensor) -> LocalLayers:
+    return replace(message, shared={**message.shared, min(message.shared): value})
+
+
+BAD = {
+    "truncated": lambda payload: payload[: len(payload) // 2],
+    "oversized": lambda payload: payload + bytes(2**24),
+    "of another version": lambda payload: payload.replace(b'\\"version\\":1', b'\\"version\\":9'),
+    "with unknown names": update(lambda m: replace(m, shared={f"x{name}": value for name, value in m.shared.items()})),
+    "of wrong shapes": update(lambda m: first(m, torch.zeros(3, 3))),
+    "with NaN": update(lambda m: first(m, torch.full_like(m.shared[min(m.shared)], float("nan")))),
+    "with 1e30": update(lambda m: first(m, torch.full_like(m.shared[min(m.shared)], 1e30))),
+    "of a million examples": update(lambda m: replace(m, num_samples=1_000_000)),
+}
+
+
+def run_with(tmp_path: Path, bad: Callable[[Reply], Reply] | None) -> list[Step]:
+    """A run whose client 2 answers its tuning rounds badly; None: not at all."""
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    honest = clients["2"].answer
+
+    def answer(blob: bytes) -> bytes:
+        request = decode(Request, blob)
+        if request.phase != "tune":
+            return honest(blob)
+        if bad is None:
+            raise OSError("went away")
+        return encode(bad(decode(Reply, honest(blob))))
+
+    grid.nodes[3] = answer
+    return trained(transport, rounds=2, per_round=3, tolerance=DROP)
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The server's state of a run in which that client never answers."""
+    be_an_app()
+    steps = run_with(tmp_path_factory.mktemp("without"), None)
+    assert any("2" in step.record.failures for step in steps)
+    return encode(steps[-1].server)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_an_update_is_rejected_by_name_and_the_result_is_that_without_its_sender(tmp_path: Path, kind: str, without: bytes) -> None:
+    steps = run_with(tmp_path, lambda reply: replace(reply, payload=packed(BAD[kind](unpacked(reply.payload)))))
+    rejected = [step.record for step in steps if "2" in step.record.failures]
+    assert rejected and all(record.refused == ("2",) and "client 2, tune round" in record.failures["2"] for record in rejected)
+    assert encode(steps[-1].server) == without
+
+
+def test_bytes_that_are_no_reply_at_all_are_rejected_as_well(tmp_path: Path, without: bytes) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    honest = clients["2"].answer
+    grid.nodes[3] = lambda blob: honest(blob) if decode(Request, blob).phase != "tune" else b"\xff" * 64
+    steps = trained(transport, rounds=2, per_round=3, tolerance=DROP)
+    assert encode(steps[-1].server) == without
+    assert any(step.record.refused == ("2",) for step in steps)
