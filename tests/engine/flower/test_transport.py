@@ -11,7 +11,7 @@ pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], 
 
 import torch
 from made import KEY, federation, made_data, made_method, made_task
-from made_flower import CONFIG, RUN, connected, residents
+from made_flower import CONFIG, RUN, be_an_app, connected, residents
 
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.rng import Key
