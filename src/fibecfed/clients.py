@@ -50,6 +50,7 @@ class InProcess:
 
     prepared: Prepared
     transport: Simulator
+    states: ClientStates
     out: Path
 
     def finish(
@@ -57,7 +58,7 @@ class InProcess:
     ) -> Mapping[ClientId, str]:
         """As `Clients.finish`."""
         runtime, digests = self.transport.runtime, dict[ClientId, str]()
-        for client in runtime.states.clients():
+        for client in self.states.clients():
             own = runtime.personal_params(client, blob, last)
             digests[client] = checksum(own)
             if adapters and digests[client] != shared:
@@ -70,4 +71,4 @@ def in_process(prepared: Prepared, states: ClientStates, out: Path, completed: i
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
     runtime = ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)
-    return InProcess(prepared, Simulator(runtime), out)
+    return InProcess(prepared, Simulator(runtime), states, out)

@@ -7,7 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,7 +19,6 @@ from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Examples, Params, Round
 from ..core.wire import WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import batches, by_length
-from .states import ClientStates
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
@@ -58,6 +57,14 @@ class NotFinite(Exception):
     """A loss or an update that is not finite; the text says where."""
 
 
+class States(Protocol):
+    """Where clients' states are kept."""
+
+    def get(self, client: ClientId) -> bytes | None: ...
+
+    def put(self, client: ClientId, blob: bytes) -> None: ...
+
+
 class ClientRuntime:
     """Answers for clients: looks up their data and state, runs the method's half, keeps the new state.
 
@@ -71,7 +78,7 @@ class ClientRuntime:
         method: Method[Any, Any],
         task: Task,
         data: Callable[[ClientId], ClientData],
-        states: ClientStates,
+        states: States,
         key: Key,
         evaluation_batch_size: int,
     ) -> None:
