@@ -199,8 +199,7 @@ def _tried_out(prepared: Prepared, phase: Phase[Any, Any, Any, Any], server: Any
     """Bytes down and up of a phase's first round with one client that holds one example, and the server's state behind the phase."""
     inputs, method, task = prepared.inputs, prepared.method, prepared.task
     client = inputs.data.clients[0]
-    held = inputs.data.client(client)
-    one = replace(held, train=held.train.select(torch.tensor([0])))
+    one = replace(inputs.data.client(client), train=inputs.data.train.select(torch.tensor([0])))
     seat = Client(client, task, one, method.init_client(task, client, inputs.key), inputs.key.fold("check"))
     first = Round(phase.name, 0, phase.num_rounds, 0)
     down = phase.broadcast(server, first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
@@ -16,7 +16,7 @@ from ..core.rng import Key
 from .backbones import add_lora
 from .options import ModelOptions
 from .own_adapters import add_adapter
-from .tiny import Family, tiny_config
+from .tiny import FAMILIES, Family, tiny_config
 from .transformer_task import TransformerTask
 
 
@@ -43,9 +43,10 @@ def shape_of(config: PretrainedConfig) -> Shape:
     Raises:
         UserError: a family that none of the small models is of.
     """
-    family = config.model_type
-    if family not in get_args(Family):
-        raise UserError(f"model.name: got a {family} model, but only {', '.join(get_args(Family))} can be priced by their shape")
+    known: dict[str, Family] = {name: name for name in FAMILIES}
+    family = known.get(config.model_type)
+    if family is None:
+        raise UserError(f"model.name: got a {config.model_type} model, but only {', '.join(FAMILIES)} can be priced by their shape")
     config.num_labels = 2
     with torch.device("meta"):
         model: Any = AutoModelForSequenceClassification.from_config(config)
