@@ -67,6 +67,7 @@ class Machines:
         self.folder, self.app = folder, folder / "fed"
         self.port = free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.before: dict[str, int] = {}
         source = str(Path(__file__).resolve().parents[2] / "src")
         self.environment = {
             **os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0",
@@ -82,7 +83,9 @@ class Machines:
         return done.stdout
 
     def start(self, name: str, *command: str) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
+        path = self.folder / f"{name}.log"
+        self.before[name] = len(self.log(name)) if path.exists() else 0
+        with path.open("ab") as log:
             self.running[name] = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
@@ -98,8 +101,9 @@ class Machines:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def until(self, name: str, text: str) -> None:
+        """Wait for a text in what a process has said since it was last started."""
         end = time.monotonic() + WAIT_S
-        while text not in self.log(name):
+        while text not in self.log(name)[self.before[name] :]:
             assert time.monotonic() < end, f"{name} does not say {text!r}: {self.log(name)[-2000:]}"
             time.sleep(0.2)
 
@@ -241,3 +245,28 @@ def test_personal_models_lie_with_their_clients_alone(finished: Path, machines: 
 
 def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machines: Machines) -> None:
     assert "SuperNode ID" not in machines.log("node-stranger")
+
+
+def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
+    before = set((machines.app / "runs").iterdir())
+    machines.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
+    end = time.monotonic() + WAIT_S
+    while not (new := set((machines.app / "runs").iterdir()) - before) or not list(next(iter(new)).glob("checkpoints/*00002.json")):
+        assert time.monotonic() < end, machines.log("flwr")
+        time.sleep(0.2)
+    (out,) = new
+    machines.stop("link", signal.SIGKILL)
+    machines.stop("client-a", signal.SIGKILL)
+    machines.stop("flwr", signal.SIGKILL)
+    for name in (*NAMES, "stranger"):
+        machines.stop(f"node-{name}", signal.SIGKILL)
+    assert not (out / "summary.json").exists()
+    time.sleep(6)  # the server app sees within seconds that its SuperLink is gone
+    machines.link()
+    machines.client("a")
+    machines.until("client-a", "listening at")
+    for name in NAMES:
+        machines.run(str(BIN / "flwr"), "supernode", "register", f"{name}-key.pub", "production", "--name", name)
+        machines.node(name)
+    machines.run(sys.executable, "-m", "fibecfed", "resume", str(out))
+    assert outcome(out) == outcome(finished) and facts(out) == facts(finished)
