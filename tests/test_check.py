@@ -57,6 +57,10 @@ def config(folder: Path, **method: Any) -> Config:
         {"kind": "voc"},
         {"kind": "self-evolution"},
         {"kind": "fedsa-lora"},
+        {"kind": "fedalt"},
+        {"kind": "slora"},
+        {"kind": "fedex-lora"},
+        {"kind": "hetlora", "min_rank": 2},
     ],
     ids=lambda method: method.get("layers", {}).get("rule") or method["kind"],
 )

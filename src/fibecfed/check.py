@@ -266,7 +266,7 @@ def plan_effort(prepared: Prepared) -> Effort:
         for index in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
             now = Round(phase.name, index, phase.num_rounds, index)
             batches = [_batches_used(method, phase, now, size, training.batch_size) for size in sizes]
-            steps += people * training.local_epochs * statistics.mean(batches)
+            steps += people * getattr(method, "local_epochs", training.local_epochs) * statistics.mean(batches)
             if isinstance(method, fedavg.FedAvg):
                 passes += people * method.targets.passes(now) * statistics.mean(sizes)
             evaluations += (index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds

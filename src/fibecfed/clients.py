@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -15,6 +15,9 @@ from .engine.simulator import Simulator, Transport
 from .engine.states import ClientStates
 from .saving import folder_name, save
 
+Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
+"""The encoded message to each of some clients."""
+
 
 class Clients(Protocol):
     """The clients of one run."""
@@ -23,12 +26,12 @@ class Clients(Protocol):
     def transport(self) -> Transport: ...
 
     def finish(
-        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """Have each client that ever trained save its own adapter, unless it is the global one.
 
         Args:
-            blob: the last broadcast, of the round `last`.
+            messages: the last broadcast to clients, of the round `last`.
             shared: checksum of the global adapter.
             summary, header: what is known of the run, for the model cards.
             adapters: False: nothing is saved.
@@ -54,11 +57,11 @@ class InProcess:
     out: Path
 
     def finish(
-        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `Clients.finish`."""
         runtime, digests = self.transport.runtime, dict[ClientId, str]()
-        for client in self.states.clients():
+        for client, blob in messages(list(self.states.clients())).items():
             own = runtime.personal_params(client, blob, last)
             digests[client] = checksum(own)
             if adapters and digests[client] != shared:

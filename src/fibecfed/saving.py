@@ -16,6 +16,7 @@ from .adapters.options import called
 from .build import Prepared
 from .config import Config, to_toml
 from .core.errors import RunFailed
+from .core.task import DELTA
 from .core.types import ClientId, Params
 from .models.backbones import Source, sha256_of
 from .models.export import save_adapter
@@ -45,6 +46,7 @@ def save(prepared: Prepared, folder: Path, who: str, params: Params, summary: Ma
         config_toml=to_toml(_without_folders(prepared.inputs.config)),
         versions=header["versions"],
         adapter=None if adapter is None else called(adapter),
+        beside_weights=any(name.endswith(DELTA) for name in params),
     )
     labels = names if prompt is None else prompt.about(names)
     try:

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from .core.errors import RunFailed, UserError
 from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
-from .core.types import Round
+from .core.types import ClientId, Round
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.evaluation import Evaluator, worst_decile
 from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
-from .engine.loop import Step, run, schedule
+from .engine.loop import Step, addressed, run, schedule
 from .models.kept import KeptWeights
 from .report.summary import summarise
 from .saving import save, versions, weight_files
@@ -279,7 +279,12 @@ class _Session:
         if self.adapters:
             save(self.prepared, self.out / "global", "the global model", params, summary, header)
         phase = next(phase for phase in self.method.phases if phase.name == last.phase)
-        own = clients.finish(encode(phase.broadcast(server, last)), last, shared, summary, header, self.adapters)
+        broadcast = phase.broadcast(server, last)
+
+        def messages(names: Sequence[ClientId]) -> Mapping[ClientId, bytes]:
+            return addressed(phase, server, broadcast, names)[1]
+
+        own = clients.finish(messages, last, shared, summary, header, self.adapters)
         digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
         every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
         summary["adapters"] = {"personal": len(digests), "sha256": every}

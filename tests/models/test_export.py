@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from texts import bits, noisy
 from transformers import AutoModelForSequenceClassification
 
-from fibecfed.models.export import save_adapter
+from fibecfed.core.task import DELTA
+from fibecfed.models.export import DELTA_FILE, add_delta, save_adapter
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config, tiny_model, tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 
@@ -63,3 +64,31 @@ def test_an_adapter_trained_in_bf16_is_saved_in_float32(tmp_path: Path) -> None:
     task = TransformerTask(tiny_model("llama"), precision="bf16")
     written = load_file(saved(task, tmp_path) / "adapter_model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_stands_beside_the_weights_is_saved_apart_and_added_by_the_loader(family: Family, tmp_path: Path) -> None:
+    task = tiny_task(family)
+    generator = torch.Generator().manual_seed(0)
+    sizes = {found.weight: (len(task.params()[found.b]), task.params()[found.a].shape[1]) for found in task.low_rank()}
+    deltas = {name + DELTA: torch.randn(size, generator=generator) for name, size in sizes.items()}
+    params = noisy(task)
+    folder = saved(task, tmp_path, {**params, **deltas})
+    assert load_file(folder / DELTA_FILE).keys() == sizes.keys()
+    assert not any(name.endswith(DELTA) for name in load_file(folder / "adapter_model.safetensors"))
+    model = tiny_model(family)
+    model.load_adapter(str(folder), "default")
+    assert add_delta(model, folder) == len(sizes)
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=torch.int64), "labels": torch.zeros(1)}
+    loaded = TransformerTask(model)
+    torch.testing.assert_close(loaded.logits(loaded.params(), batch), task.logits({**params, **deltas}, batch))
+    assert not torch.allclose(task.logits(params, batch), task.logits({**params, **deltas}, batch))
+    with pytest.raises(KeyError, match="load the adapter"):
+        add_delta(torch.nn.Linear(1, 1), folder)
+
+
+def test_a_folder_without_differences_changes_no_weight(tmp_path: Path) -> None:
+    task = tiny_task("bert")
+    before = bits(task.model)
+    assert add_delta(task.model, saved(task, tmp_path)) == 0
+    assert bits(task.model) == before

@@ -123,6 +123,7 @@ class Phase(Generic[S, C, D, U]):
         template: an answer as the server expects it, made from the server's state alone. Each answer must have its tensors' names,
             shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
             the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
+        address: what one client gets of a broadcast, given the server's state. Left out, everybody gets the same.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Phase(Generic[S, C, D, U]):
     client_update: Callable[[Client[C], D, Round], Update[C, U]]
     aggregate: Callable[[S, Sequence[Received[U]], Round], S]
     template: Callable[[S, Round], U] | None = None
+    address: Callable[[S, D, ClientId], D] | None = None
 
 
 class Method(Protocol[S, C]):

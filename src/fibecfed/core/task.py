@@ -43,11 +43,32 @@ class Tape:
     linears: tuple[TracedLinear, ...]
 
 
+DELTA = ".delta"
+"""Behind the name of an adapted weight: what is added to it, (d_out, d_in), whichever way the module stores the weight."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """LoRA beside one frozen weight W (d_out, d_in): W + scaling B A.
+
+    Attributes:
+        weight: name of W among `adapted_weights`.
+        a, b: names of A (r, d_in) and B (d_out, r) among the trainable tensors.
+        scaling: alpha / r.
+    """
+
+    weight: str
+    a: str
+    b: str
+    scaling: float
+
+
 class Task(Protocol):
     """A frozen backbone with an adapter and a head, as functions of the trainable tensors.
 
     The module behind it is never written, so that clients cannot leak into each other. Every method that takes
-    `params` refuses names other than the task's own (plus any of `adapted_weights`, which then replace the frozen ones).
+    `params` refuses names other than the task's own, plus any of `adapted_weights`, which then replace the frozen ones, and plus any of
+    them with `DELTA` behind, which are then added to the frozen ones.
     Losses are in nat, one an example: whether they are summed or averaged is the caller's visible choice.
     """
 
@@ -114,6 +135,10 @@ class Task(Protocol):
 
     def adapted_weights(self) -> Mapping[str, Tensor]:
         """The frozen weights that the adapter stands beside, by name."""
+        ...
+
+    def low_rank(self) -> tuple[LowRank, ...]:
+        """The low-rank maps of the adapter, in order of their weights; none where it is no LoRA."""
         ...
 
     def exact(self) -> Task:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from .. import session
 from ..build import Prepared, nobody
+from ..clients import Messages
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, write_atomically
@@ -40,11 +41,11 @@ class Machines:
     names: Sequence[ClientId]
 
     def finish(
-        self, blob: bytes, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
-        message = Finish(packed(blob), shared, json.dumps(summary), json.dumps(header))
-        return self.transport.finish(message, last, self.names, FINISH_S)
+        about = shared, json.dumps(summary), json.dumps(header)
+        return self.transport.finish({name: Finish(packed(blob), *about) for name, blob in messages(self.names).items()}, last, FINISH_S)
 
 
 def serve(grid: Any, settings: Mapping[str, Any]) -> None:

@@ -13,10 +13,11 @@ from ..core.method import Method
 from ..core.records import EvalRecord
 from ..core.task import Task
 from ..core.types import ClientId, Examples, Failure, Round
-from ..core.wire import WireError, encode
+from ..core.wire import WireError
 from .checks import MAX_COUNTS_BYTES, Refused, checked_counts
 from .client import Counts, confusion
 from .failures import STOP, Tolerance, printable
+from .loop import addressed
 from .simulator import Transport
 
 
@@ -50,12 +51,11 @@ class Evaluator:
         """
         start = time.perf_counter()
         phase = next(phase for phase in self.method.phases if phase.name == now.phase)
-        blob = encode(phase.broadcast(server, now))
         asked = [client for client in self.clients if client not in excluded]
+        _, requests = addressed(phase, server, phase.broadcast(server, now), asked)
         counts: dict[ClientId, Counts] = {}
         failures: dict[ClientId, str] = {}
         bytes_up = 0
-        requests = dict.fromkeys(asked, blob)
         for client, reply in self.transport.exchange("evaluate", now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
                 failures[client] = printable(reply.reason)
@@ -85,7 +85,7 @@ class Evaluator:
             server_validation=server_validation,
             loss_pooled=loss / max(1, sum(map(sum, pooled))),
             loss_server=server_loss,
-            bytes_down=len(blob) * len(asked),
+            bytes_down=sum(map(len, requests.values())),
             bytes_up=bytes_up,
             seconds=time.perf_counter() - start,
             failures={client: failures[client] for client in sorted(failures)},

@@ -142,28 +142,29 @@ def _round(
 ) -> tuple[Any, RoundRecord, Standing]:
     start = time.perf_counter()
     broadcast = phase.broadcast(server, now)
-    blob = encode(broadcast)
     expect = expected(phase, server, broadcast, now)
-    before, attempts = standing, list[FailedAttempt]()
+    before, attempts, fields_down = standing, list[FailedAttempt](), dict[str, int]()
     while True:
         chosen = choose(len(attempts), standing.excluded)
-        got = _exchange(transport, chosen, blob, now, expect, tolerance, standing)
+        messages, blobs = addressed(phase, server, broadcast, chosen)
+        sizes = {client: len(blob) for client, blob in blobs.items()}
+        fields_down = _added([fields_down, *(payload_bytes(messages[client], sizes[client]) for client in chosen)])
+        got = _exchange(transport, blobs, now, expect, tolerance, standing)
         accepted = {client: num_samples(message) for client, message in got.messages.items()}
         standing = standing.after(accepted, got.refused, tolerance.exclude_after)
         if len(got.messages) >= tolerance.needed(len(chosen)):
             break
-        attempts.append(FailedAttempt(chosen, dict.fromkeys(chosen, len(blob)), got.bytes_up, got.failures, got.refused))
+        attempts.append(FailedAttempt(chosen, sizes, got.bytes_up, got.failures, got.refused))
         if len(attempts) == tolerance.round_attempts:
             raise RunFailed(_too_few(got, now, tolerance, standing))
     answers = [Received(client, message) for client, message in got.messages.items()]
     after = phase.aggregate(server, answers, now)
     useful = sum(got.bytes_up[answer.client] for answer in answers)
-    bytes_down = _added([*(attempt.bytes_down for attempt in attempts), dict.fromkeys(chosen, len(blob))])
+    bytes_down = _added([*(attempt.bytes_down for attempt in attempts), sizes])
     bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
     fields_up = _added([payload_bytes(answer.message, got.bytes_up[answer.client]) for answer in answers])
     if discarded := sum(bytes_up.values()) - useful:
         fields_up["discarded"] = discarded
-    sent = sum(bytes_down.values()) // len(blob)
     record = RoundRecord(
         phase=now.phase,
         index=now.index,
@@ -171,7 +172,7 @@ def _round(
         cohort=chosen,
         bytes_down=bytes_down,
         bytes_up=bytes_up,
-        fields_down={name: size * sent for name, size in payload_bytes(broadcast, len(blob)).items()},
+        fields_down=fields_down,
         fields_up=fields_up,
         steps={client: work.steps for client, work in got.work.items()},
         examples={client: work.examples for client, work in got.work.items()},
@@ -190,8 +191,7 @@ def _round(
 
 def _exchange(
     transport: Transport,
-    chosen: tuple[ClientId, ...],
-    blob: bytes,
+    requests: Mapping[ClientId, bytes],
     now: Round,
     expect: Expected,
     tolerance: Tolerance,
@@ -203,7 +203,7 @@ def _exchange(
     failures: dict[ClientId, str] = {}
     refused: list[ClientId] = []
     repeats: list[ClientId] = []
-    requests = dict.fromkeys(chosen, blob)
+    chosen = tuple(requests)
     for client, reply in transport.exchange("train", now, requests, tolerance.timeout_s, expect.max_bytes):
         if isinstance(reply, Failure):
             failures[client] = printable(reply.reason)
@@ -244,6 +244,16 @@ def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standin
     text += f", expected at least {needed} (federation.quorum)" if needed > 1 else ""
     text += f", the last of {tolerance.round_attempts} cohorts that were asked" if tolerance.round_attempts > 1 else ""
     return f"{text}; the first: {next(iter(got.failures.values()))}. {_REPEATS if got.repeats else _USABLE}"
+
+
+def addressed(
+    phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, clients: Sequence[ClientId]
+) -> tuple[dict[ClientId, Any], dict[ClientId, bytes]]:
+    """The message to each client, and its bytes; encoded once where everybody gets the same."""
+    if phase.address is None:
+        return dict.fromkeys(clients, broadcast), dict.fromkeys(clients, encode(broadcast))
+    messages = {client: phase.address(server, broadcast, client) for client in clients}
+    return messages, {client: encode(message) for client, message in messages.items()}
 
 
 def _added(tables: Sequence[Mapping[str, int]]) -> dict[str, int]:

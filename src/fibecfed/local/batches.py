@@ -51,6 +51,12 @@ def shuffled_batches(
     return batches(examples, order, options.batch_size, max_length=max_length, beside=beside)
 
 
+def plain_epochs(examples: Examples, options: TrainingOptions, key: Key, epochs: int) -> list[Iterator[Batch]]:
+    """That many epochs over all examples, each in a random order of its own."""
+    everything = torch.arange(len(examples))
+    return [shuffled_batches(examples, everything, options, key.fold("order", epoch)) for epoch in range(epochs)]
+
+
 def grouped_by_length(examples: Examples, order: Tensor, batch_size: int, key: Key) -> Tensor:
     """`order`, rearranged so that its batches hold examples of like length and need little padding; each example still comes once.
 

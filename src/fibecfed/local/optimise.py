@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ def fit(
     trained: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     collect_fisher: bool = False,
+    penalty: Callable[[Params], Tensor] | None = None,
 ) -> Fit:
     """Train a copy of `params` on the mean loss of each batch in turn, with a new optimiser.
 
@@ -55,6 +56,7 @@ def fit(
         epochs: the batches of each epoch. `weights` in a batch make its loss the weighted mean.
         trained: names that may move; default all.
         masks: name -> bool (rows,): only the rows marked move. Neither weight decay nor a moment moves any other row.
+        penalty: what is added to the loss of each step, a number made of the tensors; not part of the recorded loss.
         collect_fisher: sum per-example squared gradients by neuron during the first epoch; all neurons, masked or not.
 
     Raises:
@@ -79,7 +81,8 @@ def fit(
                     sums.add(squares(tape, grads[len(leaves) :], scale=size))
                 else:
                     losses = task.losses(work, batch)
-                    grads = torch.autograd.grad(_mean(losses, batch), leaves)
+                    objective = _mean(losses, batch)
+                    grads = torch.autograd.grad(objective if penalty is None else objective + penalty(work), leaves)
                 loss = float(losses.detach().sum())
                 if loss - loss != 0:
                     raise FloatingPointError(f"the loss of step {num_steps} is {loss / size}")

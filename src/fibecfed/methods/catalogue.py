@@ -161,6 +161,39 @@ class LptOptions(Options):
     adapter: LatePromptAdapter = LatePromptAdapter()
 
 
+class FedAltOptions(Options):
+    """FedAlt: lower layers and head are shared, upper layers personal; each client trains the two in turn (Pillutla et al. 2022)."""
+
+    kind: Literal["fedalt"] = Field(default="fedalt", description="The method.")
+    personal: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the layers that stay on the client, the uppermost ones.")
+
+
+class SLoraOptions(Options):
+    """SLoRA: sparse updates of the adapted weights first; LoRA then starts from the best low-rank form of them (Babakniya et al. 2023)."""
+
+    kind: Literal["slora"] = Field(default="slora", description="The method.")
+    share: float = Field(default=0.25, gt=0, lt=1, description="[C] Share of the rounds that stage 1 takes.")
+    density: float = Field(default=0.01, gt=0, le=1, description="[S] Share of the adapted weights' numbers that stage 1 trains.")
+    rate_factor: float = Field(
+        default=0.1, gt=0, description="[C] Stage 1's learning rate over `training.learning_rate`: weights themselves take smaller steps."
+    )
+
+
+class FedExLoraOptions(Options):
+    """FedEx-LoRA: what the product of the mean factors misses of the mean product is added beside the weights (Singhal et al. 2025)."""
+
+    kind: Literal["fedex-lora"] = Field(default="fedex-lora", description="The method.")
+
+
+class HetLoraOptions(Options):
+    """HetLoRA: every client has a rank of its own, which it may lower; the server pads, weighs and truncates (Cho et al. 2024)."""
+
+    kind: Literal["hetlora"] = Field(default="hetlora", description="The method.")
+    min_rank: int = Field(default=2, ge=1, description="[C] Ranks are drawn evenly from it to `model.rank`, and never fall below it.")
+    decay: float = Field(default=0.99, gt=0, lt=1, description="[C] gamma: ranks behind floor(gamma r) are the tail that may be pruned.")
+    penalty: float = Field(default=0.005, ge=0, description="[C] lambda: weight of the tail's norm in the loss.")
+
+
 @dataclass(frozen=True)
 class Row:
     """One method.
@@ -183,6 +216,7 @@ _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE:
 
 _TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
 _LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
+_LORA_NOT_FOUND = f"its paper's rate could not be looked up, so that of LoRA: {_LORA_RATE}"
 
 _FEDPROMPT_RATE = "that of its paper could not be checked; as for prompt-tuning"
 _PREFIX_RATE = "published scripts of P-tuning v2 for BERT and RoBERTa: 5e-3 to 1e-2"
@@ -208,6 +242,10 @@ CATALOGUE: dict[str, Row] = {
     "idpg": Row(IdpgOptions, "fedavg", "Wu et al., NAACL 2022", 1e-3, "its published scripts: 5e-3, 1e-3, 5e-4, 1e-4"),
     "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _PROMPT_RATE),
     "lpt": Row(LptOptions, "fedavg", "Liu et al., Findings of EMNLP 2022", 1e-3, "its published scripts: 1e-3 on RoBERTa, 5e-4 on GPT-2"),
+    "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", 5e-4, _TRAINS_LORA),
+    "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", 5e-4, _LORA_NOT_FOUND),
+    "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 5e-4, _LORA_NOT_FOUND),
+    "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", 5e-4, _LORA_NOT_FOUND),
 }
 
 COMPARED = (

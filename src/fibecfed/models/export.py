@@ -8,12 +8,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+import torch
 from peft import PeftModel
+from torch import nn
 
 from ..core.files import write_atomically
+from ..core.task import DELTA
 from ..core.types import Params
 from .own_adapters import save_own_adapter
 from .transformer_task import TransformerTask
+
+DELTA_FILE = "delta.safetensors"
+"""What is added to frozen weights beside the adapter, since no adapter of low rank can hold it: (d_out, d_in) by the weight's name."""
+
+
+@torch.no_grad()
+def add_delta(model: nn.Module, folder: str | Path) -> int:
+    """Add what delta.safetensors of an adapter's folder holds to the weights of a PEFT model that the adapter was loaded into, once.
+
+    Returns:
+        How many weights were changed; 0 where there is no such file.
+
+    Raises:
+        KeyError: a weight that the model does not have.
+    """
+    path = Path(folder) / DELTA_FILE
+    deltas = safetensors.torch.load_file(path) if path.is_file() else {}
+    weights = dict(model.named_parameters())
+    if unknown := sorted(deltas.keys() - weights.keys()):
+        raise KeyError(f"{path} has weights that the model does not have: {unknown[:3]}; load the adapter into it first")
+    for name, delta in deltas.items():
+        layer: Any = model.get_submodule(name.removesuffix(".base_layer.weight"))
+        weights[name].add_((delta.T if layer.fan_in_fan_out else delta).to(weights[name]))
+    return len(deltas)
 
 
 def save_adapter(
@@ -26,9 +54,10 @@ def save_adapter(
     labels: Sequence[str] | Mapping[str, Any],
     card: str,
 ) -> None:
-    """Write `params` as an adapter, with the label names and a model card.
+    """Write `params` as an adapter, with the label names and a model card; differences to frozen weights as delta.safetensors.
 
     Args:
+        params: the task's tensors, and beside them what is added to some of its adapted weights (names ending in `DELTA`).
         base: published id of the backbone, written as the adapter's base model.
         labels: class names in order, or these with the template and the words that stand for them; written to labels.json.
         card: text of the folder's README.md.
@@ -50,10 +79,13 @@ def save_adapter(
 
 def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision: str | None) -> None:
     state = {name: value for name, value in model.state_dict().items() if "lora_" in name or "modules_to_save" in name}
-    state.update({name: value.detach() for name, value in params.items()})
+    state.update({name: value.detach() for name, value in params.items() if not name.endswith(DELTA)})
+    deltas = {name.removesuffix(DELTA): value.detach().contiguous() for name, value in params.items() if name.endswith(DELTA)}
     folder.mkdir(parents=True, exist_ok=True)
     # Asking for no embeddings keeps PEFT from looking the base up on the hub
     model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    if deltas:
+        write_atomically(folder / DELTA_FILE, safetensors.torch.save(deltas))
     path = folder / "adapter_config.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)

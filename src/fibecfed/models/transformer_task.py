@@ -7,7 +7,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from ..adapters.body import Adapter, Body
 from ..adapters.make import norms
 from ..core.rng import Key
-from ..core.task import Tape, TracedLinear
+from ..core.task import DELTA, LowRank, Tape, TracedLinear
 from ..core.types import Batch, Params
 from .heads import Pooling, UnsupportedModel, classifier_head, pool
 from .label_words import LabelWords, LanguageHead, word_positions
@@ -80,6 +80,7 @@ class TransformerTask:
         self._norms = frozenset(norms(self.model))
         self._linears = _trained_linears(self.model, self._names)
         self._adapted = _adapted_weights(self.model)
+        self._low_rank, self._transposed = _low_rank(self.model, self._name_set)
         coarse = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
         self.precision = precision if coarse else "float32"
         self._try_out(tolerance=0.05 if coarse else 1e-3)
@@ -141,6 +142,10 @@ class TransformerTask:
     def adapted_weights(self) -> Mapping[str, Tensor]:
         """The frozen weights that LoRA stands beside, by name."""
         return self._adapted
+
+    def low_rank(self) -> tuple[LowRank, ...]:
+        """The LoRA maps whose A and B are trained, in order of their weights."""
+        return self._low_rank
 
     # What it computes
 
@@ -236,7 +241,11 @@ class TransformerTask:
         """Scores of the classes, or with words of the whole vocabulary."""
         if params.keys() != self._name_set:
             self._check_names(params)
-        swapped = {f"model.{name}": value.to(self._device) for name, value in params.items()}
+        swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
+        for weight in self._adapted if len(params) > len(self._names) else ():
+            if (delta := params.get(weight + DELTA)) is not None:
+                delta = delta.T if weight in self._transposed else delta
+                swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
         inputs = {name: value.to(self._device) for name, value in batch.items() if name not in _NOT_INPUTS}
         with self._kernels():
             logits = functional_call(self._classifier, swapped, (inputs, embeddings, adapted), tie_weights=False)
@@ -288,7 +297,7 @@ class TransformerTask:
 
     def _check_names(self, params: Params) -> None:
         missing = sorted(self._name_set - params.keys())
-        unknown = sorted(params.keys() - self._name_set - self._adapted.keys())
+        unknown = sorted(params.keys() - self._name_set - self._adapted.keys() - {name + DELTA for name in self._adapted})
         if missing or unknown:
             raise KeyError(f"params must be the task's own tensors: missing {missing[:3]}, unknown {unknown[:3]}")
 
@@ -383,6 +392,21 @@ def _adapted_weights(model: nn.Module) -> dict[str, Tensor]:
         if hasattr(module, "lora_A") and isinstance(base, nn.Module):
             found[f"{path}.base_layer.weight"] = base.get_parameter("weight")
     return found
+
+
+def _low_rank(model: nn.Module, trained: Collection[str]) -> tuple[tuple[LowRank, ...], frozenset[str]]:
+    """The trained LoRA maps, and the names of the weights that are stored as (d_in, d_out)."""
+    maps, transposed = [], set()
+    for path, module in model.named_modules():
+        if not hasattr(module, "lora_A") or not isinstance(getattr(module, "base_layer", None), nn.Module):
+            continue
+        weight, a, b = f"{path}.base_layer.weight", f"{path}.lora_A.default.weight", f"{path}.lora_B.default.weight"
+        scaling: Any = module.scaling
+        if a in trained and b in trained:
+            maps.append(LowRank(weight, a, b, float(scaling["default"])))
+        if module.fan_in_fan_out:
+            transposed.add(weight)
+    return tuple(sorted(maps, key=lambda found: found.weight)), frozenset(transposed)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ def model_card(
     versions: Mapping[str, str],
     adapter: str | None = None,
     prompt: Prompt | None = None,
+    beside_weights: bool = False,
 ) -> str:
     """Markdown with the header that model hubs read.
 
@@ -31,6 +32,7 @@ def model_card(
         config_toml: the resolved configuration.
         adapter: what an adapter that is not LoRA is called.
         prompt: template and words that it was trained with, if it has no head of its own.
+        beside_weights: whether delta.safetensors lies in the folder.
     """
     scores = summary["scores"]
     weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or "- loaded by its id"
@@ -53,7 +55,7 @@ A {adapter or "LoRA"} adapter {what} for `{base}`, made by federated fine-tuning
 (method `{summary["method"]}`): the training texts stayed with their clients.
 
 ```python
-{(_LOAD_OWN if adapter else _LOAD_LORA).format(base=json.dumps(base), kind=kind, classes=more)}
+{(_LOAD_OWN if adapter else _LOAD_LORA).format(base=json.dumps(base), kind=kind, classes=more)}{_DELTA if beside_weights else ""}
 ```
 
 Classes, in order: {classes}.
@@ -91,6 +93,13 @@ from transformers import {kind}
 base = {kind}.from_pretrained({base}{classes})
 task = fibecfed.load_adapter(base, "THIS FOLDER")
 # task.predict(task.params(), tokenizer(texts, padding=True, return_tensors="pt"))"""
+
+
+_DELTA = """
+
+from fibecfed.models.export import add_delta
+
+add_delta(model, "THIS FOLDER")  # once: what this method adds to the frozen weights, beside the adapter"""
 
 
 def _words(prompt: Prompt | None) -> str:

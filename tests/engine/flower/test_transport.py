@@ -88,7 +88,7 @@ def test_personal_models_are_saved_by_their_clients_and_only_a_checksum_comes_ba
     blob = encode(phase.broadcast(steps[-1].server, last))
     transport, _, told = connected(residents(tmp_path))
     trained(transport)
-    digests = transport.finish(Finish(packed(blob), "", "{}", "{}"), last, made_data().clients, 5)
+    digests = transport.finish(dict.fromkeys(made_data().clients, Finish(packed(blob), "", "{}", "{}")), last, 5)
     expected = {c: checksum(simulated.runtime.personal_params(c, blob, last)) for c in simulated.states.clients()}
     assert digests == expected and not told
     assert {c: (tmp_path / c / RUN / "adapter" / "checksum").read_text() for c in expected} == expected

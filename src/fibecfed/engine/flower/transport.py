@@ -139,15 +139,14 @@ class FlowerTransport:
         """Bytes of initial tensors that clients of the last exchange had to be sent; what they note about themselves stays with them."""
         return self._notes
 
-    def finish(self, last: Finish, now: Round, clients: Sequence[ClientId], timeout_s: float) -> Mapping[ClientId, str]:
+    def finish(self, last: Mapping[ClientId, Finish], now: Round, timeout_s: float) -> Mapping[ClientId, str]:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
         end = time.monotonic() + timeout_s
         self._at = now.number + 1
         self._greet(end)
-        blob = encode(last)
-        asked = {client: self._request("finish", client, now, blob) for client in clients if client in self._seats}
+        asked = {client: self._request("finish", client, now, encode(last[client])) for client in last if client in self._seats}
         digests: dict[ClientId, str] = {}
-        for client in set(clients) - asked.keys():
+        for client in sorted(last.keys() - asked.keys()):
             self.say(f"client {client} is not connected and has not saved its own model")
         for client, reply in self._ask(asked, end, timeout_s):
             if isinstance(reply, Failure):

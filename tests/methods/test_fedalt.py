@@ -1,0 +1,57 @@
+"""FedAlt: personal layers first, with the shared ones frozen; then the shared ones beside the new personal layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from made import KEY, TRAINING, federation, made_data, made_method, made_task, names_of_layers, same, seat
+
+from fibecfed.core.types import Round
+from fibecfed.local.batches import plain_epochs
+from fibecfed.local.optimise import fit
+
+TASK, DATA = made_task(4), made_data()
+PERSONAL, SHARED = names_of_layers(TASK, [2, 3]), names_of_layers(TASK, [0, 1, None])
+NOW = Round("tune", 0, 4, 0)
+
+
+def test_the_upper_half_of_the_layers_is_personal_and_the_rest_and_the_head_travel():
+    world = federation(made_method("fedalt"), TASK, DATA)
+    down = world.method.phases[0].broadcast(world.server, NOW)
+    assert set(down.shared) == SHARED
+    assert set(world.method.init_client(TASK, "1", KEY).own) == PERSONAL
+    assert {layer for layer in range(4) if names_of_layers(TASK, [layer]) <= PERSONAL} == {2, 3}
+
+
+def test_a_client_trains_the_two_parts_in_turn_each_half_of_the_local_epochs():
+    training = TRAINING.model_copy(update={"local_epochs": 4})
+    world = federation(made_method("fedalt", training=training), TASK, DATA)
+    phase, client = world.method.phases[0], seat(world, "1")
+    update = phase.client_update(client, phase.broadcast(world.server, NOW), NOW)
+    params = TASK.init_params(KEY.fold("run", "init"))
+    for name, moving in (("personal", PERSONAL), ("shared", SHARED)):
+        key = client.key.fold(name)
+        before = params
+        params = fit(TASK, params, plain_epochs(client.data.train, training, key, 2), training, key.fold("dropout"), trained=moving).params
+        assert all((params[tensor] is not before[tensor]) for tensor in moving)
+        assert same({n: params[n] for n in params if n not in moving}, {n: before[n] for n in before if n not in moving})
+    assert same({**update.message.shared, **update.state.own}, params)
+    assert update.work.examples == 4 * len(client.data.train)
+
+
+@pytest.mark.parametrize(("epochs", "half"), [(1, 1), (2, 1), (3, 1), (6, 3)])
+def test_each_part_gets_half_of_the_local_epochs_and_at_least_one(monkeypatch, epochs: int, half: int):
+    training = TRAINING.model_copy(update={"local_epochs": epochs})
+    world = federation(made_method("fedalt", training=training), TASK, DATA)
+    calls: list[Any] = []
+
+    def spy(task, params, epochs, *args, **more):
+        calls.append((len(epochs), set(more["trained"])))
+        return fit(task, params, epochs, *args, **more)
+
+    monkeypatch.setattr("fibecfed.methods.fedalt.fit", spy)
+    phase = world.method.phases[0]
+    phase.client_update(seat(world, "1"), phase.broadcast(world.server, NOW), NOW)
+    assert calls == [(half, PERSONAL), (half, SHARED)]
+    assert world.method.local_epochs == 2 * half
