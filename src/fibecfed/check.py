@@ -29,7 +29,7 @@ from .core.wire import encode
 from .engine.client import frame
 from .local import curriculum, selection
 from .local.optimise import fit
-from .methods import fedavg, fibecfed
+from .methods import fedavg, fedpeptao, fibecfed
 from .methods.catalogue import AttemptOptions
 from .report.units import duration
 from .source_prompts import source_tasks
@@ -263,6 +263,8 @@ def plan_effort(prepared: Prepared) -> Effort:
     steps = passes = evaluations = 0.0
     for phase in method.phases:
         people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)
+        if phase.up is fedpeptao.Scores:
+            passes += people * training.batch_size
         for index in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
             now = Round(phase.name, index, phase.num_rounds, index)
             batches = [_batches_used(method, phase, now, size, training.batch_size) for size in sizes]
@@ -283,7 +285,7 @@ def plan_effort(prepared: Prepared) -> Effort:
     return Effort(round(steps), round(passes), round((1 + 2 * evaluations) * scored_each_time))
 
 
-_WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio)
+_WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio, fedpeptao.Scores)
 
 
 def _batches_used(method: Any, phase: Phase[Any, Any, Any, Any], now: Round, size: int, batch_size: int) -> int:

@@ -194,6 +194,40 @@ class HetLoraOptions(Options):
     penalty: float = Field(default=0.005, ge=0, description="[C] lambda: weight of the tail's norm in the loss.")
 
 
+_FIVE = PrefixAdapter(num_tokens=5)
+
+
+class FedPepTaoOptions(Options):
+    """FedPepTAO: prefixes; the layers that score best travel, with a server step corrected for drift (Che et al. 2023)."""
+
+    kind: Literal["fedpeptao"] = Field(default="fedpeptao", description="The method.")
+    adapter: PrefixAdapter = _FIVE
+    layers: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the layers that travel; the paper finds it from eigenvalues.")
+    gradient: Literal["update", "difference"] = Field(
+        default="update", description="[C] g of the server's momentum: the round's update, or (published code) that before minus it."
+    )
+    server_learning_rate: float = Field(default=0.05, ge=0, description="[S] Of the published script.")
+    server_decay: float = Field(default=0.99, gt=0, le=1, description="[S] Factor on it in every server step, in the published code.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] Weight of the server's velocity.")
+
+
+class MomdOptions(Options):
+    """Momentum on the clients: prefixes trained by SGD with momentum, averaged (Yu et al. 2019)."""
+
+    kind: Literal["momd"] = Field(default="momd", description="The method.")
+    adapter: PrefixAdapter = _FIVE
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] Of SGD; in place of `training.momentum`.")
+
+
+class MomsAdamwOptions(Options):
+    """Momentum on the server: prefixes trained by AdamW, the mean's change gathers momentum (after Reddi et al. 2021)."""
+
+    kind: Literal["moms-adamw"] = Field(default="moms-adamw", description="The method.")
+    adapter: PrefixAdapter = _FIVE
+    server_learning_rate: float = Field(default=0.3, gt=0, description="[C] Rate of the server's step.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] Weight of the server's velocity.")
+
+
 @dataclass(frozen=True)
 class Row:
     """One method.
@@ -217,6 +251,7 @@ _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE:
 _TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
 _LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
 _LORA_NOT_FOUND = f"its paper's rate could not be looked up, so that of LoRA: {_LORA_RATE}"
+_PREFIXES = "its paper trains no prefixes, so that of FedPepTAO's published script, which does: 4e-2"
 
 _FEDPROMPT_RATE = "that of its paper could not be checked; as for prompt-tuning"
 _PREFIX_RATE = "published scripts of P-tuning v2 for BERT and RoBERTa: 5e-3 to 1e-2"
@@ -246,6 +281,9 @@ CATALOGUE: dict[str, Row] = {
     "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", 5e-4, _LORA_NOT_FOUND),
     "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 5e-4, _LORA_NOT_FOUND),
     "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", 5e-4, _LORA_NOT_FOUND),
+    "fedpeptao": Row(FedPepTaoOptions, "fedpeptao", "Che et al., EMNLP 2023", 4e-2, "its published script for RoBERTa large: 4e-2"),
+    "momd": Row(MomdOptions, "fedavg", "Yu, Jin and Yang, ICML 2019", 4e-2, _PREFIXES),
+    "moms-adamw": Row(MomsAdamwOptions, "fedavg", "Reddi et al., ICLR 2021", 4e-2, _PREFIXES),
 }
 
 COMPARED = (

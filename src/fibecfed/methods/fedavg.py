@@ -25,6 +25,8 @@ from .catalogue import (
     LocalOptions,
     LoraOptions,
     LptOptions,
+    MomdOptions,
+    MomsAdamwOptions,
     PromptTuningOptions,
     PTuningOptions,
     SelfEvolutionOptions,
@@ -46,6 +48,7 @@ from .parts import (
     GrowingLength,
     Names,
     SelfEvolution,
+    ServerMomentum,
     ServerRule,
     ShortFirst,
     Targets,
@@ -216,6 +219,12 @@ def build(options: FedAvgOptions, setting: Setting) -> FedAvg:
             return replace(plain, travels=Names(only=(ADAPTER,)))
         case AdapterOptions() | PromptTuningOptions() | PTuningOptions() | IdpgOptions() | AttemptOptions() | LptOptions():
             return plain  # what sets it apart is the adapter of its task
+        case MomdOptions():
+            training = setting.training.model_copy(update={"optimizer": "sgd", "momentum": options.momentum})
+            return replace(plain, training=training)
+        case MomsAdamwOptions():
+            training = setting.training.model_copy(update={"optimizer": "adamw", "momentum": 0.0})
+            return replace(plain, training=training, server=ServerMomentum(options.server_learning_rate, options.momentum))
 
 
 def _keep(server: Any, received: Sequence[Received[Done]], now: Round) -> Any:

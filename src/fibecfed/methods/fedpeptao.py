@@ -1,0 +1,255 @@
+"""FedPepTAO (Che et al., EMNLP 2023, arXiv 2310.15080): the better layers travel, and the server corrects its step for clients that drift.
+docs/methods/fedpeptao.md. [S] marks what the paper or its published code states, [C] what is chosen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.method import Client, Phase, Received, Update
+from ..core.rng import Key
+from ..core.task import Task
+from ..core.trees import pick, weighted_mean
+from ..core.types import ClientId, Params, Round
+from ..core.wire import Tensors, message
+from ..local.batches import plain_epochs
+from ..local.curriculum import ceil_share
+from ..local.optimise import Fit, fit
+from ..local.options import TrainingOptions
+from ..local.selection import choose_layers
+from .catalogue import FedPepTaoOptions, Setting
+from .fedavg import OwnTensors, SharedModel, work_of
+
+EIGENVALUE_SHIFT = 1e-5
+LEAST_SERVER_RATE = 1e-4
+
+
+@message
+class AskScores:
+    """Server to client: score the layers of the model at the start, which both draw from the seed, on one batch."""
+
+
+@message
+class Scores:
+    """Client to server: the score of each layer, and n_k."""
+
+    scores: Tensor
+    num_samples: int
+
+
+@message
+class LocalLayersAndSteps:
+    """Client to server: the shared tensors after local training, n_k, and its optimiser steps."""
+
+    shared: Tensors
+    num_samples: int
+    steps: int
+
+
+@message
+class FedPepTaoServer:
+    """The server's state.
+
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. scores: of each layer. layers: those that travel.
+    difference: d of the round before. velocity: v. control: c. client_controls: c_k as `client/tensor`, of the clients that took part.
+    rounds: rounds of tuning that are over.
+    """
+
+    params: Tensors
+    tensor_layers: tuple[int, ...]
+    scores: Tensor
+    layers: tuple[int, ...]
+    difference: Tensors
+    velocity: Tensors
+    control: Tensors
+    client_controls: Tensors
+    rounds: int
+
+
+@dataclass(frozen=True)
+class FedPepTao:
+    """The method of a configuration.
+
+    Attributes:
+        layers: share of the layers that travel.
+        gradient: what the server's momentum is made of.
+        server_learning_rate: before its first decay.
+        server_decay: factor on it in every server step.
+        momentum: weight of the velocity; the gradient's is 1 - momentum.
+    """
+
+    training: TrainingOptions
+    num_rounds: int
+    num_clients: int
+    layers: float
+    gradient: Literal["update", "difference"]
+    server_learning_rate: float
+    server_decay: float
+    momentum: float
+
+    server_state = FedPepTaoServer
+    client_state = OwnTensors
+
+    @property
+    def phases(self) -> tuple[Phase[FedPepTaoServer, OwnTensors, Any, Any], ...]:
+        """Every client scores the layers once [S]; then tuning."""
+        return (
+            Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose),
+            Phase("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate),
+        )
+
+    def init(self, task: Task, key: Key) -> FedPepTaoServer:
+        """P at the start; no layer is chosen yet."""
+        params = task.init_params(key)
+        where = tuple(-1 if (layer := task.layer_of(name)) is None else layer for name in sorted(params))
+        return FedPepTaoServer(params, where, torch.zeros(task.num_layers, dtype=torch.float64), (), {}, {}, {}, {}, 0)
+
+    def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
+        """P at the start, until it knows which layers stay with it."""
+        return OwnTensors(task.init_params(key))
+
+    def personalise(self, message: SharedModel, state: OwnTensors) -> Params:
+        """The shared tensors beside its own."""
+        return {**state.own, **message.shared}
+
+    def server_params(self, server: FedPepTaoServer) -> Params:
+        """The layers that travel and the head as the server holds them, the others as at the start."""
+        return server.params
+
+    def summary(self, server: FedPepTaoServer) -> Mapping[str, Any]:
+        """The layers that travel, and every layer's score."""
+        return {"global_layers": list(server.layers), "scores": [float(f"{score:.6g}") for score in server.scores]}
+
+    def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
+        """Every tensor, on all examples."""
+        epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
+        return fit(client.task, params, epochs, self.training, client.key.fold("dropout"))
+
+    # Which layers travel
+
+    def _score(self, client: Client[OwnTensors], message: AskScores, now: Round) -> Update[OwnTensors, Scores]:
+        train = client.data.train
+        drawn = client.key.fold("score").permutation(len(train))[: self.training.batch_size]
+        with torch.no_grad():
+            hidden = client.task.hidden_states(client.state.own, train.batch(drawn.tolist()))
+        return Update(Scores(layer_scores(hidden), len(train)), client.state)
+
+    def _choose(self, server: FedPepTaoServer, received: Sequence[Received[Scores]], now: Round) -> FedPepTaoServer:
+        """The ceil(layers L) layers with the largest mean score, weighted by n_k."""
+        mean = weighted_mean([{"scores": r.message.scores} for r in received], [r.message.num_samples for r in received])["scores"]
+        return replace(server, scores=mean, layers=choose_layers(mean, ceil_share(self.layers, len(mean))))
+
+    # Tuning
+
+    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalLayersAndSteps]:
+        result = self.train(client, self.personalise(message, client.state), now)
+        own = OwnTensors({name: value for name, value in result.params.items() if name not in message.shared})
+        shared = pick(result.params, message.shared.keys())
+        return Update(LocalLayersAndSteps(shared, len(client.data.train), result.steps), own, work_of(result))
+
+    def _aggregate(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], now: Round) -> FedPepTaoServer:
+        """The corrected step for the layers that travel; the head takes the mean [C: the published model has none]."""
+        mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
+        where = dict(zip(sorted(server.params), server.tensor_layers, strict=True))
+        after = replace(server, params={**server.params, **mean}, rounds=server.rounds + 1)
+        for name in sorted(mean):
+            if where[name] >= 0:
+                after = self._step(after, server, received, name)
+        return after
+
+    def _step(
+        self, after: FedPepTaoServer, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], name: str
+    ) -> FedPepTaoServer:
+        """`after` with one tensor, its velocity and its controls moved on; from the second round on [S] the tensor leaves the mean.
+
+        With m clients k of K, w_k their tensors, w the one before and w_mean the mean by n_k, all in float64:
+
+            d   = w - w_mean
+            c_k <- c_k - c + (w - w_k) / (steps_k learning_rate)
+            c   <- c + m/K times the mean of the changes of c_k, weighted by steps_k
+            v   <- momentum v + (1 - momentum) g + c - mean_k c_k, weighted by n_k
+            w   <- w_mean - server_learning_rate v
+        """
+        old, mean = server.params[name].double(), after.params[name].double()
+        zero = torch.zeros_like(old)
+        control, velocity = server.control.get(name, zero).double(), server.velocity.get(name, zero).double()
+        keys, sizes = [f"{r.client}/{name}" for r in received], [float(r.message.num_samples) for r in received]
+        before = [server.client_controls.get(key, zero).double() for key in keys]
+        paces = [r.message.steps * self.training.learning_rate for r in received]
+        changed = [
+            own - control + (old - r.message.shared[name].double()) / pace for own, r, pace in zip(before, received, paces, strict=True)
+        ]
+        change = _mean([new - own for new, own in zip(changed, before, strict=True)], paces)
+        control = control + len(received) / self.num_clients * change
+        update, moved = old - mean, after.params[name]
+        if server.rounds:
+            gradient = update if self.gradient == "update" else server.difference[name].double() - update
+            velocity = self.momentum * velocity + (1 - self.momentum) * gradient + control - _mean(changed, sizes)
+            moved = (mean - self.server_rate(server.rounds) * velocity).to(moved)
+        return replace(
+            after,
+            params={**after.params, name: moved},
+            difference={**after.difference, name: update.to(moved)},
+            velocity={**after.velocity, name: velocity.to(moved)},
+            control={**after.control, name: control.to(moved)},
+            client_controls={**after.client_controls, **{key: value.to(moved) for key, value in zip(keys, changed, strict=True)}},
+        )
+
+    def server_rate(self, step: int) -> float:
+        """The server's learning rate in its step number 1, 2, ..."""
+        return max(self.server_learning_rate * self.server_decay**step, LEAST_SERVER_RATE)
+
+
+def build(options: FedPepTaoOptions, setting: Setting) -> FedPepTao:
+    """FedPepTAO as its options say."""
+    return FedPepTao(
+        training=setting.training,
+        num_rounds=setting.num_rounds,
+        num_clients=setting.num_clients,
+        layers=options.layers,
+        gradient=options.gradient,
+        server_learning_rate=options.server_learning_rate,
+        server_decay=options.server_decay,
+        momentum=options.momentum,
+    )
+
+
+def layer_scores(hidden: Sequence[Float[Tensor, "batch token hidden"]]) -> Float[Tensor, " layers"]:
+    """sum_i ln(lambda_i) + 1 / lambda_i, lambda_i = eigenvalue + 1e-5 of the matrix of cosines between the examples' hidden states.
+
+    The hidden state of an example is that of all its tokens, padding included, end to end. The last layer is not scored and stays at 0,
+    below every other: each summand is at least 1.
+
+    Args:
+        hidden: output of each block.
+
+    Returns:
+        float64 on the CPU, larger is better.
+    """
+    scores = torch.zeros(len(hidden), dtype=torch.float64)
+    for layer, states in enumerate(hidden[:-1]):
+        flat = torch.nn.functional.normalize(states.detach().cpu().double().flatten(1), dim=1)
+        eigenvalues = torch.linalg.eigvalsh(flat @ flat.T).clamp(min=0) + EIGENVALUE_SHIFT  # rounding can take a 0 below it
+        scores[layer] = (eigenvalues.log() + 1 / eigenvalues).sum()
+    return scores
+
+
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    total = sum(weights)
+    return torch.stack([weight / total * tensor for tensor, weight in zip(tensors, weights, strict=True)]).sum(0)
+
+
+def _ask_scores(server: FedPepTaoServer, now: Round) -> AskScores:
+    return AskScores()
+
+
+def _broadcast(server: FedPepTaoServer, now: Round) -> SharedModel:
+    travels = {-1, *server.layers}
+    names = [name for name, layer in zip(sorted(server.params), server.tensor_layers, strict=True) if layer in travels]
+    return SharedModel(pick(server.params, names))
