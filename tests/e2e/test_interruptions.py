@@ -19,7 +19,7 @@ import pytest
 from safetensors import SafetensorError
 from saved import run_config
 
-from fibecfed import session
+from fibecfed import saving, session
 from fibecfed.config import to_toml
 from fibecfed.core import files
 from fibecfed.core.errors import RunFailed, UserError
@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_from_the_start_is_the_users_to_mend(inputs: Path, t
 def test_a_run_stopped_while_its_adapters_are_written_writes_them_all(
     error: Exception, inputs: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = session.save_adapter, iter(range(100))
+    save, calls = saving.save_adapter, iter(range(100))
 
     def stopped(*args: Any, **more: Any) -> None:
         if next(calls) == 2:
@@ -217,7 +217,7 @@ def test_a_run_stopped_while_its_adapters_are_written_writes_them_all(
         save(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "save_adapter", stopped)
+        patch.setattr(saving, "save_adapter", stopped)
         with pytest.raises(RunFailed, match=r"No space left on device.* fibecfed resume"):
             session.start(run_config(inputs), tmp_path)
     assert not (tmp_path / "summary.json").exists()

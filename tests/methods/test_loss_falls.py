@@ -14,8 +14,8 @@ from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 
 TRAINING = TrainingOptions(local_epochs=2, batch_size=8, learning_rate=0.02)
-RATES = {"ffa-lora": 0.1, "lpt": 0.006, "idpg": 0.006}
-"""Where another rate than the common one is needed: half of LoRA moves, through an A that was drawn at random."""
+RATES = {"ffa-lora": 0.1, "lpt": 0.006, "idpg": 0.006, "momd": 0.1}
+"""Where another rate than the common one is needed: half of LoRA moves, through an A that was drawn at random; SGD takes smaller steps."""
 ROUNDS = {"prompt-tuning": 24, "fedprompt": 24, "attempt": 24, "p-tuning-v2": 16}
 """Where more rounds than 8 are needed: a prompt works through a body that was drawn at random."""
 DATA = planted_federation(3, 24, KEY.fold("planted"), vocab_size=16, length=12)
