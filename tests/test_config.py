@@ -268,7 +268,7 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"method": {"kind": "lroa"}}, 'method.kind: got "lroa", expected one of .*did you mean "lora"'),
         ({"method": {"kind": 3}}, "method.kind: got 3, expected one of"),
         ({"method": "lora"}, 'method: got "lora", expected a table'),
-        ({"method": {"kind": "lora", "layers": {}}}, "method.layers: got a table of fibecfed, fedpeptao, which method.kind = \"lora\" does not have"),
+        ({"method": {"kind": "lora", "layers": {}}}, "method.layers: got a table of fibecfed.* which method.kind = \"lora\" does not have"),
         ({"data": {"task": "sst2", "template": "{x} <mask>"}}, "data.template: got .* with `model.head` = \"full\"; set"),
         ({"data": {"task": "sst2", "label_words": ["a", "b"]}}, "data.label_words: got .* with `model.head` = \"full\"; set"),
         ({**WITH_WORDS, "data": {"path": "x"}}, "data.template: got none .* such as \"{x} . It was <mask> .\""),
