@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 import warnings
@@ -19,6 +16,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
+from machines import BIN, WAIT_S, Machines
 from saved import save_backbone, write_reviews
 
 from fibecfed.core.records import EvalRecord, RoundRecord, read
@@ -26,8 +24,6 @@ from fibecfed.core.records import EvalRecord, RoundRecord, read
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
 NAMES = ("a", "b", "c")
-BIN = Path(sys.executable).parent
-WAIT_S = 240
 
 COMMON = """
 [model]
@@ -54,98 +50,6 @@ rounds = 3
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Machines:
-    """The processes of a federation, each with a log of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.app = folder, folder / "fed"
-        self.port = free_port()
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.before: dict[str, int] = {}
-        source = str(Path(__file__).resolve().parents[2] / "src")
-        self.environment = {
-            **os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
-            "FLWR_HOME": str(self.app / ".flwr"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }  # fmt: skip
-
-    def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=2 * WAIT_S
-        )
-        assert done.returncode == 0 or not check, done.stdout
-        return done.stdout
-
-    def start(self, name: str, *command: str) -> None:
-        path = self.folder / f"{name}.log"
-        self.before[name] = len(self.log(name)) if path.exists() else 0
-        with path.open("ab") as log:
-            self.running[name] = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
-
-    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
-        process = self.running.pop(name)
-        process.send_signal(how)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def until(self, name: str, text: str) -> None:
-        """Wait for a text in what a process has said since it was last started."""
-        end = time.monotonic() + WAIT_S
-        while text not in self.log(name)[self.before[name] :]:
-            assert time.monotonic() < end, f"{name} does not say {text!r}: {self.log(name)[-2000:]}"
-            time.sleep(0.2)
-
-    def link(self) -> None:
-        certificates = self.app / "certificates"
-        self.start(
-            "link", str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
-            "--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.crt"),
-            "--ssl-keyfile", str(certificates / "server.key"),
-        )  # fmt: skip
-        self.until("link", "Starting Flower SuperExec")
-
-    def client(self, name: str) -> None:
-        self.start(
-            f"client-{name}", sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
-            "--test-data", f"{name}-test.csv", "--socket", f"{name}.sock", "--name", name,
-        )  # fmt: skip
-
-    def node(self, name: str) -> None:
-        self.start(
-            f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
-            "--root-certificates", str(self.app / "certificates" / "ca.crt"), "--auth-supernode-private-key", f"{name}-key",
-            "--node-config", f'socket="{name}.sock"',
-        )  # fmt: skip
-
-
-def certificates(folder: Path, run: Any) -> None:
-    """As in docs/deploy.md."""
-    folder.mkdir()
-    curve = ("ec", "-pkeyopt", "ec_paramgen_curve:P-384")
-    ca, server = folder / "ca", folder / "server"
-    (folder / "san.cnf").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    run(
-        "openssl", "req", "-x509", "-newkey", *curve, "-nodes", "-days", "2", "-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-subj", "/CN=ca"
-    )
-    run("openssl", "req", "-newkey", *curve, "-nodes", "-keyout", f"{server}.key", "-out", f"{server}.csr", "-subj", "/CN=localhost")
-    run(
-        "openssl", "x509", "-req", "-in", f"{server}.csr", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2",
-        "-extfile", str(folder / "san.cnf"), "-out", f"{server}.crt",
-    )  # fmt: skip
-
-
 def write_data(folder: Path) -> None:
     """One file of reviews for the simulator, and each client's part of it."""
     write_reviews(folder / "reviews.csv", 180)
@@ -167,21 +71,18 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         warnings.simplefilter("ignore")
         save_backbone(folder / "backbone")
     write_data(folder)
-    here.run(sys.executable, "-m", "fibecfed", "flower", "init", "fed")
-    connections = here.app / ".flwr" / "config.toml"
-    connections.write_text(connections.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{here.port}"))
+    here.make()
     machines_only = 'partition = "machines"\non_failure = "drop"\nround_timeout_s = 120.0'
     (here.app / "federation.toml").write_text(COMMON.format(backbone=folder / "backbone", data="", federation=machines_only))
     data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
     (folder / "sim.toml").write_text(COMMON.format(backbone=folder / "backbone", data=data, federation='partition = "column"'))
-    certificates(here.app / "certificates", here.run)
     try:
         here.link()
         for name in (*NAMES, "stranger"):
-            here.run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", f"{name}-key")
+            here.key(name)
         for name in NAMES:
             here.client(name)
-            here.run(str(BIN / "flwr"), "supernode", "register", f"{name}-key.pub", "production", "--name", name)
+            here.register(name)
         here.node("stranger")
         for name in NAMES:
             here.until(f"client-{name}", "listening at")
@@ -247,14 +148,42 @@ def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machine
     assert "SuperNode ID" not in machines.log("node-stranger")
 
 
-def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
+def begun(machines: Machines, rounds: int) -> Path:
+    """The folder of a new run, as soon as so many of its rounds are in a checkpoint."""
     before = set((machines.app / "runs").iterdir())
     machines.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
     end = time.monotonic() + WAIT_S
-    while not (new := set((machines.app / "runs").iterdir()) - before) or not list(next(iter(new)).glob("checkpoints/*00002.json")):
+    while not (new := set((machines.app / "runs").iterdir()) - before) or not list(next(iter(new)).glob(f"checkpoints/*{rounds:05}.json")):
         assert time.monotonic() < end, machines.log("flwr")
         time.sleep(0.2)
-    (out,) = new
+    return new.pop()
+
+
+def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_part_again(simulated: Path, machines: Machines) -> None:
+    gone, other = next(r for r in rounds_of(simulated) if r.number == 2).cohort
+    out = begun(machines, 2)
+    for name in (gone, other):  # so that neither has answered when one of them dies
+        machines.running[f"client-{name}"].send_signal(signal.SIGSTOP)
+    time.sleep(12)  # Flower asks for messages every few seconds and starts a relay, which hands the message over
+    machines.stop(f"client-{gone}", signal.SIGKILL)
+    machines.client(gone)
+    machines.until(f"client-{gone}", "listening at")
+    machines.running[f"client-{other}"].send_signal(signal.SIGCONT)
+    machines.running.pop("flwr").wait(2 * WAIT_S)
+    assert (out / "summary.json").is_file(), machines.log("flwr")
+    first, second, third, fourth = rounds_of(out)
+    assert set(third.failures) == {gone} and set(third.steps) == {other} and not first.failures | second.failures
+    assert not fourth.failures and fourth.cohort == rounds_of(simulated)[3].cohort
+    last = [record for record in read(out / "records.jsonl")[1] if isinstance(record, EvalRecord)][-1]
+    assert set(last.clients) == set(NAMES) and not last.failures
+
+
+def rounds_of(out: Path) -> list[RoundRecord]:
+    return [record for record in read(out / "records.jsonl")[1] if isinstance(record, RoundRecord)]
+
+
+def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
+    out = begun(machines, 2)
     machines.stop("link", signal.SIGKILL)
     machines.stop("client-a", signal.SIGKILL)
     machines.stop("flwr", signal.SIGKILL)
@@ -266,7 +195,7 @@ def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapter
     machines.client("a")
     machines.until("client-a", "listening at")
     for name in NAMES:
-        machines.run(str(BIN / "flwr"), "supernode", "register", f"{name}-key.pub", "production", "--name", name)
+        machines.register(name)
         machines.node(name)
     machines.run(sys.executable, "-m", "fibecfed", "resume", str(out))
     assert outcome(out) == outcome(finished) and facts(out) == facts(finished)

@@ -103,8 +103,9 @@ _FOR_OWN_DATA = (
 _FOR_MACHINES = (
     "seed", "model.name", "model.rank", "model.alpha", "data.labels", "data.test_fraction", "data.validation_fraction", "data.max_length",
     "federation.clients", "federation.client_names", "federation.clients_per_round", "federation.rounds", "federation.partition",
-    "federation.on_failure", "training.local_epochs", "training.batch_size", "training.learning_rate", "evaluation.every", "method.kind",
-    "method.score_after", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule",
+    "federation.on_failure", "federation.quorum", "federation.round_attempts", "federation.round_timeout_s", "federation.exclude_after",
+    "federation.max_samples", "federation.max_update_norm", "training.local_epochs", "training.batch_size", "training.learning_rate",
+    "evaluation.every", "method.kind", "method.score_after", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule",
 )  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def federation_toml() -> str:
         "federation.clients_per_round": 3,
         "federation.partition": "machines",
         "federation.on_failure": "drop",
+        "federation.round_timeout_s": 600.0,  # what Flower loses would else be waited for a day
     }
     title = (
         "A configuration of fibecfed for a federation across machines: the same file on the server and on every client.\n"

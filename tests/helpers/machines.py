@@ -1,0 +1,120 @@
+"""The processes of a federation on 127.0.0.1, each with a log of its own, started as docs/deploy.md says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+WAIT_S = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Machines:
+    """A SuperLink, SuperNodes and resident clients, and their folder; the federation's own is `fed` in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.app = folder, folder / "fed"
+        self.port = free_port()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.before: dict[str, int] = {}
+        source = str(Path(__file__).resolve().parents[2] / "src")
+        self.environment = {
+            **os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
+            "FLWR_HOME": str(self.app / ".flwr"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }  # fmt: skip
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=2 * WAIT_S
+        )
+        assert done.returncode == 0 or not check, done.stdout
+        return done.stdout
+
+    def start(self, name: str, *command: str) -> None:
+        path = self.folder / f"{name}.log"
+        self.before[name] = len(self.log(name)) if path.exists() else 0
+        with path.open("ab") as log:
+            self.running[name] = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        process = self.running.pop(name)
+        process.send_signal(how)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def until(self, name: str, text: str) -> None:
+        """Wait for a text in what a process has said since it was last started."""
+        end = time.monotonic() + WAIT_S
+        while text not in self.log(name)[self.before[name] :]:
+            assert time.monotonic() < end, f"{name} does not say {text!r}: {self.log(name)[-2000:]}"
+            time.sleep(0.2)
+
+    def make(self) -> None:
+        """The federation's folder, its connection to the SuperLink, and certificates."""
+        self.run(sys.executable, "-m", "fibecfed", "flower", "init", "fed")
+        connections = self.app / ".flwr" / "config.toml"
+        connections.write_text(connections.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{self.port}"))
+        certificates(self.app / "certificates", self.run)
+
+    def key(self, name: str) -> None:
+        self.run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", f"{name}-key")
+
+    def register(self, name: str) -> None:
+        self.run(str(BIN / "flwr"), "supernode", "register", f"{name}-key.pub", "production", "--name", name)
+
+    def link(self) -> None:
+        certificates = self.app / "certificates"
+        self.start(
+            "link", str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+            "--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.crt"),
+            "--ssl-keyfile", str(certificates / "server.key"),
+        )  # fmt: skip
+        self.until("link", "Starting Flower SuperExec")
+
+    def client(self, name: str, *columns: str) -> None:
+        self.start(
+            f"client-{name}", sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
+            "--test-data", f"{name}-test.csv", "--socket", f"{name}.sock", "--name", name, *columns,
+        )  # fmt: skip
+
+    def node(self, name: str) -> None:
+        self.start(
+            f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
+            "--root-certificates", str(self.app / "certificates" / "ca.crt"), "--auth-supernode-private-key", f"{name}-key",
+            "--node-config", f'socket="{name}.sock"',
+        )  # fmt: skip
+
+
+def certificates(folder: Path, run: Any) -> None:
+    """As in docs/deploy.md."""
+    folder.mkdir()
+    curve = ("ec", "-pkeyopt", "ec_paramgen_curve:P-384")
+    ca, server = folder / "ca", folder / "server"
+    (folder / "san.cnf").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    run(
+        "openssl", "req", "-x509", "-newkey", *curve, "-nodes", "-days", "2", "-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-subj", "/CN=ca"
+    )
+    run("openssl", "req", "-newkey", *curve, "-nodes", "-keyout", f"{server}.key", "-out", f"{server}.csr", "-subj", "/CN=localhost")
+    run(
+        "openssl", "x509", "-req", "-in", f"{server}.csr", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2",
+        "-extfile", str(folder / "san.cnf"), "-out", f"{server}.crt",
+    )  # fmt: skip
