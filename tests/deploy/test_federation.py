@@ -150,10 +150,11 @@ def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machine
 
 def begun(machines: Machines, rounds: int) -> Path:
     """The folder of a new run, as soon as so many of its rounds are in a checkpoint."""
-    before = set((machines.app / "runs").iterdir())
+    runs = machines.app / "runs"
+    before = set(runs.glob("*"))
     machines.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
     end = time.monotonic() + WAIT_S
-    while not (new := set((machines.app / "runs").iterdir()) - before) or not list(next(iter(new)).glob(f"checkpoints/*{rounds:05}.json")):
+    while not (new := set(runs.glob("*")) - before) or not list(next(iter(new)).glob(f"checkpoints/*{rounds:05}.json")):
         assert time.monotonic() < end, machines.log("flwr")
         time.sleep(0.2)
     return new.pop()
