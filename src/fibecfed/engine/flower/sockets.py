@@ -67,7 +67,8 @@ def _connected(path: str, end: float) -> socket.socket:
 def send(connection: socket.socket, blob: bytes) -> None:
     """Write the length and the bytes."""
     connection.sendall(len(blob).to_bytes(_LENGTH, "big"))
-    connection.sendall(blob)
+    if blob:  # behind an empty one the other side may have answered and closed by now
+        connection.sendall(blob)
 
 
 def receive(connection: socket.socket, max_bytes: int, end: float | None = None) -> bytes:
