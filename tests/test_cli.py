@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fibecfed
-from fibecfed import cli
+from fibecfed import cli, exits
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.engine.events import Finished, RoundDone, Started
@@ -223,7 +223,7 @@ def test_the_program_starts_without_the_heavy_libraries_and_exits_as_its_tests_s
 def test_report_shows_tables_and_writes_its_files_for_the_network_and_targets_of_its_options(tmp_path: Path):
     made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("sst2",), (0,), rounds=4)
     code, text = call("report", str(tmp_path / "c"), "--up-mbit", "1", "--target", "sst2=55.5", "--out", str(tmp_path / "out"))
-    assert code == cli.DONE
+    assert code == exits.DONE
     for part in ("2 methods on 1 task, seed 0: 2 runs.", "Methods over all tasks", "1 Mbit/s up", "55.5", "fixed"):
         assert part in text, part
     assert (tmp_path / "out" / "report.md").is_file() and (tmp_path / "out" / "report-runs.csv").is_file()
@@ -241,4 +241,4 @@ def test_report_shows_tables_and_writes_its_files_for_the_network_and_targets_of
 )
 def test_report_refuses_what_it_cannot_use_with_a_sentence(arguments: tuple[str, ...], sentence: str):
     code, text = call("report", *arguments)
-    assert code == cli.MISTAKE and sentence in text
+    assert code == exits.MISTAKE and sentence in text

@@ -9,27 +9,18 @@ import enum
 import importlib.metadata
 import math
 import shlex
-import signal
-import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .core.errors import RunFailed, UserError
+from .core.errors import UserError
+from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
 
 if TYPE_CHECKING:
     from .config import Config
-    from .progress import Progress
-
-R = TypeVar("R")
-
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="fibecfed",
@@ -68,12 +59,12 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: runs/<file>-<method>-<seed>]", show_default=False)] = None,
 ) -> None:
     """Train; write adapters, records, summary."""
-    with _exit_codes():
+    with exit_codes():
         loaded = _load(config, overrides)
         folder = _default_folder(config, loaded) if out is None else out
         from . import session
 
-        summary = _watched(folder, lambda progress: session.start(loaded, folder, on_event=progress))
+        summary = watched(folder, lambda progress: session.start(loaded, folder, on_event=progress))
         _show_summary(summary, folder)
 
 
@@ -85,15 +76,15 @@ def resume(
 
     A run goes on from its last checkpoint, bit for bit as if nothing had happened.
     """
-    with _exit_codes():
+    with exit_codes():
         if (folder / "flower.json").is_file():  # which the server of a federation across machines has written
             from .deploy import again
 
-            summary, was_finished = _watched(folder, lambda progress: again.resume(folder))
+            summary, was_finished = watched(folder, lambda progress: again.resume(folder))
         else:
             from . import session
 
-            summary, was_finished = _watched(folder, lambda progress: session.resume(folder, on_event=progress))
+            summary, was_finished = watched(folder, lambda progress: session.resume(folder, on_event=progress))
         if was_finished:
             typer.echo(f"{folder}: this run was finished before; there is nothing left to do.")
         _show_summary(summary, folder)
@@ -116,7 +107,7 @@ def compare(
 
     What is done is skipped: the same command goes on after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
     """
-    with _exit_codes():
+    with exit_codes():
         from .compare.read import load
 
         comparison = load(config, overrides or ())
@@ -125,13 +116,13 @@ def compare(
         from .compare.command import compare_in
 
         try:
-            with _terminated_like_interrupted():
-                failed = compare_in(comparison, folder, _console())
+            with terminated_like_interrupted():
+                failed = compare_in(comparison, folder, console())
         except KeyboardInterrupt:
-            _say(f"interrupted. Go on with: {again}")
+            say(f"interrupted. Go on with: {again}")
             raise typer.Exit(INTERRUPTED) from None
         if failed:
-            _say(f"error: {failed} {'run' if failed == 1 else 'runs'} failed, the reasons are above. Try them again with: {again}")
+            say(f"error: {failed} {'run' if failed == 1 else 'runs'} failed, the reasons are above. Try them again with: {again}")
             raise typer.Exit(FAILED)
 
 
@@ -142,19 +133,19 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
     What would be trained, sent and stored, with estimates of memory and time; of a comparison, by the shapes of its models. Starts and
     writes nothing.
     """
-    with _exit_codes():
+    with exit_codes():
         from .compare.read import is_comparison
 
         if is_comparison(config):
             from .compare.price import price_comparison
             from .compare.read import load as load_comparison
 
-            price_comparison(load_comparison(config, overrides or ()), _console())
+            price_comparison(load_comparison(config, overrides or ()), console())
             return
         loaded = _load(config, overrides)
         from .check import report
 
-        report(loaded, _console())
+        report(loaded, console())
 
 
 @app.command("report")
@@ -175,14 +166,14 @@ def report_(
     Tables here; report.html, report.md and CSV files in the folder. Time is modelled from bytes and compute seconds for the network of the
     options: clients of a round in parallel, the slowest counts.
     """
-    with _exit_codes():
+    with exit_codes():
         from .report.clock import Network
         from .report.comparison import write_report
         from .report.terminal import show
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed)
         found = write_report(folder, network, _targets(target or []), out, export)
-        show(found, _console())
+        show(found, console())
         typer.echo(f"\n{(folder if out is None else out) / 'report.html'} written, with report.md and report-*.csv beside it.")
 
 
@@ -204,7 +195,7 @@ def _targets(pairs: list[str]) -> dict[str, float]:
 @app.command("list")
 def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_default=False)]) -> None:
     """Show methods, tasks, models or paces."""
-    with _exit_codes():
+    with exit_codes():
         from rich.table import Table
         from rich.text import Text
 
@@ -214,7 +205,7 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
         table = Table(*header, box=None, pad_edge=False)
         for row in rows:
             table.add_row(*map(Text, row))  # Text: brackets are no markup
-        _console().print(table)
+        console().print(table)
 
 
 @app.command()
@@ -222,7 +213,7 @@ def init(
     out: Annotated[Path, typer.Option(help="File to write; it must not exist.")] = Path("fibecfed.toml"),
 ) -> None:
     """Write a configuration for your own data."""
-    with _exit_codes():
+    with exit_codes():
         from .config import own_data_toml
 
         try:
@@ -253,7 +244,7 @@ def client(
 
     Loads model and data once and stays, until it is stopped with Ctrl-C or SIGTERM.
     """
-    with _exit_codes(), _terminated_like_interrupted():
+    with exit_codes(), terminated_like_interrupted():
         from .deploy.client import Options
         from .deploy.client import run as be_client
 
@@ -274,7 +265,7 @@ def client(
 @flower.command("init")
 def flower_init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Must not exist, or be empty.", show_default=False)]) -> None:
     """Write the Flower app of a federation and its configuration."""
-    with _exit_codes():
+    with exit_codes():
         from .deploy import folder as deploy_folder
 
         deploy_folder.make(folder)
@@ -314,9 +305,6 @@ def main() -> None:
     app(prog_name="fibecfed")
 
 
-# ---- running, and how it may end
-
-
 def _default_folder(file: Path, config: Config) -> Path:
     stem = f"{file.stem}-{config.method.model_dump()['kind']}-{config.seed}"
     folder, number = Path("runs") / stem, 2
@@ -334,86 +322,7 @@ def _load(file: Path, overrides: list[str] | None) -> Config:
     return loaded.config
 
 
-def _watched(folder: Path, go: Callable[[Progress], R]) -> R:
-    """What `go` returns, its progress shown; what stops it as an exit code, with the way to go on."""
-    from .progress import Progress
-
-    try:
-        with _terminated_like_interrupted(), Progress(_console()) as progress:
-            return go(progress)
-    except UserError:
-        raise
-    except KeyboardInterrupt:
-        _say(f"interrupted. {_how_to_go_on(folder)}")
-        raise typer.Exit(INTERRUPTED) from None
-    except RunFailed as error:
-        text = str(error).rstrip(".")
-        _say(f"error: {text}." + ("" if "fibecfed resume" in text else f" {_how_to_go_on(folder)}"))
-        raise typer.Exit(FAILED) from None
-    except Exception as error:
-        _unexpected(error, folder)
-        raise typer.Exit(FAILED) from None
-
-
-def _how_to_go_on(folder: Path) -> str:
-    from .session import CONFIG
-
-    begun = (folder / CONFIG).is_file()
-    return f"Go on with: fibecfed resume {shlex.quote(str(folder))}" if begun else "Nothing was trained yet; start again."
-
-
-def _unexpected(error: Exception, folder: Path) -> None:
-    """One line for what nobody foresaw; its traceback goes into a file."""
-    text = " ".join(str(error).split()) or "no message"
-    where = (folder if folder.is_dir() else Path.cwd()) / "traceback.txt"
-    try:
-        with where.open("a", encoding="utf-8") as file:
-            file.write("".join(traceback.format_exception(error)) + "\n")
-        trace = f"its traceback is in {where}"
-    except OSError as second:
-        trace = f"its traceback could not be written to {where} ({second.strerror})"
-    _say(f"error: unexpected {type(error).__name__}: {text}; {trace}. {_how_to_go_on(folder)}")
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """The user's mistakes as a sentence and exit code 2; Ctrl-C before there is anything to resume as 130."""
-    try:
-        yield
-    except UserError as error:
-        _say(f"error: {error}")
-        raise typer.Exit(MISTAKE) from None
-    except KeyboardInterrupt:
-        _say("interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does, so that a cluster's or a container's stop leaves it resumable."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _show_summary(summary: Mapping[str, Any], folder: Path) -> None:
     from .progress import show_summary
 
-    show_summary(_console(), summary, folder)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # A pipe has no width; tables should not be folded there to that of an imagined terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    show_summary(console(), summary, folder)
