@@ -2,95 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
 from machines import BIN, WAIT_S, Machines
-from saved import save_backbone, write_reviews
+from tiny_federation import NAMES, facts, make_tiny, outcome, rounds_of, start_tiny
 
-from fibecfed.core.records import EvalRecord, RoundRecord, read
+from fibecfed.core.records import EvalRecord, read
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
-
-NAMES = ("a", "b", "c")
-
-COMMON = """
-[model]
-name = "{backbone}"
-rank = 4
-[training]
-batch_size = 4
-learning_rate = 0.02
-precision = "float32"
-device = "cpu"
-[evaluation]
-every = 2
-[data]
-labels = ["bad", "good"]
-validation_fraction = 0.0
-text_column = "review"
-label_column = "verdict"
-{data}
-[federation]
-clients = 3
-clients_per_round = 2
-rounds = 3
-{federation}
-"""
-
-
-def write_data(folder: Path) -> None:
-    """One file of reviews for the simulator, and each client's part of it."""
-    write_reviews(folder / "reviews.csv", 180)
-    with (folder / "reviews.csv").open(encoding="utf-8") as file:
-        rows = [{**row, "site": NAMES[(i // 2) % 3 if i % 5 else 0]} for i, row in enumerate(csv.DictReader(file))]
-    for part, some in (("train", rows[:120]), ("test", rows[120:])):
-        for name in ("all", *NAMES):
-            with (folder / f"{name}-{part}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, ["review", "verdict", "site"])
-                writer.writeheader()
-                writer.writerows(row for row in some if name in ("all", row["site"]))
 
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    folder = tmp_path_factory.mktemp("f")
-    here = Machines(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
-    write_data(folder)
-    here.make()
-    machines_only = 'partition = "machines"\non_failure = "drop"\nround_timeout_s = 120.0'
-    (here.app / "federation.toml").write_text(COMMON.format(backbone=folder / "backbone", data="", federation=machines_only))
-    data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
-    (folder / "sim.toml").write_text(COMMON.format(backbone=folder / "backbone", data=data, federation='partition = "column"'))
+    here = make_tiny(tmp_path_factory.mktemp("f"), rounds=3, clients_per_round=2)
     try:
-        here.link()
-        for name in (*NAMES, "stranger"):
-            here.key(name)
-        for name in NAMES:
-            here.client(name)
-            here.register(name)
+        here.key("stranger")
+        start_tiny(here)
         here.node("stranger")
-        for name in NAMES:
-            here.until(f"client-{name}", "listening at")
-            here.node(name)
         yield here
     finally:
-        for name in list(here.running):
-            here.stop(name)
+        here.close()
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +47,6 @@ def finished(machines: Machines) -> Path:
     (out,) = (machines.app / "runs").iterdir()
     assert (out / "summary.json").is_file(), shown
     return out
-
-
-def facts(out: Path) -> list[Any]:
-    """What was recorded, but for times and the server's own counts: it has no test examples across machines."""
-    found: list[Any] = []
-    for record in read(out / "records.jsonl")[1]:
-        if isinstance(record, RoundRecord):
-            found.append(
-                (record.cohort, record.bytes_down, record.bytes_up, record.fields_down, record.fields_up, record.steps, record.loss)
-            )
-        elif isinstance(record, EvalRecord) and record.rounds:
-            found.append((record.clients, record.loss_pooled, record.bytes_down, record.bytes_up))
-    return found
-
-
-def outcome(out: Path) -> tuple[bytes, Any]:
-    last = sorted((out / "checkpoints").glob("server-*.state"))[-1]
-    return last.read_bytes(), json.loads((out / "summary.json").read_text())["adapters"]
 
 
 def test_over_tls_with_keys_state_records_and_adapters_are_the_simulators_byte_for_byte(finished: Path, simulated: Path) -> None:
@@ -179,8 +102,14 @@ def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_pa
     assert set(last.clients) == set(NAMES) and not last.failures
 
 
-def rounds_of(out: Path) -> list[RoundRecord]:
-    return [record for record in read(out / "records.jsonl")[1] if isinstance(record, RoundRecord)]
+def test_a_killed_server_app_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
+    out = begun(machines, 2)
+    (server,) = machines.pids("flwr-serverapp")
+    os.kill(server, signal.SIGKILL)
+    assert not (out / "summary.json").exists()
+    machines.stop("flwr", signal.SIGKILL)
+    machines.run(sys.executable, "-m", "fibecfed", "resume", str(out))
+    assert outcome(out) == outcome(finished) and facts(out) == facts(finished)
 
 
 def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:

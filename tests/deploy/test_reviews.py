@@ -63,8 +63,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
             here.node(site)
         yield here
     finally:
-        for name in list(here.running):
-            here.stop(name)
+        here.close()
 
 
 def test_minilm_learns_reviews_that_stay_at_three_sites(machines: Machines) -> None:

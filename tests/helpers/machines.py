@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,6 +59,26 @@ class Machines:
             process.kill()
             process.wait()
 
+    def pids(self, words: str = "") -> list[int]:
+        """Every process that was started for this federation, by whomever, and has `words` in its command line."""
+        mark, found = f"FLWR_HOME={self.environment['FLWR_HOME']}".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                environment, command = (folder / "environ").read_bytes(), (folder / "cmdline").read_bytes()
+            except OSError:  # it ended meanwhile, or is not ours
+                continue
+            if mark in environment.split(b"\0") and words in command.replace(b"\0", b" ").decode(errors="replace"):
+                found.append(int(folder.name))
+        return sorted(found)
+
+    def close(self) -> None:
+        """End everything, also what a killed SuperLink has left behind."""
+        for name in list(self.running):
+            self.stop(name)
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
@@ -90,9 +111,9 @@ class Machines:
         )  # fmt: skip
         self.until("link", "Starting Flower SuperExec")
 
-    def client(self, name: str, *columns: str) -> None:
+    def client(self, name: str, *columns: str, program: tuple[str, ...] = ("-m", "fibecfed")) -> None:
         self.start(
-            f"client-{name}", sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
+            f"client-{name}", sys.executable, *program, "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
             "--test-data", f"{name}-test.csv", "--socket", f"{name}.sock", "--name", name, *columns,
         )  # fmt: skip
 

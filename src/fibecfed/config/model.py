@@ -119,6 +119,8 @@ def federation_toml() -> str:
         "federation.partition": "machines",
         "federation.on_failure": "drop",
         "federation.round_timeout_s": 600.0,  # what Flower loses would else be waited for a day
+        "federation.max_samples": 100_000,
+        "federation.max_update_norm": 1000.0,
     }
     title = (
         "A configuration of fibecfed for a federation across machines: the same file on the server and on every client.\n"

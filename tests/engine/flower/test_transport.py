@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-import torch
+from bad_updates import BAD
 from made import KEY, federation, made_data, made_method, made_task
 from made_flower import CONFIG, RUN, be_an_app, connected, residents
 
@@ -18,14 +18,13 @@ from fibecfed.core.rng import Key
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Failure, Params, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Counts, frame, unframe
+from fibecfed.engine.client import Counts
 from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Finish, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import Step, run
-from fibecfed.methods.fibecfed import LocalLayers
 
 pytestmark = pytest.mark.flower
 
@@ -223,30 +222,6 @@ def test_the_clients_are_those_that_are_named_or_the_first_that_come(tmp_path: P
 
 
 # ---- updates that are not what they must be
-
-
-def update(change: Callable[[LocalLayers], LocalLayers]) -> Callable[[bytes], bytes]:
-    def changed(payload: bytes) -> bytes:
-        message, work = unframe(payload)
-        return frame(encode(change(decode(LocalLayers, message))), work)
-
-    return changed
-
-
-def first(message: LocalLayers, value: torch.Tensor) -> LocalLayers:
-    return replace(message, shared={**message.shared, min(message.shared): value})
-
-
-BAD = {
-    "truncated": lambda payload: payload[: len(payload) // 2],
-    "oversized": lambda payload: payload + bytes(2**24),
-    "of another version": lambda payload: payload.replace(b'\\"version\\":1', b'\\"version\\":9'),
-    "with unknown names": update(lambda m: replace(m, shared={f"x{name}": value for name, value in m.shared.items()})),
-    "of wrong shapes": update(lambda m: first(m, torch.zeros(3, 3))),
-    "with NaN": update(lambda m: first(m, torch.full_like(m.shared[min(m.shared)], float("nan")))),
-    "with 1e30": update(lambda m: first(m, torch.full_like(m.shared[min(m.shared)], 1e30))),
-    "of a million examples": update(lambda m: replace(m, num_samples=1_000_000)),
-}
 
 
 def run_with(tmp_path: Path, bad: Callable[[Reply], Reply] | None) -> list[Step]:
