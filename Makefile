@@ -51,10 +51,10 @@ test-flower: $(VENV)-flower/.ready ## Run the tests of federations across machin
 
 # Flower holds typer, rich, click and protobuf back; torch, transformers and PEFT are those of constraints.txt, so the bits are the same.
 $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt
-	@echo "Setting up $(VENV)-flower with [demo,flower]; a few minutes the first time"
+	@echo "Setting up $(VENV)-flower with [demo,flower] and Ray; a few minutes the first time"
 	@test -x $(VENV)-flower/bin/python || $(PYTHON) -m venv $(VENV)-flower
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt torch hatchling editables
-	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower]' pytest hypothesis
+	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower]' 'flwr[simulation]' pytest hypothesis
 	@touch $@
 
 format: $(VENV)/.dev ## Mend what ruff can mend

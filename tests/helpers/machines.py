@@ -111,10 +111,10 @@ class Machines:
         )  # fmt: skip
         self.until("link", "Starting Flower SuperExec")
 
-    def client(self, name: str, *columns: str, program: tuple[str, ...] = ("-m", "fibecfed")) -> None:
+    def client(self, name: str, *columns: str, program: tuple[str, ...] = ("-m", "fibecfed"), socket: str = "") -> None:
         self.start(
             f"client-{name}", sys.executable, *program, "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
-            "--test-data", f"{name}-test.csv", "--socket", f"{name}.sock", "--name", name, *columns,
+            "--test-data", f"{name}-test.csv", "--socket", socket or f"{name}.sock", "--name", name, *columns,
         )  # fmt: skip
 
     def node(self, name: str) -> None:

@@ -44,6 +44,7 @@ _APP = """\
 name = "fibecfed-federation"
 version = "0.1.0"
 description = "A federation of fibecfed"
+license = "Apache-2.0"
 dependencies = ["fibecfed[flower]"]
 
 [tool.flwr.app]
