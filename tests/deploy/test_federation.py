@@ -68,7 +68,9 @@ def test_personal_models_lie_with_their_clients_alone(finished: Path, machines: 
 
 
 def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machines: Machines) -> None:
-    assert "SuperNode ID" not in machines.log("node-stranger")
+    for name in NAMES:
+        assert "SuperNode ID" in machines.log(f"node-{name}")
+    assert machines.log("node-stranger") and "SuperNode ID" not in machines.log("node-stranger")
 
 
 def begun(machines: Machines, rounds: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -156,3 +157,36 @@ def test_rounds_are_run_one_at_a_time_as_they_are_asked_for():
     steps = world.run()
     next(steps)
     assert len(world.transport.carried) == 2
+
+
+@dataclass(frozen=True)
+class Broken(Toy):
+    """A method whose server cannot use what came."""
+
+    after: Any = None
+
+    @property
+    def phases(self) -> Any:
+        (tune,) = super().phases
+
+        def aggregate(server: Any, received: Any, now: Any) -> Any:
+            if isinstance(self.after, Exception):
+                raise self.after
+            return Number({"w": torch.tensor([1.0, self.after, 1.0])})
+
+        return (replace(tune, aggregate=aggregate),)
+
+
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        (float("nan"), "make shared w of the server's state not finite"),
+        (float("inf"), "federation.max_update_norm"),
+        (OverflowError("too large"), r"cannot be aggregated \(OverflowError: too large\)"),
+        (RuntimeError("shapes"), r"cannot be aggregated \(RuntimeError: shapes\)"),
+    ],
+    ids=str,
+)
+def test_a_server_state_that_is_not_finite_or_cannot_be_made_stops_the_run_before_it_is_yielded(after: Any, sentence: str):
+    with pytest.raises(RunFailed, match=f"tune round 0, answers of .*{sentence}"):
+        rounds(Broken(after=after))

@@ -223,3 +223,17 @@ def test_dropout_draws_from_the_key_alone():
     state = torch.random.get_rng_state()
     fit(task, task.params(), [batches()], options(), Key(0))
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_weights_of_the_examples_make_a_weighted_mean_of_the_losses():
+    weighted = [{**batch, "weights": torch.arange(1.0, len(batch["labels"]) + 1, dtype=torch.float64)} for batch in batches()]
+    training = options(optimizer="sgd", weight_decay=0.0)
+    result = fit(TASK, TASK.params(), [weighted], training, Key(0))
+    params = TASK.params()
+    for batch in weighted:
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        losses, weights = TASK.losses(leaves, {name: value for name, value in batch.items() if name != "weights"}), batch["weights"]
+        found = torch.autograd.grad((losses * weights).sum() / weights.sum(), list(leaves.values()))
+        params = {name: params[name] - 0.02 * gradient for name, gradient in zip(leaves, found, strict=True)}
+    for name, value in params.items():
+        torch.testing.assert_close(result.params[name], value, rtol=1e-9, atol=1e-12)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from made import KEY, TRAINING, federation, made_data, made_method, made_task, names_of_layers, same, seat
 
+from fibecfed.core.method import Received
 from fibecfed.core.types import Round
 from fibecfed.local.batches import plain_epochs
 from fibecfed.local.optimise import fit
+from fibecfed.methods.fedavg import LocalModel
 
 TASK, DATA = made_task(4), made_data()
 PERSONAL, SHARED = names_of_layers(TASK, [2, 3]), names_of_layers(TASK, [0, 1, None])
@@ -55,3 +58,12 @@ def test_each_part_gets_half_of_the_local_epochs_and_at_least_one(monkeypatch, e
     phase.client_update(seat(world, "1"), phase.broadcast(world.server, NOW), NOW)
     assert calls == [(half, PERSONAL), (half, SHARED)]
     assert world.method.local_epochs == 2 * half
+
+
+def test_the_server_takes_the_mean_of_the_shared_part_by_the_clients_sizes_and_keeps_the_rest():
+    world = federation(made_method("fedalt"), TASK, DATA)
+    sent = {client: {name: torch.full_like(TASK.params()[name], value) for name in SHARED} for client, value in (("0", 1.0), ("1", 5.0))}
+    received = [Received("0", LocalModel(sent["0"], 3)), Received("1", LocalModel(sent["1"], 1))]
+    after = world.method.phases[0].aggregate(world.server, received, NOW)
+    assert all(torch.equal(after.params[name], torch.full_like(after.params[name], 2.0)) for name in SHARED)
+    assert same({name: after.params[name] for name in PERSONAL}, {name: world.server.params[name] for name in PERSONAL})

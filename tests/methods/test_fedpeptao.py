@@ -13,6 +13,10 @@ from made import KEY, federation, made_data, made_method, names_of_layers, seat
 from fibecfed.adapters.options import PrefixAdapter
 from fibecfed.core.method import Received
 from fibecfed.core.types import Round
+from fibecfed.core.wire import encode
+from fibecfed.engine.checks import Refused, checked, expected
+from fibecfed.engine.client import frame
+from fibecfed.engine.failures import STOP
 from fibecfed.methods.catalogue import METHODS
 from fibecfed.methods.fedpeptao import LocalLayersAndSteps, layer_scores
 from fibecfed.methods.parts import ServerMomentum
@@ -113,3 +117,17 @@ def test_the_rows_with_momentum_train_prefixes_of_five_and_say_where_the_momentu
     on_clients, on_server = made_method("momd"), made_method("moms-adamw")
     assert (on_clients.training.optimizer, on_clients.training.momentum) == ("sgd", 0.9)
     assert (on_server.training.optimizer, on_server.server) == ("adamw", ServerMomentum(0.3, 0.9))
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_an_answer_without_steps_is_refused_since_the_server_divides_by_them(steps: int):
+    world = federation(made_method("fedpeptao"), TASK, DATA)
+    next(world.run())
+    now = Round("tune", 0, 4, 1)
+    phase = world.method.phases[1]
+    down = phase.broadcast(world.server, now)
+    update = phase.client_update(seat(world, "0", 1), down, now)
+    expect = expected(phase, world.server, down, now)
+    checked(frame(encode(update.message), update.work), expect, STOP, None)
+    with pytest.raises(Refused, match=f"it took {steps} steps, expected at least 1"):
+        checked(frame(encode(replace(update.message, steps=steps)), update.work), expect, STOP, None)

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 import torch
 from fibecfed_parts import DATA, FIXED, OWN, SHARED, TASK, tune, update_of, watch
-from made import TRAINING, federation, made_method, same
+from made import TRAINING, federation, made_method, same, seat
 
-from fibecfed.core.method import Received
+from fibecfed.core.method import Received, Work
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Round
-from fibecfed.core.wire import decode
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.checks import Refused, checked
+from fibecfed.engine.checks import expected as expected_answer
+from fibecfed.engine.client import frame
+from fibecfed.engine.failures import STOP
 from fibecfed.local.batches import batches
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.selection import neuron_masks
+from fibecfed.local.sensitivity import layer_sensitivity
+from fibecfed.local.spectrum import spectrum
 from fibecfed.methods.fibecfed import AllLayers, AskImportance, AskRatio, GlobalLayers, Importance, LocalLayers, Ratio
 
 # ---- phases
@@ -107,6 +113,54 @@ def test_the_number_of_layers_is_the_mean_ratio_of_the_layers_rounded_half_up():
     after = method.phases[1].aggregate(server, received, Round("spectrum", 0, 1, 1))
     assert math.isclose(after.ratio, (0.25 * 1 + 0.75 * 3) / 4)
     assert after.layers == (0, 2, 3)  # floor(4 * 0.625 + 0.5) = 3
+
+
+@pytest.mark.parametrize("more", [{}, {"importance": "increment", "noise_scale": 0.3, "norm": math.inf, "importance_examples": 5}])
+def test_a_client_answers_with_the_sensitivity_of_its_layers_as_the_options_say(more: dict[str, Any]):
+    world = federation(made_method(layers=more), TASK, DATA)
+    options, client, now = world.method.layers, seat(world, "1"), Round("importance", 0, 1, 0)
+    got = world.method.phases[0].client_update(client, AskImportance(), now).message
+    train = client.data.train
+    drawn = client.key.fold("importance").permutation(len(train))[: more.get("importance_examples", 64)]
+    params = TASK.init_params(Key(7).fold("run", "init"))
+    some = list(batches(train, drawn, 32))
+    expected = layer_sensitivity(TASK, params, some, options.noise_scale, options.norm, options.importance)
+    torch.testing.assert_close(got.importance, expected)
+    plain = layer_sensitivity(TASK, params, some)
+    assert got.num_samples == len(train) and torch.equal(plain, expected) == (not more)
+
+
+def test_the_layers_that_react_most_to_noise_are_shared():
+    world = federation(made_method(rounds=1, layers={"importance_clients": 5}), TASK, DATA)
+    world.finish()
+    params = TASK.init_params(Key(7).fold("run", "init"))
+    total = torch.zeros(4)
+    for client in DATA.clients:
+        train = DATA.client(client).train
+        total += len(train) * layer_sensitivity(TASK, params, batches(train, torch.arange(len(train)), 32))
+    assert set(world.server.layers) == set(total.argsort(descending=True)[:2].tolist())
+
+
+@pytest.mark.parametrize("rule", ["layer_gap", "plateau"])
+def test_a_client_answers_with_the_share_that_its_curvature_calls_for(rule: str):
+    world = federation(made_method(layers={"rule": rule}), TASK, DATA)
+    client, now = seat(world, "1", 1), Round("spectrum", 0, 1, 1)
+    got = world.method.phases[1].client_update(client, AskRatio(), now).message
+    train = client.data.train
+    drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * TRAINING.batch_size]
+    params = TASK.init_params(Key(7).fold("run", "init"))
+    expected = spectrum(TASK, params, train.batch(drawn.tolist()), rule, TRAINING.learning_rate, client.key.fold("probe"))
+    assert (got.ratio, got.num_samples) == (expected.ratio, len(train))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, 1.7e308])
+def test_a_share_of_layers_that_is_none_is_refused(ratio: float):
+    world = federation(made_method(layers={"rule": "layer_gap"}), TASK, DATA)
+    phase, now = world.method.phases[1], Round("spectrum", 0, 1, 1)
+    expect = expected_answer(phase, world.server, AskRatio(), now)
+    checked(frame(encode(Ratio(1.0, 3)), Work()), expect, STOP, None)
+    with pytest.raises(Refused, match="expected a share between 0 and 1"):
+        checked(frame(encode(Ratio(ratio, 3)), Work()), expect, STOP, None)
 
 
 def test_tuning_averages_by_numpys_weighted_mean_and_leaves_the_other_layers():

@@ -7,11 +7,14 @@ import pytest
 import torch
 from made import KEY, TRAINING, federation, made_data, made_method, same, seat
 
-from fibecfed.core.method import Received
+from fibecfed.core.method import Received, Work
 from fibecfed.core.types import Round
-from fibecfed.core.wire import decode
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.checks import Refused, checked, expected
+from fibecfed.engine.client import frame
+from fibecfed.engine.failures import STOP
 from fibecfed.methods.fedavg import LocalModel
-from fibecfed.methods.hetlora import padded, pairs, product_norms, tail_norm, truncated
+from fibecfed.methods.hetlora import OwnRank, padded, pairs, product_norms, tail_norm, truncated
 from fibecfed.models.tiny import tiny_task
 
 TASK, DATA = tiny_task("bert", rank=6), made_data()
@@ -122,3 +125,35 @@ def test_the_norm_of_the_tail_has_a_gradient_where_b_is_zero():
     gradients = torch.autograd.grad(tail_norm(params, 1), list(params.values()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
     assert same(truncated(params, 3), params)
+
+
+def test_the_penalty_is_its_weight_times_the_norm_of_the_tail():
+    training = TRAINING.model_copy(update={"optimizer": "sgd", "local_epochs": 1, "batch_size": 64, "weight_decay": 0.0})
+    params = TASK.params()
+    leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+    tail = dict(zip(leaves, torch.autograd.grad(tail_norm(leaves, 3), list(leaves.values()), allow_unused=True), strict=True))
+    trained = {}
+    for penalty in (0.0, 0.3):
+        world = begun(decay=0.5, penalty=penalty, training=training)
+        client = seat(world, "1", state=OwnRank(6, 6))
+        trained[penalty], _ = world.method._train(client, params)
+    for a, b in pairs(params):
+        for name in (a, b):  # one step of SGD: the two trainings differ by rate times the penalty's gradient
+            got, plain = (truncated(trained[penalty].params, 3)[name] for penalty in (0.3, 0.0))
+            torch.testing.assert_close(got, plain - 0.3 * training.learning_rate * truncated(tail, 3)[name], atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("a_rank", "b_rank", "named"), [(3, 6, r"\[3, 6\]"), (7, 7, r"\[7\]"), (0, 0, r"\[0\]")])
+def test_factors_of_unequal_or_impossible_rank_are_refused(a_rank: int, b_rank: int, named: str):
+    world = begun()
+    phase = world.method.phases[0]
+    full = padded(TASK.params(), 8)
+    shared = {
+        name: value[:a_rank] if "lora_A" in name else value[:, :b_rank] if "lora_B" in name else value for name, value in full.items()
+    }
+    expect = expected(phase, world.server, phase.broadcast(world.server, NOW), NOW)
+    reply = frame(encode(LocalModel(shared, 3)), Work(1, 4, 0.5))
+    with pytest.raises(Refused, match=rf"ranks {named}, expected one rank for all between 1 and 6"):
+        checked(reply, expect, STOP, None)
+    whole = frame(encode(LocalModel(truncated(full, 4), 3)), Work(1, 4, 0.5))
+    assert checked(whole, expect, STOP, None)[0].num_samples == 3

@@ -9,11 +9,13 @@ import pytest
 import torch
 from made import KEY, TRAINING, federation, made_data, made_method, seat
 
+from fibecfed.core.method import Received
 from fibecfed.core.task import DELTA
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode
 from fibecfed.local.lowrank import best_factors
-from fibecfed.methods.slora import SLoraServer, SparseModel, SparseTask, sparse_rounds
+from fibecfed.methods.fedavg import LocalModel
+from fibecfed.methods.slora import LocalSparse, SLoraServer, SparseModel, SparseTask, sparse_rounds
 from fibecfed.models.tiny import FAMILIES, tiny_task
 
 TASK, DATA = tiny_task("bert", dtype=torch.float64), made_data()
@@ -143,3 +145,36 @@ def test_the_servers_state_survives_the_wire():
     world = begun()
     back = decode(SLoraServer, encode(replace(world.server, tuned=True)))
     assert back.tuned and back.weights == world.server.weights
+
+
+def test_both_stages_take_the_mean_by_the_clients_sizes():
+    world = begun(rounds=4)
+    sparse, tune = world.method.phases
+    generator, sizes = KEY.generator(), [3, 9]
+
+    def drawn(like):
+        return {name: torch.randn(value.shape, generator=generator, dtype=torch.float64) for name, value in sorted(like.items())}
+
+    head = {name: value for name, value in TASK.params().items() if TASK.layer_of(name) is None}
+    first = [LocalSparse(drawn(world.server.values), drawn(head), n) for n in sizes]
+    after = sparse.aggregate(world.server, [Received(str(n), message) for n, message in zip(sizes, first, strict=True)], SPARSE)
+    for field, got in (("values", after.values), ("shared", after.params)):
+        for name in getattr(first[0], field):
+            expected = np.average([getattr(message, field)[name].numpy() for message in first], axis=0, weights=sizes)
+            np.testing.assert_allclose(got[name].numpy(), expected, rtol=1e-6)
+    second = [LocalModel(drawn(TASK.params()), n) for n in sizes]
+    after = tune.aggregate(after, [Received(str(n), message) for n, message in zip(sizes, second, strict=True)], Round("tune", 0, 3, 1))
+    for name in TASK.names:
+        expected = np.average([message.shared[name].numpy() for message in second], axis=0, weights=sizes)
+        np.testing.assert_allclose(after.params[name].numpy(), expected, rtol=1e-6)
+
+
+def test_stage_one_trains_at_its_own_rate():
+    training = TRAINING.model_copy(update={"optimizer": "sgd", "local_epochs": 1, "batch_size": 64, "weight_decay": 0.0})
+    moved = []
+    for factor in (1.0, 0.25):
+        world = federation(made_method("slora", density=0.1, rate_factor=factor, training=training), TASK, DATA)
+        phase = world.method.phases[0]
+        moved.append(phase.client_update(seat(world, "1"), phase.broadcast(world.server, SPARSE), SPARSE).message.values)
+    for name in moved[0]:  # one step of SGD: a quarter of the rate, a quarter of the way
+        torch.testing.assert_close(moved[1][name], 0.25 * moved[0][name], rtol=1e-4, atol=1e-9)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
-from ..engine.options import FederationOptions
+from ..engine.options import CLIENT_NAME, EXPECTED_NAME, FederationOptions
 from ..local.options import LayerOptions, NeuronOptions, TrainingOptions
 from ..models.options import ModelOptions
 from .text import nearest
@@ -154,11 +154,8 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
     names = federation.client_names
     if names is None:
         return
-    if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.@-]{1,64}", name) for name in names):
-        yield (
-            f"federation.client_names: got {list(names)}, expected different names of at most 64 letters, digits, `_`, `-`, `.` and `@`; "
-            "mend the list"
-        )
+    if len(set(names)) < len(names) or not all(re.fullmatch(CLIENT_NAME, name) for name in names):
+        yield (f"federation.client_names: got {list(names)}, {EXPECTED_NAME} in each, and no two alike; mend the list")
     if len(names) != federation.clients:
         yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; mend one of them"
 

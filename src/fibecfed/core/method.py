@@ -124,6 +124,8 @@ class Phase(Generic[S, C, D, U]):
             shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
             the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
         address: what one client gets of a broadcast, given the server's state. Left out, everybody gets the same.
+        problem: what makes an answer useless although its tensors are as expected, given the server's state, as a sentence; None for a
+            good one. Such an answer is refused.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Phase(Generic[S, C, D, U]):
     aggregate: Callable[[S, Sequence[Received[U]], Round], S]
     template: Callable[[S, Round], U] | None = None
     address: Callable[[S, D, ClientId], D] | None = None
+    problem: Callable[[S, U], str | None] | None = None
 
 
 class Method(Protocol[S, C]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..core.types import ClientId, Params
 from ..engine.checkpoint import RunLock
 from ..engine.flower.resident import Resident
 from ..engine.flower.sockets import SocketError, listening, serve
+from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..saving import checksum_of_files, save, versions
 
 ABOUT = "client.json"
@@ -112,6 +114,8 @@ def _who(options: Options, config: Config) -> tuple[ClientId, str]:
     name = options.name or before.get("name") or f"client-{secrets.token_hex(4)}"
     if before and name != before["name"]:
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
+    if not re.fullmatch(CLIENT_NAME, name):
+        raise UserError(f"--name: got {name!r}, {EXPECTED_NAME}; choose another one")
     names = config.federation.client_names
     if names is not None and name not in names:
         raise UserError(f"--name: got {options.name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")

@@ -7,7 +7,7 @@ ones look wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,14 @@ class Expected:
         like: field -> tensors whose names, shapes and dtypes an answer must have. A field that is not there must only be finite.
         sent: field -> the tensors that were sent, for the fields that an answer has too.
         max_bytes: length of the whole answer.
+        problem: the phase's own check.
     """
 
     up: type
     like: Mapping[str, Mapping[str, Tensor]]
     sent: Mapping[str, Mapping[str, Tensor]]
     max_bytes: int
+    problem: Callable[[Any], str | None]
 
 
 def expected(phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, now: Round) -> Expected:
@@ -66,7 +68,8 @@ def expected(phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, now:
     # tensors that the server has none of yet say nothing about those to come
     like = {**{field: tensors for field, tensors in kept.items() if tensors}, **sent} if phase.template is None else template
     largest = sum(tensor.nbytes for table in (down, state, template) for tensors in table.values() for tensor in tensors.values())
-    return Expected(phase.up, like, sent, OVERHEAD_BYTES + largest)
+    own = phase.problem
+    return Expected(phase.up, like, sent, OVERHEAD_BYTES + largest, lambda message: None if own is None else own(server, message))
 
 
 def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int | None) -> tuple[Any, Work]:
@@ -89,6 +92,7 @@ def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int 
         or _bad_work(work)
         or _bad_number_of_examples(message, tolerance.max_samples, declared)
         or _too_far(message, expect, tolerance.max_update_norm)
+        or expect.problem(message)
     )
     if problem is not None:
         raise Refused(problem)

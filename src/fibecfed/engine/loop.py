@@ -12,9 +12,11 @@ from ..core.errors import RunFailed
 from ..core.method import Method, Phase, Received, Work
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
+from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Round
-from ..core.wire import WireError, encode, payload_bytes
+from ..core.wire import WireError, encode, payload_bytes, tensors_of
 from .checks import Expected, Refused, checked, expected, num_samples
+from .client import named
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .simulator import Transport
 
@@ -24,6 +26,7 @@ _REPEATS = (
 )
 _STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run goes on without such clients'
 _USABLE = "The checkpoint before it stays usable"
+_LIMIT = f"{_USABLE}. With federation.max_update_norm updates that are too large are refused"
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _round(
         if len(attempts) == tolerance.round_attempts:
             raise RunFailed(_too_few(got, now, tolerance, standing))
     answers = [Received(client, message) for client, message in got.messages.items()]
-    after = phase.aggregate(server, answers, now)
+    after = _aggregated(phase, server, answers, now)
     useful = sum(got.bytes_up[answer.client] for answer in answers)
     bytes_down = _added([*(attempt.bytes_down for attempt in attempts), sizes])
     bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
@@ -187,6 +190,19 @@ def _round(
         attempts=tuple(attempts),
     )
     return after, record, standing
+
+
+def _aggregated(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence[Received[Any]], now: Round) -> Any:
+    """The server's next state. Each answer may be finite and their sum not: such a state must not reach a checkpoint."""
+    where = f"{now.phase} round {now.index}, answers of {', '.join(answer.client for answer in answers)}"
+    try:
+        after = phase.aggregate(server, answers, now)
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+        raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {_USABLE}") from error
+    for field, tensors in tensors_of(after).items():
+        if (bad := first_not_finite(tensors)) is not None:
+            raise RunFailed(f"{where}: they make {named(field, bad)} of the server's state not finite. {_LIMIT}")
+    return after
 
 
 def _exchange(

@@ -8,6 +8,11 @@ from pydantic import Field
 
 from ..core.options import Options
 
+CLIENT_NAME = r"[\w.@-]{1,64}"
+"""What the name of a client on another machine must match."""
+
+EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
+
 
 class FederationOptions(Options):
     """Who holds the data, and how often they are asked."""
@@ -43,7 +48,10 @@ class FederationOptions(Options):
         description="Seconds after which a client is late, in a round or an evaluation; 0 = no limit. Between machines only.",
     )
     exclude_after: int = Field(
-        default=0, ge=0, description="Refused updates in a row after which a client takes no part in the rest of the run; 0 = never."
+        default=0,
+        ge=0,
+        description="Refused updates in a row after which a client takes no part in the rest of the run; 0 = never. "
+        "Its own state goes on from them: nothing tells it.",
     )
     max_samples: int = Field(
         default=0, ge=0, description="Training examples that a client may say it has, or its update is refused; 0 = no limit."

@@ -9,7 +9,7 @@ from typing import Any
 from ..core.method import Client, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import pick, weighted_mean
+from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import plain_epochs
@@ -17,7 +17,8 @@ from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from .catalogue import FedAltOptions, Setting
-from .fedavg import LocalModel, OwnTensors, SharedModel, work_of
+from .fedavg import LocalModel, OwnTensors, SharedModel, answer
+from .parts import mean_by_size
 
 
 @message
@@ -93,9 +94,7 @@ class FedAlt:
         return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=moving)
 
     def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
-        result = self.train(client, self.personalise(message, client.state), now)
-        own = OwnTensors(pick(result.params, client.state.own.keys()))
-        return Update(LocalModel(pick(result.params, message.shared.keys()), len(client.data.train)), own, work_of(result))
+        return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
 
 def build(options: FedAltOptions, setting: Setting) -> FedAlt:
@@ -108,5 +107,4 @@ def _broadcast(server: FedAltServer, now: Round) -> SharedModel:
 
 
 def _aggregate(server: FedAltServer, received: Sequence[Received[LocalModel]], now: Round) -> FedAltServer:
-    mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
-    return replace(server, params={**server.params, **mean})
+    return replace(server, params={**server.params, **mean_by_size(received)})

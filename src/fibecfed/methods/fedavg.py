@@ -9,7 +9,7 @@ from typing import Any
 from ..core.method import Client, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import pick, weighted_mean
+from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
@@ -52,6 +52,7 @@ from .parts import (
     ServerRule,
     ShortFirst,
     Targets,
+    mean_by_size,
 )
 
 
@@ -160,9 +161,7 @@ class FedAvg:
         return SharedModel(pick(server.params, self.travels.of(server.params)))
 
     def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
-        result = self.train(client, self.personalise(message, client.state), now)
-        own = OwnTensors(pick(result.params, client.state.own.keys()))
-        return Update(LocalModel(pick(result.params, message.shared.keys()), len(client.data.train)), own, work_of(result))
+        return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
     def _finetune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, Done]:
         # as in the round behind the last one: the schedules of the parts have come to their ends
@@ -171,8 +170,13 @@ class FedAvg:
         return Update(Done(), OwnTensors(result.params), work_of(result))
 
     def _aggregate(self, server: Any, received: Sequence[Received[LocalModel]], now: Round) -> Any:
-        mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
-        return self.server.step(server, mean)
+        return self.server.step(server, mean_by_size(received))
+
+
+def answer(client: Client[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
+    """A client's update after a training: what it was sent goes back, what is its own stays."""
+    shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys())
+    return Update(LocalModel(shared, len(client.data.train)), OwnTensors(own), work_of(result))
 
 
 def work_of(result: Fit) -> Work:

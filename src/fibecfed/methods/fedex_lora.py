@@ -12,13 +12,13 @@ from torch import Tensor
 from ..core.method import Client, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import DELTA, LowRank, Task
-from ..core.trees import pick, weighted_mean
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.lowrank import product
 from ..local.optimise import Fit
 from .catalogue import FedExLoraOptions, Setting
-from .fedavg import FedAvg, LocalModel, OwnTensors, work_of
+from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, answer
+from .parts import mean_by_size
 
 
 @message
@@ -90,8 +90,7 @@ class FedExLora:
         return self.local.train(client, params, now)
 
     def _tune(self, client: Client[OwnTensors], message: ExactModel, now: Round) -> Update[OwnTensors, LocalModel]:
-        result = self.train(client, self.personalise(message, client.state), now)
-        return Update(LocalModel(pick(result.params, message.shared.keys()), len(client.data.train)), client.state, work_of(result))
+        return answer(client, SharedModel(message.shared), self.train(client, self.personalise(message, client.state), now))
 
 
 def build(options: FedExLoraOptions, setting: Setting) -> FedExLora:
@@ -122,7 +121,7 @@ def _broadcast(server: FedExServer, now: Round) -> ExactModel:
 
 def _aggregate(server: FedExServer, received: Sequence[Received[LocalModel]], now: Round) -> FedExServer:
     sent, weights = [r.message.shared for r in received], [float(r.message.num_samples) for r in received]
-    mean = weighted_mean(sent, weights)
+    mean = mean_by_size(received)
     residual: dict[str, Tensor] = {}
     for found in _maps(server):
         before = server.residual[found.weight]

@@ -25,6 +25,7 @@ from ..local.options import TrainingOptions
 from ..local.selection import choose_layers
 from .catalogue import FedPepTaoOptions, Setting
 from .fedavg import OwnTensors, SharedModel, work_of
+from .parts import mean_by_size, of_layers
 
 EIGENVALUE_SHIFT = 1e-5
 LEAST_SERVER_RATE = 1e-4
@@ -101,7 +102,10 @@ class FedPepTao:
         """Every client scores the layers once [S]; then tuning."""
         return (
             Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose),
-            Phase("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate),
+            Phase(
+                *("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate),
+                problem=_no_steps,
+            ),
         )
 
     def init(self, task: Task, key: Key) -> FedPepTaoServer:
@@ -155,7 +159,7 @@ class FedPepTao:
 
     def _aggregate(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], now: Round) -> FedPepTaoServer:
         """The corrected step for the layers that travel; the head takes the mean [C: the published model has none]."""
-        mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
+        mean = mean_by_size(received)
         where = dict(zip(sorted(server.params), server.tensor_layers, strict=True))
         after = replace(server, params={**server.params, **mean}, rounds=server.rounds + 1)
         for name in sorted(mean):
@@ -250,6 +254,9 @@ def _ask_scores(server: FedPepTaoServer, now: Round) -> AskScores:
 
 
 def _broadcast(server: FedPepTaoServer, now: Round) -> SharedModel:
-    travels = {-1, *server.layers}
-    names = [name for name, layer in zip(sorted(server.params), server.tensor_layers, strict=True) if layer in travels]
-    return SharedModel(pick(server.params, names))
+    return SharedModel(of_layers(server.params, server.tensor_layers, server.layers))
+
+
+def _no_steps(server: FedPepTaoServer, message: LocalLayersAndSteps) -> str | None:
+    """The server divides by a client's steps."""
+    return None if message.steps > 0 else f"it took {message.steps} steps, expected at least 1"

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.method import Client, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import pick, weighted_mean
+from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
@@ -27,6 +27,7 @@ from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, Trai
 from ..local.sensitivity import layer_sensitivity
 from ..local.spectrum import spectrum
 from .catalogue import FibecFedOptions, Setting
+from .parts import mean_by_size, of_layers
 
 PASS_BATCH = 32
 """Examples a batch of a scoring pass; the scores do not depend on it."""
@@ -141,7 +142,11 @@ class FibecFed:
             measurers = self.layers.importance_clients
             rows.append(Phase("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose))
         if self._measures_ratio:
-            rows.append(Phase("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count))
+            rows.append(
+                Phase(
+                    *("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count), problem=_no_share
+                )
+            )
         rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
         if self.closing_round:
             rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate, _all_layers))
@@ -223,9 +228,7 @@ class FibecFed:
     # Phase 2
 
     def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
-        travels = {-1, *server.layers}
-        names = [name for name, layer in zip(sorted(server.params), server.tensor_layers, strict=True) if layer in travels]
-        return GlobalLayers(server.layers, pick(server.params, names))
+        return GlobalLayers(server.layers, of_layers(server.params, server.tensor_layers, server.layers))
 
     def _tune(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         trained, state, work, notes = self._train(client, message, now)
@@ -323,6 +326,11 @@ def _ask_ratio(server: Server, now: Round) -> AskRatio:
     return AskRatio()
 
 
+def _no_share(server: Server, message: Ratio) -> str | None:
+    """r_k is a share of the layers."""
+    return None if 0 <= message.ratio <= 1 else f"ratio is {message.ratio}, expected a share between 0 and 1"
+
+
 def _all_layers(server: Server, now: Round) -> AllLayers:
     """What answers of the closing round look like: more than was sent."""
     return AllLayers(server.params, 1)
@@ -330,8 +338,7 @@ def _all_layers(server: Server, now: Round) -> AllLayers:
 
 def _aggregate(server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
     """Mean of what came back, weighted by n_k over the clients that answered [S]."""
-    mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
-    return replace(server, params={**server.params, **mean})
+    return replace(server, params={**server.params, **mean_by_size(received)})
 
 
 def default_score_after(num_rounds: int) -> int:

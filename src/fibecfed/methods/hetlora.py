@@ -71,7 +71,10 @@ class HetLora:
         """Tuning, with a message of its own for every client."""
         return (
             Phase(
-                "tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate, _any_rank, self._truncated
+                *("tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate),
+                template=_any_rank,
+                address=self._truncated,
+                problem=_not_one_rank,
             ),
         )
 
@@ -191,11 +194,20 @@ def _any_rank(server: HetServer, now: Round) -> LocalModel:
     return LocalModel(truncated(server.params, 0), 1)
 
 
+def _not_one_rank(server: HetServer, message: LocalModel) -> str | None:
+    """All A and B of a client have its rank."""
+    found = {len(message.shared[a]) for a, _ in pairs(message.shared)} | {message.shared[b].shape[1] for _, b in pairs(message.shared)}
+    largest = largest_rank(server.params)
+    if len(found) == 1 and 1 <= min(found) <= largest:
+        return None
+    return f"its factors have the ranks {sorted(found)[:5]}, expected one rank for all between 1 and {largest}"
+
+
 def _aggregate(server: HetServer, received: Sequence[Received[LocalModel]], now: Round) -> HetServer:
     """Every map is the mean of the clients' padded ones with weights ||B_k A_k||_F, the head that with n_k."""
     sent, sizes = [r.message.shared for r in received], [r.message.num_samples for r in received]
     largest = largest_rank(server.params)
-    full = [padded(truncated(params, largest), largest) for params in sent]
+    full = [padded(params, largest) for params in sent]
     norms = [product_norms(params) for params in full]
     lora = {name for pair in pairs(server.params) for name in pair}
     mean = weighted_mean([{name: value for name, value in params.items() if name not in lora} for params in sent], sizes)
@@ -203,5 +215,5 @@ def _aggregate(server: HetServer, received: Sequence[Received[LocalModel]], now:
         weights = [norm[a] for norm in norms]
         mean |= weighted_mean([pick(params, (a, b)) for params in full], weights if sum(weights) > 0 else sizes)
     ranks = dict(zip(server.clients, server.ranks, strict=True))
-    ranks |= {r.client: min(largest, largest_rank(r.message.shared)) for r in received}
+    ranks |= {r.client: largest_rank(r.message.shared) for r in received}
     return HetServer(mean, tuple(sorted(ranks)), tuple(ranks[client] for client in sorted(ranks)))

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.method import Received
 from ..core.task import Task
+from ..core.trees import weighted_mean
 from ..core.types import Examples, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import batches, by_length
@@ -307,3 +309,18 @@ class ServerMomentum:
             velocity[name] = change if name not in velocity else self.momentum * velocity[name] + change
             params[name] = params[name] + self.learning_rate * velocity[name]
         return ServerModelAndVelocity(params, velocity)
+
+
+def mean_by_size(received: Sequence[Received[Any]], field: str = "shared") -> dict[str, Tensor]:
+    """sum_k n_k w_k / sum_k n_k over the clients that answered, of the tensors in a field of their messages."""
+    return weighted_mean([getattr(r.message, field) for r in received], [r.message.num_samples for r in received])
+
+
+def of_layers(params: Params, tensor_layers: Sequence[int], layers: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors of some layers, and the head's (layer -1).
+
+    Args:
+        tensor_layers: the layer of each tensor of `params` in sorted order.
+    """
+    kept = {-1, *layers}
+    return {name: params[name] for name, layer in zip(sorted(params), tensor_layers, strict=True) if layer in kept}

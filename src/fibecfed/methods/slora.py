@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.method import Client, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import DELTA, LowRank, Task
-from ..core.trees import pick, weighted_mean
+from ..core.trees import pick
 from ..core.types import Batch, ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import plain_epochs
@@ -26,6 +26,7 @@ from ..local.optimise import fit
 from ..local.options import TrainingOptions
 from .catalogue import Setting, SLoraOptions
 from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, work_of
+from .parts import mean_by_size
 
 
 @message
@@ -231,11 +232,8 @@ def _sparse_model(server: SLoraServer, now: Round) -> SparseModel:
 
 
 def _mean_sparse(server: SLoraServer, received: Sequence[Received[LocalSparse]], now: Round) -> SLoraServer:
-    weights = [r.message.num_samples for r in received]
-    head = weighted_mean([r.message.shared for r in received], weights)
-    return replace(server, values=weighted_mean([r.message.values for r in received], weights), params={**server.params, **head})
+    return replace(server, values=mean_by_size(received, "values"), params={**server.params, **mean_by_size(received)})
 
 
 def _mean(server: SLoraServer, received: Sequence[Received[LocalModel]], now: Round) -> SLoraServer:
-    mean = weighted_mean([r.message.shared for r in received], [r.message.num_samples for r in received])
-    return replace(server, params=mean, tuned=True)
+    return replace(server, params=mean_by_size(received), tuned=True)

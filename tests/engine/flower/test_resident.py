@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,15 @@ def test_tables_that_differ_are_told_key_by_key() -> None:
 def test_bytes_survive_their_tensor() -> None:
     for blob in (b"", b"\0\xff", bytes(range(256))):
         assert unpacked(packed(blob)) == blob and packed(blob).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("payload", [torch.tensor(1.0), torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)])
+@pytest.mark.parametrize("action", ["hello", "train"])
+def test_a_payload_that_is_no_bytes_does_not_end_the_client(resident: Resident, action: str, payload: torch.Tensor) -> None:
+    asked = decode(Request, request(action))
+    failed = answer(resident, encode(replace(asked, payload=payload)))
+    assert failed.status == "failed" and "expected bytes" in failed.reason
+
+
+def test_a_deeply_nested_greeting_does_not_end_the_client(resident: Resident) -> None:
+    assert answer(resident, request("hello", b"[" * 200_000)).status == "done"

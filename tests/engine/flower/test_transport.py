@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
+import torch
 from bad_updates import BAD
 from made import KEY, federation, made_data, made_method, made_task
 from made_flower import CONFIG, RUN, be_an_app, connected, residents
@@ -21,7 +23,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.client import Counts
 from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import transport as transport_module
-from fibecfed.engine.flower.envelope import Finish, Reply, Request, packed, unpacked
+from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import Step, run
@@ -185,13 +187,13 @@ def on_reply(resident: Resident, change: Callable[[Reply], Reply]) -> Callable[[
     return answer
 
 
+def gone(blob: bytes) -> bytes:
+    raise OSError("the client at c.sock went away")
+
+
 def test_a_client_that_goes_away_and_comes_back_behind_another_node_takes_part_again(tmp_path: Path) -> None:
     clients = residents(tmp_path)
     transport, grid, _ = connected(clients)
-
-    def gone(blob: bytes) -> bytes:
-        raise OSError("the client at c.sock went away")
-
     grid.nodes[1] = gone
     ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
     assert isinstance(reply, Failure) and "went away" in reply.reason
@@ -269,3 +271,81 @@ def test_bytes_that_are_no_reply_at_all_are_rejected_as_well(tmp_path: Path, wit
     steps = trained(transport, rounds=2, per_round=3, tolerance=DROP)
     assert encode(steps[-1].server) == without
     assert any(step.record.refused == ("2",) for step in steps)
+
+
+BYTES_THAT_ARE_NONE = [torch.tensor(1.0), torch.zeros(2, 2, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)]
+
+
+@pytest.mark.parametrize("payload", BYTES_THAT_ARE_NONE)
+def test_a_reply_whose_payload_is_no_bytes_is_handed_on_to_be_refused(tmp_path: Path, payload: torch.Tensor) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    grid.nodes[1] = on_reply(clients["0"], lambda reply: replace(reply, payload=payload))
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    assert isinstance(reply, bytes)
+
+
+def greets_with(resident: Resident, **change: Any) -> Callable[[bytes], bytes]:
+    """The resident, whose greeting is changed."""
+
+    def answer(blob: bytes) -> bytes:
+        reply = decode(Reply, resident.answer(blob))
+        if decode(Request, blob).action == "hello":
+            hello = replace(decode(Hello, unpacked(reply.payload)), **change)
+            reply = replace(reply, payload=packed(encode(hello)))
+        return encode(reply)
+
+    return answer
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "../up", "\x1b[2Jevil\n"])
+def test_a_client_with_an_impossible_name_is_not_seated_and_its_name_is_shown_harmlessly(tmp_path: Path, name: str) -> None:
+    clients = residents(tmp_path)
+    transport, grid, told = connected(clients)
+    grid.nodes[1] = greets_with(clients["0"], name=name)
+    assert transport.wait_for(4, None, 1.0) == ("1", "2", "3", "4")
+    assert any("calls itself" in text for text in told) and all(text.isprintable() for text in told)
+
+
+def test_what_a_client_says_of_its_versions_is_shown_for_what_the_server_knows_alone(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, told = connected(clients)
+    grid.nodes[1] = greets_with(clients["0"], versions=json.dumps({"torch": "2\x1b[2J", **{f"x{i}": "1" for i in range(1000)}}))
+    transport.wait_for(5, None, 1.0)
+    assert told == ["client 0 has torch 2?[2J, the server 1: the last bits may differ"]
+    grid.nodes[1] = greets_with(clients["0"], config="[" * 200_000)
+    again, grid2, told = connected(clients)
+    grid2.nodes[1] = grid.nodes[1]
+    assert again.wait_for(4, None, 1.0) == ("1", "2", "3", "4") and "another configuration" in told[0]
+
+
+def test_a_client_that_does_not_take_its_initial_tensors_costs_the_others_nothing(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, _ = connected(clients)
+    greeted = greets_with(clients["0"], initial="other")
+    grid.nodes[1] = greeted
+    transport.wait_for(5, None, 1.0)
+    grid.nodes[1] = None
+    replies = dict(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask(), "1": ask()}, 5))
+    assert isinstance(replies["0"], Failure) and isinstance(replies["1"], bytes)
+
+
+def test_a_name_belongs_to_who_had_it_first_also_after_a_failure(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    transport, grid, told = connected(clients)
+    transport.wait_for(5, None, 1.0)
+    grid.nodes[1] = gone
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    assert isinstance(reply, Failure) and "went away" in reply.reason
+    del grid.nodes[1]
+    grid.nodes[99] = replace(clients["0"], identity="another's").answer
+    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    assert isinstance(reply, Failure) and "two clients are called 0; start one of them with another --name" in told
+
+
+def test_initial_tensors_are_counted_whoever_they_were_sent_for(tmp_path: Path) -> None:
+    clients = residents(tmp_path, task=Other(made_task()))
+    transport, _, _ = connected(clients)
+    list(transport.exchange("evaluate", Round("importance", 0, 1, 0), {"3": ask()}, 5))
+    list(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    assert set(transport.notes()) == {"0", "3"} and not transport.notes()

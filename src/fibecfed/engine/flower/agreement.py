@@ -30,6 +30,6 @@ def table_of(text: str) -> dict[str, Any]:
     """A table that the other side sent as JSON; empty for anything else."""
     try:
         table = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return table if isinstance(table, dict) else {}

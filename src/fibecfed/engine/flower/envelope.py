@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...core.types import Round
-from ...core.wire import message
+from ...core.wire import WireError, message
 
 
 @message
@@ -97,5 +97,11 @@ def packed(blob: bytes) -> Tensor:
 
 
 def unpacked(tensor: Tensor) -> bytes:
-    """The bytes that `packed` made a tensor of."""
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    """The bytes that `packed` made a tensor of.
+
+    Raises:
+        WireError: another tensor.
+    """
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise WireError(f"got a payload of dtype {tensor.dtype} and shape {tuple(tensor.shape)}, expected bytes")
+    return tensor.numpy().tobytes()

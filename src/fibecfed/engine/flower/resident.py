@@ -78,14 +78,12 @@ class Resident:
         own = json.dumps(self.config, sort_keys=True)
         if not _RUN.fullmatch(request.run):
             return "refused", f"got {request.run[:40]!r} as the name of a run, expected 16 hexadecimal digits", b""
-        if request.action == "hello":
-            return self._hello(request, own)
-        if request.config != digest(self.config):
+        if request.action != "hello" and request.config != digest(self.config):
             return "refused", "the server has another configuration", own.encode()
-        if request.client != self.name:
+        if request.action != "hello" and request.client != self.name:
             return "refused", f"the request is for {request.client!r}, and this is {self.name!r}", b""
         try:
-            return self._work(request)
+            return self._hello(request, own) if request.action == "hello" else self._work(request)
         except (NotFinite, WireError) as error:
             return "failed", str(error), b""
         except Exception as error:  # a bug or a full disk here must not end the client, nor be hidden from the server

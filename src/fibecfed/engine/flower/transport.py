@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flwr.app import Message  # pyright: ignore[reportMissingImports]
@@ -14,6 +15,8 @@ from ...core.errors import RunFailed
 from ...core.trees import checksum
 from ...core.types import ClientId, Failure, Params, Round
 from ...core.wire import WireError, decode, encode
+from ..failures import printable
+from ..options import CLIENT_NAME, EXPECTED_NAME
 from ..simulator import Action
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
@@ -44,7 +47,6 @@ class Seat:
 
     Attributes:
         node: Flower's number of the SuperNode it sits behind, which changes when that starts again.
-        sent: bytes of the initial tensors that it had to be sent.
     """
 
     node: int
@@ -71,13 +73,14 @@ class FlowerTransport:
         self.run = run
         self.config = dict(config)
         self.versions = dict(versions)
-        self.say = say
+        self.say: Callable[[str], None] = lambda text: say(printable(text))  # clients chose parts of it
         self._hash = digest(self.config)
         self._at = completed
         self._seats: dict[ClientId, Seat] = {}
         self._strangers: dict[int, str] = {}  # nodes that cannot take part, with the reason
         self._initial: Params = {}
         self._notes: dict[ClientId, Mapping[str, Any]] = {}
+        self._known: dict[ClientId, str] = {}  # the identity that each name had first
 
     def wait_for(self, clients: int, names: Sequence[ClientId] | None, wait_s: float) -> tuple[ClientId, ...]:
         """The ids of the federation's clients, sorted: `names` if given, else those of the first `clients` that introduce themselves.
@@ -125,7 +128,6 @@ class FlowerTransport:
         timeout_s = DAY_S if timeout_s is None else timeout_s
         end = time.monotonic() + timeout_s
         self._at = now.number if action == "train" else now.number + 1
-        self._notes = {}
         if requests.keys() - self._seats.keys():
             self._greet(end)
         self._start_alike(requests, end)
@@ -136,8 +138,9 @@ class FlowerTransport:
         yield from self._ask(asked, end, timeout_s)
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        """Bytes of initial tensors that clients of the last exchange had to be sent; what they note about themselves stays with them."""
-        return self._notes
+        """Bytes of initial tensors that clients had to be sent since this was last asked; their own notes stay with them."""
+        notes, self._notes = self._notes, {}
+        return notes
 
     def finish(self, last: Mapping[ClientId, Finish], now: Round, timeout_s: float) -> Mapping[ClientId, str]:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
@@ -183,15 +186,17 @@ class FlowerTransport:
             return f"a SuperNode's client answered with what is no greeting: {error}"
         if hello is None:
             return f"client {reply.client} refused: {reply.reason}"
+        if not re.fullmatch(CLIENT_NAME, hello.name):
+            return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
         differing = disagreements(self.config, table_of(hello.config))
         if differing:
             return f"client {hello.name} has another configuration: {differing}"
-        seated = self._seats.get(hello.name)
-        if seated is not None and seated.hello.identity != hello.identity:
+        if self._known.setdefault(hello.name, hello.identity) != hello.identity:
             return f"two clients are called {hello.name}; start one of them with another --name"
-        for name, version in table_of(hello.versions).items():
-            if self.versions.get(name) != version:
-                self.say(f"client {hello.name} has {name} {version}, the server {self.versions.get(name)}: the last bits may differ")
+        told = table_of(hello.versions)
+        for name, version in self.versions.items():
+            if told.get(name) != version:
+                self.say(f"client {hello.name} has {name} {told.get(name)}, the server {version}: the last bits may differ")
         self._seats[hello.name] = Seat(node, hello)
         return None
 
@@ -201,12 +206,13 @@ class FlowerTransport:
         blob = encode(Start(self._initial))
         differing = [client for client in requests if client in self._seats and self._seats[client].hello.initial != own]
         asked = {client: self._request("start", client, _NO_ROUND, blob) for client in differing}
-        for client, reply in list(self._ask(asked, end, DAY_S)):
+        limit_s = min(HELLO_S, max(0.0, end - time.monotonic()))  # who is slow here must not cost the others the round
+        for client, reply in list(self._ask(asked, time.monotonic() + limit_s, limit_s)):
             if isinstance(reply, Failure):
                 self._seats.pop(client, None)
                 continue
             seat = self._seats[client]
-            self._seats[client] = Seat(seat.node, replaced(seat.hello, own))
+            self._seats[client] = Seat(seat.node, replace(seat.hello, initial=own))
             self._notes[client] = {"initial_bytes": len(blob)}
             self.say(f"client {client} drew other initial tensors than the server, and was sent the server's ({len(blob)} bytes)")
 
@@ -234,16 +240,17 @@ class FlowerTransport:
         """The payload of the reply to `request`."""
         try:
             reply = decode(Reply, blob)
+            payload = unpacked(reply.payload)
         except WireError:
             return blob
-        if reply.status == "refused" and (table := table_of(unpacked(reply.payload).decode(errors="replace"))):
+        if reply.status == "refused" and (table := table_of(payload.decode(errors="replace"))):
             return Failure(f"refused, since it has another configuration: {disagreements(self.config, table)}")
         if reply.status != "done":
             return Failure(f"{reply.status}: {reply.reason}"[:1000])
         told = (reply.action, reply.run, reply.client, reply.number)
         if told != (request.action, self.run, client, request.number):
             return Failure(f"answered something else than what it was asked: {told}")
-        return unpacked(reply.payload)
+        return payload
 
     def _send(self, blobs: Mapping[int, tuple[bytes, str]], end: float) -> Iterator[tuple[int, bytes | Failure]]:
         """Bytes and kind of message for each node; what each answers before `end`, as it comes."""
@@ -254,10 +261,9 @@ class FlowerTransport:
         ]
         if not messages:
             return
-        waiting = dict(zip(self.grid.push_messages(messages), blobs, strict=False))
+        waiting = {number: node for number, node in zip(self.grid.push_messages(messages), blobs, strict=False) if number}
         for node in blobs.keys() - waiting.values():
             yield node, Failure("Flower did not take the message; it may be too large")
-        waiting = {number: node for number, node in waiting.items() if number is not None}
         while waiting and time.monotonic() < end:
             for reply in list(self.grid.pull_messages(list(waiting))):
                 node = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -265,11 +271,6 @@ class FlowerTransport:
                     yield node, _bytes_of(reply)
             if waiting:
                 time.sleep(POLL_S)
-
-
-def replaced(hello: Hello, initial: str) -> Hello:
-    """The greeting of a client that has taken the server's initial tensors."""
-    return Hello(hello.name, hello.identity, hello.config, initial, hello.versions)
 
 
 def _bytes_of(reply: Message) -> bytes | Failure:
