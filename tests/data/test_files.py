@@ -53,6 +53,12 @@ def test_labels_keep_their_kind(tmp_path):
     assert read_split(write(tmp_path, "e.jsonl", '{"text":"a","label":"10"}\n{"text":"b","label":"9"}'), COLUMNS).labels == ["10", "9"]
 
 
+@pytest.mark.parametrize("written", [["01", "02"], ["007", "7"], ["+1", "-1"], ["1", "02"], ["9" * 5000, "1"]])
+def test_labels_of_a_csv_that_are_no_plain_numbers_stay_what_is_written(tmp_path, written):
+    path = write(tmp_path, "a.csv", "text,label\n" + "".join(f"a,{label}\n" for label in written))
+    assert read_split(path, COLUMNS).labels == written
+
+
 def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
     long = "word \n" * 300_000
     assert read_split(write(tmp_path, "a.csv", f'text,label\n"{long}",x\nb,y\n'), COLUMNS).texts[0] == long

@@ -19,8 +19,9 @@ import pyarrow.parquet
 from ..core.errors import UserError
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_WHOLE = re.compile(r"[+-]?\d+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,14})")
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""As a program writes numbers. "007" or "+1" would lose by being read as one, and so would a name of many digits."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _read_csv(path: Path, names: Sequence[str], delimiter: str) -> dict[str, lis
 
 
 def _typed(columns: Columns, table: dict[str, list[str]]) -> dict[str, list[Any]]:
-    """A CSV has no types: where every text or every label is written as a number, the column is one of numbers."""
+    """A CSV has no types: where every text or every label is written as a number (`_NUMBER`), the column is one of numbers."""
     typed: dict[str, list[Any]] = dict(table)
     for name in (columns.text, columns.pair, columns.label):
         if name is not None and name != columns.client and table[name] and all(map(_NUMBER.fullmatch, table[name])):
