@@ -73,6 +73,7 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.txt", "x", [".txt", ".csv, .tsv, .jsonl, .json, .parquet"]),
         ("a.csv", "texts,label\na,1\nb,2\n", ["no column 'text'", "'texts', 'label'", "Did you mean 'texts'?", "data.text_column"]),
         ("a.jsonl", '{"text":"a","lable":1}\n', ["no column 'label'", "Did you mean 'lable'?"]),
+        ("a.csv", "text,label,text\na,1,b\nb,2,c\n", ["a.csv", "got 2 columns 'text', expected one", "rename"]),
         ("a.csv", "text,label\na,1\n  ,2\n", ["a.csv", "'text'", "row 2", "empty"]),
         ("a.csv", 'text,label\na,1\n"",2\n', ["row 2", "empty"]),
         ("a.jsonl", '{"text":"a","label":1}\n{"label":2}\n', ["'text'", "row 2", "null"]),

@@ -93,12 +93,14 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]]) -> Raw
 
 
 def check_columns(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse a table that lacks a column.
+    """Refuse a table that lacks a column, or has it twice.
 
     Raises:
         UserError: naming the column, those that are there, and the nearest of them.
     """
     for name in wanted:
+        if present.count(name) > 1:
+            raise UserError(f"{source}: got {present.count(name)} columns {name!r}, expected one; rename or remove the others.")
         if name not in present:
             near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
