@@ -92,7 +92,7 @@ def resume(
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
-        return json.loads((out / SUMMARY).read_text(encoding="utf-8")), True
+        return _summary(out / SUMMARY), True
     config = load(out / CONFIG).config
     with _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
@@ -176,7 +176,7 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 server = decode(self.method.server_state, checkpoint.server)
-                for warning in (*checkpoint.warnings, *self._changes(read(self.out / RECORDS)[0])):
+                for warning in (*checkpoint.warnings, *self._changes(_records(self.out / RECORDS)[0])):
                     self.say(Warned(warning))
             steps = run(
                 self.method,
@@ -265,7 +265,7 @@ class _Session:
 
     def _finish(self, clients: Clients, server: Any, last: Round) -> dict[str, Any]:
         """Adapters, then the summary: where there is one, everything is there."""
-        header, records = read(self.out / RECORDS)
+        header, records = _records(self.out / RECORDS)
         params = self.method.server_params(server)
         shared = checksum(params)
         summary = {
@@ -293,6 +293,20 @@ class _Session:
             shutil.rmtree(self.out / "checkpoints")
         self.say(Finished(summary, self.out))
         return summary
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it, and `fibecfed resume` makes it anew") from None
+
+
+def _records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
 
 
 class _Log:

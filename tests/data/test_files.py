@@ -87,6 +87,10 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.csv", "text,label\na,1,2\n", ["a.csv", "cannot be read as CSV", "quotes"]),
         ("a.csv", b"text,label\n\xff\xfe,1\n", ["UTF"]),
         ("a.jsonl", '{"text":"a","label":1}\n{oops\n', ["a.jsonl, line 2", "not JSON"]),
+        ("a.jsonl", '{"text":"a","label":1}\n' + "[" * 100_000, ["a.jsonl, line 2", "not JSON"]),
+        ("a.json", "[" * 100_000, ["a.json", "not JSON"]),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b \\ud83d","label":1}', ["'text', row 2", r"'\ud83d', half of a character"]),
+        ("a.jsonl", '{"text":"a","label":"\\ude00"}', ["'label', row 1", r"'\ude00', half of a character"]),
         ("a.json", "[1, 2]", ["row 1", "int", "object"]),
         ("a.parquet", "no parquet", ["a.parquet", "cannot be read as parquet"]),
     ],
@@ -110,3 +114,10 @@ def test_a_missing_client_is_named(tmp_path):
     path = write(tmp_path, "a.csv", "text,label,who\na,1,x\nb,2,\n")
     with pytest.raises(UserError, match="'who', row 2"):
         read_split(path, Columns("text", None, "label", "who"))
+
+
+def test_half_a_character_in_a_client_is_refused_and_a_whole_one_is_not(tmp_path):
+    columns = Columns("text", None, "label", "who")
+    assert read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d\ude00"}'), columns).clients == ["😀"]
+    with pytest.raises(UserError, match=r"'who', row 1.*half of a character"):
+        read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d"}'), columns)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,26 @@ def test_records_that_were_cut_short_are_refused(inputs: Path, tmp_path: Path) -
     records.write_bytes(records.read_bytes()[:50])
     with pytest.raises(UserError, match=r"records\.jsonl: got 50 bytes, expected at least"):
         session.resume(tmp_path)
+
+
+def test_damaged_records_are_named_with_the_line_and_what_to_do(inputs: Path, tmp_path: Path) -> None:
+    begun(inputs, tmp_path, 6)
+    records = tmp_path / "records.jsonl"
+    blob = bytearray(records.read_bytes())
+    blob[blob.index(b"\n") + 1] ^= 1
+    records.write_bytes(blob)
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2: not JSON .*put the file back from a copy, or start a new run"):
+        session.resume(tmp_path)
+
+
+def test_a_summary_that_was_cut_short_is_named_and_made_anew_without_it(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "summary.json").write_text((out / "summary.json").read_text()[:50])
+    with pytest.raises(UserError, match=r"summary\.json: not JSON .*remove it, and `fibecfed resume`"):
+        session.resume(out)
+    (out / "summary.json").unlink()
+    assert as_if_nothing_had_happened(out, session.resume(out)[0], whole)
 
 
 def test_other_versions_or_threads_than_before_are_said(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

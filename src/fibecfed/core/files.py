@@ -10,6 +10,11 @@ CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.jso
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
 
 
+def expanded(path: str) -> Path:
+    """A path as a user writes it. `~` is a home; where there is no such user, the name of a file."""
+    return Path(os.path.expanduser(path))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` aside in the same folder, flush it to the device, and rename it to `path`.
 
