@@ -20,7 +20,7 @@ import torch
 
 from .build import Prepared, ReadData, prepare
 from .clients import Clients, Connect, in_process
-from .config import Config, config_hash, load, to_toml
+from .config import Config, config_hash, leaves, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
@@ -176,7 +176,9 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 server = decode(self.method.server_state, checkpoint.server)
-                for warning in (*checkpoint.warnings, *self._changes(_records(self.out / RECORDS)[0])):
+                header = _records(self.out / RECORDS)[0]
+                self._refuse_other_inputs(header)
+                for warning in (*checkpoint.warnings, *self._changes(header)):
                     self.say(Warned(warning))
             steps = run(
                 self.method,
@@ -232,18 +234,36 @@ class _Session:
         self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))
 
     def _header(self) -> dict[str, Any]:
-        source = self.prepared.inputs.source
         return {
             "configuration": self.config.model_dump(),
             "config_hash": config_hash(self.config),
             "commit": _commit(),
             **self._conditions(),
-            "model": {"published": source.published, "files": weight_files(self.prepared)},
-            "labels": list(self.data.label_names),
+            **self._inputs(),
             "metric": self.data.metric,
             "trainable": sum(value.numel() for value in self.prepared.task.params().values()),
-            "partition": self.data.partition.table(),
         }
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the configuration names and does not hold. A server whose clients are machines knows of no example."""
+        return {
+            "model": {"published": self.prepared.inputs.source.published, "files": weight_files(self.prepared)},
+            "labels": list(self.data.label_names),
+            "partition": self.data.partition.table(),
+            "data": {"sha256": self.data.checksum()},
+        }
+
+    def _refuse_other_inputs(self, header: Mapping[str, Any]) -> None:
+        """Other weights or data than the run began with would end in the numbers of neither."""
+        found = self._inputs()
+        known = [name for name in found if name in header]  # records of 0.1 have no checksum of the data
+        now, then = (dict(leaves({name: table[name] for name in known})) for table in (found, header))
+        for name in now | then:
+            if now.get(name) != then.get(name):
+                raise UserError(
+                    f"{self.out}: {name}: got {now.get(name)}, expected {then.get(name)}, which the run began with; "
+                    "put the files of the model and of the data back, or start a new run"
+                )
 
     def _conditions(self) -> dict[str, Any]:
         """What has to be the same for the same bits."""
