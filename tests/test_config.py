@@ -250,7 +250,8 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
     [
         ({"data": {"task": "sst3"}}, "data.task: got 'sst3', expected one of sst2, .*did you mean 'sst2'"),
         ({"data": {"task": "sst2", "path": "x.csv"}}, "set exactly one of `data.task` and `data.path`"),
-        ({"data": {"task": "sst2", "text_column": "t"}}, "data.text_column: .* brings its own columns"),
+        ({"data": {"task": "sst2", "text_column": "t"}}, "has a mistake:\\n  data.text_column: .* brings its own columns"),
+        ({"data": {"task": "sst2", "test_fraction": 0.3}}, "has a mistake:\\n  data.test_fraction: got 0.3 beside `data.task`"),
         ({"data": {"path": "x", "pair_column": "text"}}, "data.pair_column: got 'text', which is `data.text_column` already"),
         ({"data": {"path": "x", "labels": ["a", "a"]}}, "data.labels: .* at least two classes, each once"),
         ({"data": {"path": "x", "client_column": "c"}}, "data.client_column: got 'c' with `federation.partition` = \"dirichlet\""),
