@@ -37,7 +37,15 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
     program = Path(sys.executable).with_name("flwr")
     if not program.is_file():
         raise UserError("flwr is not installed beside this Python; run: pip install 'fibecfed[flower]'")
-    command = [str(program), "run", str(app), connection, "--stream", "--run-config", f"run={json.dumps(str(out.resolve()))}"]
+    command = [
+        str(program),
+        "run",
+        str(app),
+        connection,
+        "--stream",
+        "--run-config",
+        f"run={json.dumps(str(out.resolve()), ensure_ascii=False)}",
+    ]
     home = {} if "FLWR_HOME" in os.environ else {"FLWR_HOME": str(app / ".flwr")}
     subprocess.run(command, env={**os.environ, **ENVIRONMENT, **home}, check=False)  # exits 0 whatever became of the run
     if not (out / SUMMARY).is_file():
