@@ -23,7 +23,7 @@ from .clients import Clients, Connect, in_process
 from .config import Config, config_hash, leaves, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
+from .core.files import CONFIG, RECORDS, SUMMARY, read_summary, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
 from .core.types import ClientId, Round
@@ -92,7 +92,7 @@ def resume(
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
-        return _summary(out / SUMMARY), True
+        return read_summary(out), True
     config = load(out / CONFIG).config
     with _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
@@ -313,13 +313,6 @@ class _Session:
             shutil.rmtree(self.out / "checkpoints")
         self.say(Finished(summary, self.out))
         return summary
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove it, and `fibecfed resume` makes it anew") from None
 
 
 def _records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
