@@ -11,7 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from fibecfed import session
+from fibecfed import check, session
 from fibecfed.build import prepare
 from fibecfed.check import plan_effort, plan_traffic, report
 from fibecfed.config import Config, from_table
@@ -89,6 +89,20 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
     assert any(line.startswith("tune 3 6") for line in lines) and any(line.startswith("time about") for line in lines)
     assert lines[-1] == "The configuration holds. Nothing was trained or written."
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_step_is_measured_on_no_more_examples_than_a_client_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, fit = [], check.fit
+
+    def counted(task: Any, params: Any, epochs: Any, *rest: Any) -> Any:
+        sizes.extend(len(batch["labels"]) for epoch in epochs for batch in epoch)
+        return fit(task, params, epochs, *rest)
+
+    monkeypatch.setattr(check, "fit", counted)
+    wanted = config(folder)
+    report(wanted.model_copy(update={"training": wanted.training.model_copy(update={"batch_size": 64})}), Console(file=io.StringIO()))
+    largest = max(sum(parts["train"]) for parts in prepare(wanted).inputs.data.partition.table().values())
+    assert set(sizes) == {largest} and largest < 64
 
 
 def test_cut_texts_are_counted(folder: Path) -> None:

@@ -19,6 +19,8 @@ from fibecfed.config.rules import contradictions
 from fibecfed.core.errors import UserError
 from fibecfed.core.options import Options
 from fibecfed.methods.catalogue import METHODS
+from fibecfed.models.backbones import find
+from fibecfed.models.options import ModelOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -248,7 +250,8 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
     [
         ({"data": {"task": "sst3"}}, "data.task: got 'sst3', expected one of sst2, .*did you mean 'sst2'"),
         ({"data": {"task": "sst2", "path": "x.csv"}}, "set exactly one of `data.task` and `data.path`"),
-        ({"data": {"task": "sst2", "text_column": "t"}}, "data.text_column: .* brings its own columns"),
+        ({"data": {"task": "sst2", "text_column": "t"}}, "has a mistake:\\n  data.text_column: .* brings its own columns"),
+        ({"data": {"task": "sst2", "test_fraction": 0.3}}, "has a mistake:\\n  data.test_fraction: got 0.3 beside `data.task`"),
         ({"data": {"path": "x", "pair_column": "text"}}, "data.pair_column: got 'text', which is `data.text_column` already"),
         ({"data": {"path": "x", "labels": ["a", "a"]}}, "data.labels: .* at least two classes, each once"),
         ({"data": {"path": "x", "client_column": "c"}}, "data.client_column: got 'c' with `federation.partition` = \"dirichlet\""),
@@ -279,6 +282,8 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({**WITH_WORDS, "data": {"task": "sst2", "label_words": ["a", "a"]}}, "data.label_words: .* a different word for each class"),
         ({**WITH_WORDS, "data": {"task": "sst2", "label_words": ["a", " b"]}}, "data.label_words: .* without spaces around it"),
         ({"model": {"target_modules": []}}, "model.target_modules: got \\[\\], expected at least one name"),
+        ({"model": {"rank": 99999999999}}, "model.rank: got 99999999999, expected a whole number, at least 1 and at most 4096"),
+        ({"resources": {"threads": 99999999999}}, "resources.threads: got 99999999999, expected a whole number, .* at most 1024"),
         ({"model": {"Rank": 3}}, "model.Rank: got an unknown key; did you mean `model.rank`"),
         ({"model": {"zzz": 3}}, "model.zzz: got an unknown key, expected one of model.name, "),
     ],
@@ -310,6 +315,14 @@ def test_missing_data_is_told_with_the_other_mistakes() -> None:
     text = mistakes('seed = -1\n[data]\npath = "none.csv"\ntest_path = "."\n')
     assert 'data.path: got "none.csv" (nothing there), expected a file' in text
     assert 'data.test_path: got "." (a folder), expected a file' in text and "seed: got -1" in text
+
+
+def test_a_home_of_nobody_is_told_as_a_missing_file() -> None:
+    text = mistakes('[data]\npath = "~nosuchuser/x"\n')
+    assert 'data.path: got "~nosuchuser/x" (nothing there), expected a file' in text
+    name = load(write('[data]\ntask = "mr"\n'), ["model.name=~nosuchuser/x"]).config.model.name
+    with pytest.raises(UserError, match="there is no file or folder ~nosuchuser/x"):
+        find(ModelOptions(name=name))
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:

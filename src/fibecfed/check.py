@@ -301,8 +301,9 @@ def _batches_used(method: Any, phase: Phase[Any, Any, Any, Any], now: Round, siz
 def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     config, data = prepared.inputs.config, prepared.inputs.data
     effort = plan_effort(prepared)
-    step_s, predict_s = _measure(prepared, params)
-    per_example = step_s / config.training.batch_size
+    batch_size = min(config.training.batch_size, max(_sizes(prepared, "train")))  # no client has a larger batch
+    step_s, predict_s = _measure(prepared, params, batch_size)
+    per_example = step_s / batch_size
     seconds = effort.steps * step_s + effort.passes * per_example + effort.predicted * predict_s
     clients = len(data.clients)
     size = sum(value.nbytes for value in params.values())
@@ -333,11 +334,10 @@ def _state_bytes(prepared: Prepared, size: int) -> int:
     return max(state, size) if any(phase.up is fedavg.Done for phase in method.phases) else state
 
 
-def _measure(prepared: Prepared, params: Params) -> tuple[float, float]:
+def _measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float, float]:
     """Seconds of a training step, and of the prediction of one example, on examples of the run; the middle of three."""
     config, data, key = prepared.inputs.config, prepared.inputs.data, prepared.inputs.key.fold("check")
-    order = key.permutation(len(data.train)).tolist()
-    batch = data.train.batch([order[i % len(order)] for i in range(config.training.batch_size)])
+    batch = data.train.batch(key.permutation(len(data.train)).tolist()[:batch_size])
     some = data.test if len(data.test) else data.train
     wide = some.batch(list(range(min(config.evaluation.batch_size, len(some)))))
     steps, predictions = [], []

@@ -56,9 +56,17 @@ def save(prepared: Prepared, folder: Path, who: str, params: Params, summary: Ma
 
 
 def folder_name(client: ClientId) -> str:
-    """The client's id as a name of a folder: anything but letters, digits, `-`, `_` and inner dots is percent-encoded."""
+    """The client's id as a name of a folder: anything but letters, digits, `-`, `_`, `~` and inner dots is percent-encoded.
+
+    What is longer than `_LONGEST` is cut, and ends in a hash of the whole id.
+    """
     name = quote(client, safe="")
-    return name.replace(".", "%2E", 1) if name.startswith(".") else name
+    name = name.replace(".", "%2E", 1) if name.startswith(".") else name
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 33]}-{hashlib.sha256(client.encode()).hexdigest()[:32]}"
+
+
+_LONGEST = 140
+"""Characters of a folder's name. File systems take 255 bytes, some of them 143."""
 
 
 def weight_files(prepared: Prepared) -> dict[str, str]:

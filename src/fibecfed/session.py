@@ -20,10 +20,10 @@ import torch
 
 from .build import Prepared, ReadData, prepare
 from .clients import Clients, Connect, in_process
-from .config import Config, config_hash, load, to_toml
+from .config import Config, config_hash, leaves, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import CONFIG, RECORDS, SUMMARY, write_all, write_atomically
+from .core.files import CONFIG, RECORDS, SUMMARY, read_summary, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
 from .core.types import ClientId, Round
@@ -92,7 +92,7 @@ def resume(
     if not (out / CONFIG).is_file():
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
-        return json.loads((out / SUMMARY).read_text(encoding="utf-8")), True
+        return read_summary(out), True
     config = load(out / CONFIG).config
     with _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
@@ -176,7 +176,9 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 server = decode(self.method.server_state, checkpoint.server)
-                for warning in (*checkpoint.warnings, *self._changes(read(self.out / RECORDS)[0])):
+                header = _records(self.out / RECORDS)[0]
+                self._refuse_other_inputs(header)
+                for warning in (*checkpoint.warnings, *self._changes(header)):
                     self.say(Warned(warning))
             steps = run(
                 self.method,
@@ -232,18 +234,36 @@ class _Session:
         self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))
 
     def _header(self) -> dict[str, Any]:
-        source = self.prepared.inputs.source
         return {
             "configuration": self.config.model_dump(),
             "config_hash": config_hash(self.config),
             "commit": _commit(),
             **self._conditions(),
-            "model": {"published": source.published, "files": weight_files(self.prepared)},
-            "labels": list(self.data.label_names),
+            **self._inputs(),
             "metric": self.data.metric,
             "trainable": sum(value.numel() for value in self.prepared.task.params().values()),
-            "partition": self.data.partition.table(),
         }
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the configuration names and does not hold. A server whose clients are machines knows of no example."""
+        return {
+            "model": {"published": self.prepared.inputs.source.published, "files": weight_files(self.prepared)},
+            "labels": list(self.data.label_names),
+            "partition": self.data.partition.table(),
+            "data": {"sha256": self.data.checksum()},
+        }
+
+    def _refuse_other_inputs(self, header: Mapping[str, Any]) -> None:
+        """Other weights or data than the run began with would end in the numbers of neither."""
+        found = self._inputs()
+        known = [name for name in found if name in header]  # records of 0.1 have no checksum of the data
+        now, then = (dict(leaves({name: table[name] for name in known})) for table in (found, header))
+        for name in now | then:
+            if now.get(name) != then.get(name):
+                raise UserError(
+                    f"{self.out}: {name}: got {now.get(name)}, expected {then.get(name)}, which the run began with; "
+                    "put the files of the model and of the data back, or start a new run"
+                )
 
     def _conditions(self) -> dict[str, Any]:
         """What has to be the same for the same bits."""
@@ -265,7 +285,7 @@ class _Session:
 
     def _finish(self, clients: Clients, server: Any, last: Round) -> dict[str, Any]:
         """Adapters, then the summary: where there is one, everything is there."""
-        header, records = read(self.out / RECORDS)
+        header, records = _records(self.out / RECORDS)
         params = self.method.server_params(server)
         shared = checksum(params)
         summary = {
@@ -293,6 +313,13 @@ class _Session:
             shutil.rmtree(self.out / "checkpoints")
         self.say(Finished(summary, self.out))
         return summary
+
+
+def _records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
 
 
 class _Log:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .adapters.options import PromptAdapter
 from .config import Config
 from .core.errors import UserError
-from .core.files import write_atomically
+from .core.files import expanded, write_atomically
 from .core.rng import Key
 from .core.types import Batch
 from .data.federated import federate
@@ -99,7 +99,7 @@ def source_prompts(
 
 
 def _folder() -> Path:
-    return Path(os.environ.get(ENVIRONMENT) or "~/.cache/fibecfed").expanduser()
+    return expanded(os.environ.get(ENVIRONMENT) or "~/.cache/fibecfed")
 
 
 def _data(config: Config, name: str) -> DataOptions:

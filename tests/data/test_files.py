@@ -53,6 +53,12 @@ def test_labels_keep_their_kind(tmp_path):
     assert read_split(write(tmp_path, "e.jsonl", '{"text":"a","label":"10"}\n{"text":"b","label":"9"}'), COLUMNS).labels == ["10", "9"]
 
 
+@pytest.mark.parametrize("written", [["01", "02"], ["007", "7"], ["+1", "-1"], ["1", "02"], ["9" * 5000, "1"]])
+def test_labels_of_a_csv_that_are_no_plain_numbers_stay_what_is_written(tmp_path, written):
+    path = write(tmp_path, "a.csv", "text,label\n" + "".join(f"a,{label}\n" for label in written))
+    assert read_split(path, COLUMNS).labels == written
+
+
 def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
     long = "word \n" * 300_000
     assert read_split(write(tmp_path, "a.csv", f'text,label\n"{long}",x\nb,y\n'), COLUMNS).texts[0] == long
@@ -67,6 +73,7 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.txt", "x", [".txt", ".csv, .tsv, .jsonl, .json, .parquet"]),
         ("a.csv", "texts,label\na,1\nb,2\n", ["no column 'text'", "'texts', 'label'", "Did you mean 'texts'?", "data.text_column"]),
         ("a.jsonl", '{"text":"a","lable":1}\n', ["no column 'label'", "Did you mean 'lable'?"]),
+        ("a.csv", "text,label,text\na,1,b\nb,2,c\n", ["a.csv", "got 2 columns 'text', expected one", "rename"]),
         ("a.csv", "text,label\na,1\n  ,2\n", ["a.csv", "'text'", "row 2", "empty"]),
         ("a.csv", 'text,label\na,1\n"",2\n', ["row 2", "empty"]),
         ("a.jsonl", '{"text":"a","label":1}\n{"label":2}\n', ["'text'", "row 2", "null"]),
@@ -80,6 +87,10 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.csv", "text,label\na,1,2\n", ["a.csv", "cannot be read as CSV", "quotes"]),
         ("a.csv", b"text,label\n\xff\xfe,1\n", ["UTF"]),
         ("a.jsonl", '{"text":"a","label":1}\n{oops\n', ["a.jsonl, line 2", "not JSON"]),
+        ("a.jsonl", '{"text":"a","label":1}\n' + "[" * 100_000, ["a.jsonl, line 2", "not JSON"]),
+        ("a.json", "[" * 100_000, ["a.json", "not JSON"]),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b \\ud83d","label":1}', ["'text', row 2", r"'\ud83d', half of a character"]),
+        ("a.jsonl", '{"text":"a","label":"\\ude00"}', ["'label', row 1", r"'\ude00', half of a character"]),
         ("a.json", "[1, 2]", ["row 1", "int", "object"]),
         ("a.parquet", "no parquet", ["a.parquet", "cannot be read as parquet"]),
     ],
@@ -103,3 +114,10 @@ def test_a_missing_client_is_named(tmp_path):
     path = write(tmp_path, "a.csv", "text,label,who\na,1,x\nb,2,\n")
     with pytest.raises(UserError, match="'who', row 2"):
         read_split(path, Columns("text", None, "label", "who"))
+
+
+def test_half_a_character_in_a_client_is_refused_and_a_whole_one_is_not(tmp_path):
+    columns = Columns("text", None, "label", "who")
+    assert read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d\ude00"}'), columns).clients == ["😀"]
+    with pytest.raises(UserError, match=r"'who', row 1.*half of a character"):
+        read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d"}'), columns)

@@ -103,11 +103,6 @@ def test_a_test_file_with_other_columns_is_refused(tmp_path):
         load(DataOptions(path=csv(tmp_path, ["a", "b"]), test_path=str(other)), Key(0))
 
 
-def test_options_of_own_files_beside_a_task_are_refused():
-    with pytest.raises(ValueError, match=r"`data.text_column`, `data.labels` goes with `data.path`"):
-        DataOptions(task="sst2", text_column="sentence", labels=("a", "b"))
-
-
 def test_an_unknown_task_is_named_with_the_nearest_one():
     with pytest.raises(UserError, match=r"got 'sst-2', expected one of sst2, .* Did you mean 'sst2'\?"):
         load(DataOptions(task="sst-2"), Key(0))

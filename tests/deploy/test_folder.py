@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def test_the_folder_holds_an_app_a_configuration_without_mistakes_and_flowers_en
         assert f"export {line}" in environment
     connections = tomllib.loads((tmp_path / "fed" / ".flwr" / "config.toml").read_text())
     assert "insecure" not in connections["superlink"]["production"]
+
+
+@pytest.mark.parametrize("name", ["😀", "$HOME `x`", 'a "b"', "it's"])
+def test_a_folder_of_any_name_is_found_by_what_is_in_it(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    make(folder)
+    app = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    assert app["tool"]["flwr"]["app"]["config"]["app"] == str(folder)
+    connections = tomllib.loads((folder / ".flwr" / "config.toml").read_text(encoding="utf-8"))
+    assert connections["superlink"]["production"]["root-certificates"] == str(folder / "certificates" / "ca.crt")
+    shell = ["sh", "-c", '. "$0" && printf %s "$FLWR_HOME"', str(folder / "flower.env")]
+    assert subprocess.run(shell, capture_output=True, check=True, encoding="utf-8").stdout == str(folder / ".flwr")
 
 
 def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:

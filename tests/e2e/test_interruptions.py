@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from saved import run_config
 
 from fibecfed import saving, session
@@ -161,6 +163,74 @@ def test_records_that_were_cut_short_are_refused(inputs: Path, tmp_path: Path) -
     records.write_bytes(records.read_bytes()[:50])
     with pytest.raises(UserError, match=r"records\.jsonl: got 50 bytes, expected at least"):
         session.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("film", "cast"), r"data\.sha256: got \w{64}, expected \w{64}, which the run began with; put the files"),
+        (lambda text: text.replace(",good", ",fine"), r"labels: got \['bad', 'fine'\], expected \['bad', 'good'\]"),
+        (lambda text: "\n".join(text.splitlines()[:-9]), r"partition\.0\.\w+: got \[\d+, \d+\], expected \[\d+, \d+\]"),
+    ],
+    ids=["texts", "labels", "rows"],
+)
+def test_other_data_than_the_run_began_with_is_refused(
+    change: Callable[[str], str], said: str, inputs: Path, whole: Any, tmp_path: Path
+) -> None:
+    reviews, out = tmp_path / "reviews.csv", tmp_path / "run"
+    text = (inputs / "reviews.csv").read_text()
+    reviews.write_text(text)
+    with pytest.raises(KeyboardInterrupt):
+        session.start(run_config(inputs, data={"path": str(reviews)}), out, interrupted_at(6))
+    reviews.write_text(change(text))
+    with pytest.raises(UserError, match=said):
+        session.resume(out)
+    reviews.write_text(text)
+    session.resume(out)
+    assert facts(out) == facts(whole[0])
+
+
+def test_other_weights_than_the_run_began_with_are_refused(inputs: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "backbone", tmp_path / "run"
+    shutil.copytree(inputs / "backbone", model)
+    with pytest.raises(KeyboardInterrupt):
+        session.start(run_config(inputs, model={"name": str(model)}), out, interrupted_at(6))
+    weights = {name: 2 * value for name, value in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.files\.model\.safetensors: got \w{64}, expected \w{64}"):
+        session.resume(out)
+
+
+def test_records_without_a_checksum_of_the_data_are_gone_on_with(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    begun(inputs, tmp_path, 6)
+    records = tmp_path / "records.jsonl"
+    header, rest = records.read_bytes().split(b"\n", 1)
+    table = json.loads(header)
+    del table["data"]
+    older = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    records.write_bytes(older + b" " * (len(header) - len(older)) + b"\n" + rest)  # as long as the checkpoint knows it to be
+    summary, _ = session.resume(tmp_path)
+    assert as_if_nothing_had_happened(tmp_path, summary, whole)
+
+
+def test_damaged_records_are_named_with_the_line_and_what_to_do(inputs: Path, tmp_path: Path) -> None:
+    begun(inputs, tmp_path, 6)
+    records = tmp_path / "records.jsonl"
+    blob = bytearray(records.read_bytes())
+    blob[blob.index(b"\n") + 1] ^= 1
+    records.write_bytes(blob)
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2: not JSON .*put the file back from a copy, or start a new run"):
+        session.resume(tmp_path)
+
+
+def test_a_summary_that_was_cut_short_is_named_and_made_anew_without_it(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "summary.json").write_text((out / "summary.json").read_text()[:50])
+    with pytest.raises(UserError, match=r"summary\.json: not JSON .*remove it, and `fibecfed resume`"):
+        session.resume(out)
+    (out / "summary.json").unlink()
+    assert as_if_nothing_had_happened(out, session.resume(out)[0], whole)
 
 
 def test_other_versions_or_threads_than_before_are_said(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

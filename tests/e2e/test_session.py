@@ -19,6 +19,7 @@ from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.events import Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {
     "fibecfed": {"kind": "fibecfed"},
@@ -136,15 +137,17 @@ def test_without_a_validation_part_no_round_is_called_the_best_by_it(inputs: Pat
 
 
 def test_clients_named_by_a_column_get_folders_of_their_own_whatever_they_are_called(inputs: Path, tmp_path: Path) -> None:
-    names = ["../up", "a/b", "ü and co", ".hidden"]
+    long = "第二人民医院" * 8
+    names = ["../up", "a/b", "ü and co", ".hidden", long]
     lines = (inputs / "reviews.csv").read_text().splitlines()
-    rows = [lines[0] + ",who", *(f"{line},{names[i % 4]}" for i, line in enumerate(lines[1:]))]
+    rows = [lines[0] + ",who", *(f"{line},{names[i % 5]}" for i, line in enumerate(lines[1:]))]
     (tmp_path / "named.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     data = {"path": str(tmp_path / "named.csv"), "client_column": "who"}
-    federation = {"partition": "column", "clients_per_round": 4, "rounds": 2}
+    federation = {"partition": "column", "clients_per_round": 5, "rounds": 2}
     session.start(run_config(inputs, data=data, federation=federation), tmp_path / "runs" / "run")
     made = {path.name for path in (tmp_path / "runs" / "run" / "clients").iterdir()}
-    assert made == {"%2E.%2Fup", "a%2Fb", "%C3%BC%20and%20co", "%2Ehidden"}
+    assert made == {"%2E.%2Fup", "a%2Fb", "%C3%BC%20and%20co", "%2Ehidden", folder_name(long)}
+    assert len(folder_name(long)) < 143 and folder_name(long) != folder_name(long + "一")
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run"}
     assert "# Adapter of client ü and co" in (tmp_path / "runs" / "run" / "clients" / "%C3%BC%20and%20co" / "README.md").read_text()
 

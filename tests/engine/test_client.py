@@ -48,13 +48,27 @@ def test_a_client_answers_keeps_its_state_and_measures_its_time():
     world = begun()
     blob = encode(world.server)
     for times in (1, 2):
-        reply, notes = world.runtime.train("3", blob, NOW)
+        reply, notes = world.runtime.train("3", blob, replace(NOW, number=times))
         message, work = unframe(reply)
         n = len(DATA.client("3").train)
         assert decode(Reply, message).num_samples == n and notes == {"n": n}
         assert (work.steps, work.examples, work.loss) == (1, n, 0.5) and work.compute_s > 0
         assert world.state("3").times == times
     assert world.states.clients() == ["3"]
+
+
+def test_the_same_request_twice_in_a_round_gives_the_same_reply_and_state():
+    def update(client: Any, down: Any, now: Round) -> Update[Any, Any]:
+        times = client.state.times + 1
+        return Update(Reply({"w": down.shared["w"] + times}, 1), Count(times))
+
+    world = begun(client_update=update)
+    blob = encode(world.server)
+    for number, times in ((0, 1), (1, 2)):
+        now = replace(NOW, number=number)
+        replies = [unframe(dict(world.transport.exchange("train", now, {"1": blob, "2": blob}))["1"])[0] for _ in range(2)]
+        assert replies[0] == replies[1]
+        assert world.state("1").times == times
 
 
 def test_what_a_client_draws_hangs_on_its_id_and_the_round_alone():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .common import common
-from .model import Config, config_hash, differences, federation_toml, flat, keys, own_data_toml, to_toml
+from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
 from .read import Loaded, from_table, load
 from .text import Setting
 
@@ -18,6 +18,7 @@ __all__ = [
     "flat",
     "from_table",
     "keys",
+    "leaves",
     "load",
     "own_data_toml",
     "to_toml",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
@@ -164,13 +165,13 @@ def resolve_paths(config: Config) -> Config:
 
 
 def _is_local(name: str) -> bool:
-    if not Path(name).expanduser().exists():
+    if not expanded(name).exists():
         return False
     return name not in PACKAGED
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(expanded(path).resolve())
 
 
 _PATHS = {"path": "file", "test_path": "file", "root": "folder"}
@@ -183,7 +184,7 @@ def _missing_files(table: Mapping[str, Any]) -> dict[str, str]:
         value = data.get(name) if isinstance(data, Mapping) else None
         if not isinstance(value, str):
             continue  # not given, or reported as of a wrong type
-        path = Path(value).expanduser()
+        path = expanded(value)
         if not (path.is_dir() if kind == "folder" else path.is_file()):
             got = ("a file" if kind == "folder" else "a folder") if path.exists() else "nothing there"
             mistakes[f"data.{name}"] = (

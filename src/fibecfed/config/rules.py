@@ -58,10 +58,11 @@ def _data(data: DataOptions) -> Iterator[str]:
             f"did you mean {near!r}?" if near else "for a file of your own set `data.path`"
         )
     if data.task is not None and data.path is None:
-        for name in ("text_column", "pair_column", "label_column", "labels"):
+        for name in ("text_column", "pair_column", "label_column", "labels", "test_fraction"):
             value = getattr(data, name)
             if value != DataOptions.model_fields[name].default:
-                yield f"data.{name}: got {value!r} beside `data.task`, which brings its own columns; take it out, or set `data.path`"
+                own = "its own columns, classes and test set"
+                yield f"data.{name}: got {value!r} beside `data.task`, which brings {own}; take it out, or set `data.path`"
     columns: dict[str, str] = {}
     for name in ("text_column", "pair_column", "label_column", "client_column"):
         column = getattr(data, name)

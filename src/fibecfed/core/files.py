@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from .errors import UserError
 
 CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The results of a run that is done.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / SUMMARY
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); remove it, and `fibecfed resume` makes it anew") from None
+
+
+def expanded(path: str) -> Path:
+    """A path as a user writes it. `~` is a home; where there is no such user, the name of a file."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

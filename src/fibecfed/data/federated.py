@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.errors import UserError
 from ..core.metrics import Metric
 from ..core.rng import Key
+from ..core.trees import checksum
 from ..core.types import ClientData, ClientId
 from .cuts import stratified_cut, subset
 from .options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, DataOptions
@@ -58,6 +59,17 @@ class FederatedData:
             train=self.train.select(held["train"][client]),
             validation=self.validation.select(held["validation"][client]),
             test=self.test.select(held["test"][client]),
+        )
+
+    def checksum(self) -> str:
+        """SHA-256 over the tokens, the labels and the order of all examples, as hex; of texts alike to the model it is the same."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        tables = {"pool": self.train.table, "test": self.test.table}
+        return checksum(
+            {f"{name} tokens": table.ids for name, table in tables.items()}
+            | {f"{name} offsets": table.offsets for name, table in tables.items()}
+            | {f"{name} rows": part.indices for name, part in parts.items()}
+            | {f"{name} labels": part.labels for name, part in parts.items()}
         )
 
     def flipped(self, client: ClientId) -> Tensor:

@@ -19,8 +19,10 @@ import pyarrow.parquet
 from ..core.errors import UserError
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-_WHOLE = re.compile(r"[+-]?\d+")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,14})")
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+"""As a program writes numbers. "007" or "+1" would lose by being read as one, and so would a name of many digits."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,14 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]]) -> Raw
 
 
 def check_columns(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse a table that lacks a column.
+    """Refuse a table that lacks a column, or has it twice.
 
     Raises:
         UserError: naming the column, those that are there, and the nearest of them.
     """
     for name in wanted:
+        if present.count(name) > 1:
+            raise UserError(f"{source}: got {present.count(name)} columns {name!r}, expected one; rename or remove the others.")
         if name not in present:
             near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -131,7 +135,7 @@ def _read_csv(path: Path, names: Sequence[str], delimiter: str) -> dict[str, lis
 
 
 def _typed(columns: Columns, table: dict[str, list[str]]) -> dict[str, list[Any]]:
-    """A CSV has no types: where every text or every label is written as a number, the column is one of numbers."""
+    """A CSV has no types: where every text or every label is written as a number (`_NUMBER`), the column is one of numbers."""
     typed: dict[str, list[Any]] = dict(table)
     for name in (columns.text, columns.pair, columns.label):
         if name is not None and name != columns.client and table[name] and all(map(_NUMBER.fullmatch, table[name])):
@@ -148,7 +152,7 @@ def _read_json(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     if text.lstrip()[:1] == "[":
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}). Expected a list of objects, or one object a line.") from None
     else:
         # not splitlines(): it also splits at characters that JSON allows inside a text
@@ -156,14 +160,21 @@ def _read_json(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
             if line.strip():
                 try:
                     rows.append(json.loads(line))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise UserError(f"{path}, line {number}: not JSON ({error}). Expected one object a line.") from None
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path}, row {number}: got {type(row).__name__}, expected an object with the columns as keys.")
     if rows:
         check_columns(str(path), names, list(dict.fromkeys(key for row in rows for key in row)))
-    return {name: [row.get(name) for row in rows] for name in names}
+    table = {name: [row.get(name) for row in rows] for name in names}
+    for name, values in table.items():
+        for row, value in enumerate(values):
+            if isinstance(value, str) and (half := _SURROGATE.search(value)):
+                raise UserError(
+                    f"{_where(str(path), name, row)}: got {half[0]!r}, half of a character, expected whole ones. Remove it, or the row."
+                )
+    return table
 
 
 def _read_parquet(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -60,9 +60,4 @@ class DataOptions(Options):
             raise ValueError("set exactly one of `data.task` and `data.path`")
         if self.task is not None and self.test_path is not None:
             raise ValueError("`data.test_path` goes with `data.path`; a task brings its own test set")
-        if self.task is not None:
-            own = ("text_column", "pair_column", "label_column", "labels", "test_fraction")
-            idle = [f"`data.{name}`" for name in own if getattr(self, name) != type(self).model_fields[name].default]
-            if idle:
-                raise ValueError(f"{', '.join(idle)} goes with `data.path`; a task knows its columns, its classes and its test set")
         return self

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.metrics import Metric
 from ..core.rng import Key
 from .cuts import stratified_cut
@@ -94,10 +95,10 @@ def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:
         UserError: anything about the files or the task that the user can mend.
     """
     if options.path is not None:
-        return _own_files(options, Path(options.path).expanduser(), key, min_classes)
+        return _own_files(options, expanded(options.path), key, min_classes)
     task = find_task(str(options.task))
     if options.root is not None:
-        return _folder(task, Path(options.root).expanduser(), options, f"`data.root` = {options.root!r}")
+        return _folder(task, expanded(options.root), options, f"`data.root` = {options.root!r}")
     environment = os.environ.get(ENVIRONMENT)
     if environment and not Path(environment).is_dir():
         raise UserError(f"${ENVIRONMENT} = {environment!r} is not a folder. Expected one with {task.name}/train.parquet; set or unset it.")
@@ -125,7 +126,7 @@ def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> 
     columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column)
     raw = read_split(path, columns)
     if options.test_path is not None:
-        raw_test = read_split(Path(options.test_path).expanduser(), columns)
+        raw_test = read_split(expanded(options.test_path), columns)
         names = class_names(raw, options.labels)
         train, test = (_numbered(part, names) for part in (raw, raw_test))
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RunFailed, UserError
-from ..core.files import SUMMARY
+from ..core.files import SUMMARY, read_summary
 
 FLOWER = "flower.json"
 ENVIRONMENT = {
@@ -29,7 +29,7 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
         RunFailed: it stopped again.
     """
     if (out / SUMMARY).is_file():
-        return _summary(out), True
+        return read_summary(out), True
     about = json.loads((out / FLOWER).read_text(encoding="utf-8"))
     app, connection = Path(about["app"]), about["connection"]
     if not (app / "pyproject.toml").is_file():
@@ -37,13 +37,10 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
     program = Path(sys.executable).with_name("flwr")
     if not program.is_file():
         raise UserError("flwr is not installed beside this Python; run: pip install 'fibecfed[flower]'")
-    command = [str(program), "run", str(app), connection, "--stream", "--run-config", f"run={json.dumps(str(out.resolve()))}"]
+    run = json.dumps(str(out.resolve()), ensure_ascii=False)
+    command = [str(program), "run", str(app), connection, "--stream", "--run-config", f"run={run}"]
     home = {} if "FLWR_HOME" in os.environ else {"FLWR_HOME": str(app / ".flwr")}
     subprocess.run(command, env={**os.environ, **ENVIRONMENT, **home}, check=False)  # exits 0 whatever became of the run
     if not (out / SUMMARY).is_file():
         raise RunFailed(f"{out}: the run has not come to its end; the lines above say why. Checkpoints and configuration are as they were")
-    return _summary(out), False
-
-
-def _summary(out: Path) -> dict[str, Any]:
-    return json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+    return read_summary(out), False

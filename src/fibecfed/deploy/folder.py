@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from ..config import federation_toml
@@ -29,13 +30,18 @@ def make(folder: Path) -> None:
 
 def files(folder: Path) -> dict[str, str]:
     """Name -> text of what is in a federation's folder."""
-    config, runs, app = (json.dumps(str(path)) for path in (folder / CONFIG, folder / "runs", folder))
+    config, runs, app = (_text(path) for path in (folder / CONFIG, folder / "runs", folder))
     return {
         "pyproject.toml": _APP.format(config=config, runs=runs, app=app),
         CONFIG: federation_toml(),
-        ENVIRONMENT: _ENVIRONMENT.format(home=folder / ".flwr"),
-        ".flwr/config.toml": _CONNECTIONS.format(ca=json.dumps(str(folder / "certificates" / "ca.crt"))),
+        ENVIRONMENT: _ENVIRONMENT.format(home=shlex.quote(str(folder / ".flwr"))),
+        ".flwr/config.toml": _CONNECTIONS.format(ca=_text(folder / "certificates" / "ca.crt")),
     }
+
+
+def _text(path: Path) -> str:
+    """A path as a text of TOML, which takes no character in two halves."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 _APP = """\
@@ -73,7 +79,7 @@ export FLWR_TELEMETRY_ENABLED=0  # tells nobody what is run
 export FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1  # else the SuperLink runs an installer for each run, which needs a network
 export RAY_USAGE_STATS_ENABLED=0
-export FLWR_HOME="{home}"
+export FLWR_HOME={home}
 """
 
 _CONNECTIONS = """\

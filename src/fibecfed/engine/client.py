@@ -68,6 +68,8 @@ class States(Protocol):
 class ClientRuntime:
     """Answers for clients: looks up their data and state, runs the method's half, keeps the new state.
 
+    A client that is asked again in the same round, since too few others answered, starts from its state before that round.
+
     Args:
         data: the data of a client.
         key: the run's key, the same on every machine.
@@ -89,6 +91,8 @@ class ClientRuntime:
         self.key = key
         self.evaluation_batch_size = evaluation_batch_size
         self._phases = {phase.name: phase for phase in method.phases}
+        self._number: int | None = None  # of the round under way
+        self._before: dict[ClientId, bytes | None] = {}  # states before it, of the clients that were asked
 
     def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
         """The reply to a broadcast, and the client's notes. Its state is replaced only when everything went well.
@@ -99,7 +103,11 @@ class ClientRuntime:
         """
         start = time.perf_counter()
         phase = self._phases[now.phase]
-        state = self._state(client)
+        if now.number != self._number:
+            self._number, self._before = now.number, {}
+        if client not in self._before:
+            self._before[client] = self.states.get(client)
+        state = self._decoded(client, self._before[client])
         key = self.key.fold("client", client, "round", now.number)
         seat = Client(client, self.task, self.data(client), state, key)
         try:
@@ -125,7 +133,9 @@ class ClientRuntime:
         return self.method.personalise(decode(self._phases[now.phase].down, blob), self._state(client))
 
     def _state(self, client: ClientId) -> Any:
-        stored = self.states.get(client)
+        return self._decoded(client, self.states.get(client))
+
+    def _decoded(self, client: ClientId, stored: bytes | None) -> Any:
         if stored is not None:
             return decode(self.method.client_state, stored)
         return self.method.init_client(self.task, client, self.key.fold("init"))

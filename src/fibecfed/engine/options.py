@@ -76,7 +76,7 @@ class EvaluationOptions(Options):
 class ResourceOptions(Options):
     """What the run may take of the machine."""
 
-    threads: int = Field(default=1, ge=1, description="Processor threads a process.")
+    threads: int = Field(default=1, ge=1, le=1024, description="Processor threads a process.")
     client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states; beyond it they lie on disk.")
     checkpoint_every: int = Field(default=1, ge=1, description="Rounds between checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are removed.")

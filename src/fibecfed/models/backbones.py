@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.options import Options
 from ..core.rng import Key
 from ..local.options import TrainingOptions
@@ -83,7 +84,7 @@ def find(options: ModelOptions) -> Source:
     """
     if options.name in PACKAGED:
         return _packaged(options.name)
-    path = Path(options.name).expanduser()
+    path = expanded(options.name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"model.name: got the file {path}, expected a folder, a hub id or a file ending in .gguf")

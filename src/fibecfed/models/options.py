@@ -14,7 +14,7 @@ class ModelOptions(Options):
 
     name: str = Field(default="minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
     revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for results that can be repeated.")
-    rank: int = Field(default=8, ge=1, description="r, rank of LoRA.")
+    rank: int = Field(default=8, ge=1, le=4096, description="r, rank of LoRA.")
     alpha: float = Field(default=16.0, gt=0, description="LoRA's alpha; the adapter's output is scaled by alpha / r.")
     target_modules: tuple[str, ...] | None = Field(
         default=None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value."
