@@ -150,6 +150,27 @@ def test_a_single_run_and_a_tree_of_runs_without_a_plan_are_comparisons_too(tmp_
     assert any("a second run of fibecfed on sst2 with seed 0" in problem for problem in found.problems)
 
 
+def test_trials_are_no_runs_of_the_comparison_even_where_there_are_no_others(tmp_path: Path):
+    plan = tmp_path / "all" / "c" / "comparison.toml"
+    made_runs.write_run(plan.parent / "tuning" / "sst2" / "lora" / "0.0005", method="lora")
+    plan.write_text('methods = ["lora"]\n')
+    for folder in (plan.parent, tmp_path / "all"):
+        with pytest.raises(UserError, match="got no finished run; expected runs/<task>"):
+            read_comparison(folder)
+
+
+def test_a_tree_with_a_comparison_in_it_takes_names_from_its_paths_and_leaves_its_trials_out(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "all" / "c", ("fibecfed", "a variant without masks"), ("rte",), (0, 1), rounds=2)
+    made_runs.write_run(tmp_path / "all" / "c" / "tuning" / "sst2" / "lora" / "0.0005", method="lora")
+    made_runs.write_run(tmp_path / "all" / "c" / "runs" / "rte" / "lora" / ".0.tmp", task="rte", method="lora")
+    made_runs.write_run(tmp_path / "all" / "runs" / "rte" / "mine" / "3", task="rte", method="voc")
+    names = [("a variant without masks", 0), ("a variant without masks", 1), ("fibecfed", 0), ("fibecfed", 1)]
+    found = read_comparison(tmp_path / "all")
+    assert [(run.method, run.seed) for run in found.runs] == [*names, ("voc", 0)]
+    assert not any("a second run" in problem for problem in found.problems)
+    assert [(run.method, run.seed) for run in read_comparison(tmp_path / "all" / "c" / "runs" / "rte").runs] == names
+
+
 def test_a_target_of_an_unknown_task_is_refused_with_the_tasks_there_are(folder: Path):
     with pytest.raises(UserError, match="got sst, expected a task of this folder: cola, sst2"):
         read_comparison(folder, targets={"sst": 0.8})
