@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     assert run.metric == "matthews" and run.metric_personalised is not None
     assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
     assert len(run.clients) == 20 and list(run.clients) == sorted(run.clients)
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_a_federation_across_machines_is_called_as_its_folder_and_gaps_stand_where_nothing_was_counted(tmp_path: Path, nobody: bool):
+    """Its server has no examples; `nobody`: neither has any client."""
+    for method in ("fibecfed", "lora"):
+        folder = tmp_path / "runs" / f"20260501-{method}"
+        made_runs.write_run(folder, method=method, rounds=4)
+        header, *lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        header["configuration"]["data"] |= {"task": None}
+        header["configuration"]["federation"]["partition"] = "machines"
+        for line in (line for line in lines if line["kind"] == "evaluation"):
+            line |= {"server": [[0, 0], [0, 0]], "server_validation": [[0, 0], [0, 0]]}
+            line["pooled"] = [[0, 0], [0, 0]] if nobody or not line["rounds"] else line["pooled"]
+        (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    found = write_report(tmp_path / "runs", out=tmp_path)
+    assert found.comparison.tasks == ["20260501-fibecfed", "20260501-lora"]
+    assert set(found.ranks) == (set() if nobody else {"fibecfed", "lora"})
+    for name in ("report.html", "report.md", "report-runs.csv"):
+        assert not re.search(r"\bnan\b", (tmp_path / name).read_text(), re.IGNORECASE)
 
 
 def test_what_was_trained_beforehand_on_other_tasks_stands_apart(folder: Path):

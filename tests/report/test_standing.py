@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fibecfed.report import figures, overview
 from fibecfed.report.clock import Network
 from fibecfed.report.results import Comparison, Point, Run, Selection
 from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
@@ -125,3 +126,27 @@ def test_a_spread_of_one_value_has_no_deviation_and_of_none_is_none():
     assert spread([0.5]) == spread(iter([0.5])) and getattr(spread([0.5]), "deviation", 1) is None
     found = spread([0.2, 0.4])
     assert found is not None and found.mean == pytest.approx(0.3) and found.deviation == pytest.approx(math.sqrt(0.02))
+
+
+def test_runs_without_test_examples_count_nowhere():
+    made = compare(run("t", "a", math.nan), run("t", "a", 0.9, 1), run("t", "b", 0.8), run("u", "a", math.nan), run("u", "c", math.nan))
+    found = standings(made)
+    assert {name: (rank.mean, rank.tasks) for name, rank in found.ranks.items()} == {"a": (1.0, 1), "b": (2.0, 1)}
+    assert list(found.targets) == ["t"] and found.targets["t"].best_score == 0.9
+    assert spread([math.nan]) is None and standings(compare(run("t", "a", math.nan))).ranks == {}
+    curves = figures.curves(found, "t")
+    assert curves is not None and not any("nan" in drawing for drawing in curves.drawings)
+
+
+def test_the_last_bit_of_a_sum_breaks_no_tie_and_misses_no_target():
+    assert statistics.fmean([0.7, 0.1]) < 0.4
+    made = compare(
+        *(run("t", "fibecfed", score, seed) for seed, score in enumerate((0.7, 0.1))), *(run("t", "a", 0.4, seed) for seed in range(2)),
+    )  # fmt: skip
+    found = standings(made)
+    assert {name: rank.mean for name, rank in found.ranks.items()} == {"fibecfed": 1.5, "a": 1.5}
+    assert not overview.losses(found).rows or overview.losses(found).rows[0][2].value == 0
+    assert 0.5 + 0.8 * (0.9 - 0.5) > 0.82 and 0.85 - 0.8 < 0.05
+    found = standings(compare(run("t", "a", [0.82, 0.9]), run("u", "a", 0.85, majority=0.8)))
+    assert found.seconds("t", "a") == 2.0
+    assert [one.task for one in found.counted] == ["t", "u"]

@@ -26,8 +26,8 @@ def to_lines(comparison: Comparison) -> str:
             told.append(known)
         table = asdict(run)
         del table["clients"], table["selection"]
-        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 9), round(p.server, 9)] for p in run.points]
-        table["majority"] = round(run.majority, 9)
+        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 12), round(p.server, 12)] for p in run.points]
+        table["majority"] = round(run.majority, 12)
         table["measured_s"] = round(run.measured_s, 3)
         table["conditions"] = told.index(known)
         lines.append(table)

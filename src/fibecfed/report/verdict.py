@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .results import OURS, Comparison
 from .standing import LORA_BOTH_FACTORS, Standings, Target, final, total_size
 from .units import count
@@ -42,7 +44,9 @@ def _rank(standings: Standings) -> str:
 def _scores(standings: Standings) -> list[str]:
     lines = []
     for name, of in (("personalised", lambda run: run.last.personalised), ("global", lambda run: run.last.server)):
-        means = {method: 100 * standings.mean(method, of) for method in standings.ranks}
+        means = {method: 100 * mean for method in standings.ranks if not math.isnan(mean := standings.mean(method, of))}
+        if OURS not in means or len(means) < 2:
+            continue
         other = max((method for method in means if method != OURS), key=lambda method: means[method])
         gap = means[OURS] - means[other]
         side = "above" if gap >= 0 else "below"
