@@ -12,8 +12,10 @@ import pytest
 
 from fibecfed.report import figures, overview
 from fibecfed.report.clock import Network
+from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
 from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
+from fibecfed.report.verdict import defeats, verdict
 
 
 def run(task: str, method: str, score: float | list[float], seed: int = 0, *, kind: str | None = None, **more: Any) -> Run:
@@ -150,3 +152,47 @@ def test_the_last_bit_of_a_sum_breaks_no_tie_and_misses_no_target():
     found = standings(compare(run("t", "a", [0.82, 0.9]), run("u", "a", 0.85, majority=0.8)))
     assert found.seconds("t", "a") == 2.0
     assert [one.task for one in found.counted] == ["t", "u"]
+
+
+# ---- sentences
+
+
+def said(*runs: Run, **more: Any) -> list[str]:
+    return verdict(standings(compare(*runs, **more)))
+
+
+def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said():
+    """voc ran on the one task where scores are high and messages small, lora on one that FibecFed did not run on."""
+    small = {"bytes_up": 1_000_000, "bytes_down": 0}
+    large = {"bytes_up": 3_000_000, "bytes_down": 0}
+    runs = [
+        run("t", "fibecfed", 0.95, **small), run("t", "lora", 0.9, **small), run("t", "voc", 0.93, **small),
+        run("u", "fibecfed", 0.65, **large), run("u", "lora", 0.6, **large), run("v", "lora", 0.99, **large), run("v", "slw", 0.9, **large),
+    ]  # fmt: skip
+    rank, personalised, _, sent, race, *_, missing, partly = said(*runs)
+    assert "mean rank 1.00" in rank and "place 1 of the 2 methods that ran on the same 2 tasks; next is lora with 2.50" in rank
+    assert "80.0 % as a mean over tasks, 2.0 points above the best other (voc), over 1 task that both ran on." in personalised
+    assert "It sends 2.0 MB a run, the fewest" in sent and "nobody sends fewer" in sent
+    assert race.startswith("It reaches the target on 2 of 2 counted tasks and is first, in modelled time, on 2;")
+    assert missing == "All this leaves out 1 task on which fibecfed has no result: v."
+    assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
+    found = standings(compare(*runs))
+    (nowhere,) = defeats(found)
+    assert nowhere.startswith("Nowhere on its 2 tasks: it has the highest personalised score on each, and is first to every")
+    assert "<b>2 of 2</b>" in to_html(found, ())
+    whole = said(*runs[:2], run("u", "fibecfed", 0.65), run("u", "lora", 0.6))
+    assert "place 1 of 2 methods over 2 tasks" in whole[0] and not any("leaves out" in line or "only" in line for line in whole)
+
+
+def test_without_a_common_task_nothing_is_compared():
+    apart = run("t", "fibecfed", 0.9), run("u", "lora", 0.8)
+    assert said(*apart) == ["fibecfed and the other methods have no task in common, so they cannot be compared."]
+    assert defeats(standings(compare(*apart))) == []
+    (rank, *_) = said(*apart, run("t", "voc", 0.8), run("w", "fibecfed", 0.8))
+    assert rank.endswith("over 2 tasks; no other method ran on all of them.")
+
+
+def test_all_who_are_first_equally_often_are_named():
+    made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "a", "b")]
+    assert "of the others a, b are first most often, on 2 each." in said(*made)[4]
+    assert "of the others a is first most often, on 2." in said(*made[:2], *made[3:5])[4]

@@ -60,6 +60,7 @@ def _conditions(standings: Standings) -> str:
 
 def _cards(standings: Standings) -> str:
     """FibecFed's four numbers; nothing for a comparison without it or with it alone."""
+    standings = standings.of_ours
     ranks, races = standings.ranks, standings.counted
     if OURS not in ranks or len(ranks) < 2:
         return ""

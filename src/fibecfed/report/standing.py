@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -181,6 +182,19 @@ class Standings:
     comparison: Comparison
     ranks: Mapping[str, Rank]
     targets: Mapping[str, Target]
+
+    @cached_property
+    def of_ours(self) -> Standings:
+        """The same over the tasks on which FibecFed has a score: the others say nothing about it."""
+        comparison = self.comparison
+        runs = tuple(run for run in comparison.runs if final(comparison, run.task, OURS))
+        return self if len(runs) == len(comparison.runs) else standings(replace(comparison, runs=runs))
+
+    def pairs(self, method: str, of: Callable[[Run], float]) -> list[tuple[float, float]]:
+        """FibecFed's and a method's means over seeds on each task on which both have the value."""
+        comparison = self.comparison
+        found = [[spread(map(of, comparison.of(task, one))) for one in (OURS, method)] for task in comparison.tasks]
+        return [(ours.mean, other.mean) for ours, other in found if ours and other]
 
     @property
     def counted(self) -> list[Target]:
