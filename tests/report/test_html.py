@@ -115,6 +115,13 @@ def test_a_comparison_without_fibecfed_has_a_page(tmp_path: Path):
     assert "What FibecFed selected" not in text and "Where FibecFed loses" not in text
 
 
+def test_what_was_selected_is_shown_with_the_seed_of_its_run(tmp_path: Path):
+    for task, seed in (("rte", 0), ("sst2", 3), ("sst2", 5)):
+        made_runs.write_run(tmp_path / f"{task}{seed}", task=task, seed=seed, clients=6, rounds=4)
+    text = page(tmp_path)
+    assert "<figcaption>rte, seed 0</figcaption>" in text and "<figcaption>sst2, seed 3</figcaption>" in text and "seed 5</" not in text
+
+
 def test_what_is_missing_is_on_the_page(made: Path, tmp_path: Path):
     made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("rte",), (0,), clients=6, rounds=4)
     (tmp_path / "c/runs/rte/lora/0/records.jsonl").write_text("{\n")
