@@ -196,3 +196,16 @@ def test_all_who_are_first_equally_often_are_named():
     made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "a", "b")]
     assert "of the others a, b are first most often, on 2 each." in said(*made)[4]
     assert "of the others a is first most often, on 2." in said(*made[:2], *made[3:5])[4]
+
+
+def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_clients_that_train_alone():
+    def of(ours: int, **others: int) -> str:
+        runs = [run("t", name, 0.8, kind=name.partition(" ")[0], bytes_up=size, bytes_down=0) for name, size in others.items()]
+        return said(run("t", "fibecfed", 0.9, bytes_up=ours, bytes_down=0), *runs)[3]
+
+    small = {"slora": 10, "hetlora": 10, "adapter": 10, "local": 1}
+    close = of(1001, **small, **{"voc slow": 1000, "unknown": 20})
+    assert "1.001 times the fewest of the 2 methods that train LoRA of one rank" in close and "(voc slow's), within 2 %" in close
+    assert close.endswith("fewer are sent by adapter, hetlora, slora, unknown, voc slow.")
+    assert "1.030 times the fewest" in (far := of(1030, lora=1000)) and "(lora's), not within 2 %" in far
+    assert of(1000, lora=1000, local=1).endswith("both factors; nobody sends fewer.")

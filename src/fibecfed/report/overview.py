@@ -9,7 +9,7 @@ from functools import partial
 
 from . import tables
 from .results import OURS, Point, Run
-from .standing import ALONE, LORA_BOTH_FACTORS, Standings, final, spread, total_size
+from .standing import ALONE, Standings, final, spread, total_size
 from .tables import Cell, Table, megabytes, number, points, words
 
 
@@ -26,7 +26,7 @@ def methods(standings: Standings) -> Table:
     races, ranks = standings.counted, standings.ranks
     size = {method: standings.mean(method, total_size) for method in ranks}
     fewest = min((value for method, value in size.items() if method != ALONE), default=math.nan)
-    fewest_lora = min((value for method, value in size.items() if method in LORA_BOTH_FACTORS), default=math.nan)
+    fewest_lora = min((value for method, value in size.items() if standings.whole_lora(method)), default=math.nan)
     rows = []
     for method, rank in ranks.items():
         rows.append(
@@ -42,7 +42,7 @@ def methods(standings: Standings) -> Table:
                 number(standings.relative_seconds(method), 2),
                 megabytes(size[method]),
                 number(size[method] / fewest if method != ALONE else None, 2),
-                number(size[method] / fewest_lora if method in LORA_BOTH_FACTORS else None, 3),
+                number(size[method] / fewest_lora if standings.whole_lora(method) else None, 3),
                 number(standings.mean(method, lambda run: run.steps), 0),
                 number(standings.mean(method, lambda run: run.trainable), 0),
             )
@@ -56,7 +56,7 @@ def methods(standings: Standings) -> Table:
         "steps and trainable parameters are means over tasks. Targets: how many of the "
         f"{len(races)} counted ones are reached, and on how many the method is first in modelled time; time relative to {OURS}'s is the "
         "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
-        "LoRA on all adapted layers and average both factors."
+        "LoRA of one rank on all adapted layers and average both factors."
     )
     return Table("methods", "Methods over all tasks", note, header, tuple(rows))
 

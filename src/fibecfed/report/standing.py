@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..methods.catalogue import CATALOGUE
 from .results import OURS, Comparison, Point, Run, is_ablation
 
 COUNTED_FROM = 0.05
@@ -22,9 +23,6 @@ SLACK = 10.0**-DIGITS
 """By which a score may be below a bound that it has to reach."""
 DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
-LORA_BOTH_FACTORS = frozenset({"fibecfed", "lora", "fedalt", "slora", "voc", "slw", "shortformer", "self-evolution"})
-"""Methods that train LoRA of one rank on all adapted layers and average both of its factors where they average it [C]."""
-
 ALONE = "local"
 """The method that does not federate; it still answers, with a few bytes a round, and is no measure of few bytes."""
 
@@ -195,6 +193,11 @@ class Standings:
         comparison = self.comparison
         found = [[spread(map(of, comparison.of(task, one))) for one in (OURS, method)] for task in comparison.tasks]
         return [(ours.mean, other.mean) for ours, other in found if ours and other]
+
+    def whole_lora(self, method: str) -> bool:
+        """As `Row.whole_lora` in methods/catalogue.py says of the method's kind."""
+        kinds = {run.kind for run in self.comparison.runs if run.method == method}
+        return any(kind in CATALOGUE and CATALOGUE[kind].whole_lora for kind in kinds)
 
     @property
     def counted(self) -> list[Target]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 
 from .results import OURS, Comparison
-from .standing import ALONE, LORA_BOTH_FACTORS, SLACK, Standings, Target, final, total_size
+from .standing import ALONE, SLACK, Standings, Target, final, total_size
 from .units import count
+
+WITHIN = 1.02
+"""Up to this factor FibecFed's bytes are said to be about the fewest."""
 
 
 def what(comparison: Comparison) -> str:
@@ -75,12 +78,14 @@ def _bytes(standings: Standings) -> str:
     sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
     sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
     times = {method: ours / other for method, (ours, other) in sums.items() if other}
-    same = {method: value for method, value in times.items() if method in LORA_BOTH_FACTORS}
+    same = {method: value for method, value in times.items() if standings.whole_lora(method)}
     text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB a run"
     if same:
         fewest = max(same, key=lambda method: same[method])
-        of = f"of the {len(same) + 1} methods that train LoRA everywhere and average both factors"
-        text += f", the fewest {of}" if same[fewest] <= 1 else f", {same[fewest]:.2f} times the fewest {of} ({fewest}'s)"
+        of = f"of the {len(same) + 1} methods that train LoRA of one rank on all adapted layers and average both factors"
+        within = "within" if same[fewest] <= WITHIN else "not within"
+        more = f", {same[fewest]:.3f} times the fewest {of} ({fewest}'s), {within} {100 * (WITHIN - 1):.0f} %"
+        text += f", the fewest {of}" if same[fewest] <= 1 else more
     fewer = [method for method, value in times.items() if value > 1]
     return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; nobody sends fewer.")
 
