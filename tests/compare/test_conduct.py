@@ -144,3 +144,20 @@ def test_a_server_rate_of_a_methods_own_is_kept_in_its_trials_and_runs(
     assert row["rates"] == row["tried"][0]["rates"] == {"training.learning_rate": 0.04}
     for folder in ("tuning/reviews/moms-adamw/0.04", "runs/reviews/moms-adamw/0"):
         assert load(tmp_path / folder / "config.toml").config.method.model_dump()["server_learning_rate"] == 0.7
+
+
+def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_it_runs(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    one = compared("methods=lora,local", "tuning.trials=1", "tuning.extend=false")
+    write_down(one, tmp_path)
+    trial = tmp_path / "tuning/reviews/lora/0.0005"
+    trial.mkdir(parents=True)
+    (trial / "failure.json").write_text('{"why": "diverged", "reason": "the loss is nan"}')
+    failed, text = shown(one, tmp_path)
+    assert failed == 1 and "lora/0: no result, not tuned: no rate was chosen: every trial diverged" in text and "not run yet" not in text
+    (trial / "failure.json").unlink()
+    trial.rmdir()
+    (tmp_path / "tuning.json").unlink()
+    assert shown(one, tmp_path)[0] == 0
+    assert not (tmp_path / "runs/reviews/lora/0/failure.json").exists() and scripted[-1] == "reviews/lora/rate 0.0005"  # taken over

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import SUMMARY, write_atomically
+from ..core.files import FAILURE, SUMMARY, write_atomically
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison
 from .plan import COMPARISON, Clock, Job, job, look
-from .pool import Outcome, Pool, Watcher
+from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
 from .tuning import (
     RATE,
@@ -97,6 +97,7 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
                     one = job(comparison, out, task, method, seed, rates_found)
                     if by_tuning and kind in not_tuned:
                         failed[one] = not_tuned[kind]
+                        record_failure(one, Outcome(None, "not tuned", not_tuned[kind]))
                     else:
                         jobs.append(one)
         _take_over(comparison, out, jobs)
@@ -133,7 +134,8 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
     for one in jobs:
         values = {RATE: one.config.training.learning_rate}
         trial = out / "tuning" / one.task / comparison.kind(one.method) / label(values)
-        if one.folder.exists() or not (trial / SUMMARY).is_file():
+        begun = one.folder.is_dir() and any(entry.name != FAILURE for entry in one.folder.iterdir())
+        if begun or not (trial / SUMMARY).is_file():
             continue
         try:
             same = look(Job(one.task, one.method, one.seed, one.config, trial))[0] is not None
@@ -143,6 +145,7 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
             aside = one.folder.with_name(f".{one.folder.name}.tmp")
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(trial, aside)
+            (one.folder / FAILURE).unlink(missing_ok=True)
             aside.rename(one.folder)
 
 
