@@ -102,7 +102,7 @@ def write_report(
         for name, text in files.items():
             write_atomically(out / name, text.encode())
         if export is not None:
-            write_atomically(export, to_lines(found.comparison).encode())
+            write_atomically(export, to_lines(found.comparison, folder).encode())
     except OSError as error:
         raise UserError(f"{error.filename or out}: the report cannot be written ({error.strerror}); choose a folder with --out") from None
     return found

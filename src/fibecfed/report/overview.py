@@ -213,9 +213,14 @@ def tuning(standings: Standings) -> Table:
     rows = []
     for method, tried in standings.comparison.tuning.items():
         if isinstance(tried, dict):
-            rows.append((words(method), words(_trials(tried.get("tried"))), words(tried.get("chosen")), words(tried.get("source"))))
+            rows.append((words(method), words(_trials(tried.get("tried"))), _rate(tried.get("chosen")), words(tried.get("source"))))
     note = "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from."
     return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
+
+
+def _rate(rate: object) -> Cell:
+    """A learning rate; "-" for what is none."""
+    return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
 
 
 def _trials(tried: object) -> str | None:
@@ -229,7 +234,7 @@ def runs(standings: Standings) -> Table:
     """Every run, raw."""
     rows = []
     for run in standings.comparison.runs:
-        last, rate = run.last, run.conditions["learning_rate"]
+        last = run.last
         rows.append(
             (
                 words(run.task),
@@ -248,7 +253,7 @@ def runs(standings: Standings) -> Table:
                 number(run.trainable, 0),
                 tables.seconds(last.seconds),
                 tables.seconds(run.measured_s),
-                Cell(f"{rate:g}", rate),
+                _rate(run.conditions["learning_rate"]),
                 tables.seconds(run.source_s or None),
                 number(run.source_examples or None, 0),
             )
