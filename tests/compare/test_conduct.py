@@ -98,6 +98,8 @@ def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(compar
     write_down(compared(), tmp_path / "one")
     held = read_back(tmp_path / "one/comparison.toml")
     assert (held.methods, held.seeds) == (("lora", "fibecfed"), (1, 0))
+    (make(tmp_path / "killed") / ".comparison.toml.4711.tmp").write_text("")
+    refuse_foreign(compared(), tmp_path / "killed")
     (make(tmp_path / "two") / "thesis.txt").write_text("mine")
     for folder in ("two", "two/thesis.txt"):
         with pytest.raises(UserError, match="not a comparison's folder"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import FAILURE, SUMMARY, write_atomically
+from ..core.files import FAILURE, SUMMARY, is_aside, write_atomically
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison
 from .plan import COMPARISON, Clock, Job, job, look
@@ -61,7 +61,7 @@ def refuse_foreign(comparison: Comparison, out: Path) -> None:
             raise UserError(
                 f"{out} holds a comparison with other values of {', '.join(changed)}; set them back, or choose another folder with --out"
             )
-    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" for entry in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" and not is_aside(entry.name) for entry in out.iterdir())):
         raise UserError(f"{out} exists and is not a comparison's folder; nothing was changed. Choose another one with --out")
 
 
