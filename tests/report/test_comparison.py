@@ -203,11 +203,11 @@ def test_the_files_hold_the_tables_in_full_and_say_what_is_missing(folder: Path,
     text = (tmp_path / "out/report.md").read_text()
     for heading in ("## Verdict", "## Where FibecFed loses", "## Missing from this report", "## Personalised score", "## Targets"):
         assert heading in text
-    assert "sst2/voc/1" in text
+    assert "sst2/voc/1" in text and "trainable" not in text
     with (tmp_path / "out/report-runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 11
-    assert {row["learning rate"] for row in rows} == {"0.0005"}
+    assert {row["learning rate"] for row in rows} == {"0.0005"} and {row["values of adapter and head"] for row in rows} == {"74498"}
     assert not (folder / "report.md").exists()
 
 

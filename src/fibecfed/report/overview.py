@@ -49,11 +49,11 @@ def methods(standings: Standings) -> Table:
         )
     header = (
         "method", "mean rank", "95 % interval", "tasks", "personalised %", "global %", "targets reached", "first to target",
-        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "trainable",
+        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "values of adapter and head",
     )  # fmt: skip
     note = (
         "Rank in the pooled personalised score, 1 = best, mean over tasks; interval by bootstrap over tasks and seeds. Scores, bytes, "
-        "steps and trainable parameters are means over tasks. Targets: how many of the "
+        "steps and values of adapter and head, of which a method may train a part, are means over tasks. Targets: how many of the "
         f"{len(races)} counted ones are reached, and on how many the method is first in modelled time; time relative to {OURS}'s is the "
         "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
         "LoRA of one rank on all adapted layers and average both factors."
@@ -260,7 +260,7 @@ def runs(standings: Standings) -> Table:
         )
     header = (
         "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
-        "MB down", "steps", "examples", "trainable", "modelled time", "measured time", "learning rate",
+        "MB down", "steps", "examples", "values of adapter and head", "modelled time", "measured time", "learning rate",
         "sources' time", "sources' examples",
     )  # fmt: skip
     note = (

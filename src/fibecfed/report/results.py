@@ -56,6 +56,7 @@ class Run:
         method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
         majority: accuracy of always answering the largest class of the test set; NaN without one.
         metric, metric_personalised: the task's own metric where it is not accuracy.
+        trainable: values of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
         clients: accuracy of each client on its own test examples after the last round, ascending.
         conditions: machine, versions and settings.
