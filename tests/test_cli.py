@@ -126,6 +126,14 @@ def test_each_way_to_stop_has_its_exit_code_and_says_how_to_go_on(session: types
     assert "Traceback" in Path("e/traceback.txt").read_text()
 
 
+def test_a_traceback_from_before_a_run_has_begun_leaves_its_folder_empty(session: types.SimpleNamespace) -> None:
+    Path("empty").mkdir()
+    session.start = lambda config, out, on_event: stop_with(ZeroDivisionError("division by zero"))()
+    code, text = call("run", "a.toml", "--out", "empty")
+    assert code == 1 and "start again" in text and not list(Path("empty").iterdir())
+    assert "ZeroDivisionError" in Path("traceback.txt").read_text()
+
+
 def test_sigterm_counts_as_an_interruption(session: types.SimpleNamespace) -> None:
     session.effect = lambda: os.kill(os.getpid(), signal.SIGTERM)
     before = signal.getsignal(signal.SIGTERM)

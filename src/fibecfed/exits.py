@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from .core.errors import RunFailed, UserError
+from .core.files import CONFIG
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -75,17 +76,18 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _how_to_go_on(folder: Path) -> str:
-    from .session import CONFIG
+def _begun(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
 
-    begun = (folder / CONFIG).is_file()
-    return f"Go on with: fibecfed resume {shlex.quote(str(folder))}" if begun else "Nothing was trained yet; start again."
+
+def _how_to_go_on(folder: Path) -> str:
+    return f"Go on with: fibecfed resume {shlex.quote(str(folder))}" if _begun(folder) else "Nothing was trained yet; start again."
 
 
 def _unexpected(error: Exception, folder: Path) -> None:
-    """One line for what nobody foresaw; its traceback goes into a file."""
+    """One line for what nobody foresaw; its traceback goes into a file, in the folder of a run only once that has begun."""
     text = " ".join(str(error).split()) or "no message"
-    where = (folder if folder.is_dir() else Path.cwd()) / "traceback.txt"
+    where = (folder if _begun(folder) else Path.cwd()) / "traceback.txt"
     try:
         with where.open("a", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")

@@ -23,7 +23,7 @@ from .clients import Clients, Connect, in_process
 from .config import Config, config_hash, leaves, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import CONFIG, RECORDS, SUMMARY, read_summary, write_all, write_atomically
+from .core.files import CONFIG, RECORDS, SUMMARY, is_aside, read_summary, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
 from .core.types import ClientId, Round
@@ -113,7 +113,7 @@ def _refuse_used(out: Path) -> None:
     if (out / CONFIG).exists():
         way_out = f"choose another folder with --out, or go on with: fibecfed resume {_quoted(out)}"
         raise UserError(f"{out} holds a run already; nothing was changed; {way_out}")
-    if not out.is_dir() or any(entry.name != LOCK for entry in out.iterdir()):
+    if not out.is_dir() or any(entry.name != LOCK and not is_aside(entry.name) for entry in out.iterdir()):
         raise UserError(f"{out} exists and is not an empty folder; nothing was changed. Choose another one with --out")
 
 

@@ -98,6 +98,8 @@ def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(compar
     write_down(compared(), tmp_path / "one")
     held = read_back(tmp_path / "one/comparison.toml")
     assert (held.methods, held.seeds) == (("lora", "fibecfed"), (1, 0))
+    (make(tmp_path / "killed") / ".comparison.toml.4711.tmp").write_text("")
+    refuse_foreign(compared(), tmp_path / "killed")
     (make(tmp_path / "two") / "thesis.txt").write_text("mine")
     for folder in ("two", "two/thesis.txt"):
         with pytest.raises(UserError, match="not a comparison's folder"):
@@ -118,3 +120,46 @@ def test_a_run_with_other_keys_than_the_folders_is_refused(
     path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
     with pytest.raises(UserError, match=r"federation\.rounds differ"):
         shown(compared("methods=lora"), tmp_path)
+
+
+def test_a_method_at_a_rate_of_its_own_does_not_stand_for_its_kind(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    own = ("tuning.trials=3", "method.lora.training.learning_rate=0.25")
+    assert shown(compared("methods=lora", *own), tmp_path)[0] == 0 and scripted == ["reviews/lora/seed 0"]
+    row = json.loads((tmp_path / "tuning.json").read_text())["lora"]
+    assert row["chosen"] == 0.25 and row["tried"] == []
+    assert shown(compared("methods=lora,slow", *own, "method.slow.method.kind=lora"), tmp_path)[0] == 0
+    row = json.loads((tmp_path / "tuning.json").read_text())["lora"]
+    assert row["chosen"] == 0.0045 and len(row["tried"]) == 4
+    assert load(tmp_path / "runs/reviews/slow/0/config.toml").config.training.learning_rate == 0.0045
+    assert shown(compared("methods=fibecfed", *own), tmp_path)[0] == 0
+    assert set(json.loads((tmp_path / "tuning.json").read_text())) == {"lora", "fibecfed"}
+
+
+def test_a_server_rate_of_a_methods_own_is_kept_in_its_trials_and_runs(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    own = ("method.moms-adamw.method.server_learning_rate=0.7", "method.slow.method.kind=moms-adamw")
+    shown(compared("methods=moms-adamw,slow", "tuning.trials=1", "tuning.extend=false", *own), tmp_path)
+    row = json.loads((tmp_path / "tuning.json").read_text())["moms-adamw"]
+    assert row["rates"] == row["tried"][0]["rates"] == {"training.learning_rate": 0.04}
+    for folder in ("tuning/reviews/moms-adamw/0.04", "runs/reviews/moms-adamw/0"):
+        assert load(tmp_path / folder / "config.toml").config.method.model_dump()["server_learning_rate"] == 0.7
+
+
+def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_it_runs(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    one = compared("methods=lora,local", "tuning.trials=1", "tuning.extend=false")
+    write_down(one, tmp_path)
+    trial = tmp_path / "tuning/reviews/lora/0.0005"
+    trial.mkdir(parents=True)
+    (trial / "failure.json").write_text('{"why": "diverged", "reason": "the loss is nan"}')
+    failed, text = shown(one, tmp_path)
+    assert failed == 1 and "lora/0: no result, not tuned: no rate was chosen: every trial diverged" in text and "not run yet" not in text
+    (trial / "failure.json").unlink()
+    trial.rmdir()
+    (tmp_path / "tuning.json").unlink()
+    assert shown(one, tmp_path)[0] == 0
+    assert not (tmp_path / "runs/reviews/lora/0/failure.json").exists() and scripted[-1] == "reviews/lora/rate 0.0005"  # taken over

@@ -51,12 +51,17 @@ def begun(one: Job, summary: str | None = None) -> None:
 def test_what_is_done_is_known_by_its_summary(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     nothing, half, whole, torn = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
     begun(half)
-    begun(whole, json.dumps({"seconds": 3}))
+    done = {"scores": {}, "seconds": 3, "evaluation": {"seconds": 0.5}}
+    begun(whole, json.dumps(done))
     begun(torn, '{"seconds":\n 3')
     assert look(nothing) == look(half) == (None, None)
-    assert look(whole) == ({"seconds": 3}, None)
+    assert look(whole) == (done, None)
     summary, problem = look(torn)
     assert summary is None and problem is not None and "summary.json, line 2: not JSON" in problem
+    for other in ({"scores": {}}, {**done, "seconds": None}, [], None):
+        (torn.folder / "summary.json").write_text(json.dumps(other))
+        summary, problem = look(torn)
+        assert summary is None and problem is not None and "summary.json: expected a summary with scores, seconds" in problem
     (half.folder / "config.toml").write_text("sed = 3\n")
     assert "did you mean `seed`" in str(look(half)[1])
 

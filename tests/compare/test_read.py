@@ -39,6 +39,9 @@ def test_all_means_fibecfed_and_the_seventeen_and_the_ten_tasks(compared: Callab
         (["metods=lora"], "metods: got an unknown key; did you mean `methods`"),
         (["tuning.trails=3"], "did you mean `tuning.trials`"),
         (["seeds=a"], r'seeds: got \["a"\], expected a list, each a whole number'),
+        (["seeds=0,-1"], r"seeds: got \[0, -1\], expected a list, each a whole number, at least 0 and below 9223372036854775808"),
+        (["seeds=9223372036854775808"], r"seeds: got \[9223372036854775808\], expected a list"),
+        (["tuning.seed=9223372036854775808"], "tuning.seed: got 9223372036854775808, expected a whole number, at least 0 and below"),
         (["seeds=0,0"], r"seeds: got \[0, 0\], expected at least one, each once"),
         (["methods=[]"], "methods: got .*at least one"),
         (["base.federation.rouds=3"], "in the run of fibecfed on reviews: federation.rouds: got an unknown key; did you mean"),
@@ -47,6 +50,7 @@ def test_all_means_fibecfed_and_the_seventeen_and_the_ten_tasks(compared: Callab
         (["base.data.task=sst2"], "base.data.task: .*write `tasks`"),
         (["tuning.trials=4"], "tuning.trials: got 4, expected an odd number.* take 5"),
         (["tuning.trials=3", "base.training.learning_rate=0.1"], "base.training.learning_rate: fixes the rate"),
+        (["tuning.trials=3", "task.reviews.training.learning_rate=0.1"], "task.reviews.training.learning_rate: got 0.1, expected none"),
         (["tuning.trials=3", "base.data.validation_fraction=0"], "needs validation examples"),
         (["task.reviews=3"], "task.reviews: got 3, expected a table"),
         (["methods.lora=3"], "methods.lora: got a key inside of methods, which is no table"),
@@ -86,6 +90,14 @@ def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: 
         "task.reviews.data.max_train",
         "tuning.factor",
     ]
+
+
+def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_comparison(compared: Callable[..., Comparison]) -> None:
+    def on_sst2(trials: int, examples: int) -> Comparison:
+        return compared(f"tuning.trials={trials}", 'tuning.tasks=["sst2"]', f"task.sst2.data.max_train={examples}")
+
+    assert differences(on_sst2(3, 80), on_sst2(3, 90)) == ["task.sst2.data.max_train"]
+    assert differences(on_sst2(0, 80), on_sst2(0, 90)) == []
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.glob("compare-*.toml"))])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fibecfed.compare.options import Comparison, TuningOptions
-from fibecfed.compare.tuning import Trial, best, beyond, choose, fixed, grid, is_tuned, label, rates, read_tuning, write_tuning
+from fibecfed.compare.tuning import Trial, best, beyond, choose, fixed, grid, is_tuned, label, left_open, rates, read_tuning, write_tuning
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import CATALOGUE
 
@@ -64,3 +64,10 @@ def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[...
     assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
     assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
     assert fixed(compared(), "lora").source == CATALOGUE["lora"].rate_source
+
+
+def test_a_server_rate_in_a_methods_own_table_is_left_as_it_is(compared: Callable[..., Comparison]) -> None:
+    both = compared("methods=moms-adamw,slow", "method.slow.method.kind=moms-adamw", "method.slow.method.server_learning_rate=0.7")
+    values = rates("moms-adamw", 1, 3.0)
+    assert values == {"training.learning_rate": 0.12, "method.server_learning_rate": 0.1}
+    assert left_open(both, "moms-adamw", values) == values and left_open(both, "slow", values) == {"training.learning_rate": 0.12}

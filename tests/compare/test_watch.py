@@ -35,6 +35,28 @@ def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Cal
     assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
 
 
+def test_trials_are_counted_apart_from_the_runs_that_follow(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    first, second = (job(compared(), tmp_path, "reviews", "lora", 0, {"training.learning_rate": rate}, f"{rate}") for rate in (0.1, 0.2))
+    run = job(compared(), tmp_path, "reviews", "lora", 0)
+    console, clock = Console(file=io.StringIO(), width=200), Clock()
+    with Watch(console, clock, workers=1) as watch:
+        watch.started(first)
+        watch.tick([second])
+        clock.learn(first, SUMMARY)
+        watch.ended(first, Outcome(SUMMARY))
+        watch.started(second)
+        watch.tick([])
+        watch.ended(second, Outcome(SUMMARY))
+        watch.started(run)
+        watch.ended(run, Outcome(SUMMARY))
+    states = [line.rpartition("(")[2] for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert states == [
+        "1/2 of the trials done, 1 min 40 s left for them)",
+        "2/2 of the trials done, 0.0 s left for them)",
+        "1/1 done, 0.0 s left)",
+    ]
+
+
 def test_a_terminal_shows_the_running_jobs_with_their_round(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     one = job(compared(), tmp_path, "reviews", "lora", 0)
     console = Console(file=io.StringIO(), width=100, force_terminal=True)

@@ -176,6 +176,20 @@ def test_a_folder_with_anything_else_in_it_or_a_file_is_refused_and_not_touched(
     assert contents(tmp_path) == before
 
 
+def test_what_a_process_left_that_was_killed_before_its_run_began_is_in_nobodys_way(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lock", ".config.toml.4711.tmp"):
+        (tmp_path / name).write_text("")
+
+    def prepare(*_: object) -> None:
+        raise InterruptedError("the folder was taken")
+
+    monkeypatch.setattr(session, "prepare", prepare)
+    with pytest.raises(InterruptedError, match="was taken"):
+        session.start(run_config(inputs), tmp_path)
+
+
 def test_a_folder_that_another_process_takes_meanwhile_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, prepare = tmp_path / "run", session.prepare
 

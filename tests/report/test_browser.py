@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     methods = ("fibecfed", "lora", "voc", "prompt-tuning", "without masks")
     made_runs.write_comparison(folder / "c", methods, ("rte", "sst2"), (0, 1), clients=8, rounds=6)
     (folder / "c/runs/rte/voc/1/summary.json").unlink()
-    (folder / "c/tuning.json").write_text('{"lora": {"tried": [{"rate": 0.0005, "score": 0.81}], "chosen": 0.0005, "source": "a paper"}}')
+    tried = [{"rate": 0.0005 * 3**step, "score": 0.81} for step in range(4)]
+    row = {"tried": tried, "chosen": 0.0005, "source": "a paper whose title takes many words " * 4}
+    (folder / "c/tuning.json").write_text(json.dumps({"lora": row}))
     write_report(folder / "c", out=folder)
     return folder / "report.html"
 
@@ -125,6 +128,14 @@ def test_what_is_folded_is_on_paper_but_for_the_table_of_runs(opened: Any):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     folds = page.eval_on_selector_all("details", "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])")
     assert len(folds) > 3 and all(is_open is not runs for runs, is_open in folds)
+
+
+def test_long_texts_of_a_table_wrap_on_paper(opened: Any):
+    page = opened({"width": 718, "height": 1000})  # A4 between its margins
+    width = "table => table.getBoundingClientRect().width"
+    assert page.eval_on_selector("#table-tuning", width) > 718
+    page.emulate_media(media="print")
+    assert page.eval_on_selector("#table-tuning", width) <= 718
 
 
 def test_a_comparison_of_full_size_opens_in_less_than_two_seconds_of_the_pages_own_work(browser: Any, big_report: Path):

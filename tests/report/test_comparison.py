@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,26 @@ def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     assert run.metric == "matthews" and run.metric_personalised is not None
     assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
     assert len(run.clients) == 20 and list(run.clients) == sorted(run.clients)
+
+
+@pytest.mark.parametrize("nobody", [False, True])
+def test_a_federation_across_machines_is_called_as_its_folder_and_gaps_stand_where_nothing_was_counted(tmp_path: Path, nobody: bool):
+    """Its server has no examples; `nobody`: neither has any client."""
+    for method in ("fibecfed", "lora"):
+        folder = tmp_path / "runs" / f"20260501-{method}"
+        made_runs.write_run(folder, method=method, rounds=4)
+        header, *lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        header["configuration"]["data"] |= {"task": None}
+        header["configuration"]["federation"]["partition"] = "machines"
+        for line in (line for line in lines if line["kind"] == "evaluation"):
+            line |= {"server": [[0, 0], [0, 0]], "server_validation": [[0, 0], [0, 0]]}
+            line["pooled"] = [[0, 0], [0, 0]] if nobody or not line["rounds"] else line["pooled"]
+        (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    found = write_report(tmp_path / "runs", out=tmp_path)
+    assert found.comparison.tasks == ["20260501-fibecfed", "20260501-lora"]
+    assert set(found.ranks) == (set() if nobody else {"fibecfed", "lora"})
+    for name in ("report.html", "report.md", "report-runs.csv"):
+        assert not re.search(r"\bnan\b", (tmp_path / name).read_text(), re.IGNORECASE)
 
 
 def test_what_was_trained_beforehand_on_other_tasks_stands_apart(folder: Path):
@@ -150,6 +171,27 @@ def test_a_single_run_and_a_tree_of_runs_without_a_plan_are_comparisons_too(tmp_
     assert any("a second run of fibecfed on sst2 with seed 0" in problem for problem in found.problems)
 
 
+def test_trials_are_no_runs_of_the_comparison_even_where_there_are_no_others(tmp_path: Path):
+    plan = tmp_path / "all" / "c" / "comparison.toml"
+    made_runs.write_run(plan.parent / "tuning" / "sst2" / "lora" / "0.0005", method="lora")
+    plan.write_text('methods = ["lora"]\n')
+    for folder in (plan.parent, tmp_path / "all"):
+        with pytest.raises(UserError, match="got no finished run; expected runs/<task>"):
+            read_comparison(folder)
+
+
+def test_a_tree_with_a_comparison_in_it_takes_names_from_its_paths_and_leaves_its_trials_out(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "all" / "c", ("fibecfed", "a variant without masks"), ("rte",), (0, 1), rounds=2)
+    made_runs.write_run(tmp_path / "all" / "c" / "tuning" / "sst2" / "lora" / "0.0005", method="lora")
+    made_runs.write_run(tmp_path / "all" / "c" / "runs" / "rte" / "lora" / ".0.tmp", task="rte", method="lora")
+    made_runs.write_run(tmp_path / "all" / "runs" / "rte" / "mine" / "3", task="rte", method="voc")
+    names = [("a variant without masks", 0), ("a variant without masks", 1), ("fibecfed", 0), ("fibecfed", 1)]
+    found = read_comparison(tmp_path / "all")
+    assert [(run.method, run.seed) for run in found.runs] == [*names, ("voc", 0)]
+    assert not any("a second run" in problem for problem in found.problems)
+    assert [(run.method, run.seed) for run in read_comparison(tmp_path / "all" / "c" / "runs" / "rte").runs] == names
+
+
 def test_a_target_of_an_unknown_task_is_refused_with_the_tasks_there_are(folder: Path):
     with pytest.raises(UserError, match="got sst, expected a task of this folder: cola, sst2"):
         read_comparison(folder, targets={"sst": 0.8})
@@ -161,11 +203,11 @@ def test_the_files_hold_the_tables_in_full_and_say_what_is_missing(folder: Path,
     text = (tmp_path / "out/report.md").read_text()
     for heading in ("## Verdict", "## Where FibecFed loses", "## Missing from this report", "## Personalised score", "## Targets"):
         assert heading in text
-    assert "sst2/voc/1" in text
+    assert "sst2/voc/1" in text and "trainable" not in text
     with (tmp_path / "out/report-runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 11
-    assert {row["learning rate"] for row in rows} == {"0.0005"}
+    assert {row["learning rate"] for row in rows} == {"0.0005"} and {row["values of adapter and head"] for row in rows} == {"74498"}
     assert not (folder / "report.md").exists()
 
 

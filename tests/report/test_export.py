@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import made_runs
@@ -12,7 +13,7 @@ from fibecfed.report import overview, tables
 from fibecfed.report.clock import Network
 from fibecfed.report.comparison import read_comparison, write_report
 from fibecfed.report.conditions import conditions
-from fibecfed.report.export import from_lines, section
+from fibecfed.report.export import from_lines, section, to_lines
 from fibecfed.report.standing import standings
 
 
@@ -39,7 +40,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path):
     path.write_text(whole[:-30])
     with pytest.raises(ValueError, match=r"c\.jsonl, line 3: no export"):
         from_lines(path)
-    path.write_text(whole.replace('"version":1', '"version":9', 1))
+    path.write_text(whole.replace('"version":2', '"version":9', 1))
     with pytest.raises(ValueError, match=r"line 1: .*version 9"):
         from_lines(path)
 
@@ -51,4 +52,25 @@ def test_tuning_is_told_by_what_was_tried_and_its_absence_too(tmp_path: Path):
     (tmp_path / "c/tuning.json").write_text(json.dumps({"fibecfed": row, "lora": {**row, "tried": row["tried"][:1]}}))
     found = read_comparison(tmp_path / "c")
     assert dict(conditions(found))["Tuning"] == "1 to 2 rates tried for each of 2 methods; see the table"
+    assert {row[2].value for row in overview.tuning(standings(found)).rows} == {0.0005}  # so that a click sorts by it
     assert "| fibecfed | 0.0005: 81.0, 0.0015: diverged | 0.0005 | a paper |" in "\n".join(shown(found))
+
+
+def test_what_is_missing_is_exported_and_told_without_the_paths_of_a_machine(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c d", ("fibecfed", "lora"), ("cola",), (0, 1), clients=6, rounds=4)
+    (tmp_path / "c d/runs/cola/lora/0/summary.json").unlink()
+    (tmp_path / "c d/runs/cola/lora/1/summary.json").unlink()
+    reason = f"ValueError: no; its traceback is in {tmp_path}/other/1.traceback.txt"
+    (tmp_path / "c d/runs/cola/lora/1/failure.json").write_text(json.dumps({"why": "stopped", "reason": reason}))
+    write_report(tmp_path / "c d", export=tmp_path / "c.jsonl")
+    unfinished, stopped = from_lines(tmp_path / "c.jsonl").problems
+    assert unfinished.startswith("runs/cola/lora/0: got no summary.json") and unfinished.endswith("fibecfed resume runs/cola/lora/0")
+    assert stopped == "runs/cola/lora/1: no result, stopped: ValueError: no; its traceback is in 1.traceback.txt"
+    assert f"**Missing from this report**\n\n- {unfinished}\n- {stopped}\n" in section(from_lines(tmp_path / "c.jsonl"))
+
+
+def test_a_text_may_hold_any_character(tmp_path: Path):
+    made_runs.write_run(tmp_path / "run", clients=6, rounds=4)
+    odd = replace(read_comparison(tmp_path / "run"), title="one\u2028two\x85three\nfour\r")
+    (tmp_path / "c.jsonl").write_text(to_lines(odd, tmp_path / "run"), encoding="utf-8")
+    assert from_lines(tmp_path / "c.jsonl").title == odd.title

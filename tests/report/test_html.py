@@ -94,6 +94,7 @@ def test_every_drawing_is_xml_with_marks_a_description_and_numbers_inside_its_fr
 def test_what_comes_from_files_is_escaped(tmp_path: Path):
     made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "<script>x" / "0", method="lora")
     made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "fibecfed" / "0")
+    (tmp_path / "<i>" / "comparison.toml").write_text("")
     text = page(tmp_path / "<i>")
     assert "<script>x" not in text and "<i>" not in text
     assert "&lt;script&gt;x" in text and "a&amp;b" in text
@@ -112,6 +113,13 @@ def test_a_comparison_without_fibecfed_has_a_page(tmp_path: Path):
     text = page(tmp_path / "c")
     assert "is first: mean rank 1.00 of 2 methods over 1 task." in text
     assert "What FibecFed selected" not in text and "Where FibecFed loses" not in text
+
+
+def test_what_was_selected_is_shown_with_the_seed_of_its_run(tmp_path: Path):
+    for task, seed in (("rte", 0), ("sst2", 3), ("sst2", 5)):
+        made_runs.write_run(tmp_path / f"{task}{seed}", task=task, seed=seed, clients=6, rounds=4)
+    text = page(tmp_path)
+    assert "<figcaption>rte, seed 0</figcaption>" in text and "<figcaption>sst2, seed 3</figcaption>" in text and "seed 5</" not in text
 
 
 def test_what_is_missing_is_on_the_page(made: Path, tmp_path: Path):

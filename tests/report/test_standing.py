@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from fibecfed.report import figures, overview
 from fibecfed.report.clock import Network
+from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
 from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
+from fibecfed.report.verdict import defeats, verdict
 
 
 def run(task: str, method: str, score: float | list[float], seed: int = 0, *, kind: str | None = None, **more: Any) -> Run:
@@ -125,3 +128,84 @@ def test_a_spread_of_one_value_has_no_deviation_and_of_none_is_none():
     assert spread([0.5]) == spread(iter([0.5])) and getattr(spread([0.5]), "deviation", 1) is None
     found = spread([0.2, 0.4])
     assert found is not None and found.mean == pytest.approx(0.3) and found.deviation == pytest.approx(math.sqrt(0.02))
+
+
+def test_runs_without_test_examples_count_nowhere():
+    made = compare(run("t", "a", math.nan), run("t", "a", 0.9, 1), run("t", "b", 0.8), run("u", "a", math.nan), run("u", "c", math.nan))
+    found = standings(made)
+    assert {name: (rank.mean, rank.tasks) for name, rank in found.ranks.items()} == {"a": (1.0, 1), "b": (2.0, 1)}
+    assert list(found.targets) == ["t"] and found.targets["t"].best_score == 0.9
+    assert spread([math.nan]) is None and standings(compare(run("t", "a", math.nan))).ranks == {}
+    curves = figures.curves(found, "t")
+    assert curves is not None and not any("nan" in drawing for drawing in curves.drawings)
+
+
+def test_the_last_bit_of_a_sum_breaks_no_tie_and_misses_no_target():
+    assert statistics.fmean([0.7, 0.1]) < 0.4
+    made = compare(
+        *(run("t", "fibecfed", score, seed) for seed, score in enumerate((0.7, 0.1))), *(run("t", "a", 0.4, seed) for seed in range(2)),
+    )  # fmt: skip
+    found = standings(made)
+    assert {name: rank.mean for name, rank in found.ranks.items()} == {"fibecfed": 1.5, "a": 1.5}
+    assert not overview.losses(found).rows or overview.losses(found).rows[0][2].value == 0
+    assert 0.5 + 0.8 * (0.9 - 0.5) > 0.82 and 0.85 - 0.8 < 0.05
+    found = standings(compare(run("t", "a", [0.82, 0.9]), run("u", "a", 0.85, majority=0.8)))
+    assert found.seconds("t", "a") == 2.0
+    assert [one.task for one in found.counted] == ["t", "u"]
+
+
+# ---- sentences
+
+
+def said(*runs: Run, **more: Any) -> list[str]:
+    return verdict(standings(compare(*runs, **more)))
+
+
+def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said():
+    """voc ran on the one task where scores are high and messages small, lora on one that FibecFed did not run on."""
+    small = {"bytes_up": 1_000_000, "bytes_down": 0}
+    large = {"bytes_up": 3_000_000, "bytes_down": 0}
+    runs = [
+        run("t", "fibecfed", 0.95, **small), run("t", "lora", 0.9, **small), run("t", "voc", 0.93, **small),
+        run("u", "fibecfed", 0.65, **large), run("u", "lora", 0.6, **large), run("v", "lora", 0.99, **large), run("v", "slw", 0.9, **large),
+    ]  # fmt: skip
+    rank, personalised, _, sent, race, *_, missing, partly = said(*runs)
+    assert "mean rank 1.00" in rank and "place 1 of the 2 methods that ran on the same 2 tasks; next is lora with 2.50" in rank
+    assert "80.0 % as a mean over tasks, 2.0 points above the best other (voc), over 1 task that both ran on." in personalised
+    assert "It sends 2.0 MB a run, the fewest" in sent and "nobody sends fewer" in sent
+    assert race.startswith("It reaches the target on 2 of 2 counted tasks and is first, in modelled time, on 2;")
+    assert missing == "All this leaves out 1 task on which fibecfed has no result: v."
+    assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
+    found = standings(compare(*runs))
+    (nowhere,) = defeats(found)
+    assert nowhere.startswith("Nowhere on its 2 tasks: it has the highest personalised score on each, and is first to every")
+    assert "<b>2 of 2</b>" in to_html(found, ())
+    whole = said(*runs[:2], run("u", "fibecfed", 0.65), run("u", "lora", 0.6))
+    assert "place 1 of 2 methods over 2 tasks" in whole[0] and not any("leaves out" in line or "only" in line for line in whole)
+
+
+def test_without_a_common_task_nothing_is_compared():
+    apart = run("t", "fibecfed", 0.9), run("u", "lora", 0.8)
+    assert said(*apart) == ["fibecfed and the other methods have no task in common, so they cannot be compared."]
+    assert defeats(standings(compare(*apart))) == []
+    (rank, *_) = said(*apart, run("t", "voc", 0.8), run("w", "fibecfed", 0.8))
+    assert rank.endswith("over 2 tasks; no other method ran on all of them.")
+
+
+def test_all_who_are_first_equally_often_are_named():
+    made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "a", "b")]
+    assert "of the others a, b are first most often, on 2 each." in said(*made)[4]
+    assert "of the others a is first most often, on 2." in said(*made[:2], *made[3:5])[4]
+
+
+def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_clients_that_train_alone():
+    def of(ours: int, **others: int) -> str:
+        runs = [run("t", name, 0.8, kind=name.partition(" ")[0], bytes_up=size, bytes_down=0) for name, size in others.items()]
+        return said(run("t", "fibecfed", 0.9, bytes_up=ours, bytes_down=0), *runs)[3]
+
+    small = {"slora": 10, "hetlora": 10, "adapter": 10, "local": 1}
+    close = of(1001, **small, **{"voc slow": 1000, "unknown": 20})
+    assert "1.001 times the fewest of the 2 methods that train LoRA of one rank" in close and "(voc slow's), within 2 %" in close
+    assert close.endswith("fewer are sent by adapter, hetlora, slora, unknown, voc slow.")
+    assert "1.030 times the fewest" in (far := of(1030, lora=1000)) and "(lora's), not within 2 %" in far
+    assert of(1000, lora=1000, local=1).endswith("both factors; nobody sends fewer.")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import SUMMARY, write_atomically
+from ..core.files import FAILURE, SUMMARY, is_aside, write_atomically
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison
 from .plan import COMPARISON, Clock, Job, job, look
-from .pool import Outcome, Pool, Watcher
+from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
 from .tuning import (
     RATE,
@@ -27,6 +27,7 @@ from .tuning import (
     has_diverged,
     is_tuned,
     label,
+    left_open,
     rates,
     read_tuning,
     validation_score,
@@ -60,7 +61,7 @@ def refuse_foreign(comparison: Comparison, out: Path) -> None:
             raise UserError(
                 f"{out} holds a comparison with other values of {', '.join(changed)}; set them back, or choose another folder with --out"
             )
-    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" for entry in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" and not is_aside(entry.name) for entry in out.iterdir())):
         raise UserError(f"{out} exists and is not a comparison's folder; nothing was changed. Choose another one with --out")
 
 
@@ -91,11 +92,12 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
             for method in comparison.methods:
                 kind = comparison.kind(method)
                 by_tuning = is_tuned(comparison, method)
-                rates_found = tuned[kind].rates if by_tuning and kind in tuned else None
+                rates_found = left_open(comparison, method, tuned[kind].rates) if by_tuning and kind in tuned else None
                 for seed in comparison.seeds:
                     one = job(comparison, out, task, method, seed, rates_found)
                     if by_tuning and kind in not_tuned:
                         failed[one] = not_tuned[kind]
+                        record_failure(one, Outcome(None, "not tuned", not_tuned[kind]))
                     else:
                         jobs.append(one)
         _take_over(comparison, out, jobs)
@@ -132,7 +134,8 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
     for one in jobs:
         values = {RATE: one.config.training.learning_rate}
         trial = out / "tuning" / one.task / comparison.kind(one.method) / label(values)
-        if one.folder.exists() or not (trial / SUMMARY).is_file():
+        begun = one.folder.is_dir() and any(entry.name != FAILURE for entry in one.folder.iterdir())
+        if begun or not (trial / SUMMARY).is_file():
             continue
         try:
             same = look(Job(one.task, one.method, one.seed, one.config, trial))[0] is not None
@@ -142,6 +145,7 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
             aside = one.folder.with_name(f".{one.folder.name}.tmp")
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(trial, aside)
+            (one.folder / FAILURE).unlink(missing_ok=True)
             aside.rename(one.folder)
 
 
@@ -151,7 +155,8 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
 def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[dict[str, Tuned], dict[str, str], int]:
     """Rates of every kind of method, why some have none, and how many trials were made now."""
     kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
-    tuned = read_tuning(out)
+    held = read_tuning(out)
+    tuned = {kind: row for kind, row in held.items() if row.trials}
     steps = {kind: grid(comparison.tuning) for kind in kinds if kind not in tuned}
     problems: dict[str, str] = {}
     made = 0
@@ -174,12 +179,12 @@ def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[
         tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried))
     problems |= {kind: "no rate was chosen: every trial diverged" for kind in kinds if kind in tuned and tuned[kind].chosen is None}
     untuned = {method: fixed(comparison, method) for method in comparison.methods if not is_tuned(comparison, method)}
-    write_tuning(out, {**tuned, **untuned})
+    write_tuning(out, {**held, **untuned, **tuned})  # a kind that is tuned is not overwritten by a method of its name that is not
     return tuned, problems, made
 
 
 def _trial(comparison: Comparison, out: Path, task: str, kind: str, step: int) -> Job:
-    values = rates(kind, step, comparison.tuning.factor)
+    values = _values(comparison, kind, step)
     return job(comparison, out, task, kind, comparison.tuning.seed, values, label(values))
 
 
@@ -188,5 +193,9 @@ def _trials(comparison: Comparison, out: Path, kind: str, steps: Sequence[int]) 
     for step in steps:
         folders = {task: _trial(comparison, out, task, kind, step).folder for task in comparison.tuning.tasks}
         scores = {task: validation_score(folder) for task, folder in folders.items()}
-        found.append(Trial(step, rates(kind, step, comparison.tuning.factor), scores))
+        found.append(Trial(step, _values(comparison, kind, step), scores))
     return tuple(found)
+
+
+def _values(comparison: Comparison, kind: str, step: int) -> dict[str, float]:
+    return left_open(comparison, kind, rates(kind, step, comparison.tuning.factor))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Lt
 from pydantic import Field
 
 from ..core.options import Options
@@ -17,7 +18,7 @@ class TuningOptions(Options):
     )
     factor: float = Field(default=3.0, gt=1, description="Between one rate and the next.")
     tasks: tuple[str, ...] = Field(default=("sst2", "rte"), description="A rate's score is the mean over these tasks' validation parts.")
-    seed: int = Field(default=0, ge=0, description="Of the trials.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the trials.")
     extend: bool = Field(default=True, description="Where the best rate is the lowest or highest, try one more beyond it.")
 
 
@@ -39,7 +40,7 @@ class Comparison(Options):
 
     methods: tuple[str, ...] = Field(description='Names of `fibecfed list methods` or of [method.<name>] tables, or "all".')
     tasks: tuple[str, ...] = Field(description='Names of `fibecfed list tasks` or of [task.<name>] tables, or "all".')
-    seeds: tuple[int, ...] = Field(default=(0,), description="Each method runs on each task once a seed.")
+    seeds: tuple[Annotated[int, Ge(0), Lt(2**63)], ...] = Field(default=(0,), description="Each method runs on each task once a seed.")
     base: dict[str, Any] = Field(default={}, description="A run's configuration, the same for all.")
     task: dict[str, dict[str, Any]] = Field(default={}, description="[task.<name>]: laid over it in the runs on that task.")
     method: dict[str, dict[str, Any]] = Field(default={}, description="[method.<name>]: laid over both in the runs of that method.")

@@ -104,7 +104,11 @@ def look(one: Job) -> tuple[dict[str, Any] | None, str | None]:
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         return None, f"{path}, line {line}: not JSON ({error}); remove {one.folder} to run it again"
-    return summary, None
+    match summary:
+        case {"scores": dict(), "seconds": int() | float(), "evaluation": {"seconds": int() | float()}}:
+            return summary, None
+        case _:
+            return None, f"{path}: expected a summary with scores, seconds and evaluation.seconds; remove {one.folder} to run it again"
 
 
 # ---- how long

@@ -29,7 +29,7 @@ class Outcome:
     Attributes:
         summary: of a run that was finished; None if it failed.
         why: "diverged" (its numbers were no longer finite), "refused" (its configuration, or what its folder holds, cannot be used),
-            "killed" or "stopped"; None if it was finished.
+            "killed", "stopped" or "not tuned" (no rate was found to run it at); None if it was finished.
         reason: a sentence.
     """
 
@@ -115,7 +115,7 @@ class Pool:
                         continue
                 outcomes[one] = outcome
                 if outcome.summary is None:
-                    _record_failure(one, outcome)
+                    record_failure(one, outcome)
                 else:
                     self._clock.learn(one, outcome.summary)
                 self._watcher.ended(one, outcome)
@@ -172,7 +172,8 @@ def _death(code: int | None) -> str:
     return f"its process ended with code {code}"
 
 
-def _record_failure(one: Job, outcome: Outcome) -> None:
+def record_failure(one: Job, outcome: Outcome) -> None:
+    """Why a job has no result, into its folder, for the report."""
     one.folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"why": outcome.why, "reason": outcome.reason}, indent=2)
     write_atomically(one.folder / FAILURE, (text + "\n").encode())

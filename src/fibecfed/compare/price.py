@@ -1,11 +1,11 @@
 """What a comparison would send, compute and take, from its models' shapes alone: for plans that the machine at hand cannot run.
 
-Bytes and trained values are found out, not looked up: each method's messages are made and encoded with six small random models of the same
-family (hidden sizes 64, 256 and 512, 2 and 4 layers). They are linear in the number of layers and quadratic in the hidden size, which six
-points determine; the digits in the messages' headers are not, which leaves less than 1 % of doubt. Steps come from each run's own schedule.
-Time and memory are estimates [C]: 4 operations a token and value of the blocks for forward and backward (frozen weights need no gradient of
-their own), 2 for forward alone; every text as long as it may be; weights in 2 bytes; activations as in Korthikanti et al. 2023, "Reducing
-Activation Recomputation in Large Transformer Models", equation 1.
+Bytes, and values of adapter and head, are found out, not looked up: each method's messages are made and encoded with six small random
+models of the same family (hidden sizes 64, 256 and 512, 2 and 4 layers). They are linear in the number of layers and quadratic in the
+hidden size, which six points determine; the digits in the messages' headers are not, which leaves less than 1 % of doubt. Steps come from
+each run's own schedule. Time and memory are estimates [C]: 4 operations a token and value of the blocks for forward and backward (frozen
+weights need no gradient of their own), 2 for forward alone; every text as long as it may be; weights in 2 bytes; activations as in
+Korthikanti et al. 2023, "Reducing Activation Recomputation in Large Transformer Models", equation 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Price:
     """What all runs of one method come to.
 
     Attributes:
-        values: trained, of one client.
+        values: of adapter and head, of one client, which may train a part of them.
         bytes_down, bytes_up: of a client and round of the last phase.
         bytes: of all runs, both ways, all clients.
         steps: optimiser steps of all runs.
@@ -78,7 +78,7 @@ def price_comparison(comparison: Comparison, console: Console) -> None:
         shape = shape_of(_model_config(comparison, name))
         runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
         _print(console, f"{name}: {shape.family}, {shape.layers} layers, {shape.values / 1e6:,.0f} M values; {runs} runs", "bold")
-        header = ("method", "trained", "down, each", "up, each", "all runs", "steps", "10^15 operations", "time")
+        header = ("method", "adapter and head", "down, each", "up, each", "all runs", "steps", "10^15 operations", "time")
         table = Table(*header, box=None, pad_edge=False)
         prices = {}
         for method in comparison.methods:
@@ -132,7 +132,7 @@ def _of_run(prepared: Prepared, sized: _Sized, shape: Shape, speed: float) -> tu
 
 @dataclass(frozen=True)
 class _Sized:
-    """Trained values, and bytes down and up by phase."""
+    """Values of adapter and head, and bytes down and up by phase."""
 
     values: float
     sizes: list[tuple[float, float]]
@@ -207,7 +207,7 @@ def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) ->
     yield (
         f"memory while training: about {decimal(round(needed))} = weights {decimal(2 * shape.values)} in bf16, "
         f"activations {decimal(round(shape.layers * per_layer))} for {batch} x {longest} tokens, "
-        f"trained values with gradient and two moments at most {decimal(16 * most)}"
+        f"values of adapter and head with gradient and two moments at most {decimal(16 * most)}"
     )
     operations, sent = sum(one.operations for one in prices.values()), sum(one.bytes for one in prices.values())
     at_once, speed = workers(comparison), comparison.resources.teraflops
@@ -223,7 +223,7 @@ def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) ->
     yield f"time: all runs one after the other, clients of a round in parallel, each at that speed, {network}"
     if any(config.data.max_train is None for config in configs):
         yield f"a task without data.max_train counts {UNKNOWN_EXAMPLES:,} training examples; what it has is only known when it is read"
-    yield "found out with small models of the family: bytes and trained values; estimated, as docs/comparison.md says: all else"
+    yield "found out with small models of the family: bytes, values of adapter and head; estimated, as docs/comparison.md says: all else"
 
 
 def _print(console: Console, text: str, style: str = "") -> None:

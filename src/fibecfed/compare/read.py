@@ -79,10 +79,14 @@ def to_toml(comparison: Comparison) -> str:
 
 
 def differences(old: Comparison, new: Comparison) -> list[str]:
-    """Dotted keys that make two comparisons different ones, sorted; more methods, tasks, seeds or workers do not."""
+    """Dotted keys that make two comparisons different ones, sorted; more methods, tasks, seeds or workers do not.
+
+    Tables count for methods and tasks that both have; where rates are tuned, also for the tasks that they are tuned on.
+    """
+    tuned_on = set(new.tuning.tasks if new.tuning.trials else ())
     found = _leaf_differences({"base": old.base, "tuning": old.tuning.model_dump()}, {"base": new.base, "tuning": new.tuning.model_dump()})
     for name, before, after, shared in (
-        ("task", old.task, new.task, set(old.tasks) & set(new.tasks)),
+        ("task", old.task, new.task, (set(old.tasks) & set(new.tasks)) | tuned_on),
         ("method", old.method, new.method, set(old.methods) & set(new.methods)),
     ):
         found += _leaf_differences({name: {k: before.get(k, {}) for k in shared}}, {name: {k: after.get(k, {}) for k in shared}})
@@ -173,6 +177,13 @@ def _contradictions(comparison: Comparison) -> Iterator[str]:
         yield "tuning.tasks: got none, expected at least one task to tune on; name it, or set `tuning.trials` to 0"
     if tuning.trials and "training.learning_rate" in base:
         yield "base.training.learning_rate: fixes the rate that `tuning.trials` would look for; take one of them out"
+    for name, table in comparison.task.items():
+        if tuning.trials and "learning_rate" in table.get("training", {}):
+            got = show(table["training"]["learning_rate"])
+            yield (
+                f"task.{name}.training.learning_rate: got {got}, expected none, since `tuning.trials` looks for one rate for all tasks; "
+                "take it out, or set `tuning.trials` to 0"
+            )
     if tuning.trials and base.get("data.validation_fraction") == 0:
         yield "base.data.validation_fraction: got 0, but tuning needs validation examples; raise it, or set `tuning.trials` to 0"
 

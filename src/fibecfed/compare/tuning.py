@@ -76,6 +76,12 @@ def rates(kind: str, step: int, factor: float) -> dict[str, float]:
     return found
 
 
+def left_open(comparison: Comparison, method: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Of the values of a step those that hold for a method: its own table's server rate stays what it is."""
+    own = comparison.method.get(method, {}).get("method", {})
+    return {name: value for name, value in values.items() if name != SERVER_RATE or "server_learning_rate" not in own}
+
+
 def _three_digits(value: float) -> float:
     return float(f"{value:.3g}")
 

@@ -26,6 +26,7 @@ class Watch:
         self._running: dict[Job, tuple[int, int, float]] = {}  # rounds done, of how many, when it began
         self._waiting: Sequence[Job] = ()
         self._ended = 0
+        self._trials = False  # whether they are tuning's: the runs come afterwards, and are counted apart
 
     def __enter__(self) -> Watch:
         if self._console.is_terminal:
@@ -39,6 +40,8 @@ class Watch:
 
     def started(self, one: Job) -> None:
         """A worker has taken it."""
+        if self._trials != (one.rate is not None):
+            self._trials, self._ended = one.rate is not None, 0
         self._running[one] = (0, 0, time.monotonic())
 
     def round(self, one: Job, done: int, of: int) -> None:
@@ -68,7 +71,8 @@ class Watch:
     def _state(self) -> str:
         of = self._ended + len(self._running) + len(self._waiting)
         left = self._seconds_left()
-        return f"{self._ended}/{of} done" + ("" if left is None else f", {duration(left)} left")
+        what, still = ("of the trials done", "left for them") if self._trials else ("done", "left")
+        return f"{self._ended}/{of} {what}" + ("" if left is None else f", {duration(left)} {still}")
 
     def _one(self, one: Job) -> str:
         done, of, began = self._running[one]

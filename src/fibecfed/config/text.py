@@ -7,7 +7,7 @@ import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import tomlkit
@@ -58,9 +58,12 @@ def settings(options: type[Options], prefix: str = "", kind: str | None = None) 
 
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words: "a whole number, at least 1"."""
-    words = " or ".join(_words(part) for part in _without_none(field.annotation))
+    return _bounded(" or ".join(_words(part) for part in _without_none(field.annotation)), field.metadata)
+
+
+def _bounded(words: str, limits: Iterable[Any]) -> str:
     bounds: list[str] = []
-    for limit in field.metadata:
+    for limit in limits:
         match limit:
             case annotated_types.Ge():
                 bounds.append(f"at least {limit.ge}")
@@ -85,6 +88,9 @@ def _words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         values = [show(value) for value in get_args(annotation)]
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
+    if get_origin(annotation) is Annotated:
+        inner, *limits = get_args(annotation)
+        return _bounded(_words(inner), limits)
     if get_origin(annotation) is tuple:
         return f"a list, each {_words(get_args(annotation)[0])}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

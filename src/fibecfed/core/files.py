@@ -57,6 +57,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def is_aside(name: str) -> bool:
+    """Whether a file is called as those that `write_atomically` writes aside: a process that is killed there leaves one behind."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def write_all(file: int, data: bytes, offset: int) -> None:
     """Write the whole of `data` at `offset` of an open file; one system call may take only a part of it."""
     rest = memoryview(data)

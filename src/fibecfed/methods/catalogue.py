@@ -237,6 +237,8 @@ class Row:
         file: the module of this package whose `build(options, setting)` makes it.
         paper: where it comes from.
         learning_rate: centre of the rates that a comparison tries; `rate_source` says who uses it.
+        whole_lora: it trains LoRA of one rank on all adapted layers throughout, and averages both factors where it averages them: a report
+            compares the bytes of these methods with each other [C].
     """
 
     options: type[Options]
@@ -244,6 +246,7 @@ class Row:
     paper: str
     learning_rate: float
     rate_source: str
+    whole_lora: bool = False
 
 
 _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE: 4e-4 to 5e-4"
@@ -261,13 +264,13 @@ _PROMPT_RATE = (
 )
 
 CATALOGUE: dict[str, Row] = {
-    "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", 5e-4, _LORA_RATE),
-    "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", 5e-4, _LORA_RATE),
+    "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", 5e-4, _LORA_RATE, whole_lora=True),
+    "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", 5e-4, _LORA_RATE, whole_lora=True),
     "local": Row(LocalOptions, "fedavg", "no federation", 5e-4, _LORA_RATE),
-    "voc": Row(VocOptions, "fedavg", "Platanios et al., NAACL 2019", 5e-4, _TRAINS_LORA),
-    "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", 5e-4, _TRAINS_LORA),
-    "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", 5e-4, _TRAINS_LORA),
-    "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA),
+    "voc": Row(VocOptions, "fedavg", "Platanios et al., NAACL 2019", 5e-4, _TRAINS_LORA, whole_lora=True),
+    "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
+    "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", 5e-4, _TRAINS_LORA, whole_lora=True),
+    "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA, whole_lora=True),
     "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 5e-4, _LORA_ADAMW),
     "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
     "adapter": Row(AdapterOptions, "fedavg", "Houlsby et al., ICML 2019", 3e-4, "its paper, on GLUE: 3e-5, 3e-4, 3e-3"),
@@ -277,9 +280,9 @@ CATALOGUE: dict[str, Row] = {
     "idpg": Row(IdpgOptions, "fedavg", "Wu et al., NAACL 2022", 1e-3, "its published scripts: 5e-3, 1e-3, 5e-4, 1e-4"),
     "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _PROMPT_RATE),
     "lpt": Row(LptOptions, "fedavg", "Liu et al., Findings of EMNLP 2022", 1e-3, "its published scripts: 1e-3 on RoBERTa, 5e-4 on GPT-2"),
-    "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", 5e-4, _TRAINS_LORA),
+    "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
     "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", 5e-4, _LORA_NOT_FOUND),
-    "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 5e-4, _LORA_NOT_FOUND),
+    "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 5e-4, _LORA_NOT_FOUND, whole_lora=True),
     "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", 5e-4, _LORA_NOT_FOUND),
     "fedpeptao": Row(FedPepTaoOptions, "fedpeptao", "Che et al., EMNLP 2023", 4e-2, "its published script for RoBERTa large: 4e-2"),
     "momd": Row(MomdOptions, "fedavg", "Yu, Jin and Yang, ICML 2019", 4e-2, _PREFIXES),

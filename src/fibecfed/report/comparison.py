@@ -22,7 +22,7 @@ from .runs import CONFIG, RECORDS, read_run
 from .standing import Standings, standings
 from .tables import to_csv
 
-PLAN, TUNING, RUNS = "comparison.toml", "tuning.json", "runs"
+PLAN, TUNING, RUNS, TRIALS = "comparison.toml", "tuning.json", "runs", "tuning"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class _Place:
 def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Comparison:
     """Every run that can be read in the folder of a comparison, of one run, or of a tree of runs.
 
-    Runs lie in `runs/<task>/<method>/<seed>`. Below a folder without `comparison.toml` every run is taken; task, method and seed are then
-    the path's where it has this form, otherwise the configuration's.
+    A comparison's runs lie in `runs/<task>/<method>/<seed>` beside its `comparison.toml`, and have these names; its trials are left out.
+    Below any other folder every run is taken, those of comparisons as such, the others by their configuration.
 
     Args:
         network: for the modelled seconds.
@@ -102,7 +102,7 @@ def write_report(
         for name, text in files.items():
             write_atomically(out / name, text.encode())
         if export is not None:
-            write_atomically(export, to_lines(found.comparison).encode())
+            write_atomically(export, to_lines(found.comparison, folder).encode())
     except OSError as error:
         raise UserError(f"{error.filename or out}: the report cannot be written ({error.strerror}); choose a folder with --out") from None
     return found
@@ -112,14 +112,23 @@ def _places(folder: Path) -> Iterator[_Place]:
     if (folder / CONFIG).is_file() or (folder / RECORDS).is_file():
         yield _Place(folder)
         return
-    root = folder / RUNS if (folder / RUNS).is_dir() else folder
-    for path, folders, files in os.walk(root):
-        folders.sort()
-        parts = Path(path).relative_to(root).parts
-        in_grid = len(parts) == 3 and parts[2].isdecimal()
-        if CONFIG in files or RECORDS in files or (in_grid and not folders):
+    for name, folders, files in os.walk(folder / RUNS if (folder / PLAN).is_file() else folder):
+        place = _place(Path(name))
+        if CONFIG in files or RECORDS in files or (place.task is not None and not folders):
             folders.clear()  # adapters and checkpoints lie below
-            yield _Place(Path(path), parts[0], parts[1], int(parts[2])) if in_grid else _Place(Path(path))
+            yield place
+        passed = {TRIALS} if PLAN in files else set[str]()
+        folders[:] = sorted(one for one in folders if one not in passed and not one.startswith("."))  # a dot: half copied
+
+
+def _place(folder: Path) -> _Place:
+    """With the names in its path if that is a comparison's."""
+    path = Path(os.path.abspath(folder))  # not resolved: of a link its own name counts
+    if len(path.parts) > 4 and (path.parents[3] / PLAN).is_file():
+        runs, task, method, seed = path.parts[-4:]
+        if runs == RUNS and seed.isdecimal():
+            return _Place(folder, task, method, int(seed))
+    return _Place(folder)
 
 
 def _missing(folder: Path, places: Sequence[_Place], runs: Sequence[tuple[str, str, int]]) -> list[str]:

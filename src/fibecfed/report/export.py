@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,17 @@ from .results import Comparison, Point, Run, Selection
 from .standing import standings
 from .verdict import defeats, verdict, what
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s,;:()'\"]+/)*(?=\S)")  # of an absolute path, up to its last part
 
 
-def to_lines(comparison: Comparison) -> str:
-    """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network."""
+def to_lines(comparison: Comparison, folder: Path) -> str:
+    """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network.
+
+    Args:
+        folder: of the comparison, as its problems call it; they are told without it, and without any other absolute path.
+    """
+    below = re.compile(rf"(?<![\w./-]){re.escape(str(folder))}/")
     told: list[dict[str, Any]] = []
     lines = []
     for run in comparison.runs:
@@ -26,8 +34,8 @@ def to_lines(comparison: Comparison) -> str:
             told.append(known)
         table = asdict(run)
         del table["clients"], table["selection"]
-        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 9), round(p.server, 9)] for p in run.points]
-        table["majority"] = round(run.majority, 9)
+        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 12), round(p.server, 12)] for p in run.points]
+        table["majority"] = round(run.majority, 12)
         table["measured_s"] = round(run.measured_s, 3)
         table["conditions"] = told.index(known)
         lines.append(table)
@@ -36,7 +44,7 @@ def to_lines(comparison: Comparison) -> str:
         "version": EXPORT_VERSION,
         "title": comparison.title,
         "network": asdict(comparison.network),
-        "problems": len(comparison.problems),
+        "problems": [_FOLDERS.sub("", below.sub("", problem)) for problem in comparison.problems],
         "tuning": dict(comparison.tuning),
         "fixed_targets": dict(comparison.fixed_targets),
         "conditions": told,
@@ -52,16 +60,15 @@ def from_lines(path: Path) -> Comparison:
     """
     number = 1
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other ends of a line
         header = json.loads(texts[0])
         if (header["kind"], header["version"]) != ("comparison", EXPORT_VERSION):
             raise ValueError(f"got {header['kind']} of version {header['version']}, expected comparison of version {EXPORT_VERSION}")
-        runs = []
+        problems, runs = tuple(header["problems"]), []
         for number, text in enumerate(texts[1:], start=2):  # noqa: B007 - the message below says where it stopped
             runs.append(_run(json.loads(text), header["conditions"]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
-    problems = ("some runs were missing",) * bool(header["problems"])
     return Comparison(header["title"], tuple(runs), Network(**header["network"]), problems, header["tuning"], header["fixed_targets"])
 
 
@@ -72,15 +79,19 @@ def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
 
 
 def section(comparison: Comparison) -> str:
-    """Markdown for docs/results.md: what was compared, conditions, verdict, losses, tables; without the table of all runs."""
+    """Markdown for docs/results.md: what was compared, conditions, verdict, losses, what is missing, tables but that of all runs."""
     found = standings(comparison)
     parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name != "Commit"])]
-    for title, lines in (("Verdict", verdict(found)), ("Where FibecFed loses", defeats(found))):
+    for title, lines in (
+        ("Verdict", verdict(found)),
+        ("Where FibecFed loses", defeats(found)),
+        ("Missing from this report", comparison.problems),
+    ):
         if lines:
             parts += [f"**{title}**", _list(lines)]
     parts += [tables.to_markdown(table, "###") for table in overview.all_tables(found) if table.name not in ("runs", "losses")]
     return "\n\n".join(parts)
 
 
-def _list(lines: list[str]) -> str:
+def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,11 @@ def curves(standings: Standings, task: str) -> Figure | None:
 
 
 def _means(standings: Standings, task: str, method: str) -> list[Point]:
-    """A method's mean curve over seeds at the rounds at which all were evaluated, without the untrained model."""
+    """A method's mean curve over seeds at the rounds at which all have a score, without the untrained model."""
     runs = standings.comparison.of(task, method)
     if not runs:
         return []
-    by_round = [{point.rounds: point for point in run.points if point.rounds > 0} for run in runs]
+    by_round = [{point.rounds: point for point in run.points if point.rounds > 0 and not math.isnan(point.personalised)} for run in runs]
     shared = sorted(set(by_round[0]).intersection(*by_round[1:]))
     return [
         Point(
@@ -187,7 +188,7 @@ def ablations(standings: Standings) -> Figure | None:
         ours = {run.seed: run.last.personalised for run in comparison.of(task, OURS)}
         for method in comparison.ablations:
             gaps = [100 * (run.last.personalised - ours[run.seed]) for run in comparison.of(task, method) if run.seed in ours]
-            if gaps:
+            if gaps := [gap for gap in gaps if not math.isnan(gap)]:
                 rows.append((f"{task}: {method}", gaps))
     if not rows:
         return None

@@ -60,6 +60,7 @@ def _conditions(standings: Standings) -> str:
 
 def _cards(standings: Standings) -> str:
     """FibecFed's four numbers; nothing for a comparison without it or with it alone."""
+    standings = standings.of_ours
     ranks, races = standings.ranks, standings.counted
     if OURS not in ranks or len(ranks) < 2:
         return ""
@@ -162,8 +163,7 @@ def _selection(standings: Standings) -> str:
         '<svg class="defs" width="0" height="0" aria-hidden="true"><defs><pattern id="hatch" width="5" height="5" '
         'patternUnits="userSpaceOnUse" patternTransform="rotate(45)"><path class="hatch" d="M0 0L0 5"/></pattern></defs></svg>'
     )
-    seed = standings.comparison.seeds[0]
-    return f'{hatch}<p class="note">The runs of {OURS} with the first seed ({seed}).</p>' + "".join(parts)
+    return f'{hatch}<p class="note">One run of {OURS} on each task.</p>' + "".join(parts)
 
 
 _READING = (

@@ -9,7 +9,7 @@ from functools import partial
 
 from . import tables
 from .results import OURS, Point, Run
-from .standing import ALONE, LORA_BOTH_FACTORS, Standings, final, spread, total_size
+from .standing import ALONE, Standings, final, spread, total_size
 from .tables import Cell, Table, megabytes, number, points, words
 
 
@@ -26,7 +26,7 @@ def methods(standings: Standings) -> Table:
     races, ranks = standings.counted, standings.ranks
     size = {method: standings.mean(method, total_size) for method in ranks}
     fewest = min((value for method, value in size.items() if method != ALONE), default=math.nan)
-    fewest_lora = min((value for method, value in size.items() if method in LORA_BOTH_FACTORS), default=math.nan)
+    fewest_lora = min((value for method, value in size.items() if standings.whole_lora(method)), default=math.nan)
     rows = []
     for method, rank in ranks.items():
         rows.append(
@@ -42,21 +42,21 @@ def methods(standings: Standings) -> Table:
                 number(standings.relative_seconds(method), 2),
                 megabytes(size[method]),
                 number(size[method] / fewest if method != ALONE else None, 2),
-                number(size[method] / fewest_lora if method in LORA_BOTH_FACTORS else None, 3),
+                number(size[method] / fewest_lora if standings.whole_lora(method) else None, 3),
                 number(standings.mean(method, lambda run: run.steps), 0),
                 number(standings.mean(method, lambda run: run.trainable), 0),
             )
         )
     header = (
         "method", "mean rank", "95 % interval", "tasks", "personalised %", "global %", "targets reached", "first to target",
-        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "trainable",
+        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "values of adapter and head",
     )  # fmt: skip
     note = (
         "Rank in the pooled personalised score, 1 = best, mean over tasks; interval by bootstrap over tasks and seeds. Scores, bytes, "
-        "steps and trainable parameters are means over tasks. Targets: how many of the "
+        "steps and values of adapter and head, of which a method may train a part, are means over tasks. Targets: how many of the "
         f"{len(races)} counted ones are reached, and on how many the method is first in modelled time; time relative to {OURS}'s is the "
         "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
-        "LoRA on all adapted layers and average both factors."
+        "LoRA of one rank on all adapted layers and average both factors."
     )
     return Table("methods", "Methods over all tasks", note, header, tuple(rows))
 
@@ -213,9 +213,14 @@ def tuning(standings: Standings) -> Table:
     rows = []
     for method, tried in standings.comparison.tuning.items():
         if isinstance(tried, dict):
-            rows.append((words(method), words(_trials(tried.get("tried"))), words(tried.get("chosen")), words(tried.get("source"))))
+            rows.append((words(method), words(_trials(tried.get("tried"))), _rate(tried.get("chosen")), words(tried.get("source"))))
     note = "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from."
     return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
+
+
+def _rate(rate: object) -> Cell:
+    """A learning rate; "-" for what is none."""
+    return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
 
 
 def _trials(tried: object) -> str | None:
@@ -229,7 +234,7 @@ def runs(standings: Standings) -> Table:
     """Every run, raw."""
     rows = []
     for run in standings.comparison.runs:
-        last, rate = run.last, run.conditions["learning_rate"]
+        last = run.last
         rows.append(
             (
                 words(run.task),
@@ -248,14 +253,14 @@ def runs(standings: Standings) -> Table:
                 number(run.trainable, 0),
                 tables.seconds(last.seconds),
                 tables.seconds(run.measured_s),
-                Cell(f"{rate:g}", rate),
+                _rate(run.conditions["learning_rate"]),
                 tables.seconds(run.source_s or None),
                 number(run.source_examples or None, 0),
             )
         )
     header = (
         "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
-        "MB down", "steps", "examples", "trainable", "modelled time", "measured time", "learning rate",
+        "MB down", "steps", "examples", "values of adapter and head", "modelled time", "measured time", "learning rate",
         "sources' time", "sources' examples",
     )  # fmt: skip
     note = (

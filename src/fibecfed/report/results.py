@@ -18,7 +18,8 @@ class Point:
         rounds: completed before it.
         size: bytes of training and preparation both ways up to it; evaluation's own are left out.
         seconds: modelled, see clock.py.
-        personalised, server: accuracy in [0, 1], pooled over the clients with their own models, and of the global model.
+        personalised, server: accuracy in [0, 1], pooled over the clients with their own models, and of the global model; NaN where there
+            are no test examples, as on the server of a federation across machines.
     """
 
     rounds: int
@@ -53,8 +54,9 @@ class Run:
 
     Attributes:
         method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
-        majority: accuracy of always answering the largest class of the test set.
+        majority: accuracy of always answering the largest class of the test set; NaN without one.
         metric, metric_personalised: the task's own metric where it is not accuracy.
+        trainable: values of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
         clients: accuracy of each client on its own test examples after the last round, ascending.
         conditions: machine, versions and settings.

@@ -22,7 +22,8 @@ def read_run(folder: Path, network: Network, *, task: str | None = None, method:
     """A finished run.
 
     Args:
-        task, method, seed: its place in a comparison; None takes them from its configuration.
+        task, method, seed: its place in a comparison; None takes them from its configuration. A federation across machines, which names
+            neither task nor file, is called as its folder.
 
     Raises:
         UserError: naming the file and line that cannot be used, or what is missing.
@@ -48,7 +49,7 @@ def read_run(folder: Path, network: Network, *, task: str | None = None, method:
             records,
             summary,
             network,
-            task=task or str(configuration["data"]["task"] or Path(configuration["data"]["path"]).stem),
+            task=task or str(configuration["data"]["task"] or Path(configuration["data"]["path"] or folder.resolve()).stem),
             method=method or str(configuration["method"]["kind"]),
             seed=int(configuration["seed"]) if seed is None else seed,
         )
@@ -92,15 +93,15 @@ def _reduced(
     if not evaluations:
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
-    metric = header.get("metric")
     by_class = [sum(row) for row in last.pooled]
+    metric = header.get("metric") if any(by_class) else None
     return Run(
         task=task,
         method=method,
         seed=seed,
         kind=str(header["configuration"]["method"]["kind"]),
         points=_points(records, network, str(header.get("device", "cpu"))),
-        majority=max(by_class) / sum(by_class),
+        majority=max(by_class) / sum(by_class) if any(by_class) else math.nan,
         worst_decile=summary["scores"].get("worst_decile"),
         metric=metric if metric in ("f1", "matthews") else None,
         metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,

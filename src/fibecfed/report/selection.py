@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 38
 
 
 def selections(standings: Standings) -> list[tuple[str, list[Figure]]]:
-    """A heading and a figure a task each, of the first seed's runs; without those about which a run recorded nothing."""
+    """A heading and a figure a task each, of its run with the lowest seed; without those about which a run recorded nothing."""
     runs = {task: found[0] for task in standings.comparison.tasks if (found := standings.comparison.of(task, OURS))}
     kinds = {
         "Importance of each layer; filled layers are averaged over clients, hatched ones stay on them": _importance,
@@ -24,7 +24,7 @@ def selections(standings: Standings) -> list[tuple[str, list[Figure]]]:
     }
     found = []
     for title, draw in kinds.items():
-        drawings = [Figure(task, (drawing,)) for task, run in runs.items() if (drawing := draw(run.selection, task))]
+        drawings = [Figure(f"{task}, seed {run.seed}", (one,)) for task, run in runs.items() if (one := draw(run.selection, task))]
         if drawings:
             found.append((title, drawings))
     return found

@@ -5,28 +5,31 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from .results import OURS, Comparison, Point, Run
+from ..methods.catalogue import CATALOGUE
+from .results import OURS, Comparison, Point, Run, is_ablation
 
 COUNTED_FROM = 0.05
 """A task counts for targets if its best method is at least this far above the majority class."""
 TARGET_SHARE = 0.8
 """Share of the way from the majority class to the best method's final score that is a task's target."""
+DIGITS = 9
+"""Of a mean that count: in the last bits, equal scores differ by the order in which they were added."""
+SLACK = 10.0**-DIGITS
+"""By which a score may be below a bound that it has to reach."""
 DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
-LORA_BOTH_FACTORS = frozenset({"fibecfed", "lora", "fedalt", "slora", "voc", "slw", "shortformer", "self-evolution"})
-"""Methods that train LoRA of one rank on all adapted layers and average both of its factors where they average it [C]."""
-
 ALONE = "local"
 """The method that does not federate; it still answers, with a few bytes a round, and is no measure of few bytes."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean of some values, and their standard deviation (n - 1), None of fewer than two."""
+    """Mean of some values, to nine digits, and their standard deviation (n - 1), None of fewer than two."""
 
     mean: float
     deviation: float | None
@@ -34,11 +37,11 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """None where there are no values."""
-    found = list(values)
+    """Without NaN; None where there are no values."""
+    found = [value for value in values if not math.isnan(value)]
     if not found:
         return None
-    return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+    return Spread(round(statistics.fmean(found), DIGITS), statistics.stdev(found) if len(found) > 1 else None, len(found))
 
 
 def final(comparison: Comparison, task: str, method: str) -> Spread | None:
@@ -66,21 +69,21 @@ class Target:
 
 
 def target(comparison: Comparison, task: str) -> Target | None:
-    """The target of a task from its own runs; None where no ranked method ran on it."""
+    """The target of a task from its own runs; None where no ranked method has a score on it."""
     finals = {method: found.mean for method in comparison.methods if (found := final(comparison, task, method))}
-    if not finals:
+    majority = spread(run.majority for run in comparison.runs if run.task == task)
+    if not finals or majority is None:
         return None
     best = max(sorted(finals), key=lambda method: finals[method])
-    majority = statistics.fmean(run.majority for run in comparison.runs if run.task == task)
-    gain = finals[best] - majority
+    gain = finals[best] - majority.mean
     fixed = comparison.fixed_targets.get(task)
-    score = majority + TARGET_SHARE * gain if fixed is None else fixed
-    return Target(task, majority, best, finals[best], score, gain >= COUNTED_FROM or fixed is not None)
+    score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
+    return Target(task, majority.mean, best, finals[best], score, gain >= COUNTED_FROM - SLACK or fixed is not None)
 
 
 def reached(run: Run, score: float) -> Point | None:
     """The first evaluation of a trained model at which the pooled personalised accuracy is at least `score`."""
-    return next((point for point in run.points if point.rounds > 0 and point.personalised >= score), None)
+    return next((point for point in run.points if point.rounds > 0 and point.personalised >= score - SLACK), None)
 
 
 def cost_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> float | None:
@@ -115,17 +118,15 @@ class Rank:
 def mean_ranks(comparison: Comparison) -> dict[str, Rank]:
     """Best first. The bootstrap draws tasks, and inside each drawn task its seeds, with replacement; all methods share the draws.
 
-    The interval is the middle 95 % of 2,000 draws. A method is ranked on the tasks it ran on, among those that ran there.
+    The interval is the middle 95 % of 2,000 draws. A method is ranked on the tasks it has scores on, among those that have some there.
     """
-    tasks, methods = comparison.tasks, comparison.methods
-    tasks = [task for task in tasks if any(comparison.of(task, method) for method in methods)]
-    if not tasks:
+    runs = [run for run in comparison.runs if not (is_ablation(run) or math.isnan(run.last.personalised))]
+    if not runs:
         return {}
-    seeds = comparison.seeds
+    tasks, methods, seeds = sorted({run.task for run in runs}), sorted({run.method for run in runs}), sorted({run.seed for run in runs})
     scores = np.full((len(tasks), len(methods), len(seeds)), np.nan)
-    for run in comparison.runs:
-        if run.method in methods and run.task in tasks:
-            scores[tasks.index(run.task), methods.index(run.method), seeds.index(run.seed)] = run.last.personalised
+    for run in runs:
+        scores[tasks.index(run.task), methods.index(run.method), seeds.index(run.seed)] = run.last.personalised
     plain = _ranked(_mean(scores))
     drawn = _bootstrap(scores)
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
@@ -161,6 +162,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 def _ranked(means: np.ndarray) -> np.ndarray:
     """`ranks` of each row; NaN where there is no score."""
+    means = np.round(means, DIGITS)
     better = (means[:, None, :] > means[:, :, None]).sum(axis=-1)
     equal = (means[:, None, :] == means[:, :, None]).sum(axis=-1)
     return np.where(np.isnan(means), np.nan, 1.0 + better + 0.5 * (equal - 1))
@@ -178,6 +180,24 @@ class Standings:
     comparison: Comparison
     ranks: Mapping[str, Rank]
     targets: Mapping[str, Target]
+
+    @cached_property
+    def of_ours(self) -> Standings:
+        """The same over the tasks on which FibecFed has a score: the others say nothing about it."""
+        comparison = self.comparison
+        runs = tuple(run for run in comparison.runs if final(comparison, run.task, OURS))
+        return self if len(runs) == len(comparison.runs) else standings(replace(comparison, runs=runs))
+
+    def pairs(self, method: str, of: Callable[[Run], float]) -> list[tuple[float, float]]:
+        """FibecFed's and a method's means over seeds on each task on which both have the value."""
+        comparison = self.comparison
+        found = [[spread(map(of, comparison.of(task, one))) for one in (OURS, method)] for task in comparison.tasks]
+        return [(ours.mean, other.mean) for ours, other in found if ours and other]
+
+    def whole_lora(self, method: str) -> bool:
+        """As `Row.whole_lora` in methods/catalogue.py says of the method's kind."""
+        kinds = {run.kind for run in self.comparison.runs if run.method == method}
+        return any(kind in CATALOGUE and CATALOGUE[kind].whole_lora for kind in kinds)
 
     @property
     def counted(self) -> list[Target]:

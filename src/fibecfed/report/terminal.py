@@ -9,7 +9,7 @@ from . import overview, tables
 from .standing import Standings
 from .verdict import defeats, verdict, what
 
-_NOT_HERE = ("tasks", "bytes, x fewest", "trainable")  # columns of the widest table that a terminal has no room for
+_NOT_HERE = ("tasks", "bytes, x fewest", "values of adapter and head")  # columns of the widest table that a terminal has no room for
 
 
 def show(standings: Standings, console: Console) -> None:

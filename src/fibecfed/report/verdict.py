@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
+
 from .results import OURS, Comparison
-from .standing import LORA_BOTH_FACTORS, Standings, Target, final, total_size
+from .standing import ALONE, SLACK, Standings, Target, final, total_size
 from .units import count
+
+WITHIN = 1.02
+"""Up to this factor FibecFed's bytes are said to be about the fewest."""
 
 
 def what(comparison: Comparison) -> str:
@@ -16,51 +21,72 @@ def what(comparison: Comparison) -> str:
 
 
 def verdict(standings: Standings) -> list[str]:
-    """Rank, scores, bytes and time of FibecFed among the others; who is first in a comparison without it. Empty for a single method."""
+    """Rank, scores, bytes and time of FibecFed among the others, over the tasks that it ran on; two methods are compared on those of both.
+
+    Who is first in a comparison without it. Empty for a single method.
+    """
     ranks = standings.ranks
     if len(ranks) < 2:
         return []
     if OURS not in ranks:
         first = next(iter(ranks))
-        over = count(len(standings.targets), "task")
+        over = count(ranks[first].tasks, "task")
         return [f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
-    return [_rank(standings), *_scores(standings), _bytes(standings), *_race(standings)]
+    here = standings.of_ours
+    if len(here.ranks) < 2:
+        return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
+    return [_rank(here), *_scores(here), _bytes(here), *_race(here), *_left_out(standings)]
+
+
+def _others(standings: Standings) -> list[str]:
+    return [method for method in standings.ranks if method != OURS]
 
 
 def _rank(standings: Standings) -> str:
     ranks = standings.ranks
     ours = ranks[OURS]
-    place = sum(rank.mean < ours.mean for rank in ranks.values()) + 1
-    other = next(method for method in ranks if method != OURS)
-    place_of = "level with it" if ranks[other].mean == ours.mean else "next" if place == 1 else "first"
-    return (
-        f"{OURS} has mean rank {ours.mean:.2f} in the personalised score (95 % interval {ours.low:.1f} to {ours.high:.1f}): place {place} "
-        f"of {len(ranks)} methods over {count(ours.tasks, 'task')}; {place_of} is {other} with {ranks[other].mean:.2f}."
-    )
+    text = f"{OURS} has mean rank {ours.mean:.2f} in the personalised score (95 % interval {ours.low:.1f} to {ours.high:.1f})"
+    tasks = count(ours.tasks, "task")
+    whole = {method: rank for method, rank in ranks.items() if rank.tasks == ours.tasks}
+    other = next((method for method in whole if method != OURS), None)
+    if other is None:
+        return f"{text} over {tasks}; no other method ran on all of them."
+    place = sum(rank.mean < ours.mean for rank in whole.values()) + 1
+    place_of = "level with it" if whole[other].mean == ours.mean else "next" if place == 1 else "first"
+    of = f"{len(ranks)} methods over {tasks}" if len(whole) == len(ranks) else f"the {len(whole)} methods that ran on the same {tasks}"
+    return f"{text}: place {place} of {of}; {place_of} is {other} with {whole[other].mean:.2f}."
 
 
 def _scores(standings: Standings) -> list[str]:
     lines = []
     for name, of in (("personalised", lambda run: run.last.personalised), ("global", lambda run: run.last.server)):
-        means = {method: 100 * standings.mean(method, of) for method in standings.ranks}
-        other = max((method for method in means if method != OURS), key=lambda method: means[method])
-        gap = means[OURS] - means[other]
-        side = "above" if gap >= 0 else "below"
+        found = {method: pairs for method in _others(standings) if (pairs := standings.pairs(method, of))}
+        if not found:
+            continue
+        gaps = {method: 100 * statistics.fmean(ours - other for ours, other in pairs) for method, pairs in found.items()}
+        other = min(gaps, key=lambda method: gaps[method])
+        side = "above" if gaps[other] > -SLACK else "below"
+        score, both = 100 * standings.mean(OURS, of), len(found[other])
+        where = "" if both == len(standings.pairs(OURS, of)) else f", over {count(both, 'task')} that both ran on"
         lines.append(
-            f"Its {name} score is {means[OURS]:.1f} % as a mean over tasks, {abs(gap):.1f} points {side} the best other ({other})."
+            f"Its {name} score is {score:.1f} % as a mean over tasks, {abs(gaps[other]):.1f} points {side} the best other ({other}){where}."
         )
     return lines
 
 
 def _bytes(standings: Standings) -> str:
-    size = {method: standings.mean(method, total_size) for method in standings.ranks}
-    same = {method: value for method, value in size.items() if method in LORA_BOTH_FACTORS}
-    fewest = min(same, key=lambda method: same[method])
-    text = f"It sends {size[OURS] / 1e6:.1f} MB a run"
-    if len(same) > 1:
-        of = f"of the {len(same)} methods that train LoRA everywhere and average both factors"
-        text += f", the fewest {of}" if fewest == OURS else f", {size[OURS] / same[fewest]:.2f} times the fewest {of} ({fewest}'s)"
-    fewer = [method for method in size if size[method] < size[OURS]]
+    sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
+    sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
+    times = {method: ours / other for method, (ours, other) in sums.items() if other}
+    same = {method: value for method, value in times.items() if standings.whole_lora(method)}
+    text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB a run"
+    if same:
+        fewest = max(same, key=lambda method: same[method])
+        of = f"of the {len(same) + 1} methods that train LoRA of one rank on all adapted layers and average both factors"
+        within = "within" if same[fewest] <= WITHIN else "not within"
+        more = f", {same[fewest]:.3f} times the fewest {of} ({fewest}'s), {within} {100 * (WITHIN - 1):.0f} %"
+        text += f", the fewest {of}" if same[fewest] <= 1 else more
+    fewer = [method for method, value in times.items() if value > 1]
     return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; nobody sends fewer.")
 
 
@@ -70,25 +96,43 @@ def _race(standings: Standings) -> list[str]:
         return ["No task counts for targets: nowhere is the best method 5 points above the majority class."]
     reached = sum(standings.reaches(one.task, OURS) for one in races)
     wins = {method: sum(method in standings.first(one.task) for one in races) for method in standings.ranks}
-    other = max((method for method in wins if method != OURS), key=lambda method: wins[method])
+    most = max(wins[method] for method in _others(standings))
+    others = [method for method in _others(standings) if wins[method] == most]
     text = f"It reaches the target on {reached} of {count(len(races), 'counted task')} and is first, in modelled time, on {wins[OURS]}"
-    text += f"; of the others {other} is first most often, on {wins[other]}." if wins[other] else "; nobody else is first anywhere."
+    if not most:
+        text += "; nobody else is first anywhere."
+    elif len(others) == 1:
+        text += f"; of the others {others[0]} is first most often, on {most}."
+    else:
+        text += f"; of the others {', '.join(others)} are first most often, on {most} each."
     ratio = standings.relative_seconds("lora") if "lora" in standings.ranks else None
     return [text] if ratio is None else [text, f"Where both get there, lora takes {ratio:.2f} times its modelled time (geometric mean)."]
 
 
+def _left_out(standings: Standings) -> list[str]:
+    """What the sentences above are not about."""
+    here, lines = standings.of_ours, []
+    if missed := [task for task in standings.targets if task not in here.targets]:
+        lines.append(f"All this leaves out {count(len(missed), 'task')} on which {OURS} has no result: {', '.join(missed)}.")
+    if partly := [method for method in standings.ranks if method not in here.ranks or here.ranks[method].tasks < here.ranks[OURS].tasks]:
+        lines.append(f"Compared only on those of its tasks that they have results on: {', '.join(partly)}.")
+    return lines
+
+
 def defeats(standings: Standings) -> list[str]:
     """Where FibecFed loses, a sentence a kind of loss; empty without FibecFed or others."""
-    if OURS not in standings.ranks or len(standings.ranks) < 2:
+    here = standings.of_ours
+    if OURS not in here.ranks or len(here.ranks) < 2:
         return []
     lines = []
-    if behind := [part for task in standings.targets if (part := _ahead(standings, task))]:
-        of = count(len(standings.targets), "task")
+    if behind := [part for task in here.targets if (part := _ahead(here, task))]:
+        of = count(len(here.targets), "task")
         lines.append(f"Another method has the higher personalised score on {len(behind)} of {of}: {', '.join(behind)}.")
-    if lost := [_lost(standings, one) for one in standings.counted if OURS not in standings.first(one.task)]:
-        of = count(len(standings.counted), "counted task")
+    if lost := [_lost(here, one) for one in here.counted if OURS not in here.first(one.task)]:
+        of = count(len(here.counted), "counted task")
         lines.append(f"It is not the first to the target on {len(lost)} of {of}: {', '.join(lost)}.")
-    return lines or ["Nowhere here: it has the highest personalised score on every task and is first to every counted target."]
+    over = count(len(here.targets), "task")
+    return lines or [f"Nowhere on its {over}: it has the highest personalised score on each, and is first to every counted target."]
 
 
 def _ahead(standings: Standings, task: str) -> str | None:
