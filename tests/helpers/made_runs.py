@@ -147,7 +147,7 @@ def write(
     header = {
         "configuration": configuration, "commit": "0" * 40, "versions": {"python": "3.11.7", "torch": "2.13.0"}, "metric": metric,
         "machine": {"system": "Linux", "processor": "A processor", "cores": 2}, "threads": 1, "precision": "bf16", "device": "cpu",
-        "trainable": 74_498, "labels": ["no", "yes"], "partition": {name: {"train": [n, 0]} for name, n in sizes.items()},
+        "trainable": 74_498, "labels": ["no", "yes"], "partition": {name: {"train": [n, 0], "test": [7, 3]} for name, n in sizes.items()},
     }  # fmt: skip
     (folder / "config.toml").write_text(f"seed = {seed}\n")
     (folder / "records.jsonl").write_text(to_line(header) + "".join(map(to_line, records)))

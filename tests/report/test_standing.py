@@ -14,6 +14,7 @@ from fibecfed.report import figures, overview
 from fibecfed.report.clock import Network
 from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
+from fibecfed.report.runs import prior
 from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
 from fibecfed.report.verdict import defeats, verdict
 
@@ -209,3 +210,19 @@ def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_cli
     assert close.endswith("fewer are sent by adapter, hetlora, slora, unknown, voc slow.")
     assert "1.030 times the fewest" in (far := of(1030, lora=1000)) and "(lora's), not within 2 %" in far
     assert of(1000, lora=1000, local=1).endswith("both factors; nobody sends fewer.")
+
+
+def test_the_prior_is_each_clients_most_frequent_training_class_on_its_own_test_examples():
+    spread_out = {"a": {"train": [5, 1], "test": [8, 2]}, "b": {"train": [1, 2], "test": [4, 6]}, "c": {"train": [0, 0], "test": [9, 9]}}
+    assert prior({name: spread_out[name] for name in "ab"}) == prior(spread_out) == (8 + 6) / 20
+    assert math.isnan(prior({}))
+
+
+def test_the_verdict_names_tasks_on_which_nobody_is_above_the_clients_own_majority():
+    made = [run(task, method, 0.8, prior=share) for task, share in (("near", 0.76), ("far", 0.6)) for method in ("fibecfed", "lora")]
+    found = standings(compare(*made))
+    assert found.targets["near"].prior == 0.76
+    (line,) = [line for line in verdict(found) if "most frequent class" in line]
+    assert "On 1 of 2 tasks no method" in line and "near (76.0 %)" in line and "far" not in line
+    unknown = standings(compare(run("t", "fibecfed", 0.8), run("t", "lora", 0.7)))
+    assert unknown.targets["t"].prior is None and not any("most frequent class" in line for line in verdict(unknown))

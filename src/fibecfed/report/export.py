@@ -35,7 +35,7 @@ def to_lines(comparison: Comparison, folder: Path) -> str:
         table = asdict(run)
         del table["clients"], table["selection"]
         table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 12), round(p.server, 12)] for p in run.points]
-        table["majority"] = round(run.majority, 12)
+        table["majority"], table["prior"] = round(run.majority, 12), round(run.prior, 12)
         table["measured_s"] = round(run.measured_s, 3)
         table["conditions"] = told.index(known)
         lines.append(table)

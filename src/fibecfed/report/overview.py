@@ -98,6 +98,7 @@ def targets(standings: Standings) -> Table:
             (
                 words(task),
                 number(100 * one.majority),
+                number(None if one.prior is None else 100 * one.prior),
                 words(one.best),
                 number(100 * one.best_score),
                 number(100 * one.score),
@@ -109,11 +110,13 @@ def targets(standings: Standings) -> Table:
             )
         )
     header = (
-        "task", "majority %", "best method", "its score %", "target %", "counted", "first", "its time", f"{OURS}'s time", "reached by",
+        "task", "majority %", "own majority %", "best method", "its score %", "target %", "counted", "first", "its time",
+        f"{OURS}'s time", "reached by",
     )  # fmt: skip
     note = (
         "Target = majority class + 0.8 (best method's final score - majority class), from these runs. A task whose best method is less "
-        f"than 5 points above the majority class is shown but not counted. Modelled time: {standings.comparison.network.describe()}."
+        "than 5 points above the majority class is shown but not counted. Own majority: each client answers the most frequent class of "
+        f"its own training examples, whatever the text. Modelled time: {standings.comparison.network.describe()}."
     )
     return Table("targets", "Targets", note, header, tuple(rows))
 

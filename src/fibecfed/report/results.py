@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,6 +56,8 @@ class Run:
     Attributes:
         method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
         majority: accuracy of always answering the largest class of the test set; NaN without one.
+        prior: pooled accuracy of each client answering the largest class of its own training examples, whatever the text; NaN where it is
+            not known how the examples were spread.
         metric, metric_personalised: the task's own metric where it is not accuracy.
         trainable: values of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
@@ -82,6 +85,7 @@ class Run:
     clients: tuple[float, ...]
     selection: Selection
     conditions: Mapping[str, Any]
+    prior: float = math.nan
     source_s: float = 0.0
     source_examples: int = 0
 

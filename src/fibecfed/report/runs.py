@@ -102,6 +102,7 @@ def _reduced(
         kind=str(header["configuration"]["method"]["kind"]),
         points=_points(records, network, str(header.get("device", "cpu"))),
         majority=max(by_class) / sum(by_class) if any(by_class) else math.nan,
+        prior=prior(header["partition"]),
         worst_decile=summary["scores"].get("worst_decile"),
         metric=metric if metric in ("f1", "matthews") else None,
         metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
@@ -117,6 +118,14 @@ def _reduced(
         source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
         source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
     )
+
+
+def prior(partition: Mapping[str, Mapping[str, Sequence[int]]]) -> float:
+    """What can be had without reading a text: clients whose labels differ each answer their own most frequent one."""
+    parts = [part for part in partition.values() if any(part["train"])]
+    right = sum(part["test"][max(range(len(part["train"])), key=part["train"].__getitem__)] for part in parts)
+    tested = sum(sum(part["test"]) for part in parts)
+    return right / tested if tested else math.nan
 
 
 def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str) -> tuple[Point, ...]:

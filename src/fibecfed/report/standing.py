@@ -55,6 +55,7 @@ class Target:
 
     Attributes:
         majority: accuracy of the largest class, mean over the task's runs.
+        prior: that of each client's own largest class; None where it is not known.
         best, best_score: the ranked method with the highest final score.
         score: majority + 0.8 (best_score - majority), or the fixed one.
         counted: best_score - majority is at least 5 points, or the target is fixed.
@@ -62,6 +63,7 @@ class Target:
 
     task: str
     majority: float
+    prior: float | None
     best: str
     best_score: float
     score: float
@@ -78,7 +80,9 @@ def target(comparison: Comparison, task: str) -> Target | None:
     gain = finals[best] - majority.mean
     fixed = comparison.fixed_targets.get(task)
     score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
-    return Target(task, majority.mean, best, finals[best], score, gain >= COUNTED_FROM - SLACK or fixed is not None)
+    prior = spread(run.prior for run in comparison.runs if run.task == task)
+    counted = gain >= COUNTED_FROM - SLACK or fixed is not None
+    return Target(task, majority.mean, None if prior is None else prior.mean, best, finals[best], score, counted)
 
 
 def reached(run: Run, score: float) -> Point | None:

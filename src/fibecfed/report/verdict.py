@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from .results import OURS, Comparison
-from .standing import ALONE, SLACK, Standings, Target, final, total_size
+from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, final, total_size
 from .units import count
 
 WITHIN = 1.02
@@ -35,7 +35,7 @@ def verdict(standings: Standings) -> list[str]:
     here = standings.of_ours
     if len(here.ranks) < 2:
         return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
-    return [_rank(here), *_scores(here), _bytes(here), *_race(here), *_left_out(standings)]
+    return [_rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
 
 
 def _others(standings: Standings) -> list[str]:
@@ -72,6 +72,19 @@ def _scores(standings: Standings) -> list[str]:
             f"Its {name} score is {score:.1f} % as a mean over tasks, {abs(gaps[other]):.1f} points {side} the best other ({other}){where}."
         )
     return lines
+
+
+def _priors(standings: Standings) -> list[str]:
+    """Where a personal score says more about how labels are spread than about texts."""
+    known = [one for one in standings.targets.values() if one.prior is not None]
+    near = [one for one in known if one.prior is not None and one.best_score - one.prior < COUNTED_FROM - SLACK]
+    if not near:
+        return []
+    tasks = ", ".join(f"{one.task} ({100 * (one.prior or 0):.1f} %)" for one in near)
+    return [
+        f"On {len(near)} of {count(len(known), 'task')} no method is 5 points above what clients get who always answer the most frequent "
+        f"class of their own training examples: {tasks}. There the personalised score tells how labels are spread, not who reads better."
+    ]
 
 
 def _bytes(standings: Standings) -> str:
