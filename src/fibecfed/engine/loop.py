@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ..core.errors import RunFailed
@@ -76,9 +77,9 @@ def cohort(
         size, stream = phase.cohort, key.fold("cohort", phase.name)
     if size >= len(clients):
         return tuple(sorted(client for client in clients if client not in excluded))
-    order = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients))
-    drawn = [client for client in (clients[int(i)] for i in order) if client not in excluded]
-    return tuple(sorted(drawn[:size]))
+    order = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()
+    drawn = (clients[place] for place in order if clients[place] not in excluded)
+    return tuple(sorted(islice(drawn, size)))
 
 
 def run(
