@@ -282,7 +282,8 @@ def plan_effort(prepared: Prepared) -> Effort:
             asked = min(method.layers.importance_clients, clients)
             passes += 2 * asked * min(method.layers.importance_examples, statistics.mean(sizes))
     scored_each_time = len(data.test) + len(data.validation)
-    return Effort(round(steps), round(passes), round((1 + 2 * evaluations) * scored_each_time))
+    models = 2 if method.is_personal else 1
+    return Effort(round(steps), round(passes), round((1 + models * evaluations) * scored_each_time))
 
 
 _WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio, fedpeptao.Scores)

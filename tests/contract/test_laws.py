@@ -274,6 +274,22 @@ def test_a_newcomer_has_a_model(variant: str):
     assert set(model) - beside == set(task_of(variant).names)
 
 
+@every_method
+def test_unless_it_says_so_every_client_answers_with_the_global_model(variant: str):
+    world, moments, records = finished(variant)
+    if world.method.is_personal:
+        pytest.skip("its clients have models of their own")
+    for record, moment in zip(records, moments[1:], strict=True):
+        server = decode(world.method.server_state, moment[""])
+        phase = next(phase for phase in world.method.phases if phase.name == record.phase)
+        down = phase.broadcast(server, Round(phase.name, record.index, phase.num_rounds, record.number))
+        for client in (*world.data.clients, "new"):
+            stored = moment.get(client)
+            newcomer = world.method.init_client(task_of(variant), client, KEY.fold("run", "init"))
+            state = newcomer if stored is None else decode(world.method.client_state, stored)
+            assert same(world.method.personalise(down, state), world.method.server_params(server)), f"{client}, round {record.number}"
+
+
 @pytest.mark.parametrize("variant", ["lora", "everything off"])
 def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation(variant: str):
     data = made_data(1, 12)

@@ -71,6 +71,31 @@ def test_every_model_is_scored_on_the_examples_it_is_for():
     assert found.bytes_down == sum(len(down) for *_, down, _ in carried) and found.bytes_up == sum(len(up) for *_, up in carried)
 
 
+def test_a_model_that_all_clients_share_is_tested_once():
+    world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
+    *_, last = world.run()
+    world.server = replace(world.server, params=undecided(TASK, world.server.params, DATA.test))
+    asked: list[int] = []
+
+    class Counting:
+        num_classes = 2
+
+        def logits(self, params: Any, batch: Any) -> torch.Tensor:
+            asked.append(len(batch["labels"]))
+            return TASK.logits(params, batch)
+
+    aside: Any = Counting()
+    found = replace(evaluator(world), task=aside).after(world.server, last.now, last.number)
+    assert not asked  # beyond what the clients have tested
+    assert found.server == counted(world.server.params, DATA.test).tolist() == found.pooled
+    assert found.server_validation == counted(world.server.params, DATA.validation).tolist() == found.pooled_validation
+    assert (np.array(found.server) > 0).sum() > 2
+    loss = torch.cat([TASK.losses(world.server.params, DATA.test.batch([i])) for i in range(len(DATA.test))])
+    assert found.loss_server == found.loss_pooled == pytest.approx(float(loss.mean()), rel=1e-4)
+    without = replace(evaluator(world), task=aside).after(world.server, last.now, last.number, {"0"})
+    assert sum(asked) == len(DATA.test) + len(DATA.validation) and without.server == found.server
+
+
 def test_scoring_changes_no_state_and_makes_none():
     world = federation(made_method(rounds=1, clients=4), TASK, DATA)
     *_, last = world.run()

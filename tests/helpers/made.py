@@ -164,4 +164,6 @@ def undecided(task: Any, params: Mapping[str, Tensor], examples: Any) -> dict[st
     """`params` with the bias of a head of two classes moved so that half of the examples are predicted to be of each."""
     logits = task.logits(params, examples.batch(list(range(len(examples)))))
     (bias,) = (name for name in task.names if task.layer_of(name) is None and params[name].ndim == 1)
-    return {**params, bias: params[bias] - torch.stack([torch.zeros(()), (logits[:, 1] - logits[:, 0]).median()])}
+    ordered = (logits[:, 1] - logits[:, 0]).sort().values
+    between = ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1].mean()  # on no example: a tie would hang on the last bit
+    return {**params, bias: params[bias] - torch.stack([torch.zeros(()), between])}

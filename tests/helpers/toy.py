@@ -48,6 +48,7 @@ class Toy:
 
     server_state = Number
     client_state = Count
+    is_personal = False
 
     @property
     def phases(self) -> tuple[Phase[Number, Count, Any, Any], ...]:

@@ -153,6 +153,11 @@ class Method(Protocol[S, C]):
     @property
     def client_state(self) -> type[C]: ...
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether a client may answer with another model than the global one. Where none does, an evaluation asks the clients alone."""
+        ...
+
     def init(self, task: Task, key: Key) -> S:
         """The server's state before the first round."""
         ...

@@ -75,7 +75,12 @@ class Evaluator:
                 pooled = metrics.add(pooled, counts[client].test.tolist())
                 pooled_validation = metrics.add(pooled_validation, counts[client].validation.tolist())
                 loss += counts[client].test_loss
-        server_counts, server_validation, server_loss = self._global(server)
+        mean_loss = loss / max(1, _number(pooled))
+        complete = (_number(pooled), _number(pooled_validation)) == (len(self.test), len(self.validation))
+        if self.method.is_personal or not complete:
+            server_counts, server_validation, server_loss = self._global(server)
+        else:  # the clients have tested that very model, on just these examples
+            server_counts, server_validation, server_loss = pooled, pooled_validation, mean_loss
         return EvalRecord(
             rounds=rounds,
             clients={client: counts[client].test.tolist() for client in sorted(counts)},
@@ -83,7 +88,7 @@ class Evaluator:
             pooled_validation=pooled_validation,
             server=server_counts,
             server_validation=server_validation,
-            loss_pooled=loss / max(1, sum(map(sum, pooled))),
+            loss_pooled=mean_loss,
             loss_server=server_loss,
             bytes_down=sum(map(len, requests.values())),
             bytes_up=bytes_up,
@@ -106,7 +111,7 @@ class Evaluator:
 
 def worst_decile(clients: Mapping[ClientId, Sequence[Sequence[int]]]) -> float | None:
     """10th percentile of the clients' accuracies, interpolated linearly; of those with test examples. None where there are none."""
-    scores = sorted(metrics.accuracy(counts) for counts in clients.values() if sum(map(sum, counts)))
+    scores = sorted(metrics.accuracy(counts) for counts in clients.values() if _number(counts))
     if not scores:
         return None
     place = 0.1 * (len(scores) - 1)
@@ -130,9 +135,14 @@ def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
     return table
 
 
+def _number(counts: Sequence[Sequence[int]]) -> int:
+    """Examples that were counted."""
+    return sum(map(sum, counts))
+
+
 def _accuracy(counts: metrics.Confusion) -> float | None:
     """None where nothing was counted: a server of machines with their own data has no examples."""
-    return metrics.accuracy(counts) if sum(map(sum, counts)) else None
+    return metrics.accuracy(counts) if _number(counts) else None
 
 
 def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:
@@ -140,5 +150,5 @@ def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:
 
     Never the best on test.
     """
-    counted = [record for record in records if sum(map(sum, record.pooled_validation))]
+    counted = [record for record in records if _number(record.pooled_validation)]
     return max(counted, key=lambda record: (metrics.accuracy(record.pooled_validation), -record.rounds), default=None)

@@ -43,6 +43,7 @@ class FedAlt:
 
     server_state = FedAltServer
     client_state = OwnTensors
+    is_personal = True
 
     @property
     def phases(self) -> tuple[Phase[FedAltServer, OwnTensors, Any, Any], ...]:

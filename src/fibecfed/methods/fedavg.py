@@ -116,6 +116,11 @@ class FedAvg:
         return self.server.state
 
     @property
+    def is_personal(self) -> bool:
+        """Where something stays on the clients."""
+        return self.finetune or self.travels != EVERYTHING
+
+    @property
     def phases(self) -> tuple[Phase[Any, OwnTensors, Any, Any], ...]:
         """Tuning, then personal training if asked for."""
         tune = Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)

@@ -53,6 +53,7 @@ class FedExLora:
 
     server_state = FedExServer
     client_state = OwnTensors
+    is_personal = False
 
     @property
     def phases(self) -> tuple[Phase[FedExServer, OwnTensors, Any, Any], ...]:

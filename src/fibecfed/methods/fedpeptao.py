@@ -96,6 +96,7 @@ class FedPepTao:
 
     server_state = FedPepTaoServer
     client_state = OwnTensors
+    is_personal = True
 
     @property
     def phases(self) -> tuple[Phase[FedPepTaoServer, OwnTensors, Any, Any], ...]:

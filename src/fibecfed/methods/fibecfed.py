@@ -133,6 +133,7 @@ class FibecFed:
 
     server_state = Server
     client_state = Own
+    is_personal = True
 
     @property
     def phases(self) -> tuple[Phase[Server, Own, Any, Any], ...]:

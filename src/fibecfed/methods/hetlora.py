@@ -65,6 +65,7 @@ class HetLora:
 
     server_state = HetServer
     client_state = OwnRank
+    is_personal = True
 
     @property
     def phases(self) -> tuple[Phase[HetServer, OwnRank, Any, Any], ...]:

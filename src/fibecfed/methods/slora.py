@@ -81,6 +81,7 @@ class SLora:
 
     server_state = SLoraServer
     client_state = OwnTensors
+    is_personal = False
 
     @property
     def phases(self) -> tuple[Phase[SLoraServer, OwnTensors, Any, Any], ...]:
