@@ -77,7 +77,7 @@ def cohort(
         size, stream = phase.cohort, key.fold("cohort", phase.name)
     if size >= len(clients):
         return tuple(sorted(client for client in clients if client not in excluded))
-    order = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()
+    order: list[int] = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()
     drawn = (clients[place] for place in order if clients[place] not in excluded)
     return tuple(sorted(islice(drawn, size)))
 
