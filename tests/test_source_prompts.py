@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,32 @@ def test_each_source_is_trained_once_whatever_the_seed_of_the_run(folder: Path, 
     assert not any("sources" in name for name in first.task.names)
 
 
+def test_what_another_process_is_training_is_waited_for_and_the_others_are_trained_meanwhile(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(config(folder))
+    files = sorted((cache / "source-prompts").glob("*.safetensors"))
+    held = {path: path.read_bytes() for path in files}
+    for path in files:
+        path.unlink()
+    first, meanwhile = files[0], list[str]()
+    lock = os.open(first.with_suffix(".lock"), os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    train = source_prompts._train
+
+    def trained(*args: Any) -> Any:
+        meanwhile.append(args[-1])
+        result = train(*args)
+        first.write_bytes(held[first])  # the other process is done
+        os.close(lock)
+        return result
+
+    monkeypatch.setattr(source_prompts, "_train", trained)
+    prepare(config(folder))
+    assert len(meanwhile) == 1 and first.read_bytes() == held[first]
+    assert files[1].is_file()
+
+
 @pytest.mark.parametrize("change", [{"source_steps": 6}, {"source_learning_rate": 0.1}, {"adapter": {"num_tokens": 2, "size": 4}}])
 def test_another_budget_or_length_gives_another_prompt(folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
     done = trainings(monkeypatch)
@@ -95,7 +123,7 @@ def test_a_run_says_what_its_sources_cost_and_saves_them_with_the_adapter(folder
 
 def test_a_file_in_the_cache_that_cannot_be_read_is_named(folder: Path, cache: Path) -> None:
     prepare(config(folder, sources=["subj"]))
-    (path,) = (cache / "source-prompts").iterdir()
+    (path,) = (cache / "source-prompts").glob("*.safetensors")
     path.write_bytes(b"cut")
     with pytest.raises(UserError, match=r"got no source prompt that can be read .*delete the file"):
         prepare(config(folder, sources=["subj"]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -83,19 +85,39 @@ def source_prompts(
         UserError: as for `source_tasks`; a task whose data cannot be had; a cache that cannot be written.
     """
     options: Any = config.method
-    prompts, works = [], []
-    for name in source_tasks(options, config.data.task):
-        path = _folder() / "source-prompts" / f"{_digest(config, source, name)}.safetensors"
-        found = _read(path)
-        if found is None and trial:
-            prompts.append(torch.zeros(options.adapter.num_tokens, hidden))
-            continue
-        if found is None:
-            found = _train(config, source, tokenizer, name)
-            _write(path, *found)
-        prompts.append(found[0])
-        works.append(found[1])
-    return torch.stack(prompts), tuple(works)
+    names = source_tasks(options, config.data.task)
+    paths = {name: _folder() / "source-prompts" / f"{_digest(config, source, name)}.safetensors" for name in names}
+    if not trial:
+        for wait in (False, True):  # first those that no other process is training
+            for name, path in paths.items():
+                with _alone(path, wait) as may:
+                    if may and not path.is_file():
+                        _write(path, *_train(config, source, tokenizer, name))
+    nothing = torch.zeros(options.adapter.num_tokens, hidden), None
+    found = [_read(path) or nothing for path in paths.values()]
+    return torch.stack([prompt for prompt, _ in found]), tuple(work for _, work in found if work is not None)
+
+
+@contextlib.contextmanager
+def _alone(path: Path, wait: bool) -> Iterator[bool]:
+    """Whether this process alone may write a prompt that is not there yet; waits until it may, or else asks once."""
+    if path.is_file():
+        yield False
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        may = True
+    except BlockingIOError:
+        may = False
+    try:
+        yield may
+    finally:
+        os.close(file)  # lets go of the lock; the file stays: removing it would let two processes lock two files of one name
 
 
 def _folder() -> Path:
@@ -172,4 +194,8 @@ def _write(path: Path, prompt: Tensor, work: SourceWork) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({PROMPT: prompt.contiguous()}, {"work": json.dumps(asdict(work))}))
     except OSError as error:
-        raise UserError(f"${ENVIRONMENT}: {path} cannot be written ({error}); set it to a folder that can") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"${ENVIRONMENT}: {path} cannot be written ({error}); set it to a folder that can")
