@@ -191,7 +191,6 @@ def _read(path: Path) -> tuple[Tensor, SourceWork] | None:
 
 def _write(path: Path, prompt: Tensor, work: SourceWork) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save({PROMPT: prompt.contiguous()}, {"work": json.dumps(asdict(work))}))
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -1,4 +1,4 @@
-"""Scoring: every client counts on its own slice with its own model, the server on everything with the global one."""
+"""Scoring: every client counts on its own slice with its own model, the server on everything with the global one where they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Evaluator:
     """Scores a method's state.
 
     Attributes:
-        test, validation: everything, for the global model.
+        test, validation: everything, for the global model: the clients' slices together.
         batch_size: examples a forward pass.
         tolerance: what becomes of clients that fail; a quorum is not asked for.
     """
