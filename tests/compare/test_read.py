@@ -9,10 +9,12 @@ import pytest
 
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.read import differences, is_comparison, load, read_back, to_toml
+from fibecfed.compare.tuning import grid, read_tuning
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import COMPARED, METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+FOUND = Path(__file__).parents[2] / "benchmarks/results/compare-quick"
 
 
 def test_lists_and_keys_are_laid_over_the_file(compared: Callable[..., Comparison]) -> None:
@@ -104,3 +106,14 @@ def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_compariso
 def test_the_projects_own_comparisons_hold(name: str) -> None:
     found = load(CONFIGS / name)
     assert found.methods == tuple(kind for kind in COMPARED if kind in METHODS)
+
+
+def test_the_rates_found_for_the_quick_comparison_can_be_gone_on_with() -> None:
+    quick = load(CONFIGS / "compare-quick.toml")
+    held = read_back(FOUND / "comparison.toml")
+    assert differences(held, quick) == [] and {path.name for path in FOUND.iterdir()} == {"comparison.toml", "tuning.json"}
+    assert "data" not in held.base or "root" not in held.base["data"]
+    tuned = read_tuning(FOUND)
+    assert set(tuned) == set(quick.methods)
+    for row in tuned.values():
+        assert {trial.step for trial in row.trials} >= set(grid(quick.tuning)) and row.rates
