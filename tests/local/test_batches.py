@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fibecfed.core.rng import Key
 from fibecfed.data.planted import planted_tokens
 from fibecfed.data.text import token_table
-from fibecfed.local.batches import batches, by_length, grouped_by_length, shuffled_batches
+from fibecfed.local.batches import PADDING, batches, by_length, grouped_by_length, length_batches, shuffled_batches
 from fibecfed.local.options import TrainingOptions
 
 MADE = planted_tokens(200, 2, 32, 100, Key(0)).view()
@@ -76,3 +76,14 @@ def test_another_epoch_has_another_order(grouped: bool):
         [batch["labels"].tolist() for batch in shuffled_batches(numbered(40), torch.arange(40), options, Key(0).fold(e))] for e in (0, 1)
     ]
     assert epochs[0] != epochs[1]
+
+
+@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 9))
+def test_batches_by_length_hold_every_length_once_and_little_padding(lengths: list[int], batch_size: int):
+    view = token_table([[1] * length for length in lengths], [0] * len(lengths)).view()
+    found = [sorted(batch["attention_mask"].sum(1).tolist()) for batch in length_batches(view, batch_size)]
+    assert list(chain.from_iterable(found)) == sorted(lengths)
+    waste = [sum(batch[-1] - length for length in batch) for batch in found]
+    assert all(len(batch) <= batch_size for batch in found) and max(waste, default=0) <= PADDING
+    for batch, lost, after in zip(found, waste, found[1:], strict=False):  # none ends without need
+        assert len(batch) == batch_size or lost + len(batch) * (after[0] - batch[-1]) > PADDING

@@ -321,6 +321,26 @@ def test_storing_frozen_maps_in_bf16_changes_no_bit_of_what_autocast_computes(fa
     torch.testing.assert_close(found[0][0], exact, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_plain_for_gradients_and_what_it_was_without(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, task = (TransformerTask(tiny_model(family), precision="bf16") for _ in range(2))
+    kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *args, **rest: [calls.append(1), kernel(*args, **rest)][1]
+    )
+    task.use_plain_attention_for_gradients()
+    params, batch = noisy(task), a_batch(family)
+    assert torch.equal(task.logits(params, batch), fused.logits(params, batch)) and len(calls) == 2 * task.num_layers
+    losses = task.losses(params, batch)
+    assert len(calls) == 2 * task.num_layers
+    torch.testing.assert_close(losses, fused.losses(params, batch), rtol=0.02, atol=0.02)
+    calls.clear()
+    with pytest.raises(KeyError):
+        task.logits(params, {"input_ids": batch["input_ids"]})
+    task.losses(params, batch)
+    assert calls == []
+
+
 def test_the_exact_copy_of_a_bf16_task_is_float32_and_leaves_the_task_as_it_is() -> None:
     task = TransformerTask(tiny_model("bert"), precision="bf16")
     store_frozen_maps_in_bf16(task.model)

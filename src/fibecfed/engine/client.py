@@ -18,7 +18,7 @@ from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Examples, Params, Round
 from ..core.wire import WireError, decode, encode, field_kinds, message, tensors_of
-from ..local.batches import batches, by_length
+from ..local.batches import length_batches
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
@@ -176,7 +176,7 @@ def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -
     c = task.num_classes
     counts = torch.zeros(c * c, dtype=torch.int64)
     loss = 0.0
-    for batch in batches(examples, by_length(examples), batch_size):
+    for batch in length_batches(examples, batch_size):
         logits = task.logits(params, batch).to("cpu")
         labels = batch["labels"].to("cpu")
         counts += torch.bincount(labels * c + logits.argmax(-1), minlength=c * c)

@@ -357,8 +357,7 @@ def build_task(
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted, but=() if words is None else language_head(model))
         if device.type == "cpu":
-            # the fused kernel's backward in bf16 takes half of a step on processors; plain attention takes a tenth
-            model.set_attn_implementation("eager")
+            task.use_plain_attention_for_gradients()
     return task
 
 

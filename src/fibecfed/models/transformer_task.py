@@ -69,6 +69,7 @@ class TransformerTask:
         self._word_ids = None if words is None else torch.tensor(words.token_ids, device=self._device)
         self._classifier = Classifier(self.model, words)
         self._twice = False
+        self._fused: str | None = None
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trainable:
             raise ValueError("the model has no parameter that requires a gradient; wrap it with peft.get_peft_model first")
@@ -161,7 +162,8 @@ class TransformerTask:
     @torch.no_grad()
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
         """Class scores, float32 or better, without a graph."""
-        found = self._logits(params, batch)
+        with self._without_graph():
+            found = self._logits(params, batch)
         return found if self._word_ids is None else found[:, self._word_ids]
 
     def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
@@ -224,6 +226,12 @@ class TransformerTask:
             finally:
                 self.model.eval()
 
+    def use_plain_attention_for_gradients(self) -> None:
+        """From now on attention is fused only where no gradient is asked for: on processors its backward in bf16 takes half of a step, that
+        of plain attention a tenth."""
+        self._fused = self._classifier.config._attn_implementation
+        self._set_attention("eager")
+
     def exact(self) -> TransformerTask:
         """The same function in float32, or float64 if the model is, with attention that has second derivatives. A copy."""
         model = copy.deepcopy(self.model)
@@ -255,6 +263,21 @@ class TransformerTask:
         attention = sdpa_kernel(SDPBackend.MATH) if self._twice else contextlib.nullcontext()
         with autocast, attention:
             yield
+
+    @contextlib.contextmanager
+    def _without_graph(self) -> Iterator[None]:
+        if self._fused is None:
+            yield
+            return
+        self._set_attention(self._fused)
+        try:
+            yield
+        finally:
+            self._set_attention("eager")
+
+    def _set_attention(self, implementation: str) -> None:
+        model: Any = self.model
+        model.set_attn_implementation(implementation)
 
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
