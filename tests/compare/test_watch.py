@@ -35,6 +35,17 @@ def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Cal
     assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
 
 
+def test_a_run_that_begins_before_the_next_tick_is_counted_once(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    one, two = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(2))
+    console = Console(file=io.StringIO(), width=200)
+    with Watch(console, Clock(), workers=2) as watch:
+        watch.started(one)
+        watch.tick([two])
+        watch.started(two)
+        watch.ended(one, Outcome(SUMMARY))
+    assert "(1/2 done" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_trials_are_counted_apart_from_the_runs_that_follow(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     first, second = (job(compared(), tmp_path, "reviews", "lora", 0, {"training.learning_rate": rate}, f"{rate}") for rate in (0.1, 0.2))
     run = job(compared(), tmp_path, "reviews", "lora", 0)

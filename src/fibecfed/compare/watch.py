@@ -43,6 +43,7 @@ class Watch:
         if self._trials != (one.rate is not None):
             self._trials, self._ended = one.rate is not None, 0
         self._running[one] = (0, 0, time.monotonic())
+        self._waiting = tuple(job for job in self._waiting if job is not one)
 
     def round(self, one: Job, done: int, of: int) -> None:
         """So many of its rounds are over."""
