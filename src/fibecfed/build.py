@@ -14,14 +14,15 @@ from .config import Config
 from .core.errors import UserError
 from .core.method import Method
 from .core.rng import Key
-from .core.types import ClientId
+from .core.types import ClientId, Round
 from .data.federated import FederatedData, absent, federate, federate_one
 from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .local.options import LayerOptions
-from .methods.catalogue import AttemptOptions, Setting, make
+from .methods.catalogue import AttemptOptions, Setting, SlwOptions, make
+from .methods.fedavg import FedAvg
 from .models.backbones import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -32,6 +33,7 @@ from .models.backbones import (
     load_config,
     load_tokenizer,
     num_positions,
+    sliding_window,
 )
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
@@ -157,6 +159,12 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         raise UserError(
             f"data.max_length: got a text of {got} tokens, expected at most {longest - taken}, the model's positions{but}; set it to that"
         )
+    window, prompt = sliding_window(model_config), getattr(getattr(config.method, "adapter", None), "num_tokens", 0)
+    if window and prompt and got + prompt > window:
+        raise UserError(
+            f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention reaches "
+            f"{window} tokens back, and the {prompt} of the method's adapter stand before the text; set it to that, or choose another model"
+        )
     asked, present = config.federation.clients_per_round, _num_clients(config, data)
     if asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
@@ -200,7 +208,9 @@ def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadD
         weights=weights,
         sources=sources,
     )
-    return Prepared(inputs, task, build_method(inputs), works)
+    method = build_method(inputs)
+    _leaves_room(inputs, method)
+    return Prepared(inputs, task, method, works)
 
 
 def build_method(inputs: Inputs) -> Method[Any, Any]:
@@ -209,6 +219,19 @@ def build_method(inputs: Inputs) -> Method[Any, Any]:
     key = inputs.key.fold("method")
     setting = Setting(config.training, config.federation.rounds, _num_clients(config, inputs.data), key, max_length(config))
     return make(config.method, setting)
+
+
+def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
+    """Refuse a curriculum that cuts the texts away between the words of a template, which are never cut."""
+    if inputs.prompt is None or not isinstance(method, FedAvg):
+        return
+    cut = method.curriculum.max_length(Round("tune", 0, method.num_rounds, 0))
+    template = int(inputs.data.train.added.max()) if len(inputs.data.train) else 0
+    if cut is not None and cut <= template:
+        key = "method.start" if isinstance(inputs.config.method, SlwOptions) else "method.cut"
+        raise UserError(
+            f"{key}: got texts of {cut} tokens in the first rounds, of which the template takes {template}; expected more; raise {key}"
+        )
 
 
 def max_length(config: Config) -> int:

@@ -62,9 +62,11 @@ def test_the_sources_stay_frozen_in_training_and_belong_to_no_client() -> None:
     task = tiny_task("bert", adapter=SMALL["mixed prompt"], sources=sources)
     before = task.init_params(Key(1))
     assert not any("sources" in name for name in task.names)
+    state = {name: value.clone() for name, value in task.model.state_dict().items()}
     options = TrainingOptions(learning_rate=0.1, batch_size=3)
     after = fit(task, before, [[padded(TEXTS, 0, num_classes=2)] * 3], options, Key(1)).params
-    assert torch.equal(task.model.adapter.sources, sources)
+    assert all(torch.equal(value, state[name]) for name, value in task.model.state_dict().items() if not name.endswith("sources"))
+    assert torch.equal(task.model.adapter.sources, sources) and not after.keys() & {"adapter.sources"}
     assert all(not torch.equal(after[name], before[name]) for name in after)
     sources.zero_()
     assert bool(task.model.adapter.sources.any())
@@ -76,11 +78,18 @@ def test_the_temperature_is_the_hidden_size_times_e_unless_set() -> None:
     assert MixedPrompt(sources, 3, 5.0).temperature == 5.0
 
 
-def test_the_target_starts_from_words_and_the_norm_as_the_identity() -> None:
-    task = tiny_task("gpt2", adapter=SMALL["mixed prompt"])
+def test_the_target_starts_as_the_first_source_prompt_and_the_norm_as_the_identity() -> None:
+    sources = torch.randn(2, TOKENS, 16)
+    task = tiny_task("gpt2", adapter=SMALL["mixed prompt"], sources=sources)
+    start = task.init_params(Key(3))
+    assert torch.equal(start["adapter.target"], sources[0]) and torch.equal(task.params()["adapter.target"], sources[0])
+    assert bool((start["adapter.norm.weight"] == 1).all()) and not start["adapter.norm.bias"].any()
+
+
+def test_if_asked_to_the_target_starts_from_words() -> None:
+    task = tiny_task("gpt2", adapter=SMALL["mixed prompt"].model_copy(update={"start": "vocabulary"}))
     start, words = task.init_params(Key(3)), task.model.get_input_embeddings().weight.detach()
     assert all(bool((words == row).all(1).any()) for row in start["adapter.target"])
-    assert bool((start["adapter.norm.weight"] == 1).all()) and not start["adapter.norm.bias"].any()
 
 
 def test_sources_of_another_length_are_refused() -> None:

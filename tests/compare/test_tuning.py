@@ -23,6 +23,16 @@ def test_every_method_gets_the_same_steps_around_its_papers_rate() -> None:
     assert label(rates("lora", -1, 3.0)) == "0.000167"
 
 
+def test_a_server_rate_keeps_the_size_of_the_step_or_its_proportion_to_the_clients_as_the_catalogue_says() -> None:
+    with_server_rate = {kind for kind in CATALOGUE if "method.server_learning_rate" in rates(kind, 0, 3.0)}
+    assert {kind: CATALOGUE[kind].server_rate_power for kind in with_server_rate} == {"fedpeptao": 1, "moms-adamw": -1}
+    for kind in with_server_rate:
+        low, middle, high = ({key.rsplit(".")[-2]: value for key, value in rates(kind, step, 3.0).items()} for step in (-1, 0, 1))
+        for one in (low, high):
+            factor = one["training"] / middle["training"]
+            assert one["method"] / middle["method"] == pytest.approx(factor ** CATALOGUE[kind].server_rate_power, rel=0.02)
+
+
 def test_the_best_is_the_highest_and_of_equals_the_papers() -> None:
     assert best({-1: 0.5, 0: 0.6, 1: 0.7}) == 1
     assert best({-1: 0.7, 0: 0.7, 1: 0.7}) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_chunks_of_the_tokenizer_do_not_show(tokenizer, monkeypatch):
 def test_special_tokens_do_not_count_as_words(tokenizer):
     split = TextSplit(["film", "film"], None, torch.tensor([0, 1]), None)
     assert tokenise(tokenizer, split, 8).view().rarity.tolist() == [0.0, 0.0]
+
+
+def test_a_template_and_special_tokens_change_no_rarity():
+    texts = [[10, 11], [10, 12, 13], [11]]
+    plain = token_table(texts, [0, 1, 0])
+    rows = [[2, 7, *text, 8, 7, 3] for text in texts]  # [CLS] and [SEP], and the template's words
+    segments = torch.tensor([int(token >= 10) for row in rows for token in row], dtype=torch.uint8)
+    dressed = replace(token_table(rows, [0, 1, 0], special_ids=[2, 3]), segments=segments)
+    for name in ("rarity", "information"):
+        torch.testing.assert_close(getattr(dressed.view(), name), getattr(plain.view(), name), rtol=0, atol=0)
+    assert dressed.view(torch.tensor([2, 1])).added.tolist() == [5, 5] and plain.view().added.tolist() == [0, 0, 0]
+
+
+def test_an_unknown_word_is_a_word_unless_its_token_ends_texts_too():
+    split = TextSplit(["w1 w1 unheard"], None, torch.tensor([0]), None)
+    tokenizer = fast_tokenizer(None)
+    assert float(tokenise(tokenizer, split, 8).view().information) == pytest.approx(2 * math.log(3 / 2) + math.log(3))
+    tokenizer.eos_token = "[UNK]"  # as GPT-2's
+    assert float(tokenise(tokenizer, split, 8).view().information) == 0.0
 
 
 def test_more_tokens_than_the_model_takes_are_refused(tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from saved import run_config, save_language_model, write_reviews
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from fibecfed.build import read_inputs
+from fibecfed.build import prepare, read_inputs
 from fibecfed.cli import app
 from fibecfed.config import load, to_toml
+from fibecfed.core.errors import UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 
 
@@ -68,3 +70,29 @@ def test_a_model_without_a_head_for_words_is_refused_before_anything_is_written(
     done = CliRunner().invoke(app, ["run", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")])
     assert done.exit_code != 0 and "needs a tokenizer with a mask token" in " ".join(done.output.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (
+            {"kind": "slw", "start": 6},
+            "method.start: got texts of 6 tokens in the first rounds, of which the template takes 6; expected more",
+        ),
+        ({"kind": "shortformer", "cut": 0.1}, "method.cut: got texts of 6 tokens in the first rounds, of which the template takes 6"),
+        ({"kind": "slw", "start": 7}, None),
+        ({"kind": "shortformer", "cut": 0.25}, None),
+    ],
+    ids=["slw", "shortformer", "slw with room", "shortformer with room"],
+)
+def test_a_method_that_cuts_texts_leaves_room_beside_the_template(method: dict[str, Any], sentence: str | None, tmp_path: Path) -> None:
+    save_language_model(tmp_path / "backbone", masked=True)
+    write_reviews(tmp_path / "reviews.csv", 40)
+    words = {"template": "{x} . it was <mask>", "label_words": ["dull", "great"], "max_length": 64}
+    config = run_config(tmp_path, model={"head": "label-words"}, data=words, method=method)
+    if sentence is None:
+        assert prepare(config).method is not None
+    else:
+        with pytest.raises(UserError) as error:
+            prepare(config)
+        assert sentence in str(error.value)

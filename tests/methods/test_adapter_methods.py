@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import fibecfed
 from fibecfed import session
+from fibecfed.build import read_inputs
 from fibecfed.core.errors import UserError
 from fibecfed.core.types import Round
 
@@ -68,3 +71,17 @@ def test_a_prompt_that_leaves_too_few_positions_to_the_text_is_refused(folder: P
     method = {"kind": "prompt-tuning", "adapter": {"num_tokens": 125}}
     with pytest.raises(UserError, match=r"expected at most 5, the model's positions without the 125 of the prompt; set it to that"):
         session.start(run_config(folder, method=method), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("method", "fits"), [("prompt-tuning", False), ("p-tuning-v2", False), ("lpt", False), ("lora", True)])
+def test_tokens_before_the_text_that_attention_would_not_reach_are_refused(method: str, fits: bool, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "data")
+    path = tmp_path / "data" / "backbone" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sliding_window": 12}))
+    options = {"kind": method} | ({} if method == "lora" else {"adapter": {"num_tokens": 4}})
+    config = run_config(tmp_path / "data", method=options)
+    if fits:
+        read_inputs(config)
+    else:
+        with pytest.raises(UserError, match=r"data.max_length: got a text of 10 tokens, expected at most 8: .* reaches 12 tokens back"):
+            read_inputs(config)

@@ -17,12 +17,15 @@ from fibecfed.core.wire import encode
 from fibecfed.engine.checks import Refused, checked, expected
 from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
+from fibecfed.local.curriculum import ceil_share
 from fibecfed.methods.catalogue import METHODS
-from fibecfed.methods.fedpeptao import LocalLayersAndSteps, layer_scores
+from fibecfed.methods.fedpeptao import LocalLayersAndSteps, Scores, layer_scores
 from fibecfed.methods.parts import ServerMomentum
+from fibecfed.methods.ratio import Ratio
 from fibecfed.models.tiny import tiny_task
 
 TASK, DATA = tiny_task("bert", layers=4, adapter=PrefixAdapter(num_tokens=3)), made_data()
+EXACT = tiny_task("bert", layers=4, adapter=PrefixAdapter(num_tokens=3), dtype=torch.float64)
 SCORE = Round("score", 0, 1, 0)
 
 
@@ -58,11 +61,34 @@ def test_every_client_scores_once_and_the_best_half_of_the_layers_by_the_weighte
         assert set(world.state(client).own) == set(TASK.names) - sent
 
 
+@pytest.mark.parametrize(("ratios", "layers"), [((0.0, 0.0), 1), ((0.25, 0.75), 3), ((1.0, 1.0), 4)])
+def test_by_the_plateau_rule_as_many_layers_travel_as_the_spectra_call_for(ratios: tuple[float, float], layers: int):
+    """The mean by n_k of (0.25, 1 example) and (0.75, 3 examples) is 0.625: ceil(2.5) of 4 layers."""
+    method = made_method("fedpeptao", rule="plateau", layers=0.25, spectrum_clients=2)
+    world = federation(method, TASK, DATA)
+    spectrum, score, _ = method.phases
+    assert [(phase.name, phase.cohort) for phase in method.phases] == [("spectrum", 2), ("score", 5), ("tune", "sampled")]
+    received = [Received(client, Ratio(ratio, n)) for client, ratio, n in zip("ab", ratios, (1, 3), strict=True)]
+    server = spectrum.aggregate(world.server, received, Round("spectrum", 0, 1, 0))
+    server = score.aggregate(server, [Received("a", Scores(torch.tensor([4.0, 3.0, 2.0, 1.0]).double(), 1))], SCORE)
+    assert server.layers == tuple(range(layers))
+    assert method.summary(server)["ratio"] == pytest.approx((ratios[0] + 3 * ratios[1]) / 4)
+
+
+def test_the_plateau_rule_asks_the_spectrum_of_the_prefixes_and_the_run_goes_on_with_its_layers():
+    method = made_method("fedpeptao", rule="plateau", spectrum_clients=1, rounds=1)
+    world = federation(method, TASK, DATA)
+    first, second, _ = world.finish()
+    (notes,) = first.record.notes.values()
+    assert first.now.phase == "spectrum" and first.server.ratio == notes["ratio"] and len(notes["eigenvalues"]) == 30
+    assert len(second.server.layers) == ceil_share(notes["ratio"], 4)
+
+
 @pytest.mark.parametrize("gradient", ["update", "difference"])
 def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(gradient: str):
     """w from the second round on; three rounds, so that velocity and controls of a round before count."""
     method = made_method("fedpeptao", clients=10, gradient=gradient)
-    world = federation(method, TASK, DATA)
+    world = federation(method, EXACT, DATA)
     server = replace(world.server, layers=(1, 2))
     rate, num_clients, server_rate = method.training.learning_rate, 10, 0.05
     generator = KEY.generator()
@@ -75,7 +101,10 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
     for t, cohort in enumerate([("a", "b"), ("b", "c"), ("a", "c")]):
         sizes, steps = dict(zip(cohort, (3, 5), strict=True)), dict(zip(cohort, (2, 4), strict=True))
         sent = {
-            k: {name: torch.from_numpy(w).float() + 0.01 * torch.randn(w.shape, generator=generator) for name, w in tensors.items()}
+            k: {
+                name: torch.from_numpy(w) + 0.01 * torch.randn(w.shape, generator=generator, dtype=torch.float64)
+                for name, w in tensors.items()
+            }
             for k in cohort
         }
         received = [Received(k, LocalLayersAndSteps(sent[k], sizes[k], steps[k])) for k in cohort]
@@ -84,7 +113,7 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
         for name, w in list(tensors.items()):
             w_k = {k: sent[k][name].double().numpy() for k in cohort}
             w_mean = (sizes[cohort[0]] * w_k[cohort[0]] + sizes[cohort[1]] * w_k[cohort[1]]) / 8
-            if TASK.layer_of(name) is None:
+            if EXACT.layer_of(name) is None:
                 tensors[name] = w_mean
             else:
                 d = w - w_mean
@@ -98,9 +127,9 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
                     v[name] = sum(sizes[k] / 8 * (0.9 * v[name] + 0.1 * g + c[name] - c_k[k, name]) for k in cohort)
                     tensors[name] = w_mean - server_rate * v[name]
                 d_before[name] = d
-                np.testing.assert_allclose(server.velocity[name].numpy(), v[name], rtol=1e-3, atol=1e-3)
-                np.testing.assert_allclose(server.control[name].numpy(), c[name], rtol=1e-3, atol=1e-3)
-            np.testing.assert_allclose(server.params[name].double().numpy(), tensors[name], rtol=1e-4, atol=1e-4)
+                np.testing.assert_allclose(server.velocity[name].numpy(), v[name], rtol=1e-10, atol=1e-12)
+                np.testing.assert_allclose(server.control[name].numpy(), c[name], rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(server.params[name].numpy(), tensors[name], rtol=1e-10, atol=1e-12)
     stays = names_of_layers(TASK, [0, 3])
     assert all(torch.equal(server.params[name], world.server.params[name]) for name in stays)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from texts import bits, noisy, padded, save_backbone, sentences
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
@@ -40,6 +40,23 @@ def test_lora_stands_beside_query_and_value_unless_other_maps_are_named(family: 
     other = {"gpt2": "c_fc", "llama": "up_proj"}.get(family, "dense")
     chosen = ModelOptions(rank=2, target_modules=(other,))
     assert other in adapted(add_lora(classifier(family), chosen, dropout=0.0, key=KEY))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("phi", {"q_proj", "v_proj"}),
+        ("deberta-v2", {"query_proj", "value_proj"}),
+        ("distilbert", {"q_lin", "v_lin"}),
+        ("gpt_neox", {"query_key_value"}),
+    ],
+)
+def test_families_whose_usual_maps_are_others_are_adapted_at_query_and_value_too(kind: str, expected: set[str]) -> None:
+    """PEFT's default for Phi has the feed-forward maps beside them."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64}
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **sizes, pad_token_id=0))
+    adapted = add_lora(model, ModelOptions(rank=2), dropout=0.0, key=KEY)
+    assert {path.rsplit(".", 1)[-1] for path, module in adapted.named_modules() if hasattr(module, "lora_A")} == expected
 
 
 def test_rank_scale_and_dropout_are_those_asked_for() -> None:

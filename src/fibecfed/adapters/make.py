@@ -84,5 +84,5 @@ def _make(options: Options, config: Any, hidden: int, sources: Tensor | None) ->
         if sources is None or sources.shape[1:] != (options.num_tokens, hidden):
             got = "none" if sources is None else f"shape {tuple(sources.shape)}"
             raise UserError(f"method.sources: got {got}, expected source prompts of shape (sources, {options.num_tokens}, {hidden})")
-        return MixedPrompt(sources, options.size, options.temperature)
+        return MixedPrompt(sources, options.size, options.temperature, options.start)
     raise TypeError(f"no adapter for {type(options).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,14 @@ class MixedPrompt(nn.Module):
 
     Args:
         sources: source prompts, (sources, m, hidden).
+        start: "source": P_target starts as the first source prompt, as published; "vocabulary": from words.
     """
 
     trains_norms = False
 
-    def __init__(self, sources: Tensor, size: int, temperature: float | None) -> None:
+    def __init__(self, sources: Tensor, size: int, temperature: float | None, start: Literal["source", "vocabulary"] = "source") -> None:
         super().__init__()
+        self.start: Literal["source", "vocabulary"] = start
         _, num_tokens, hidden = sources.shape
         self.temperature = temperature or hidden * math.e
         self.register_buffer("sources", sources.detach().clone())
@@ -56,6 +59,8 @@ class MixedPrompt(nn.Module):
         return (query.to(keys.dtype) @ keys.T / self.temperature).softmax(-1)
 
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:
+        if name == "target" and self.start == "source":
+            return self.get_buffer("sources")[0].detach().to("cpu", value.dtype, copy=True)
         if name == "target":
             return drawn_prompt(value, "vocabulary", generator, vocabulary)
         return torch.ones_like(value) if name == "norm.weight" else drawn_map(value, generator)

@@ -44,6 +44,9 @@ class MixedPromptAdapter(Options):
     num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens of each prompt.")
     size: int = Field(default=100, ge=1, description="[S] Width of the attention's bottleneck, as in the published code.")
     temperature: float | None = Field(default=None, gt=0, description="[S] Of the softmax; default the hidden size times e.")
+    start: Literal["source", "vocabulary"] = Field(
+        default="source", description="The trained prompt starts as the first source prompt [S: published code], or from words."
+    )
 
 
 class LatePromptAdapter(Options):

@@ -1,8 +1,7 @@
 """The learning rate that each method is compared at: the same number of trials for all, on validation parts, done once.
 
 A trial is a step on a line: step 0 is the rate that the method's own paper uses, step i is factor^i times it. A server rate, where the
-method has one, goes the other way along the same line (factor^-i), so that it costs no trials of its own and the product of both, the size
-of a round's step, stays that of the paper [C].
+method has one, moves along the same line by the catalogue's `server_rate_power`, so that it costs no trials of its own [C].
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ def rates(kind: str, step: int, factor: float) -> dict[str, float]:
     found = {RATE: _three_digits(CATALOGUE[kind].learning_rate * factor**step)}
     for key in keys(kind):
         if key.name == SERVER_RATE:
-            found[SERVER_RATE] = _three_digits(key.default * factor**-step)
+            found[SERVER_RATE] = _three_digits(key.default * factor ** (step * CATALOGUE[kind].server_rate_power))
     return found
 
 

@@ -123,7 +123,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
         labels=split.labels,
         token_type_ids=(torch.cat(types) if types else torch.zeros(0, dtype=torch.uint8)) if has_types else None,
         pad_id=0 if pad_id is None else int(pad_id),
-        special_ids=torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32),
+        special_ids=torch.tensor(sorted(_special_ids(tokenizer)), dtype=torch.int32),
         segments=torch.cat(segments) if segments else torch.zeros(0, dtype=torch.uint8),
     )
 
@@ -156,7 +156,7 @@ def _segments(encoded: Any, tokenizer: Any) -> Tensor:
         found = [0 if text is None else text + 1 for example in encoded.encodings for text in example.sequence_ids]
         return torch.tensor(found, dtype=torch.uint8)
     # a tokenizer written in Python does not say: a run of words after added tokens is the next text
-    added = set(tokenizer.all_special_ids) - {getattr(tokenizer, "unk_token_id", None)}
+    added = _special_ids(tokenizer)
     found = []
     for ids in encoded["input_ids"]:
         text, before = 0, 0
@@ -166,6 +166,12 @@ def _segments(encoded: Any, tokenizer: Any) -> Tensor:
             before = here
             found.append(min(text, 2) * here)
     return torch.tensor(found, dtype=torch.uint8)
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Tokens that are added to texts. The one of unknown words stands for a word, unless the tokenizer takes it for something else too."""
+    other = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "sep", "pad", "cls", "mask")}
+    return set(tokenizer.all_special_ids) - ({getattr(tokenizer, "unk_token_id", None)} - other)
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -194,11 +200,20 @@ class TableExamples:
         return self.table.offsets[self.indices + 1] - self.table.offsets[self.indices]
 
     @property
+    def added(self) -> Tensor:
+        """Tokens of each example that the tokenizer or a template added, int64, shape (examples,)."""
+        if self.table.segments is None:
+            return torch.zeros(len(self), dtype=torch.int64)
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), (self.table.segments == 0).cumsum(0)])
+        return before[self.table.offsets[self.indices + 1]] - before[self.table.offsets[self.indices]]
+
+    @property
     def rarity(self) -> Tensor:
         """Mean over an example's tokens w of -log(count(w) / total), nat, float64, shape (examples,).
 
-        Counts are of these examples alone (what one client can know) and leave special tokens out. An example of special tokens
-        alone has rarity 0. Source of the score: Platanios et al. 2019 (NAACL), there as a sum (`information`) and over the whole corpus.
+        Counts are of these examples alone (what one client can know) and leave out special tokens and those of a template. An example
+        of such tokens alone has rarity 0. Source of the score: Platanios et al. 2019 (NAACL), there as a sum (`information`) and over
+        the whole corpus.
         """
         sums, counts = self._information()
         return sums / counts.clamp(min=1)
@@ -214,8 +229,11 @@ class TableExamples:
         first = self.table.offsets[self.indices]
         example = torch.repeat_interleave(torch.arange(len(self)), lengths)
         within = torch.arange(len(example)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        tokens = self.table.ids[first[example] + within]
+        where = first[example] + within
+        tokens = self.table.ids[where]
         words = ~torch.isin(tokens, self.table.special_ids)
+        if self.table.segments is not None:
+            words &= self.table.segments[where] > 0
         _, word, counts = tokens[words].unique(return_inverse=True, return_counts=True)
         information = -(counts.double() / counts.sum()).log()
         sums = torch.zeros(len(self), dtype=torch.float64).index_add_(0, example[words], information[word])

@@ -76,8 +76,12 @@ class ShortformerOptions(Options):
     """Staged training: short texts in the first half of the rounds, whole ones afterwards (Press et al. 2021)."""
 
     kind: Literal["shortformer"] = Field(default="shortformer", description="The method.")
-    cut: float = Field(default=0.25, gt=0, lt=1, description="[C] Length of the first stage as a share of the longest.")
-    share: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the rounds that the first stage takes.")
+    cut: float = Field(
+        default=0.25, gt=0, lt=1, description="[S] Length of the first stage as a share of the longest, as in the published script."
+    )
+    share: float = Field(
+        default=0.5, gt=0, lt=1, description="[S] Share of the rounds that the first stage takes; the published script: 0.49."
+    )
 
 
 class SelfEvolutionOptions(Options):
@@ -202,7 +206,12 @@ class FedPepTaoOptions(Options):
 
     kind: Literal["fedpeptao"] = Field(default="fedpeptao", description="The method.")
     adapter: PrefixAdapter = _FIVE
-    layers: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the layers that travel; the paper finds it from eigenvalues.")
+    rule: Literal["share", "plateau"] = Field(
+        default="share",
+        description="[C] How many layers travel. share: `layers` of them; plateau [S]: what the spectrum of clients' Hessians calls for.",
+    )
+    layers: float = Field(default=0.5, gt=0, lt=1, description="[C] Share of the layers that travel, by the rule share.")
+    spectrum_clients: int = Field(default=4, ge=1, description="[C] Clients that compute the spectrum, for the rule plateau.")
     gradient: Literal["update", "difference"] = Field(
         default="update", description="[C] g of the server's momentum: the round's update, or (published code) that before minus it."
     )
@@ -237,6 +246,9 @@ class Row:
         file: the module of this package whose `build(options, setting)` makes it.
         paper: where it comes from.
         learning_rate: centre of the rates that a comparison tries; `rate_source` says who uses it.
+        server_rate_power: when a comparison tries f times the learning rate, it tries f to this power times the method's server rate. -1
+            where the server's step is that rate times the clients', so that its size stays that of the paper; 1 where it corrects the
+            clients' step by a term that does not grow with theirs, so that the two keep their proportion [C].
         whole_lora: it trains LoRA of one rank on all adapted layers throughout, and averages both factors where it averages them: a report
             compares the bytes of these methods with each other [C].
     """
@@ -247,17 +259,25 @@ class Row:
     learning_rate: float
     rate_source: str
     whole_lora: bool = False
+    server_rate_power: Literal[-1, 0, 1] = 0
 
 
 _LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE: 4e-4 to 5e-4"
 
 _TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
 _LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
+_FEDEX = "AdamW at 1e-3 on RoBERTa base and large in the published code of FedEx-LoRA (its default; appendix D of the paper)"
+_FFA = f"its paper's rates are of plain SGD; {_FEDEX}, which runs this method too"
 _LORA_NOT_FOUND = f"its paper's rate could not be looked up, so that of LoRA: {_LORA_RATE}"
-_PREFIXES = "its paper trains no prefixes, so that of FedPepTAO's published script, which does: 4e-2"
+_PREFIXES = "its paper trains no prefixes, so that of FedPepTAO's published script, which does, with AdamW: 4e-2"
+_SGD_PREFIXES = "no rate of SGD for prefixes was found; that of AdamW in FedPepTAO's published script: 4e-2"
 
 _FEDPROMPT_RATE = "that of its paper could not be checked; as for prompt-tuning"
-_PREFIX_RATE = "published scripts of P-tuning v2 for BERT and RoBERTa: 5e-3 to 1e-2"
+_PREFIX_RATE = "published scripts of P-tuning v2 for classification with BERT and RoBERTa, but one: 5e-3 to 1e-2"
+_MIXED_RATE = (
+    "its published scripts train prompts on T5, with no head, at 0.3, or with 0.1 for the attention; AdamW trains prompt, attention and head "
+    "at one rate here, so as for prompt-tuning"
+)
 _PROMPT_RATE = (
     "its paper trains a prompt alone with Adafactor on T5 (0.3); AdamW trains prompt and head at one rate here, so that of P-tuning v2, "
     "which does so on BERT and RoBERTa: 5e-3 to 1e-2"
@@ -271,22 +291,24 @@ CATALOGUE: dict[str, Row] = {
     "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
     "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", 5e-4, _TRAINS_LORA, whole_lora=True),
     "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 5e-4, _LORA_ADAMW),
+    "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 1e-3, _FFA),
     "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
     "adapter": Row(AdapterOptions, "fedavg", "Houlsby et al., ICML 2019", 3e-4, "its paper, on GLUE: 3e-5, 3e-4, 3e-3"),
     "prompt-tuning": Row(PromptTuningOptions, "fedavg", "Lester et al., EMNLP 2021", 7e-3, _PROMPT_RATE),
     "fedprompt": Row(FedPromptOptions, "fedavg", "Zhao et al., ICASSP 2023", 7e-3, _FEDPROMPT_RATE),
     "p-tuning-v2": Row(PTuningOptions, "fedavg", "Liu et al., ACL 2022", 7e-3, _PREFIX_RATE),
     "idpg": Row(IdpgOptions, "fedavg", "Wu et al., NAACL 2022", 1e-3, "its published scripts: 5e-3, 1e-3, 5e-4, 1e-4"),
-    "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _PROMPT_RATE),
+    "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _MIXED_RATE),
     "lpt": Row(LptOptions, "fedavg", "Liu et al., Findings of EMNLP 2022", 1e-3, "its published scripts: 1e-3 on RoBERTa, 5e-4 on GPT-2"),
     "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
     "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", 5e-4, _LORA_NOT_FOUND),
-    "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 5e-4, _LORA_NOT_FOUND, whole_lora=True),
+    "fedex-lora": Row(FedExLoraOptions, "fedex_lora", "Singhal et al., ACL 2025", 1e-3, _FEDEX, whole_lora=True),
     "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", 5e-4, _LORA_NOT_FOUND),
-    "fedpeptao": Row(FedPepTaoOptions, "fedpeptao", "Che et al., EMNLP 2023", 4e-2, "its published script for RoBERTa large: 4e-2"),
-    "momd": Row(MomdOptions, "fedavg", "Yu, Jin and Yang, ICML 2019", 4e-2, _PREFIXES),
-    "moms-adamw": Row(MomsAdamwOptions, "fedavg", "Reddi et al., ICLR 2021", 4e-2, _PREFIXES),
+    "fedpeptao": Row(
+        FedPepTaoOptions, "fedpeptao", "Che et al., EMNLP 2023", 4e-2, "its published script for RoBERTa large: 4e-2", server_rate_power=1
+    ),
+    "momd": Row(MomdOptions, "fedavg", "Yu, Jin and Yang, ICML 2019", 4e-2, _SGD_PREFIXES),
+    "moms-adamw": Row(MomsAdamwOptions, "fedavg", "Reddi et al., ICLR 2021", 4e-2, _PREFIXES, server_rate_power=-1),
 }
 
 COMPARED = (

@@ -26,6 +26,7 @@ from ..local.selection import choose_layers
 from .catalogue import FedPepTaoOptions, Setting
 from .fedavg import OwnTensors, SharedModel, work_of
 from .parts import mean_by_size, of_layers
+from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 EIGENVALUE_SHIFT = 1e-5
 LEAST_SERVER_RATE = 1e-4
@@ -57,13 +58,15 @@ class LocalLayersAndSteps:
 class FedPepTaoServer:
     """The server's state.
 
-    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. scores: of each layer. layers: those that travel.
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: share of the layers that is to travel.
+    scores: of each layer. layers: those that travel.
     difference: d of the round before. velocity: v. control: c. client_controls: c_k as `client/tensor`, of the clients that took part.
     rounds: rounds of tuning that are over.
     """
 
     params: Tensors
     tensor_layers: tuple[int, ...]
+    ratio: float
     scores: Tensor
     layers: tuple[int, ...]
     difference: Tensors
@@ -78,7 +81,9 @@ class FedPepTao:
     """The method of a configuration.
 
     Attributes:
-        layers: share of the layers that travel.
+        rule: "share", or "plateau": how the share of the layers that travel is found.
+        layers: that share, by the rule share.
+        spectrum_clients: how many compute the spectrum, by the rule plateau.
         gradient: what the server's momentum is made of.
         server_learning_rate: before its first decay.
         server_decay: factor on it in every server step.
@@ -88,7 +93,9 @@ class FedPepTao:
     training: TrainingOptions
     num_rounds: int
     num_clients: int
+    rule: Literal["share", "plateau"]
     layers: float
+    spectrum_clients: int
     gradient: Literal["update", "difference"]
     server_learning_rate: float
     server_decay: float
@@ -100,20 +107,21 @@ class FedPepTao:
 
     @property
     def phases(self) -> tuple[Phase[FedPepTaoServer, OwnTensors, Any, Any], ...]:
-        """Every client scores the layers once [S]; then tuning."""
-        return (
-            Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose),
-            Phase(
-                *("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate),
-                problem=_no_steps,
-            ),
-        )
+        """Every client scores the layers once [S]; then tuning. With the rule plateau some clients say before how many should travel."""
+        rows: list[Phase[FedPepTaoServer, OwnTensors, Any, Any]] = []
+        if self.rule == "plateau":
+            row = ("spectrum", 1, self.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
+            rows.append(Phase(*row, problem=no_share))
+        rows.append(Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose))
+        row = ("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate)
+        rows.append(Phase(*row, problem=_no_steps))
+        return tuple(rows)
 
     def init(self, task: Task, key: Key) -> FedPepTaoServer:
         """P at the start; no layer is chosen yet."""
         params = task.init_params(key)
         where = tuple(-1 if (layer := task.layer_of(name)) is None else layer for name in sorted(params))
-        return FedPepTaoServer(params, where, torch.zeros(task.num_layers, dtype=torch.float64), (), {}, {}, {}, {}, 0)
+        return FedPepTaoServer(params, where, self.layers, torch.zeros(task.num_layers, dtype=torch.float64), (), {}, {}, {}, {}, 0)
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
         """P at the start, until it knows which layers stay with it."""
@@ -128,8 +136,13 @@ class FedPepTao:
         return server.params
 
     def summary(self, server: FedPepTaoServer) -> Mapping[str, Any]:
-        """The layers that travel, and every layer's score."""
-        return {"global_layers": list(server.layers), "scores": [float(f"{score:.6g}") for score in server.scores]}
+        """The layers that travel, every layer's score, and the share that the curvature called for."""
+        return {
+            "global_layers": list(server.layers),
+            "num_layers": len(server.scores),
+            "scores": [float(f"{score:.6g}") for score in server.scores],
+            "ratio": server.ratio if self.rule == "plateau" else None,
+        }
 
     def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples."""
@@ -137,6 +150,12 @@ class FedPepTao:
         return fit(client.task, params, epochs, self.training, client.key.fold("dropout"))
 
     # Which layers travel
+
+    def _ratio(self, client: Client[OwnTensors], message: AskRatio, now: Round) -> Update[OwnTensors, Ratio]:
+        return measured(client, client.state.own, "plateau", self.training)
+
+    def _count(self, server: FedPepTaoServer, received: Sequence[Received[Ratio]], now: Round) -> FedPepTaoServer:
+        return replace(server, ratio=mean_ratio(received))
 
     def _score(self, client: Client[OwnTensors], message: AskScores, now: Round) -> Update[OwnTensors, Scores]:
         train = client.data.train
@@ -146,9 +165,9 @@ class FedPepTao:
         return Update(Scores(layer_scores(hidden), len(train)), client.state)
 
     def _choose(self, server: FedPepTaoServer, received: Sequence[Received[Scores]], now: Round) -> FedPepTaoServer:
-        """The ceil(layers L) layers with the largest mean score, weighted by n_k."""
+        """The ceil(ratio L) layers with the largest mean score, weighted by n_k; at least one."""
         mean = weighted_mean([{"scores": r.message.scores} for r in received], [r.message.num_samples for r in received])["scores"]
-        return replace(server, scores=mean, layers=choose_layers(mean, ceil_share(self.layers, len(mean))))
+        return replace(server, scores=mean, layers=choose_layers(mean, max(1, ceil_share(server.ratio, len(mean)))))
 
     # Tuning
 
@@ -217,7 +236,9 @@ def build(options: FedPepTaoOptions, setting: Setting) -> FedPepTao:
         training=setting.training,
         num_rounds=setting.num_rounds,
         num_clients=setting.num_clients,
+        rule=options.rule,
         layers=options.layers,
+        spectrum_clients=options.spectrum_clients,
         gradient=options.gradient,
         server_learning_rate=options.server_learning_rate,
         server_decay=options.server_decay,

@@ -25,9 +25,9 @@ from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.sensitivity import layer_sensitivity
-from ..local.spectrum import spectrum
 from .catalogue import FibecFedOptions, Setting
 from .parts import mean_by_size, of_layers
+from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 PASS_BATCH = 32
 """Examples a batch of a scoring pass; the scores do not depend on it."""
@@ -43,19 +43,6 @@ class Importance:
     """Client to server: importance of its layers (I_k), and how many training examples it holds (n_k)."""
 
     importance: Tensor
-    num_samples: int
-
-
-@message
-class AskRatio:
-    """Server to client: compute which share of the layers should be shared, from the curvature of your loss."""
-
-
-@message
-class Ratio:
-    """Client to server: the share of the layers that its curvature calls for (r_k), and n_k."""
-
-    ratio: float
     num_samples: int
 
 
@@ -143,11 +130,8 @@ class FibecFed:
             measurers = self.layers.importance_clients
             rows.append(Phase("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose))
         if self._measures_ratio:
-            rows.append(
-                Phase(
-                    *("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, _ask_ratio, self._ratio, self._count), problem=_no_share
-                )
-            )
+            row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
+            rows.append(Phase(*row, problem=no_share))
         rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
         if self.closing_round:
             rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate, _all_layers))
@@ -208,19 +192,11 @@ class FibecFed:
         return server if self._measures_ratio else self._with_layers(server)
 
     def _ratio(self, client: Client[Own], message: AskRatio, now: Round) -> Update[Own, Ratio]:
-        train = client.data.train
-        drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * self.training.batch_size]
         rule = "layer_gap" if self.layers.rule == "layer_gap" else "plateau"
-        batch = train.batch(drawn.tolist())
-        found = spectrum(client.task, client.state.own, batch, rule, self.training.learning_rate, client.key.fold("probe"))
-        notes = {"ratio": found.ratio, "eigenvalues": list(found.eigenvalues), "lipschitz": found.lipschitz, "gap": found.gap}
-        return Update(Ratio(found.ratio, len(train)), client.state, notes=notes)
+        return measured(client, client.state.own, rule, self.training)
 
     def _count(self, server: Server, received: Sequence[Received[Ratio]], now: Round) -> Server:
-        """r = sum_k n_k r_k / sum_k n_k [C]."""
-        total = sum(r.message.num_samples for r in received)
-        ratio = sum(r.message.ratio * r.message.num_samples for r in received) / total
-        return self._with_layers(replace(server, ratio=ratio))
+        return self._with_layers(replace(server, ratio=mean_ratio(received)))
 
     def _with_layers(self, server: Server) -> Server:
         ratio = server.ratio if self._measures_ratio else None
@@ -321,15 +297,6 @@ def _only(neurons: Neurons, names: Sequence[str]) -> Neurons:
 
 def _ask_importance(server: Server, now: Round) -> AskImportance:
     return AskImportance()
-
-
-def _ask_ratio(server: Server, now: Round) -> AskRatio:
-    return AskRatio()
-
-
-def _no_share(server: Server, message: Ratio) -> str | None:
-    """r_k is a share of the layers."""
-    return None if 0 <= message.ratio <= 1 else f"ratio is {message.ratio}, expected a share between 0 and 1"
 
 
 def _all_layers(server: Server, now: Round) -> AllLayers:

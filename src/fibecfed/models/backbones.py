@@ -148,6 +148,12 @@ def num_positions(config: PretrainedConfig) -> int | None:
     return rows
 
 
+def sliding_window(config: PretrainedConfig) -> int | None:
+    """How many tokens back attention reaches in any of the layers; None where it reaches all."""
+    text = config.get_text_config()
+    return getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+
+
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """The tokenizer; one without a padding token pads with its end-of-text token."""
     with _as_user_error(source):
@@ -248,22 +254,18 @@ def set_dropout(config: PretrainedConfig, rate: float) -> None:
             setattr(config, name, rate)
 
 
-_QUERY_AND_VALUE = (
-    ("query", "value"),
-    ("q_proj", "v_proj"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-    ("qkv_proj",),
-    ("query_key_value",),
-    ("Wqkv",),
-)
-"""Names of the attention's query and value in families that PEFT has no default for; the first that are all there are taken."""
+_QUERY_AND_VALUE = (("query", "value"), ("query_proj", "value_proj"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("q", "v"))
+"""Names of the attention's query and value. The first that are both there are taken, whatever else PEFT's defaults for the family adapt."""
+
+_FUSED = ("qkv_proj", "query_key_value", "Wqkv")
+"""Names of one map for query, key and value, in families that PEFT has no default for."""
 
 
 def _target_modules(model: nn.Module, family: str, wanted: tuple[str, ...] | None) -> str | list[str]:
     maps = sorted({path.rsplit(".", 1)[-1] for path, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
-    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
-    targets = wanted or usual or next((names for names in _QUERY_AND_VALUE if set(names) <= set(maps)), None)
+    both = next((names for names in _QUERY_AND_VALUE if set(names) <= set(maps)), None)
+    fused = next(([name] for name in _FUSED if name in maps), None)
+    targets = wanted or both or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family) or fused
     if not targets:
         raise UserError(f"model.target_modules: no default is known for a {family} model; choose among {', '.join(maps)}")
     if isinstance(targets, str):
