@@ -38,7 +38,7 @@ run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie review
 	@$(BIN)/fibecfed run configs/demo.toml --out $(RUN)
 
 test: lint ## Run everything that must pass: lint, types, import contracts, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal
 
 lint: $(VENV)/.dev ## Check style, types and import contracts
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ lint: $(VENV)/.dev ## Check style, types and import contracts
 	$(BIN)/lint-imports
 
 test-flower: $(VENV)-flower/.ready ## Run the tests of federations across machines, in an environment of their own with Flower
-	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -m flower tests/engine/flower tests/deploy
+	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -rs -m flower tests/engine/flower tests/deploy
 
 # Flower holds typer, rich, click and protobuf back; torch, transformers and PEFT are those of constraints.txt, so the bits are the same.
 $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from dataclasses import asdict
 from functools import cache
@@ -14,12 +15,13 @@ from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data
 
 from fibecfed.core.task import DELTA
 from fibecfed.core.trees import checksum, pick
-from fibecfed.core.types import Round
+from fibecfed.core.types import Params, Round
 from fibecfed.core.wire import decode, encode, field_kinds
 from fibecfed.engine.checks import expected
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
 from fibecfed.methods.catalogue import METHODS
+from fibecfed.methods.fibecfed import FibecFed, GlobalLayers
 
 ROUNDS, CLIENTS = 3, 4
 SHORT = TRAINING.model_copy(update={"batch_size": 3})
@@ -42,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "random throughout": {"layers": {"rule": "random"}, "neurons": {"rule": "random"}, "curriculum": {"order": "random"}},
     "everything off": ALL,
+    "everything shared": {"layers": {"rule": "all"}, "curriculum": {"beta": 0.5}, "score_after": 1},
     "voc": {"kind": "voc"},
     "slw": {"kind": "slw"},
     "shortformer": {"kind": "shortformer"},
@@ -63,7 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "moms-adamw": {"kind": "moms-adamw"},
     "hetlora": {"kind": "hetlora", "min_rank": 1, "decay": 0.5, "penalty": 10.0},
 }
-_SCORES = "what a client trains on and masks hangs on its state"
+_SCORES = "not everything is shared: some layers stay on the client, and are trained in part"
 EXEMPT: dict[str, dict[str, str]] = {
     "consecutive": {
         "fibecfed": _SCORES,
@@ -290,6 +293,37 @@ def test_unless_it_says_so_every_client_answers_with_the_global_model(variant: s
             assert same(world.method.personalise(down, state), world.method.server_params(server)), f"{client}, round {record.number}"
 
 
+FROZEN: dict[str, tuple[str, ...]] = {"ffa-lora": ("lora_A",)}
+"""Variant -> parts of the names of tensors that it never trains."""
+HALF_OF_THE_ROWS = ("fibecfed", "published order", "closing round", "random throughout")
+"""Variants that train half of the rows of each tensor that stays on a client."""
+
+
+@every_method
+def test_on_a_client_what_is_not_trained_keeps_its_bits(variant: str):
+    """Under strong weight decay, in every round of training."""
+    decaying = SHORT.model_copy(update={"weight_decay": 0.5})
+    world = federation(made_method(**VARIANTS[variant], rounds=ROUNDS, clients=CLIENTS, training=decaying), task_of(variant), DATA)
+    phases, states = {phase.name: phase for phase in world.method.phases}, {}
+    rows_moved = 0
+    for step in world.run():
+        phase = phases[step.now.phase]
+        for client, down, up in [(client, down, up) for client, _, now, down, up in world.transport.carried if now == step.now]:
+            state = states.get(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
+            start = world.method.personalise(decode(phase.down, down), state) if phase.name in ("tune", "sparse") else {}
+            kept = getattr(world.state(client), "own", {})
+            for name, end in {**kept, **getattr(decode(phase.up, up[:-32]), "shared", {})}.items():
+                if name in start and start[name].shape == end.shape:
+                    moved = int((start[name] != end).reshape(len(end), -1).any(1).sum())
+                    rows_moved += moved
+                    if any(part in name for part in FROZEN.get(variant, ())):
+                        assert moved == 0, name
+                    if variant in HALF_OF_THE_ROWS and name in kept:
+                        assert moved <= math.ceil(len(end) / 2), name
+        states = {client: world.state(client) for client in world.states.clients()}
+    assert rows_moved > 0
+
+
 @pytest.mark.parametrize("variant", ["lora", "everything off"])
 def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation(variant: str):
     data = made_data(1, 12)
@@ -303,18 +337,23 @@ def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation
         assert same(step.server.params, params)
 
 
+def trained(method: Any, client: Any, params: Params, now: Round) -> Params:
+    """What the method's own trainer makes of `params`."""
+    if isinstance(method, FibecFed):  # its trainer answers a message, which holds everything here
+        return method.phases[0].client_update(client, GlobalLayers(method.init(client.task, KEY).layers, dict(params)), now).message.shared
+    return method.train(client, params, now).params
+
+
 @every_method
 def test_rounds_of_one_client_are_consecutive_trainings_by_the_same_trainer(variant: str):
     must("consecutive", variant)
-    if variant == "everything off":  # it keeps its trainer to itself; the test above compares it with plain training
-        return
     data = made_data(1, 12)
     world = federation(method(variant, 1), task_of(variant), data, per_round=1)
     (client,) = data.clients
     params = task_of(variant).init_params(KEY.fold("run", "init"))
     state = None
     for step in world.run():
-        params = world.method.train(seat(world, client, step.now.number, state), params, step.now).params
+        params = trained(world.method, seat(world, client, step.now.number, state), params, step.now)
         state = world.state(client)
         phase = next(phase for phase in world.method.phases if phase.name == step.now.phase)
         personal = world.method.personalise(phase.broadcast(step.server, step.now), world.state(client))

@@ -275,8 +275,8 @@ _SGD_PREFIXES = "no rate of SGD for prefixes was found; that of AdamW in FedPepT
 _FEDPROMPT_RATE = "that of its paper could not be checked; as for prompt-tuning"
 _PREFIX_RATE = "published scripts of P-tuning v2 for classification with BERT and RoBERTa, but one: 5e-3 to 1e-2"
 _MIXED_RATE = (
-    "its published scripts train prompts on T5, with no head, at 0.3, or with 0.1 for the attention; AdamW trains prompt, attention and head "
-    "at one rate here, so as for prompt-tuning"
+    "its published scripts train prompts on T5, with no head, at 0.3, or with 0.1 for the attention; AdamW trains prompt, attention and "
+    "head at one rate here, so as for prompt-tuning"
 )
 _PROMPT_RATE = (
     "its paper trains a prompt alone with Adafactor on T5 (0.3); AdamW trains prompt and head at one rate here, so that of P-tuning v2, "
