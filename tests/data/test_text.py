@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from fibecfed.core.errors import UserError
 from fibecfed.data.sources import TextSplit
@@ -163,6 +164,19 @@ def fast_tokenizer(pair: str | None):
         )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+@pytest.mark.parametrize(("pair", "between"), [("[CLS] $A [SEP] $B [SEP]", 3), (None, 14)])
+def test_two_texts_never_run_together(pair: str | None, between: int):
+    tokenizer = fast_tokenizer(pair)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # the separator stays
+    tokenizer.add_tokens(["\n"])
+    tokenizer.backend_tokenizer.normalizer = None
+    split = TextSplit(["w1 w2"], ["w3"], torch.tensor([0]), None)
+    ids = tokenise(tokenizer, split, 16).ids.tolist()
+    assert ids.count(between) == 1 + (pair is not None) and ids[ids.index(6) + 1] == between
+    alone = tokenise(tokenizer, TextSplit(["w1 w2"], None, torch.tensor([0]), None), 16).ids.tolist()
+    assert 14 not in alone
 
 
 @pytest.mark.parametrize("pair", ["[CLS] $A [SEP] $B [SEP]", "[CLS] $A [SEP] [SEP] $B [SEP]", None])
