@@ -123,11 +123,25 @@ def test_it_fits_a_phone_and_text_can_be_read_on_its_ground(opened: Any, scheme:
     assert page.eval_on_selector_all("figure .plot text", smallest) >= 8
 
 
-def test_what_is_folded_is_on_paper_but_for_the_table_of_runs(opened: Any):
+def test_what_is_folded_is_on_paper_but_for_the_table_of_runs_which_says_so_and_is_folded_again_after(opened: Any):
     page = opened(LAPTOP)
+    page.evaluate("document.querySelectorAll('details')[1].open = true")
+    states = "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])"
+    before = page.eval_on_selector_all("details", states)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    folds = page.eval_on_selector_all("details", "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])")
+    page.emulate_media(media="print")
+    folds = page.eval_on_selector_all("details", states)
     assert len(folds) > 3 and all(is_open is not runs for runs, is_open in folds)
+    assert "left out on paper; report-runs.csv has it" in page.locator("details:has(#table-runs) summary").inner_text()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.eval_on_selector_all("details", states) == before
+
+
+def test_headings_that_are_repeated_on_every_sheet_are_text_since_a_button_is_not_painted_there(opened: Any):
+    page = opened(LAPTOP)
+    page.emulate_media(media="print")
+    shown = "buttons => [...new Set(buttons.map(button => getComputedStyle(button).display))]"
+    assert page.eval_on_selector_all("thead button", shown) == ["contents"]
 
 
 def test_long_texts_of_a_table_wrap_on_paper(opened: Any):
@@ -136,6 +150,8 @@ def test_long_texts_of_a_table_wrap_on_paper(opened: Any):
     assert page.eval_on_selector("#table-tuning", width) > 718
     page.emulate_media(media="print")
     assert page.eval_on_selector("#table-tuning", width) <= 718
+    intervals = "cells => Math.max(...cells.map(cell => cell.getBoundingClientRect().height))"
+    assert page.eval_on_selector_all("#table-methods tbody td", intervals) < 25  # one line
 
 
 def test_a_comparison_of_full_size_opens_in_less_than_two_seconds_of_the_pages_own_work(browser: Any, big_report: Path):

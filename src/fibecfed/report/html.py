@@ -16,6 +16,7 @@ from .tables import Cell, Table
 from .verdict import defeats, verdict, what
 
 _FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "runs"}  # tables that open on a click
+_LONG = 24  # characters of a cell that may take several lines on paper
 _AXES = {"time": "modelled time", "bytes": "bytes", "rounds": "rounds"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -93,7 +94,8 @@ def _table(table: Table, heading: bool = True) -> str:
         f'<table id="table-{table.name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
     if table.name in _FOLDED:
-        return f"<details><summary><h3>{title}</h3></summary>{inner}</details>"
+        absent = f'<span class="paper"> left out on paper; report-{table.name}.csv has it</span>' if table.name == "runs" else ""
+        return f"<details><summary><h3>{title}</h3>{absent}</summary>{inner}</details>"
     return f"<h3>{title}</h3>{inner}" if heading else inner
 
 
@@ -102,7 +104,8 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
     for place, (cell, number) in enumerate(zip(row, numeric, strict=True)):
         value = "" if cell.value is None else f' data-v="{cell.value:.6g}"'
         text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
-        cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{' class=n' if number else ''}{value}>{text}</td>")
+        style = " class=n" if number else " class=long" if len(cell.text) > _LONG else ""
+        cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{style}{value}>{text}</td>")
     ours = ' class="ours"' if any(cell.text == OURS for cell in row[:2]) else ""
     return f"<tr{ours}>{''.join(cells)}</tr>"
 

@@ -65,6 +65,11 @@
     input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset.axis = input.value; });
   }
 
-  // Paper shows what is folded on the screen, except the long table of runs.
-  addEventListener("beforeprint", () => { for (const fold of all("details")) fold.open ||= !fold.querySelector("#table-runs"); });
+  // Paper shows what is folded on the screen, except the long table of runs, which says that it is left out.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    unfolded = all("details:not([open])").filter((fold) => !fold.querySelector("#table-runs"));
+    for (const fold of unfolded) fold.open = true;
+  });
+  addEventListener("afterprint", () => { for (const fold of unfolded) fold.open = false; unfolded = []; });
 })();
