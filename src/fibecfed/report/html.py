@@ -15,7 +15,7 @@ from .standing import Standings, total_size
 from .tables import Cell, Table
 from .verdict import defeats, verdict, what
 
-_FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "runs"}  # tables that open on a click
+_FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "bytes", "steps", "values", "runs"}  # tables that open on a click
 _LONG = 24  # characters of a cell that may take several lines on paper
 _AXES = {"time": "modelled time", "bytes": "bytes", "rounds": "rounds"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
@@ -104,6 +104,7 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
     for place, (cell, number) in enumerate(zip(row, numeric, strict=True)):
         value = "" if cell.value is None else f' data-v="{cell.value:.6g}"'
         text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
+        text += f" <small>({escape(cell.more)})</small>" if cell.more else ""
         style = " class=n" if number else " class=long" if len(cell.text) > _LONG else ""
         cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{style}{value}>{text}</td>")
     ours = ' class="ours"' if any(cell.text == OURS for cell in row[:2]) else ""
@@ -179,5 +180,6 @@ _READING = (
     "out.",
     "Targets are seen at evaluations only: a method that reaches one between two evaluations counts at the second.",
     "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows only how much the choice of tasks matters.",
-    "Numbers in bold are the best of their column. Click a heading to sort by it, or move to it with the tab key and press enter.",
+    "Numbers in bold are the best of their column, where a method can be better than another in it; methods that do not federate are no "
+    "measure of few bytes. Click a heading to sort by it, or move to it with the tab key and press enter.",
 )
