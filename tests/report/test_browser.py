@@ -80,7 +80,31 @@ def test_every_figure_has_marks_that_can_be_seen_for_each_axis(opened: Any):
         marks = page.evaluate(count)
         assert len(marks) == 2 + 2 * 2 + 1 + 4 * 2 and min(marks) > 0
         shown = "svgs => svgs.filter(svg => svg.getBoundingClientRect().width > 0).map(svg => svg.getAttribute('class'))"
-        assert set(page.eval_on_selector_all(".curves svg", shown)) == {f"plot x-{axis}"}
+        assert set(page.eval_on_selector_all(".curves svg", shown)) == {f"plot x-{axis} of-personalised"}
+
+
+def test_a_switch_shows_the_global_score_and_paper_has_the_personalised_one_over_all_three_axes(opened: Any):
+    page = opened(LAPTOP)
+    shown = "svgs => [...new Set(svgs.filter(svg => svg.getBoundingClientRect().width > 0).map(svg => svg.getAttribute('class')))]"
+    page.check("input[value=bytes]")
+    page.check("input[value=global]")
+    assert page.eval_on_selector_all(".curves svg", shown) == ["plot x-bytes of-global"]
+    page.emulate_media(media="print")
+    paper = page.eval_on_selector_all(".curves svg", shown)
+    assert paper == [f"plot x-{axis} of-personalised" for axis in ("time", "bytes", "rounds")]
+
+
+def test_only_methods_that_are_set_off_have_a_band_and_names_of_levels_stay_above_the_lines(opened: Any):
+    page = opened(LAPTOP)
+    bands = """() => [...new Set([...document.querySelectorAll('.curves .of-personalised.x-time .band')]
+        .filter(band => band.getBoundingClientRect().width > 0).map(band => band.parentNode.dataset.m))].sort()"""
+    names = sorted(page.eval_on_selector_all("[data-chip][aria-pressed=true]", "chips => chips.map(chip => chip.dataset.chip)"))
+    assert page.evaluate(bands) == names
+    page.locator("[data-chip=fibecfed]").click()
+    assert "fibecfed" not in page.evaluate(bands)
+    page.locator("[data-chip=fibecfed]").click()
+    last = "svgs => svgs.every(svg => svg.lastElementChild.matches('.over'))"
+    assert page.eval_on_selector_all(".curves svg", last)
 
 
 def test_tables_sort_by_click_and_by_keyboard_both_ways_with_gaps_last(opened: Any):

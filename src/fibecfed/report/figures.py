@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import svg
-from .results import OURS, Point
+from .results import OURS
 from .standing import Standings, spread, total_size
-from .units import duration
+from .units import compact
 
 WIDTH, HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 38
@@ -34,7 +33,7 @@ def slots(standings: Standings) -> dict[str, int]:
     return {name: slot for slot, name in enumerate(list(dict.fromkeys(names))[:4])}
 
 
-def _ordered(standings: Standings) -> list[str]:
+def ordered(standings: Standings) -> list[str]:
     """Methods in the order of drawing: those that are set off last, FibecFed on top."""
     found = slots(standings)
     return sorted(standings.ranks, key=lambda method: -found.get(method, SLOTS))
@@ -68,8 +67,8 @@ def trade(standings: Standings) -> Figure:
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
-    parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", _compact, lambda v: f"{v:g}")
-    for method in reversed(_ordered(standings)):
+    parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", compact, lambda v: f"{v:g}")
+    for method in reversed(ordered(standings)):
         if method in size:
             at = plot.x(size[method]), plot.y(score[method])
             side = "name end" if at[0] > WIDTH * 0.6 else "name"
@@ -77,69 +76,6 @@ def trade(standings: Standings) -> Figure:
             marks = [svg.circle(*at, 5, "dot"), svg.text(at[0] + offset, at[1] + 3.5, method, f"{side} only")]
             parts.append(svg.group(method, chosen.get(method), f"{method}: {score[method]:.1f} % with {size[method]:.1f} MB", marks))
     return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot a method"),))
-
-
-AXES: dict[str, tuple[str, Callable[[Point], float], Callable[[float], str]]] = {
-    "time": ("modelled time", lambda point: point.seconds, lambda v: _clock(v)),
-    "bytes": ("MB both ways", lambda point: point.size / 1e6, lambda v: _compact(v)),
-    "rounds": ("rounds", lambda point: point.rounds, lambda v: f"{v:g}"),
-}
-"""What curves are drawn over: label, value, text of a tick."""
-
-_WIDE = 8  # values that differ by more than this factor are drawn by their logarithm
-
-
-def curves(standings: Standings, task: str) -> Figure | None:
-    """Score against modelled time, bytes and rounds, mean over seeds; None where nothing was trained."""
-    lines = {method: found for method in _ordered(standings) if (found := _means(standings, task, method))}
-    if not lines or task not in standings.targets:
-        return None
-    return Figure(task, tuple(_curve(standings, task, axis, lines) for axis in AXES))
-
-
-def _means(standings: Standings, task: str, method: str) -> list[Point]:
-    """A method's mean curve over seeds at the rounds at which all have a score, without the untrained model."""
-    runs = standings.comparison.of(task, method)
-    if not runs:
-        return []
-    by_round = [{point.rounds: point for point in run.points if point.rounds > 0 and not math.isnan(point.personalised)} for run in runs]
-    shared = sorted(set(by_round[0]).intersection(*by_round[1:]))
-    return [
-        Point(
-            rounds,
-            round(statistics.fmean(points[rounds].size for points in by_round)),
-            statistics.fmean(points[rounds].seconds for points in by_round),
-            statistics.fmean(points[rounds].personalised for points in by_round),
-            statistics.fmean(points[rounds].server for points in by_round),
-        )
-        for rounds in shared
-    ]
-
-
-def _curve(standings: Standings, task: str, axis: str, lines: dict[str, list[Point]]) -> str:
-    label, of, tick = AXES[axis]
-    one, chosen = standings.targets[task], slots(standings)
-    shown = {method: [point for point in points if of(point) > 0] for method, points in lines.items()}
-    xs = [of(point) for points in shown.values() for point in points] or [1.0]
-    ys = [100 * point.personalised for points in shown.values() for point in points] + [100 * one.score, 100 * one.majority]
-    is_log = axis != "rounds" and max(xs) > _WIDE * min(xs)
-    make = svg.logarithmic if is_log else svg.linear
-    plot = svg.Plot(make(xs, _LEFT, WIDTH - _RIGHT), svg.linear(ys, HEIGHT - _BOTTOM, _TOP), WIDTH, HEIGHT)
-    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, "personalised %", tick, lambda v: f"{v:g}")
-    high, low = plot.y(100 * one.score), plot.y(100 * one.majority)
-    parts += [svg.line(_LEFT, y, WIDTH - _RIGHT, y, "level") for y in (high, low)]
-    for method, points in shown.items():
-        if not points:
-            continue
-        at = [(plot.x(of(point)), plot.y(100 * point.personalised)) for point in points]
-        last = points[-1]
-        tip = f"{method}: {100 * last.personalised:.1f} % after {last.rounds} rounds, {last.size / 1e6:.1f} MB, {duration(last.seconds)}"
-        marks = [svg.path(at, "hit"), svg.path(at, "curve"), svg.circle(*at[-1], 2.5, "dot")]
-        parts.append(svg.group(method, chosen.get(method), tip, marks))
-    parts.append(svg.text(_LEFT + 4, high - 4, "target" if one.counted else "target, not counted", "hint"))
-    below = 11 if low + 13 < plot.y.start else -4
-    parts.append(svg.text(WIDTH - _RIGHT - 2, low + below, "majority class", "hint end"))
-    return plot.svg(parts, f"{task}: personalised score of each method against {label}", f" x-{axis}")
 
 
 def clients(standings: Standings, task: str) -> Figure | None:
@@ -204,16 +140,3 @@ def ablations(standings: Standings) -> Figure | None:
         marks.append(svg.circle(plot.x(found.mean), y, 4.5, "dot"))
         parts.append(svg.group(name, 0, f"{name}: {found.mean:+.1f} points over {found.count} seeds", marks))
     return Figure("Parts of FibecFed", (plot.svg(parts, "Difference of each variant to FibecFed"),))
-
-
-def _clock(seconds: float) -> str:
-    """As in 5 s, 1:40 min, 2:30 h."""
-    whole = round(seconds)
-    if seconds < 60:
-        return f"{seconds:g} s"
-    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def _compact(value: float) -> str:
-    """As in 0.05, 3, 1,200."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from . import figures
 from .conditions import conditions
+from .curves import curves
 from .figures import Figure, slots
 from .results import OURS
 from .selection import selections
@@ -18,6 +19,7 @@ from .verdict import defeats, verdict, what
 _FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "bytes", "steps", "values", "runs"}  # tables that open on a click
 _LONG = 24  # characters of a cell that may take several lines on paper
 _AXES = {"time": "modelled time", "bytes": "bytes", "rounds": "rounds"}
+_SCORES = {"personalised": "personalised", "global": "global"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -116,15 +118,15 @@ def _figures(standings: Standings) -> str:
     parts = []
     if len(standings.ranks) > 1:
         parts += [_legend(standings), _grid([figures.ranks(standings), figures.trade(standings)])]
-    if drawn := [figure for task in tasks if (figure := figures.curves(standings, task))]:
-        choices = "".join(
-            f'<label><input type="radio" name="axis" value="{axis}"{" checked" if axis == "time" else ""}>{name}</label>'
-            for axis, name in _AXES.items()
-        )
+    if drawn := [figure for task in tasks if (figure := curves(standings, task))]:
+        both = any("of-global" in drawing for figure in drawn for drawing in figure.drawings)
+        switches = _switch("axis", "over", _AXES) + (_switch("score", "score", _SCORES) if both else "")
+        several = ", mean over seeds, with the lowest to the highest behind the methods that are set off"
+        spread = several if len(standings.comparison.seeds) > 1 else ""
+        note = f"Score at each evaluation{spread}. The target is one of the personalised score."
         parts.append(
-            f'<h3>Score against modelled time, bytes or rounds</h3><fieldset class="axes"><legend>over</legend>{choices}</fieldset>'
-            '<p class="note">Pooled personalised score at each evaluation, mean over seeds.</p>'
-            + _grid(drawn, "curves", 'data-axis="time"')
+            f'<h3>Score against modelled time, bytes and rounds</h3>{switches}<p class="note">{note}</p>'
+            + _grid(drawn, "curves", 'data-axis="time" data-score="personalised"')
         )
     if drawn := [figure for task in tasks if (figure := figures.clients(standings, task))]:
         parts.append(
@@ -137,6 +139,16 @@ def _figures(standings: Standings) -> str:
             + _grid([ablation])
         )
     return "".join(parts)
+
+
+def _switch(name: str, title: str, choices: Mapping[str, str]) -> str:
+    """A choice of what the curves show; the first is chosen at first."""
+    first = next(iter(choices))
+    inputs = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if value == first else ""}>{text}</label>'
+        for value, text in choices.items()
+    )
+    return f'<fieldset class="axes"><legend>{title}</legend>{inputs}</fieldset>'
 
 
 def _legend(standings: Standings) -> str:

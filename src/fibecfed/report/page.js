@@ -55,14 +55,14 @@
       chip.setAttribute("class", slot === undefined ? "" : `s${slot}`);
       for (const mark of marks.get(name) || []) {
         mark.setAttribute("class", slot === undefined ? "m" : `m s${slot}`);
-        if (slot !== undefined && !mark.querySelector(".name:not(.only)")) mark.parentNode.append(mark);
+        if (slot !== undefined && !mark.querySelector(".name:not(.only)")) mark.parentNode.insertBefore(mark, mark.parentNode.querySelector(".over"));
       }
     });
   }
 
-  // Curves: what they are drawn over.
-  for (const input of all('input[name="axis"]')) {
-    input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset.axis = input.value; });
+  // Curves: what they are drawn over, and which score.
+  for (const input of all(".axes input")) {
+    input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset[input.name] = input.value; });
   }
 
   // Paper shows what is folded on the screen, except the long table of runs, which says that it is left out.
