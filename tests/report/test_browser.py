@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -144,7 +145,69 @@ def test_it_fits_a_phone_and_text_can_be_read_on_its_ground(opened: Any, scheme:
     ink, ground = (sum(colour[:3]) / 3 for colour in colours)
     assert (ink < 80 and ground > 230) if scheme == "light" else (ink > 200 and ground < 50)
     smallest = "texts => Math.min(...texts.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
-    assert page.eval_on_selector_all("figure .plot text", smallest) >= 8
+    assert page.eval_on_selector_all("figure .plot text", smallest) >= 11
+
+
+def test_a_phone_shows_both_scores_of_the_first_table_and_that_there_is_more_at_its_side(opened: Any):
+    page = opened(PHONE)
+    right = "heads => heads.slice(0, 4).map(head => [head.textContent, head.getBoundingClientRect().right])"
+    places = dict(page.eval_on_selector_all("#table-methods thead th", right))
+    assert places["personalised %"] < PHONE["width"] and places["global %"] <= PHONE["width"] + 5
+    frame = page.locator(".scroll:has(#table-methods)")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    inside = {"x": box["x"] + 4, "y": box["y"] + 4, "width": box["width"] - 8, "height": box["height"] - 8}
+
+    def is_shaded() -> bool:
+        pictures = []
+        for colour in ("red", "transparent"):
+            frame.evaluate("(frame, colour) => frame.style.setProperty('--shade', colour)", colour)
+            pictures.append(page.screenshot(clip=inside))
+        return pictures[0] != pictures[1]
+
+    assert is_shaded()
+    frame.evaluate("frame => { frame.scrollLeft = 10000 }")
+    assert not is_shaded()  # at its end there is nothing more to show
+
+
+def test_a_seventh_method_is_refused_in_words(browser: Any, big_report: Path):
+    context = browser.new_context(viewport=LAPTOP)
+    page = context.new_page()
+    page.goto(big_report.as_uri())
+    off, said = page.locator("[data-chip][aria-pressed=false]"), page.locator(".legend [role=status]")
+    for _ in range(2):
+        off.first.click()
+        assert said.inner_text() == ""
+    off.first.click()
+    assert said.inner_text().startswith("6 are set off already") and said.is_visible()
+    assert page.locator("[data-chip][aria-pressed=true]").count() == 6
+    page.locator("[data-chip][aria-pressed=true]").first.click()
+    assert said.inner_text() == ""
+    context.close()
+
+
+def test_every_dot_has_its_name_off_all_others_and_the_long_table_keeps_its_headings_in_sight(browser: Any, big_report: Path):
+    context = browser.new_context(viewport=LAPTOP)
+    page = context.new_page()
+    page.goto(big_report.as_uri())
+    boxes = """texts => texts.map(text => { const box = text.getBoundingClientRect();
+        return [text.textContent, box.left, box.top + 2, box.right, box.bottom - 2] })"""
+    names = page.locator("figure:has-text('Score and bytes') .name").evaluate_all(boxes)
+    assert sorted(name for name, *_ in names) == sorted(made_runs.METHODS)
+    for (one, *a), (other, *b) in itertools.combinations(names, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, other)
+    page.evaluate("document.querySelector('details:has(#table-runs)').open = true")
+    tops = page.locator(".scroll:has(#table-runs)").evaluate(
+        "frame => { frame.scrollTop = 3000; return [frame, frame.querySelector('thead th')].map(one => one.getBoundingClientRect().top) }"
+    )
+    assert abs(tops[0] - tops[1]) < 3
+    context.close()
+
+
+def test_a_figure_is_as_high_as_what_it_shows(opened: Any):
+    page = opened(LAPTOP)
+    gap = "figure => figure.getBoundingClientRect().bottom - figure.querySelector('.plot').getBoundingClientRect().bottom"
+    assert page.eval_on_selector("figure:has(.plot[aria-label^='Mean rank'])", gap) < 20
 
 
 def test_what_is_folded_is_on_paper_but_for_the_table_of_runs_which_says_so_and_is_folded_again_after(opened: Any):

@@ -9,7 +9,7 @@ import pytest
 
 from fibecfed.report import curves, figures, svg
 from fibecfed.report.comparison import read_comparison
-from fibecfed.report.selection import selections
+from fibecfed.report.selection import _plain, selections
 from fibecfed.report.standing import standings
 from fibecfed.report.units import clock
 
@@ -102,3 +102,20 @@ def test_the_name_of_a_level_is_put_where_the_least_is_drawn():
     left = [(44.0 + x, plot.y(50) - 5) for x in range(170)]
     assert 'class="hint" x="48" y="134' in curves._hint(plot, "target", 50, left + [(x + 170, y) for x, y in left])  # below
     assert 'class="hint end"' in curves._hint(plot, "target", 50, left) and 'class="hint"' in curves._hint(plot, "target", 50, [])
+
+
+def test_difficulties_stand_as_plain_numbers(found):
+    (*_, (title, (figure, *_))) = selections(found)
+    assert "Difficulty" in title
+    ticks = re.findall(r'class="tick mid"[^>]*>([^<]*)<', figure.drawings[0])
+    assert len(ticks) > 1 and all(re.fullmatch(r"[\d,]*\.?\d+", tick) for tick in ticks)
+    assert [_plain(value) for value in (0.0005, 0.1, 1.0, 20.0, 3000.0)] == ["0.0005", "0.1", "1", "20", "3,000"]
+
+
+def test_names_of_dots_at_one_place_get_places_of_their_own_with_lines_to_the_dot():
+    names = figures._names({name: (100.0, 100.0 + place) for place, name in enumerate("abcdef")}, svg.Box(44, 24, 388, 222))
+    places = [re.findall(r'<text class="([^"]*)" x="([^"]*)" y="([^"]*)"', "".join(parts))[0] for parts in names.values()]
+    assert len(set(places)) == 6
+    assert sum('class="lead only"' in "".join(parts) for parts in names.values()) >= 4
+    (wide,) = figures._names({"x" * 80: (200.0, 100.0)}, svg.Box(44, 24, 388, 222)).values()
+    assert "x" * 80 in wide[0]

@@ -59,9 +59,9 @@ def own_metrics(standings: Standings) -> Table:
 
 
 _COSTS: dict[str, tuple[str, str, Callable[[Point], float], Callable[[float | None], Cell]]] = {
-    "time": ("Modelled time to the target", "modelled", lambda point: point.seconds, tables.seconds),
-    "bytes": ("MB to the target", "both ways, without evaluation", lambda point: point.size, megabytes),
-    "rounds": ("Rounds to the target", "all phases counted", lambda point: point.rounds, partial(number, digits=0)),
+    "time": ("Modelled time to the target", "Modelled", lambda point: point.seconds, tables.seconds),
+    "bytes": ("MB to the target", "Both ways, without evaluation", lambda point: point.size, megabytes),
+    "rounds": ("Rounds to the target", "All phases counted", lambda point: point.rounds, partial(number, digits=0)),
 }
 
 
@@ -74,8 +74,8 @@ def to_target(standings: Standings, what: str) -> Table:
         return tables.with_range(show(standings.cost(task, method, of)), *ends)
 
     several = len(standings.comparison.seeds) > 1
-    over = "Median over seeds, in brackets the lowest and the highest where they differ" if several else "One seed"
-    note = f"{over}; {how}; seen at evaluations only. A run that never gets there counts as infinite."
+    over = "; median over seeds, in brackets the lowest and the highest where they differ" if several else ""
+    note = f"{how}, seen at evaluations only{over}. A run that never gets there counts as infinite."
     table = _table(standings, f"to-target-{what}", title, note, list(standings.targets), cell)
     header = ("method", *(task if one.counted else f"{task} (not counted)" for task, one in standings.targets.items()))
     return tables.set_off(Table(table.name, title, note, header, table.rows), least=range(1, len(header)))

@@ -105,7 +105,8 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
     cells = []
     for place, (cell, number) in enumerate(zip(row, numeric, strict=True)):
         value = "" if cell.value is None else f' data-v="{cell.value:.6g}"'
-        text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
+        text = escape(cell.text).replace("± ", "±&nbsp;")
+        text = f"<b>{text}</b>" if cell.best else text
         text += f" <small>({escape(cell.more)})</small>" if cell.more else ""
         style = " class=n" if number else " class=long" if len(cell.text) > _LONG else ""
         cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{style}{value}>{text}</td>")
@@ -160,7 +161,8 @@ def _legend(standings: Standings) -> str:
         pressed = "true" if method in chosen else "false"
         chips.append(f'<button type="button" data-chip="{escape(method)}" aria-pressed="{pressed}"{style}>{key}{escape(method)}</button>')
     note = f"Set off in all figures, up to {figures.SLOTS}:"
-    return f'<div class="legend" role="group" aria-label="Methods set off in the figures"><p>{note}</p>{"".join(chips)}</div>'
+    inner = f'<p>{note}</p>{"".join(chips)}<p class="say" role="status"></p>'
+    return f'<div class="legend" role="group" aria-label="Methods set off in the figures">{inner}</div>'
 
 
 def _grid(drawn: Sequence[Figure], style: str = "", attributes: str = "") -> str:

@@ -34,6 +34,7 @@
   // Methods: chips set them off in every figure.
   const chips = all("[data-chip]");
   const slots = new Map();
+  const say = document.querySelector(".say");
   const slotOf = (element) => { const found = /\bs(\d)\b/.exec(element.getAttribute("class") || ""); return found ? Number(found[1]) : null; };
   const marks = new Map();
   for (const mark of all("g[data-m]")) {
@@ -44,10 +45,11 @@
     const name = chip.dataset.chip;
     if (slotOf(chip) !== null) slots.set(name, slotOf(chip));
     chip.addEventListener("click", () => {
+      say.textContent = "";
       if (slots.has(name)) slots.delete(name);
       else {
         const free = [0, 1, 2, 3, 4, 5].find((slot) => ![...slots.values()].includes(slot));
-        if (free === undefined) return;
+        if (free === undefined) { say.textContent = `${slots.size} are set off already: click one of them first to take it out.`; return; }
         slots.set(name, free);
       }
       const slot = slots.get(name);

@@ -107,7 +107,7 @@ def set_off(table: Table, *, most: Collection[int] = (), least: Collection[int] 
     """
     best: dict[int, float] = {}
     for column in (*most, *least):
-        found = {row[column].value for row in table.rows if row[0].text not in but} - {None}
+        found = {value for row in table.rows if row[0].text not in but and (value := row[column].value) is not None}
         if len(found) > 1:
             best[column] = max(found) if column in most else min(found)
     rows = tuple(
