@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -80,18 +81,42 @@ def test_every_figure_has_marks_that_can_be_seen_for_each_axis(opened: Any):
         marks = page.evaluate(count)
         assert len(marks) == 2 + 2 * 2 + 1 + 4 * 2 and min(marks) > 0
         shown = "svgs => svgs.filter(svg => svg.getBoundingClientRect().width > 0).map(svg => svg.getAttribute('class'))"
-        assert set(page.eval_on_selector_all(".curves svg", shown)) == {f"plot x-{axis}"}
+        assert set(page.eval_on_selector_all(".curves svg", shown)) == {f"plot x-{axis} of-personalised"}
+
+
+def test_a_switch_shows_the_global_score_and_paper_has_the_personalised_one_over_all_three_axes(opened: Any):
+    page = opened(LAPTOP)
+    shown = "svgs => [...new Set(svgs.filter(svg => svg.getBoundingClientRect().width > 0).map(svg => svg.getAttribute('class')))]"
+    page.check("input[value=bytes]")
+    page.check("input[value=global]")
+    assert page.eval_on_selector_all(".curves svg", shown) == ["plot x-bytes of-global"]
+    page.emulate_media(media="print")
+    paper = page.eval_on_selector_all(".curves svg", shown)
+    assert paper == [f"plot x-{axis} of-personalised" for axis in ("time", "bytes", "rounds")]
+
+
+def test_only_methods_that_are_set_off_have_a_band_and_names_of_levels_stay_above_the_lines(opened: Any):
+    page = opened(LAPTOP)
+    bands = """() => [...new Set([...document.querySelectorAll('.curves .of-personalised.x-time .band')]
+        .filter(band => band.getBoundingClientRect().width > 0).map(band => band.parentNode.dataset.m))].sort()"""
+    names = sorted(page.eval_on_selector_all("[data-chip][aria-pressed=true]", "chips => chips.map(chip => chip.dataset.chip)"))
+    assert page.evaluate(bands) == names
+    page.locator("[data-chip=fibecfed]").click()
+    assert "fibecfed" not in page.evaluate(bands)
+    page.locator("[data-chip=fibecfed]").click()
+    last = "svgs => svgs.every(svg => svg.lastElementChild.matches('.over'))"
+    assert page.eval_on_selector_all(".curves svg", last)
 
 
 def test_tables_sort_by_click_and_by_keyboard_both_ways_with_gaps_last(opened: Any):
     page = opened(LAPTOP)
-    button = page.locator("#table-methods thead button").nth(4)
+    button = page.locator("#table-methods thead button").nth(2)
     button.click()
-    scores = [float(text) for text in column(page, "methods", 4)]
+    scores = [float(text) for text in column(page, "methods", 2)]
     assert scores == sorted(scores, reverse=True)
-    assert page.locator("#table-methods thead th").nth(4).get_attribute("aria-sort") == "descending"
+    assert page.locator("#table-methods thead th").nth(2).get_attribute("aria-sort") == "descending"
     button.press("Enter")
-    scores = [float(text) for text in column(page, "methods", 4)]
+    scores = [float(text) for text in column(page, "methods", 2)]
     assert scores == sorted(scores)
     page.locator("#table-methods thead button").nth(0).click()
     assert column(page, "methods", 0) == ["fibecfed", "lora", "prompt-tuning", "voc"]
@@ -120,14 +145,90 @@ def test_it_fits_a_phone_and_text_can_be_read_on_its_ground(opened: Any, scheme:
     ink, ground = (sum(colour[:3]) / 3 for colour in colours)
     assert (ink < 80 and ground > 230) if scheme == "light" else (ink > 200 and ground < 50)
     smallest = "texts => Math.min(...texts.map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a))"
-    assert page.eval_on_selector_all("figure .plot text", smallest) >= 8
+    assert page.eval_on_selector_all("figure .plot text", smallest) >= 11
 
 
-def test_what_is_folded_is_on_paper_but_for_the_table_of_runs(opened: Any):
+def test_a_phone_shows_both_scores_of_the_first_table_and_that_there_is_more_at_its_side(opened: Any):
+    page = opened(PHONE)
+    right = "heads => heads.slice(0, 4).map(head => [head.textContent, head.getBoundingClientRect().right])"
+    places = dict(page.eval_on_selector_all("#table-methods thead th", right))
+    assert places["personalised %"] < PHONE["width"] and places["global %"] <= PHONE["width"] + 5
+    frame = page.locator(".scroll:has(#table-methods)")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
+    inside = {"x": box["x"] + 4, "y": box["y"] + 4, "width": box["width"] - 8, "height": box["height"] - 8}
+
+    def is_shaded() -> bool:
+        pictures = []
+        for colour in ("red", "transparent"):
+            frame.evaluate("(frame, colour) => frame.style.setProperty('--shade', colour)", colour)
+            pictures.append(page.screenshot(clip=inside))
+        return pictures[0] != pictures[1]
+
+    assert is_shaded()
+    frame.evaluate("frame => { frame.scrollLeft = 10000 }")
+    assert not is_shaded()  # at its end there is nothing more to show
+
+
+def test_a_seventh_method_is_refused_in_words(browser: Any, big_report: Path):
+    context = browser.new_context(viewport=LAPTOP)
+    page = context.new_page()
+    page.goto(big_report.as_uri())
+    off, said = page.locator("[data-chip][aria-pressed=false]"), page.locator(".legend [role=status]")
+    for _ in range(2):
+        off.first.click()
+        assert said.inner_text() == ""
+    off.first.click()
+    assert said.inner_text().startswith("6 are set off already") and said.is_visible()
+    assert page.locator("[data-chip][aria-pressed=true]").count() == 6
+    page.locator("[data-chip][aria-pressed=true]").first.click()
+    assert said.inner_text() == ""
+    context.close()
+
+
+def test_every_dot_has_its_name_off_all_others_and_the_long_table_keeps_its_headings_in_sight(browser: Any, big_report: Path):
+    context = browser.new_context(viewport=LAPTOP)
+    page = context.new_page()
+    page.goto(big_report.as_uri())
+    boxes = """texts => texts.map(text => { const box = text.getBoundingClientRect();
+        return [text.textContent, box.left, box.top + 2, box.right, box.bottom - 2] })"""
+    names = page.locator("figure:has-text('Score and bytes') .name").evaluate_all(boxes)
+    assert sorted(name for name, *_ in names) == sorted(made_runs.METHODS)
+    for (one, *a), (other, *b) in itertools.combinations(names, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], (one, other)
+    page.evaluate("document.querySelector('details:has(#table-runs)').open = true")
+    tops = page.locator(".scroll:has(#table-runs)").evaluate(
+        "frame => { frame.scrollTop = 3000; return [frame, frame.querySelector('thead th')].map(one => one.getBoundingClientRect().top) }"
+    )
+    assert abs(tops[0] - tops[1]) < 3
+    context.close()
+
+
+def test_a_figure_is_as_high_as_what_it_shows(opened: Any):
     page = opened(LAPTOP)
+    gap = "figure => figure.getBoundingClientRect().bottom - figure.querySelector('.plot').getBoundingClientRect().bottom"
+    assert page.eval_on_selector("figure:has(.plot[aria-label^='Mean rank'])", gap) < 20
+
+
+def test_what_is_folded_is_on_paper_but_for_the_table_of_runs_which_says_so_and_is_folded_again_after(opened: Any):
+    page = opened(LAPTOP)
+    page.evaluate("document.querySelectorAll('details')[1].open = true")
+    states = "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])"
+    before = page.eval_on_selector_all("details", states)
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    folds = page.eval_on_selector_all("details", "folds => folds.map(fold => [!!fold.querySelector('#table-runs'), fold.open])")
+    page.emulate_media(media="print")
+    folds = page.eval_on_selector_all("details", states)
     assert len(folds) > 3 and all(is_open is not runs for runs, is_open in folds)
+    assert "left out on paper; report-runs.csv has it" in page.locator("details:has(#table-runs) summary").inner_text()
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.eval_on_selector_all("details", states) == before
+
+
+def test_headings_that_are_repeated_on_every_sheet_are_text_since_a_button_is_not_painted_there(opened: Any):
+    page = opened(LAPTOP)
+    page.emulate_media(media="print")
+    shown = "buttons => [...new Set(buttons.map(button => getComputedStyle(button).display))]"
+    assert page.eval_on_selector_all("thead button", shown) == ["contents"]
 
 
 def test_long_texts_of_a_table_wrap_on_paper(opened: Any):
@@ -136,6 +237,8 @@ def test_long_texts_of_a_table_wrap_on_paper(opened: Any):
     assert page.eval_on_selector("#table-tuning", width) > 718
     page.emulate_media(media="print")
     assert page.eval_on_selector("#table-tuning", width) <= 718
+    intervals = "cells => Math.max(...cells.map(cell => cell.getBoundingClientRect().height))"
+    assert page.eval_on_selector_all("#table-methods tbody td", intervals) < 25  # one line
 
 
 def test_a_comparison_of_full_size_opens_in_less_than_two_seconds_of_the_pages_own_work(browser: Any, big_report: Path):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fibecfed.report import figures, overview
+from fibecfed.report import curves, overview
 from fibecfed.report.clock import Network
 from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
@@ -137,8 +137,8 @@ def test_runs_without_test_examples_count_nowhere():
     assert {name: (rank.mean, rank.tasks) for name, rank in found.ranks.items()} == {"a": (1.0, 1), "b": (2.0, 1)}
     assert list(found.targets) == ["t"] and found.targets["t"].best_score == 0.9
     assert spread([math.nan]) is None and standings(compare(run("t", "a", math.nan))).ranks == {}
-    curves = figures.curves(found, "t")
-    assert curves is not None and not any("nan" in drawing for drawing in curves.drawings)
+    drawn = curves.curves(found, "t")
+    assert drawn is not None and not any("nan" in drawing for drawing in drawn.drawings)
 
 
 def test_the_last_bit_of_a_sum_breaks_no_tie_and_misses_no_target():

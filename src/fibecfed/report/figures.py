@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import svg
-from .results import OURS, Point
+from .results import OURS
 from .standing import Standings, spread, total_size
-from .units import duration
+from .units import compact
 
 WIDTH, HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 38
 _ROW, _ABOVE = 15, 6
-_NAMES = 104
+_LETTER = 8.6
 SLOTS = 6
 """Methods that can be set off by colour and dash at the same time."""
+
+
+def _beside(names: Iterable[str]) -> float:
+    """Room for names left of a plot."""
+    return 12 + min(24, max(map(len, names))) * _LETTER
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def slots(standings: Standings) -> dict[str, int]:
     return {name: slot for slot, name in enumerate(list(dict.fromkeys(names))[:4])}
 
 
-def _ordered(standings: Standings) -> list[str]:
+def ordered(standings: Standings) -> list[str]:
     """Methods in the order of drawing: those that are set off last, FibecFed on top."""
     found = slots(standings)
     return sorted(standings.ranks, key=lambda method: -found.get(method, SLOTS))
@@ -44,14 +48,15 @@ def ranks(standings: Standings) -> Figure:
     """Mean rank of each method with its interval."""
     found, chosen = standings.ranks, slots(standings)
     top, bottom = _ABOVE, _ABOVE + _ROW * len(found)
+    left = _beside(found)
     values = [1.0, *(value for rank in found.values() for value in (rank.low, rank.high))]
-    plot = svg.Plot(svg.linear(values, _NAMES, WIDTH - _RIGHT), svg.Scale(0, 1, bottom, top), WIDTH, bottom + _BOTTOM)
+    plot = svg.Plot(svg.linear(values, left, WIDTH - _RIGHT), svg.Scale(0, 1, bottom, top), WIDTH, bottom + _BOTTOM)
     parts = plot.axes("mean rank, 1 = best", "", lambda v: f"{v:g}", None)
     for place, (method, rank) in enumerate(found.items()):
         y = top + _ROW * (place + 0.5)
         tip = f"{method}: mean rank {rank.mean:.2f}, 95 % interval {rank.low:.1f} to {rank.high:.1f}, {rank.tasks} tasks"
         marks = [
-            svg.text(_NAMES - 8, y + 3.5, method, "name end"),
+            svg.text(left - 8, y + 3.5, method, "name end"),
             svg.line(plot.x(rank.low), y, plot.x(rank.high), y, "span"),
             svg.circle(plot.x(rank.mean), y, 4, "dot"),
         ]
@@ -68,78 +73,36 @@ def trade(standings: Standings) -> Figure:
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
-    parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", _compact, lambda v: f"{v:g}")
-    for method in reversed(_ordered(standings)):
-        if method in size:
-            at = plot.x(size[method]), plot.y(score[method])
-            side = "name end" if at[0] > WIDTH * 0.6 else "name"
-            offset = -8 if at[0] > WIDTH * 0.6 else 8
-            marks = [svg.circle(*at, 5, "dot"), svg.text(at[0] + offset, at[1] + 3.5, method, f"{side} only")]
-            parts.append(svg.group(method, chosen.get(method), f"{method}: {score[method]:.1f} % with {size[method]:.1f} MB", marks))
+    parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", compact, lambda v: f"{v:g}")
+    at = {method: (plot.x(size[method]), plot.y(score[method])) for method in ordered(standings) if method in size}
+    names = _names(dict(reversed(at.items())), svg.Box(x.start, plot.y.end, x.end, plot.y.start))
+    for method, dot in at.items():
+        marks = [*names[method], svg.circle(*dot, 5, "dot")]
+        parts.append(svg.group(method, chosen.get(method), f"{method}: {score[method]:.1f} % with {size[method]:.1f} MB", marks))
     return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot a method"),))
 
 
-AXES: dict[str, tuple[str, Callable[[Point], float], Callable[[float], str]]] = {
-    "time": ("modelled time", lambda point: point.seconds, lambda v: _clock(v)),
-    "bytes": ("MB both ways", lambda point: point.size / 1e6, lambda v: _compact(v)),
-    "rounds": ("rounds", lambda point: point.rounds, lambda v: f"{v:g}"),
-}
-"""What curves are drawn over: label, value, text of a tick."""
-
-_WIDE = 8  # values that differ by more than this factor are drawn by their logarithm
-
-
-def curves(standings: Standings, task: str) -> Figure | None:
-    """Score against modelled time, bytes and rounds, mean over seeds; None where nothing was trained."""
-    lines = {method: found for method in _ordered(standings) if (found := _means(standings, task, method))}
-    if not lines or task not in standings.targets:
-        return None
-    return Figure(task, tuple(_curve(standings, task, axis, lines) for axis in AXES))
-
-
-def _means(standings: Standings, task: str, method: str) -> list[Point]:
-    """A method's mean curve over seeds at the rounds at which all have a score, without the untrained model."""
-    runs = standings.comparison.of(task, method)
-    if not runs:
-        return []
-    by_round = [{point.rounds: point for point in run.points if point.rounds > 0 and not math.isnan(point.personalised)} for run in runs]
-    shared = sorted(set(by_round[0]).intersection(*by_round[1:]))
-    return [
-        Point(
-            rounds,
-            round(statistics.fmean(points[rounds].size for points in by_round)),
-            statistics.fmean(points[rounds].seconds for points in by_round),
-            statistics.fmean(points[rounds].personalised for points in by_round),
-            statistics.fmean(points[rounds].server for points in by_round),
-        )
-        for rounds in shared
-    ]
-
-
-def _curve(standings: Standings, task: str, axis: str, lines: dict[str, list[Point]]) -> str:
-    label, of, tick = AXES[axis]
-    one, chosen = standings.targets[task], slots(standings)
-    shown = {method: [point for point in points if of(point) > 0] for method, points in lines.items()}
-    xs = [of(point) for points in shown.values() for point in points] or [1.0]
-    ys = [100 * point.personalised for points in shown.values() for point in points] + [100 * one.score, 100 * one.majority]
-    is_log = axis != "rounds" and max(xs) > _WIDE * min(xs)
-    make = svg.logarithmic if is_log else svg.linear
-    plot = svg.Plot(make(xs, _LEFT, WIDTH - _RIGHT), svg.linear(ys, HEIGHT - _BOTTOM, _TOP), WIDTH, HEIGHT)
-    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, "personalised %", tick, lambda v: f"{v:g}")
-    high, low = plot.y(100 * one.score), plot.y(100 * one.majority)
-    parts += [svg.line(_LEFT, y, WIDTH - _RIGHT, y, "level") for y in (high, low)]
-    for method, points in shown.items():
-        if not points:
-            continue
-        at = [(plot.x(of(point)), plot.y(100 * point.personalised)) for point in points]
-        last = points[-1]
-        tip = f"{method}: {100 * last.personalised:.1f} % after {last.rounds} rounds, {last.size / 1e6:.1f} MB, {duration(last.seconds)}"
-        marks = [svg.path(at, "hit"), svg.path(at, "curve"), svg.circle(*at[-1], 2.5, "dot")]
-        parts.append(svg.group(method, chosen.get(method), tip, marks))
-    parts.append(svg.text(_LEFT + 4, high - 4, "target" if one.counted else "target, not counted", "hint"))
-    below = 11 if low + 13 < plot.y.start else -4
-    parts.append(svg.text(WIDTH - _RIGHT - 2, low + below, "majority class", "hint end"))
-    return plot.svg(parts, f"{task}: personalised score of each method against {label}", f" x-{axis}")
+def _names(dots: Mapping[str, tuple[float, float]], frame: svg.Box) -> dict[str, list[str]]:
+    """A name beside each dot, the first ones nearest, off other names and dots as far as there is room; a line leads to one farther off."""
+    taken = [svg.Box(x - 5, y - 5, x + 5, y + 5) for x, y in dots.values()]
+    found: dict[str, list[str]] = {}
+    for name, (x, y) in dots.items():
+        wide = 6.8 * len(name)
+        places = [
+            (svg.Box(left, y + down - 6, left + wide, y + down + 6), down, style)
+            for down in sorted((12 * step for step in range(-12, 13)), key=abs)
+            for left, style in ((x + 8, "name only"), (x - 8 - wide, "name end only"))
+            if frame.left <= left and left + wide <= frame.right and frame.top <= y + down - 6 and y + down + 6 <= frame.bottom
+        ]
+        if not places:  # a name that is wider than what is left on either side
+            places = [(svg.Box(x + 8, y - 6, x + 8 + wide, y + 6), 0, "name only")]
+        box, down, style = min(places, key=lambda place: sum(place[0].meets(other) for other in taken))
+        taken.append(box)
+        side = box.right if "end" in style else box.left
+        found[name] = [svg.text(side, box.bottom - 2.5, name, style)]
+        if down:
+            found[name].insert(0, svg.line(x, y, side - 2 if side > x else side + 2, y + down, "lead only"))
+    return found
 
 
 def clients(standings: Standings, task: str) -> Figure | None:
@@ -152,14 +115,14 @@ def clients(standings: Standings, task: str) -> Figure | None:
             rows[method] = [100 * value for value in _percentiles(sorted(values), (0.1, 0.25, 0.5, 0.75, 0.9))]
     if not rows:
         return None
-    bottom = _ABOVE + _ROW * len(rows)
-    scale = svg.linear([value for row in rows.values() for value in row], _NAMES, WIDTH - _RIGHT)
+    left, bottom = _beside(rows), _ABOVE + _ROW * len(rows)
+    scale = svg.linear([value for row in rows.values() for value in row], left, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
-    parts = plot.axes("accuracy of a client on its own test examples, %", "", lambda v: f"{v:g}", None)
+    parts = plot.axes("accuracy of a client, %", "", lambda v: f"{v:g}", None)
     for place, (method, (low, first, middle, third, high)) in enumerate(rows.items()):
         y = _ABOVE + _ROW * (place + 0.5)
         marks = [
-            svg.text(_NAMES - 8, y + 3.5, method, "name end"),
+            svg.text(left - 8, y + 3.5, method, "name end"),
             svg.line(plot.x(low), y, plot.x(high), y, "span"),
             svg.line(plot.x(first), y, plot.x(third), y, "box"),
             svg.circle(plot.x(middle), y, 3.5, "dot ring"),
@@ -192,7 +155,7 @@ def ablations(standings: Standings) -> Figure | None:
                 rows.append((f"{task}: {method}", gaps))
     if not rows:
         return None
-    names, bottom = 170, _ABOVE + 18 * len(rows)
+    names, bottom = _beside(name for name, _ in rows), _ABOVE + 18 * len(rows)
     scale = svg.linear([0.0, *(gap for _, gaps in rows for gap in gaps)], names, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
     parts = plot.axes(f"difference to {OURS}, points", "", lambda v: f"{v:+g}" if v else "0", None)
@@ -204,16 +167,3 @@ def ablations(standings: Standings) -> Figure | None:
         marks.append(svg.circle(plot.x(found.mean), y, 4.5, "dot"))
         parts.append(svg.group(name, 0, f"{name}: {found.mean:+.1f} points over {found.count} seeds", marks))
     return Figure("Parts of FibecFed", (plot.svg(parts, "Difference of each variant to FibecFed"),))
-
-
-def _clock(seconds: float) -> str:
-    """As in 5 s, 1:40 min, 2:30 h."""
-    whole = round(seconds)
-    if seconds < 60:
-        return f"{seconds:g} s"
-    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
-
-
-def _compact(value: float) -> str:
-    """As in 0.05, 3, 1,200."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from . import figures
 from .conditions import conditions
+from .curves import curves
 from .figures import Figure, slots
 from .results import OURS
 from .selection import selections
@@ -15,8 +16,10 @@ from .standing import Standings, total_size
 from .tables import Cell, Table
 from .verdict import defeats, verdict, what
 
-_FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "runs"}  # tables that open on a click
+_FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "bytes", "steps", "values", "runs"}  # tables that open on a click
+_LONG = 24  # characters of a cell that may take several lines on paper
 _AXES = {"time": "modelled time", "bytes": "bytes", "rounds": "rounds"}
+_SCORES = {"personalised": "personalised", "global": "global"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -93,7 +96,8 @@ def _table(table: Table, heading: bool = True) -> str:
         f'<table id="table-{table.name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
     if table.name in _FOLDED:
-        return f"<details><summary><h3>{title}</h3></summary>{inner}</details>"
+        absent = f'<span class="paper"> left out on paper; report-{table.name}.csv has it</span>' if table.name == "runs" else ""
+        return f"<details><summary><h3>{title}</h3>{absent}</summary>{inner}</details>"
     return f"<h3>{title}</h3>{inner}" if heading else inner
 
 
@@ -101,8 +105,11 @@ def _row(row: Sequence[Cell], numeric: Sequence[bool]) -> str:
     cells = []
     for place, (cell, number) in enumerate(zip(row, numeric, strict=True)):
         value = "" if cell.value is None else f' data-v="{cell.value:.6g}"'
-        text = f"<b>{escape(cell.text)}</b>" if cell.best else escape(cell.text)
-        cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{' class=n' if number else ''}{value}>{text}</td>")
+        text = escape(cell.text).replace("± ", "±&nbsp;")
+        text = f"<b>{text}</b>" if cell.best else text
+        text += f" <small>({escape(cell.more)})</small>" if cell.more else ""
+        style = " class=n" if number else " class=long" if len(cell.text) > _LONG else ""
+        cells.append(f'<th scope="row">{text}</th>' if place == 0 else f"<td{style}{value}>{text}</td>")
     ours = ' class="ours"' if any(cell.text == OURS for cell in row[:2]) else ""
     return f"<tr{ours}>{''.join(cells)}</tr>"
 
@@ -112,15 +119,15 @@ def _figures(standings: Standings) -> str:
     parts = []
     if len(standings.ranks) > 1:
         parts += [_legend(standings), _grid([figures.ranks(standings), figures.trade(standings)])]
-    if drawn := [figure for task in tasks if (figure := figures.curves(standings, task))]:
-        choices = "".join(
-            f'<label><input type="radio" name="axis" value="{axis}"{" checked" if axis == "time" else ""}>{name}</label>'
-            for axis, name in _AXES.items()
-        )
+    if drawn := [figure for task in tasks if (figure := curves(standings, task))]:
+        both = any("of-global" in drawing for figure in drawn for drawing in figure.drawings)
+        switches = _switch("axis", "over", _AXES) + (_switch("score", "score", _SCORES) if both else "")
+        several = ", mean over seeds, with the lowest to the highest behind the methods that are set off"
+        spread = several if len(standings.comparison.seeds) > 1 else ""
+        note = f"Score at each evaluation{spread}. The target is one of the personalised score."
         parts.append(
-            f'<h3>Score against modelled time, bytes or rounds</h3><fieldset class="axes"><legend>over</legend>{choices}</fieldset>'
-            '<p class="note">Pooled personalised score at each evaluation, mean over seeds.</p>'
-            + _grid(drawn, "curves", 'data-axis="time"')
+            f'<h3>Score against modelled time, bytes and rounds</h3>{switches}<p class="note">{note}</p>'
+            + _grid(drawn, "curves", 'data-axis="time" data-score="personalised"')
         )
     if drawn := [figure for task in tasks if (figure := figures.clients(standings, task))]:
         parts.append(
@@ -135,6 +142,16 @@ def _figures(standings: Standings) -> str:
     return "".join(parts)
 
 
+def _switch(name: str, title: str, choices: Mapping[str, str]) -> str:
+    """A choice of what the curves show; the first is chosen at first."""
+    first = next(iter(choices))
+    inputs = "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"{" checked" if value == first else ""}>{text}</label>'
+        for value, text in choices.items()
+    )
+    return f'<fieldset class="axes"><legend>{title}</legend>{inputs}</fieldset>'
+
+
 def _legend(standings: Standings) -> str:
     chosen = slots(standings)
     chips = []
@@ -144,7 +161,8 @@ def _legend(standings: Standings) -> str:
         pressed = "true" if method in chosen else "false"
         chips.append(f'<button type="button" data-chip="{escape(method)}" aria-pressed="{pressed}"{style}>{key}{escape(method)}</button>')
     note = f"Set off in all figures, up to {figures.SLOTS}:"
-    return f'<div class="legend" role="group" aria-label="Methods set off in the figures"><p>{note}</p>{"".join(chips)}</div>'
+    inner = f'<p>{note}</p>{"".join(chips)}<p class="say" role="status"></p>'
+    return f'<div class="legend" role="group" aria-label="Methods set off in the figures">{inner}</div>'
 
 
 def _grid(drawn: Sequence[Figure], style: str = "", attributes: str = "") -> str:
@@ -176,5 +194,6 @@ _READING = (
     "out.",
     "Targets are seen at evaluations only: a method that reaches one between two evaluations counts at the second.",
     "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows only how much the choice of tasks matters.",
-    "Numbers in bold are the best of their column. Click a heading to sort by it, or move to it with the tab key and press enter.",
+    "Numbers in bold are the best of their column, where a method can be better than another in it; methods that do not federate are no "
+    "measure of few bytes. Click a heading to sort by it, or move to it with the tab key and press enter.",
 )

@@ -1,22 +1,21 @@
-"""The tables of a report."""
+"""The tables of a report, in their order; those of methods x tasks are in by_task.py."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from functools import partial
 
 from . import tables
-from .results import OURS, Point, Run
+from .by_task import all_by_task
+from .results import OURS
 from .standing import ALONE, Standings, final, spread, total_size
 from .tables import Cell, Table, megabytes, number, points, words
 
 
 def all_tables(standings: Standings) -> list[Table]:
     """Those that have rows, in the order of the report."""
-    found = [methods(standings), scores(standings, "personalised"), scores(standings, "global"), targets(standings)]
-    found += [to_target(standings, "time"), to_target(standings, "bytes"), to_target(standings, "rounds")]
+    scores, costs = all_by_task(standings)
+    found = [methods(standings), *scores, targets(standings), *costs]
     found += [losses(standings), ablations(standings), tuning(standings), runs(standings)]
     return [table for table in found if table.rows]
 
@@ -33,10 +32,10 @@ def methods(standings: Standings) -> Table:
             (
                 words(method),
                 number(rank.mean, 2),
-                words(f"{rank.low:.1f} to {rank.high:.1f}"),
-                number(rank.tasks, 0),
                 number(100 * standings.mean(method, lambda run: run.last.personalised)),
                 number(100 * standings.mean(method, lambda run: run.last.server)),
+                words(f"{rank.low:.1f} to {rank.high:.1f}"),
+                number(rank.tasks, 0),
                 number(sum(standings.reaches(one.task, method) for one in races), 0),
                 number(sum(method in standings.first(one.task) for one in races), 0),
                 number(standings.relative_seconds(method), 2),
@@ -48,7 +47,7 @@ def methods(standings: Standings) -> Table:
             )
         )
     header = (
-        "method", "mean rank", "95 % interval", "tasks", "personalised %", "global %", "targets reached", "first to target",
+        "method", "mean rank", "personalised %", "global %", "95 % interval", "tasks", "targets reached", "first to target",
         "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "values of adapter and head",
     )  # fmt: skip
     note = (
@@ -58,35 +57,11 @@ def methods(standings: Standings) -> Table:
         "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
         "LoRA of one rank on all adapted layers and average both factors."
     )
-    return Table("methods", "Methods over all tasks", note, header, tuple(rows))
-
-
-def scores(standings: Standings, which: str) -> Table:
-    """Accuracy after the last round: methods in rows, tasks in columns, the best of each task set off.
-
-    Args:
-        which: "personalised" or "global".
-    """
-    comparison = standings.comparison
-    of: Callable[[Run], float] = (lambda run: run.last.personalised) if which == "personalised" else (lambda run: run.last.server)
-    found = {(task, m): spread(map(of, comparison.of(task, m))) for task in comparison.tasks for m in standings.ranks}
-    best = {task: max((one.mean for m in standings.ranks if (one := found[task, m])), default=math.inf) for task in comparison.tasks}
-    rows = []
-    for method in standings.ranks:
-        cells = [
-            points(one, best=one is not None and one.mean == best[task] and len(standings.ranks) > 1)
-            for task in comparison.tasks
-            for one in [found[task, method]]
-        ]
-        rows.append((words(method), *cells, number(100 * standings.mean(method, of))))
-    seeds = len(comparison.seeds)
-    over = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation"
-    how = {
-        "personalised": "Each client predicts its own part of the test set with its own model; the predictions are pooled.",
-        "global": "The server's model on the whole test set.",
-    }[which]
-    note = f"Accuracy in per cent after the last round, {over}. {how}"
-    return Table(f"scores-{which}", f"{which.capitalize()} score", note, ("method", *comparison.tasks, "mean"), tuple(rows))
+    table = Table("methods", "Methods over all tasks", note, header, tuple(rows))
+    at = header.index
+    most = (at("personalised %"), at("global %"), at("targets reached"), at("first to target"))
+    least = (at("mean rank"), at("time to target, x"), at("bytes, x fewest"), at("bytes, x fewest LoRA"), at("steps a run"))
+    return tables.set_off(tables.set_off(table, most=most, least=least), least=[at("MB a run")], but=(ALONE,))
 
 
 def targets(standings: Standings) -> Table:
@@ -119,30 +94,6 @@ def targets(standings: Standings) -> Table:
         f"its own training examples, whatever the text. Modelled time: {standings.comparison.network.describe()}."
     )
     return Table("targets", "Targets", note, header, tuple(rows))
-
-
-_COSTS: dict[str, tuple[str, str, Callable[[Point], float], Callable[..., Cell]]] = {
-    "time": ("Modelled time to the target", "modelled", lambda point: point.seconds, tables.seconds),
-    "bytes": ("MB to the target", "both ways, without evaluation", lambda point: point.size, megabytes),
-    "rounds": ("Rounds to the target", "all phases counted", lambda point: point.rounds, partial(number, digits=0)),
-}
-
-
-def to_target(standings: Standings, what: str) -> Table:
-    """What each method needed to each task's target: "time", "bytes" or "rounds"."""
-    title, how, of, show = _COSTS[what]
-    values = {(task, method): standings.cost(task, method, of) for task in standings.targets for method in standings.ranks}
-    rows = []
-    for method in standings.ranks:
-        cells = []
-        for task in standings.targets:
-            value = values[task, method]
-            least = min(v for other in standings.ranks if (v := values[task, other]) is not None)
-            cells.append(show(value, best=value is not None and value == least and math.isfinite(value) and len(standings.ranks) > 1))
-        rows.append((words(method), *cells))
-    note = f"Median over seeds, {how}; seen at evaluations only. A run that never gets there counts as infinite."
-    header = ("method", *(task if one.counted else f"{task} (not counted)" for task, one in standings.targets.items()))
-    return Table(f"to-target-{what}", title, note, header, tuple(rows))
 
 
 def losses(standings: Standings) -> Table:

@@ -34,6 +34,7 @@
   // Methods: chips set them off in every figure.
   const chips = all("[data-chip]");
   const slots = new Map();
+  const say = document.querySelector(".say");
   const slotOf = (element) => { const found = /\bs(\d)\b/.exec(element.getAttribute("class") || ""); return found ? Number(found[1]) : null; };
   const marks = new Map();
   for (const mark of all("g[data-m]")) {
@@ -44,10 +45,11 @@
     const name = chip.dataset.chip;
     if (slotOf(chip) !== null) slots.set(name, slotOf(chip));
     chip.addEventListener("click", () => {
+      say.textContent = "";
       if (slots.has(name)) slots.delete(name);
       else {
         const free = [0, 1, 2, 3, 4, 5].find((slot) => ![...slots.values()].includes(slot));
-        if (free === undefined) return;
+        if (free === undefined) { say.textContent = `${slots.size} are set off already: click one of them first to take it out.`; return; }
         slots.set(name, free);
       }
       const slot = slots.get(name);
@@ -55,16 +57,21 @@
       chip.setAttribute("class", slot === undefined ? "" : `s${slot}`);
       for (const mark of marks.get(name) || []) {
         mark.setAttribute("class", slot === undefined ? "m" : `m s${slot}`);
-        if (slot !== undefined && !mark.querySelector(".name:not(.only)")) mark.parentNode.append(mark);
+        if (slot !== undefined && !mark.querySelector(".name:not(.only)")) mark.parentNode.insertBefore(mark, mark.parentNode.querySelector(".over"));
       }
     });
   }
 
-  // Curves: what they are drawn over.
-  for (const input of all('input[name="axis"]')) {
-    input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset.axis = input.value; });
+  // Curves: what they are drawn over, and which score.
+  for (const input of all(".axes input")) {
+    input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset[input.name] = input.value; });
   }
 
-  // Paper shows what is folded on the screen, except the long table of runs.
-  addEventListener("beforeprint", () => { for (const fold of all("details")) fold.open ||= !fold.querySelector("#table-runs"); });
+  // Paper shows what is folded on the screen, except the long table of runs, which says that it is left out.
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    unfolded = all("details:not([open])").filter((fold) => !fold.querySelector("#table-runs"));
+    for (const fold of unfolded) fold.open = true;
+  });
+  addEventListener("afterprint", () => { for (const fold of unfolded) fold.open = false; unfolded = []; });
 })();

@@ -72,15 +72,19 @@ def _difficulty(selection: Selection, task: str) -> str | None:
     edges, counts = selection.difficulty
     if not counts:
         return None
-    x = svg.Scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT)
+    bounds = [10**edge for edge in edges]
+    x = svg.Scale(bounds[0], bounds[-1], _LEFT, _WIDTH - _RIGHT, log=True)
     plot = svg.Plot(x, svg.linear([0.0, *counts], _HEIGHT - _BOTTOM, _TOP, zero=True), _WIDTH, _HEIGHT)
-    parts = plot.axes(
-        "trace of the Fisher information", "examples", lambda v: f"{10**v:.0e}".replace("e-0", "e-").replace("e+0", "e"), _whole
-    )
-    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+    parts = plot.axes("trace of the Fisher information", "examples", _plain, _whole)
+    for low, high, count in zip(bounds, bounds[1:], counts, strict=False):
         top, left = plot.y(count), plot.x(low)
-        parts.append(svg.rect(left, top, plot.x(high) - left - 1, plot.y(0) - top, "bar", f"{10**low:.3g} to {10**high:.3g}: {count}"))
+        parts.append(svg.rect(left, top, plot.x(high) - left - 1, plot.y(0) - top, "bar", f"{low:.3g} to {high:.3g}: {count}"))
     return plot.svg(parts, f"{task}: histogram of the difficulty of {sum(counts)} scored examples")
+
+
+def _plain(value: float) -> str:
+    """A round number above 0 without an exponent, as long as that is short."""
+    return f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:.6f}".rstrip("0") if 1e-6 <= value < 1 else f"{value:.0e}"
 
 
 def _whole(value: float) -> str:

@@ -92,9 +92,12 @@ def reached(run: Run, score: float) -> Point | None:
 
 def cost_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> float | None:
     """Median over runs of what it took to reach a score; a run that never does counts as infinity. None without runs."""
-    if not runs:
-        return None
-    return statistics.median(math.inf if (point := reached(run, score)) is None else of(point) for run in runs)
+    return statistics.median(costs_to(runs, score, of)) if runs else None
+
+
+def costs_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> list[float]:
+    """What it took each run; infinity for one that never gets there."""
+    return [math.inf if (point := reached(run, score)) is None else of(point) for run in runs]
 
 
 def ranks(scores: Mapping[str, float]) -> dict[str, float]:
@@ -212,6 +215,11 @@ class Standings:
         """`cost_to` the task's target; None for a method that did not run there."""
         return cost_to(self.comparison.of(task, method), self.targets[task].score, of)
 
+    def cost_range(self, task: str, method: str, of: Callable[[Point], float]) -> tuple[float, float] | tuple[()]:
+        """The lowest and the highest of `costs_to` the task's target; empty for a method that did not run there."""
+        found = costs_to(self.comparison.of(task, method), self.targets[task].score, of)
+        return (min(found), max(found)) if found else ()
+
     def seconds(self, task: str, method: str) -> float | None:
         """Modelled time to the task's target."""
         return self.cost(task, method, lambda point: point.seconds)
@@ -231,6 +239,17 @@ class Standings:
         tasks = self.comparison.tasks
         by_task = [found.mean for task in tasks if (found := spread(map(of, self.comparison.of(task, method))))]
         return statistics.fmean(by_task) if by_task else math.nan
+
+    def overall(self, method: str, of: Callable[[Run], float]) -> Spread | None:
+        """`mean`, with the deviation over seeds of a seed's mean over tasks; over those with a value on all of the method's tasks."""
+        by_task = [{run.seed: of(run) for run in self.comparison.of(task, method)} for task in self.comparison.tasks]
+        by_task = [found for values in by_task if (found := {seed: value for seed, value in values.items() if not math.isnan(value)})]
+        if not by_task:
+            return None
+        whole = set(by_task[0]).intersection(*by_task[1:])
+        of_seeds = [statistics.fmean(values[seed] for values in by_task) for seed in sorted(whole)]
+        deviation = statistics.stdev(of_seeds) if len(of_seeds) > 1 else None
+        return Spread(round(self.mean(method, of), DIGITS), deviation, len(of_seeds))
 
     def relative_seconds(self, method: str) -> float | None:
         """Geometric mean over counted targets that both reach of a method's modelled time over FibecFed's; None where there is none."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,43 @@ class Scale:
         return [step * i for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def linear(values: Sequence[float], start: float, end: float, *, zero: bool = False) -> Scale:
-    """A scale around some values, with a margin of 5 %; from 0 on if `zero`."""
+def linear(values: Sequence[float], start: float, end: float, *, zero: bool = False, margin: float = 0.05) -> Scale:
+    """A scale around some values, with a margin of a share of their span; from 0 on if `zero`."""
     low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.01 * abs(high) or 1.0
-    return Scale(0.0 if zero else low - margin, high + margin, start, end)
+    room = margin * (high - low) or 0.01 * abs(high) or 1.0
+    return Scale(0.0 if zero else low - room, high + room, start, end)
 
 
 def logarithmic(values: Sequence[float], start: float, end: float) -> Scale:
     """A logarithmic scale around some values above 0, with a margin of 15 %."""
     return Scale(min(values) / 1.15, max(values) * 1.15, start, end, log=True)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a drawing; y grows downwards."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def holds(self, x: float, y: float) -> bool:
+        """Whether a point lies in it."""
+        return self.left <= x <= self.right and self.top <= y <= self.bottom
+
+    def meets(self, other: Box) -> bool:
+        """Whether the two have an area in common."""
+        return self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+
+
+def along(points: Sequence[tuple[float, float]], step: float = 4.0) -> list[tuple[float, float]]:
+    """Points on a line through some points, at most `step` apart, to see what it crosses."""
+    found = list(points[:1])
+    for (x1, y1), (x2, y2) in pairwise(points):
+        count = max(1, math.ceil(math.hypot(x2 - x1, y2 - y1) / step))
+        found += [(x1 + (x2 - x1) * i / count, y1 + (y2 - y1) * i / count) for i in range(1, count + 1)]
+    return found
 
 
 @dataclass(frozen=True)

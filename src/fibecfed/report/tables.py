@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -21,12 +21,19 @@ class Cell:
     """What is shown, and the number to sort by and to write to CSV files; None for text.
 
     Attributes:
-        best: the best of its column or row, which is set off.
+        best: the best of its column, which is set off.
+        more: what stands behind the number, in brackets or smaller.
     """
 
     text: str
     value: float | None = None
     best: bool = False
+    more: str = ""
+
+    @property
+    def whole(self) -> str:
+        """As in "3.2 (2.9 to 4.0)"."""
+        return f"{self.text} ({self.more})" if self.more else self.text
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,19 @@ def points(found: Spread | None, best: bool = False) -> Cell:
     return Cell(f"{mean:.1f}{deviation}", 100 * found.mean, best)
 
 
+def around(found: Spread | None, digits: int) -> Cell:
+    """A mean with its deviation, where values differ: "1,204 ± 12"."""
+    if found is None:
+        return Cell("-")
+    cell = number(found.mean, digits)
+    return replace(cell, text=f"{cell.text} ± {found.deviation:,.{digits}f}") if found.deviation else cell
+
+
+def with_range(cell: Cell, low: str = "", high: str = "") -> Cell:
+    """The cell with the ends of what it is the middle of, where they differ."""
+    return cell if low == high else replace(cell, more=f"{low} to {high}")
+
+
 def seconds(value: float | None, best: bool = False) -> Cell:
     """A duration; its value is in seconds."""
     cell = number(value, best=best)
@@ -76,6 +96,28 @@ def seconds(value: float | None, best: bool = False) -> Cell:
 def megabytes(size: float | None, best: bool = False) -> Cell:
     """Bytes as MB, 10^6 bytes."""
     return number(None if size is None else size / 1e6, 1, best)
+
+
+def set_off(table: Table, *, most: Collection[int] = (), least: Collection[int] = (), but: Collection[str] = ()) -> Table:
+    """The table with the best of some columns set off, all of those that tie; none in a column of equal or of less than two numbers.
+
+    Args:
+        most, least: columns of which the highest or the lowest number is the best.
+        but: names of rows that are not compared in these columns.
+    """
+    best: dict[int, float] = {}
+    for column in (*most, *least):
+        found = {value for row in table.rows if row[0].text not in but and (value := row[column].value) is not None}
+        if len(found) > 1:
+            best[column] = max(found) if column in most else min(found)
+    rows = tuple(
+        tuple(
+            replace(cell, best=True) if place in best and cell.value == best[place] and row[0].text not in but else cell
+            for place, cell in enumerate(row)
+        )
+        for row in table.rows
+    )
+    return replace(table, rows=rows)
 
 
 def without(table: Table, names: Sequence[str]) -> Table:
@@ -88,7 +130,7 @@ def without(table: Table, names: Sequence[str]) -> Table:
 def to_markdown(table: Table, heading: str = "##") -> str:
     """Heading, note and table; the best are bold."""
     lines = [f"{heading} {table.title}", "", table.note, "", _row(table.header), "|" + "---|" * len(table.header)]
-    lines += [_row([f"**{cell.text}**" if cell.best else cell.text for cell in row]) for row in table.rows]
+    lines += [_row([f"**{cell.whole}**" if cell.best else cell.whole for cell in row]) for row in table.rows]
     return "\n".join(lines)
 
 
@@ -115,5 +157,5 @@ def show(table: Table, console: Console) -> None:
     for name, right in zip(table.header, numeric, strict=True):
         shown.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+        shown.add_row(*(Text(cell.whole, style="bold" if cell.best else "") for cell in row))
     console.print(shown)

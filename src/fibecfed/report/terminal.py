@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from . import overview, tables
+from . import by_task, overview, tables
 from .standing import Standings
 from .verdict import defeats, verdict, what
 
@@ -20,8 +20,8 @@ def show(standings: Standings, console: Console) -> None:
     _sentences(console, "Where FibecFed loses", defeats(standings))
     for table in (
         tables.without(overview.methods(standings), _NOT_HERE),
-        overview.scores(standings, "personalised"),
-        overview.scores(standings, "global"),
+        by_task.scores(standings, "personalised"),
+        by_task.scores(standings, "global"),
         overview.targets(standings),
         overview.losses(standings),
         overview.ablations(standings),

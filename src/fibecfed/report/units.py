@@ -26,3 +26,16 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """A number with its noun: "1 task", "3 tasks"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """A round number of seconds, as in 5 s, 1:40 min, 2:30 h."""
+    whole = round(seconds)
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def compact(value: float) -> str:
+    """As in 0.05, 3, 1,200."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
