@@ -179,7 +179,10 @@ def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said(
     assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
     found = standings(compare(*runs))
     (nowhere,) = defeats(found)
-    assert nowhere.startswith("Nowhere on its 2 tasks: it has the highest personalised score on each, and is first to every")
+    assert nowhere == (
+        "Nowhere on its 2 tasks: no method has a higher personalised score on any, no method has a higher global score on any, "
+        "nobody is sooner at a counted target, nobody sends fewer bytes in all."
+    )
     assert "<b>2 of 2</b>" in to_html(found, ())
     whole = said(*runs[:2], run("u", "fibecfed", 0.65), run("u", "lora", 0.6))
     assert "place 1 of 2 methods over 2 tasks" in whole[0] and not any("leaves out" in line or "only" in line for line in whole)
@@ -226,3 +229,44 @@ def test_the_verdict_names_tasks_on_which_nobody_is_above_the_clients_own_majori
     assert "On 1 of 2 tasks no method" in line and "near (76.0 %)" in line and "far" not in line
     unknown = standings(compare(run("t", "fibecfed", 0.8), run("t", "lora", 0.7)))
     assert unknown.targets["t"].prior is None and not any("most frequent class" in line for line in verdict(unknown))
+
+
+def test_a_higher_global_score_and_fewer_bytes_are_losses_too():
+    def ends(task: str, method: str, own: float, server: float, size: int) -> Run:
+        points = (Point(0, 0, 0.0, 0.5, 0.5), Point(1, 10, 2.0, own, server))
+        return run(task, method, own, points=points, bytes_up=size, bytes_down=size)
+
+    made = [ends("t", "fibecfed", 0.9, 0.7, 300), ends("t", "lora", 0.8, 0.75, 300), ends("t", "voc", 0.8, 0.8, 100)]
+    made += [ends("u", "fibecfed", 0.9, 0.9, 300), ends("u", "lora", 0.8, 0.7, 280), ends("u", "local", 0.8, 0.7, 1)]
+    found = standings(compare(*made))
+    assert defeats(found) == [
+        "Another method has the higher global score on 1 of 2 tasks: t (voc by 10.0 points, and 1 more).",
+        "2 of 2 other methods send fewer bytes in all, the fewest voc: fibecfed sends 3.0 times as many.",
+    ]
+    table = overview.losses(found)
+    t, u = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert [t[name].text for name in ("methods ahead", "ahead in global", "best in global", "global, ahead by")] == [
+        "0",
+        "2",
+        "voc",
+        "10.0",
+    ]
+    assert [t[name].text for name in ("sending fewer", "fewest bytes", "fibecfed's bytes, x fewest")] == ["1", "voc", "3.00"]
+    assert [u[name].text for name in ("ahead in global", "sending fewer", "fewest bytes")] == ["0", "1", "lora"]
+
+
+def test_nowhere_is_said_of_what_was_compared_only():
+    points = (Point(0, 0, 0.0, 0.5, math.nan), Point(1, 10, 2.0, 0.52, math.nan))
+    (nowhere,) = defeats(standings(compare(*(run("t", method, 0.52, points=points) for method in ("fibecfed", "local")))))
+    assert nowhere == "Nowhere on its 1 task: no method has a higher personalised score on any."
+
+
+def test_a_target_that_nobody_reaches_is_no_loss_to_anyone():
+    made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "lora")]
+    (nowhere,) = defeats(standings(compare(*made, fixed_targets={"t": 0.95})))
+    assert nowhere.startswith("Nowhere on its 2 tasks") and "nobody is sooner at a counted target" in nowhere
+    assert overview.losses(standings(compare(*made, fixed_targets={"t": 0.95}))).rows == ()
+    slow = [run("u", "fibecfed", [0.5, 0.9]), run("u", "lora", 0.9), *made[:2]]
+    assert defeats(standings(compare(*slow, fixed_targets={"t": 0.95})))[0] == (
+        "It is not the first to the target on 1 of 1 counted task: u (lora first)."
+    )
