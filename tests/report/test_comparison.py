@@ -16,6 +16,8 @@ from fibecfed.core.errors import UserError
 from fibecfed.report.clock import Network
 from fibecfed.report.comparison import read_comparison, write_report
 from fibecfed.report.conditions import conditions
+from fibecfed.report.standing import standings
+from fibecfed.report.verdict import verdict
 
 
 @pytest.fixture
@@ -169,6 +171,17 @@ def test_a_single_run_and_a_tree_of_runs_without_a_plan_are_comparisons_too(tmp_
     found = read_comparison(tmp_path / "tree")
     assert [(run.method, run.seed) for run in found.runs] == [("fibecfed", 0), ("lora", 3)]
     assert any("a second run of fibecfed on sst2 with seed 0" in problem for problem in found.problems)
+
+
+def test_a_run_with_other_rounds_or_computed_in_another_precision_is_warned_of(folder: Path):
+    path = folder / "runs/sst2/voc/1/records.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"learning_rate":0.0005', '"learning_rate":0.1', 1).replace('"kind":"voc"', '"kind":"voc","own":3', 1))
+    assert not any("like with like" in line for line in verdict(standings(read_comparison(folder))))
+    path.write_text(text.replace('"rounds":10', '"rounds":40', 1).replace('"precision":"bf16"', '"precision":"float32"', 1))
+    warning = verdict(standings(read_comparison(folder)))[0]
+    assert "federation.rounds on sst2 (10: fibecfed, lora, voc; 40: voc)" in warning
+    assert "training.precision on sst2 (bf16: fibecfed, lora, voc; float32: voc)" in warning
 
 
 def test_trials_are_no_runs_of_the_comparison_even_where_there_are_no_others(tmp_path: Path):

@@ -12,6 +12,7 @@ import pytest
 
 from fibecfed.report import figures, overview
 from fibecfed.report.clock import Network
+from fibecfed.report.conditions import conditions
 from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
 from fibecfed.report.runs import prior
@@ -270,3 +271,39 @@ def test_a_target_that_nobody_reaches_is_no_loss_to_anyone():
     assert defeats(standings(compare(*slow, fixed_targets={"t": 0.95})))[0] == (
         "It is not the first to the target on 1 of 1 counted task: u (lora first)."
     )
+
+
+def test_settings_that_differ_between_methods_on_a_task_are_a_warning_of_the_verdict_that_names_them():
+    def of(task: str, method: str, **settings: object) -> Run:
+        return run(task, method, 0.8, conditions={"learning_rate": 0.1, "settings": {"federation.rounds": 20, "model.rank": 8, **settings}})
+
+    same = [of(task, method, **{"data.max_length": {"t": 64, "u": 128}[task]}) for task in "tu" for method in ("fibecfed", "lora")]
+    assert not any("like with like" in line for line in said(*same))
+    other = of("t", "voc", **{"federation.rounds": 4, "training.precision": "bf16", "data.max_length": 64})
+    assert said(*same, other)[0] == (
+        "Not like with like: methods ran one task with different settings, federation.rounds on t (20: fibecfed, lora; 4: voc). "
+        "Their scores and costs differ by that too."
+    )
+    ablation = run("t", "fast", 0.8, kind="fibecfed", conditions={"settings": {"federation.rounds": 4}})
+    assert not any("like with like" in line for line in said(*same, ablation))
+    assert "federation.rounds" in verdict(standings(compare(of("t", "a"), of("t", "b", **{"federation.rounds": 4}))))[0]
+
+
+def test_runs_of_an_older_export_are_compared_by_their_conditions_as_texts():
+    made = [run("t", method, 0.8, conditions={"federation": text}) for method, text in (("fibecfed", "4 rounds"), ("lora", "9 rounds"))]
+    assert "federation on t (4 rounds: fibecfed; 9 rounds: lora)" in said(*made)[0]
+
+
+def test_a_condition_names_whose_runs_it_is_of():
+    def known(**of: str) -> str:
+        runs = []
+        for name, length in of.items():
+            task, method = name.split("_")
+            runs += [run(task, method, 0.8, seed, conditions={"data": f"{length} tokens"}) for seed in (0, 1)]
+        return dict(conditions(compare(*runs)))["Data"]
+
+    assert known(t_a="64", t_b="64", u_a="128") == "64 tokens: t (4 runs); 128 tokens: u (2 runs)"
+    assert known(t_a="64", u_a="64", t_b="128") == "64 tokens: a (4 runs); 128 tokens: b (2 runs)"
+    assert known(t_a="64", u_a="64", u_b="64", t_b="128") == "64 tokens: a, b on t, u (6 runs); 128 tokens: b on t (2 runs)"
+    many = known(**{f"t{n}_a": "64" for n in range(9)}, u_a="128")
+    assert many == "64 tokens: t0, t1, t2, t3, t4 and 4 more (18 runs); 128 tokens: u (2 runs)"

@@ -195,4 +195,21 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
         "machine": f"{machine.get('processor')}, {cores}",
         "versions": ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items()),
         "commit": header.get("commit"),
+        "settings": _settings(header),
     }
+
+
+_NO_SETTINGS = (
+    "training.learning_rate", "training.device", "evaluation.batch_size", "data.task", "data.path", "data.test_path", "data.root",
+    "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
+)  # fmt: skip
+"""What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what runs must share to be compared on a task; the precision is the one that was computed in."""
+    tables = {name: table for name, table in header["configuration"].items() if name not in ("method", "resources")}
+    found = {f"{above}.{name}": value for above, table in tables.items() if isinstance(table, Mapping) for name, value in table.items()}
+    if header.get("precision"):
+        found["training.precision"] = header["precision"]
+    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}

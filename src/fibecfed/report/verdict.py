@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+from .conditions import unlike
 from .results import OURS, Comparison, Run
 from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, spread, total_size
 from .units import count
@@ -28,7 +29,8 @@ def what(comparison: Comparison) -> str:
 def verdict(standings: Standings) -> list[str]:
     """Rank, scores, bytes and time of FibecFed among the others, over the tasks that it ran on; two methods are compared on those of both.
 
-    Who is first in a comparison without it. Empty for a single method.
+    Before all that a warning where settings differ between methods on a task. Who is first in a comparison without FibecFed. Empty for a
+    single method.
     """
     ranks = standings.ranks
     if len(ranks) < 2:
@@ -36,11 +38,11 @@ def verdict(standings: Standings) -> list[str]:
     if OURS not in ranks:
         first = next(iter(ranks))
         over = count(ranks[first].tasks, "task")
-        return [f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
+        return [*unlike(standings.comparison), f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
     here = standings.of_ours
     if len(here.ranks) < 2:
         return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
-    return [_rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
+    return [*unlike(here.comparison), _rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
 
 
 def _others(standings: Standings) -> list[str]:
