@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import UserError
 from ..core.files import write_atomically
@@ -17,22 +14,31 @@ from .export import to_lines
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
+from .planned import PLAN, Plan, read_plan, read_tuning
 from .results import Comparison, Run
 from .runs import CONFIG, RECORDS, read_run
 from .standing import Standings, standings
 from .tables import to_csv
+from .whole import Place
 
-PLAN, TUNING, RUNS, TRIALS = "comparison.toml", "tuning.json", "runs", "tuning"
+RUNS, TRIALS, ASIDE = "runs", "tuning", "damaged"
+"""Folders of a comparison: runs, trials of tuning, and what was damaged and has been made again."""
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A folder that should hold a run, and its place in the comparison where the path tells."""
+@dataclass
+class _Found:
+    """What lies in a folder.
 
-    folder: Path
-    task: str | None = None
-    method: str | None = None
-    seed: int | None = None
+    Attributes:
+        plans: folder of a comparison -> its plan, of all that were come across.
+        places: folders that should hold a run -> their place in a comparison, where the path tells it.
+        closed: folders that cannot be read.
+    """
+
+    plans: dict[Path, Plan] = field(default_factory=dict)
+    places: dict[Path, Place] = field(default_factory=dict)
+    closed: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Comparison:
@@ -50,17 +56,21 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: got no folder, expected that of a comparison or a run, as given to --out")
-    network, runs, problems = network or Network(), dict[tuple[str, str, int], Run](), list[str]()
-    places = list(_places(folder))
-    for place in places:
+    network, runs = network or Network(), dict[tuple[str, str, int], Run]()
+    found = _look_through(folder)
+    problems = found.problems
+    for path, place in found.places.items():
         try:
-            run = read_run(place.folder, network, task=place.task, method=place.method, seed=place.seed)
+            run = read_run(path, network, place)
         except UserError as error:
             problems.append(str(error))
             continue
+        except OSError as error:
+            problems.append(_closed(error, path))
+            continue
         name = (run.task, run.method, run.seed)
         if name in runs:
-            problems.append(f"{place.folder}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
+            problems.append(f"{path}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
         else:
             runs[name] = run
     if not runs:
@@ -69,8 +79,8 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     tasks = {task for task, _, _ in runs}
     if unknown := sorted(set(targets or ()) - tasks):
         raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
-    problems += _missing(folder, places, list(runs))
-    tuning = _json(folder / TUNING, problems)
+    problems += _missing(folder, found, list(runs))
+    tuning = read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
     return Comparison(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
 
@@ -108,61 +118,84 @@ def write_report(
     return found
 
 
-def _places(folder: Path) -> Iterator[_Place]:
+def _look_through(folder: Path) -> _Found:
+    """Every place of a run in a folder."""
+    found = _Found()
+
+    def closed(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # a comparison without runs so far
+            return
+        found.closed.append(Path(os.path.abspath(error.filename)))
+        found.problems.append(_closed(error, folder))
+
+    try:
+        _plan(folder, found)
+        for path in _folders_of_runs(folder, closed):
+            found.places[path] = _place(path, found)
+    except OSError as error:  # of a single file in it: a folder that cannot be entered
+        closed(error)
+    return found
+
+
+def _folders_of_runs(folder: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
     if (folder / CONFIG).is_file() or (folder / RECORDS).is_file():
-        yield _Place(folder)
+        yield folder
         return
-    for name, folders, files in os.walk(folder / RUNS if (folder / PLAN).is_file() else folder):
-        place = _place(Path(name))
-        if CONFIG in files or RECORDS in files or (place.task is not None and not folders):
+    for name, folders, files in os.walk(folder / RUNS if (folder / PLAN).is_file() else folder, onerror=closed):
+        if CONFIG in files or RECORDS in files or (not folders and _names(Path(name)) is not None):
             folders.clear()  # adapters and checkpoints lie below
-            yield place
-        passed = {TRIALS} if PLAN in files else set[str]()
+            yield Path(name)
+        passed = {TRIALS, ASIDE} if PLAN in files else set[str]()
         folders[:] = sorted(one for one in folders if one not in passed and not one.startswith("."))  # a dot: half copied
 
 
-def _place(folder: Path) -> _Place:
+def _closed(error: OSError, where: Path) -> str:
+    return f"{error.filename or where}: cannot be read ({error.strerror}); make it readable, and write the report again"
+
+
+def _place(folder: Path, found: _Found) -> Place:
     """With the names in its path if that is a comparison's."""
+    names = _names(folder)
+    if names is None:
+        return Place()
+    root, *rest = names
+    return _plan(root, found).place(*rest)
+
+
+def _names(folder: Path) -> tuple[Path, str, str, int] | None:
+    """The comparison's folder, task, method and seed that a path tells; None if it is of none."""
     path = Path(os.path.abspath(folder))  # not resolved: of a link its own name counts
     if len(path.parts) > 4 and (path.parents[3] / PLAN).is_file():
         runs, task, method, seed = path.parts[-4:]
         if runs == RUNS and seed.isdecimal():
-            return _Place(folder, task, method, int(seed))
-    return _Place(folder)
+            return path.parents[3], task, method, int(seed)
+    return None
 
 
-def _missing(folder: Path, places: Sequence[_Place], runs: Sequence[tuple[str, str, int]]) -> list[str]:
+def _plan(folder: Path, found: _Found) -> Plan:
+    """The plan of a comparison's folder, read once."""
+    path = Path(os.path.abspath(folder))
+    if path not in found.plans:
+        found.plans[path] = read_plan(folder, found.problems)
+    return found.plans[path]
+
+
+def _missing(folder: Path, found: _Found, runs: Sequence[tuple[str, str, int]]) -> list[str]:
     """Which runs of the plan have no folder at all; those that have one but cannot be read are told apart."""
-    begun = {(place.task, place.method, place.seed) for place in places} | set(runs)
-    plan = _plan(folder)
-    tasks = plan.get("tasks") or sorted({task for task, _, _ in runs})
-    methods = plan.get("methods") or sorted({method for _, method, _ in runs})
-    seeds = plan.get("seeds") or sorted({seed for _, _, seed in runs})
+    begun = {(place.task, place.method, place.seed) for place in found.places.values()} | set(runs)
+    plan = _plan(folder, found)
+    tasks = plan.tasks or sorted({task for task, _, _ in runs})
+    methods = plan.methods or sorted({method for _, method, _ in runs})
+    seeds = plan.seeds or sorted({seed for _, _, seed in runs})
+
+    def absent(task: str, method: str, seed: int) -> bool:
+        path = Path(os.path.abspath(folder / RUNS / task / method / str(seed)))
+        return (task, method, seed) not in begun and not any(one == path or one in path.parents for one in found.closed)
+
     lines = []
     for method in methods:
-        absent = {task: [seed for seed in seeds if (task, method, seed) not in begun] for task in tasks}
-        if any(absent.values()):
-            where = ", ".join(f"{task} (seed {', '.join(map(str, left))})" for task, left in absent.items() if left)
+        left = {task: [seed for seed in seeds if absent(task, method, seed)] for task in tasks}
+        if any(left.values()):
+            where = ", ".join(f"{task} (seed {', '.join(map(str, of))})" for task, of in left.items() if of)
             lines.append(f"not run yet: {method} on {where}")
     return lines
-
-
-def _plan(folder: Path) -> dict[str, list[Any]]:
-    """Tasks, methods and seeds that comparison.toml names, where it names them."""
-    try:
-        table = tomllib.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: list(table[name]) for name in ("tasks", "methods", "seeds") if isinstance(table.get(name), list | dict)}
-
-
-def _json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        problems.append(f"{path}{line}: cannot be read ({error}); the report shows no tuning")
-        return {}
-    return found if isinstance(found, dict) else {}

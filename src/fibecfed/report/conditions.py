@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .planned import TUNING
 from .results import Comparison, Run
 from .units import count, duration
 
@@ -114,9 +115,25 @@ def _sources(comparison: Comparison) -> str:
 
 
 def _tuning(comparison: Comparison) -> str:
-    """How many rates were tried, as recorded."""
-    numbers = [len(row["tried"]) for row in comparison.tuning.values() if isinstance(row, dict) and isinstance(row.get("tried"), list)]
-    if not any(numbers):
+    """How many rates were tried, as recorded, and for whom none were."""
+    numbers, unknown = {}, []
+    for name, row in comparison.tuning.items():
+        if not isinstance(row, Mapping) or not isinstance(row.get("tried"), list):
+            unknown.append(name)
+        elif row["tried"]:
+            numbers[name] = len(row["tried"])
+    parts = []
+    if numbers:
+        low, high = min(numbers.values()), max(numbers.values())
+        rates = count(high, "rate") if low == high else f"{low} to {high} rates"
+        parts.append(f"{rates} tried for each of {count(len(numbers), 'method')}; see the table")
+    if unknown:
+        parts.append(f"not known of {short(unknown)}: see what is missing from this report")
+    if not parts:
         return "none recorded: every method ran at the rate of its configuration"
-    low, high = min(numbers), max(numbers)
-    return f"{low if low == high else f'{low} to {high}'} rates tried for each of {len(numbers)} methods; see the table"
+    known = {name.partition(" (")[0] for name in (*numbers, *unknown)}
+    own = {name for name, row in comparison.tuning.items() if name not in numbers and name not in unknown}
+    without = sorted({run.method for run in comparison.runs if run.method in own or not {run.method, run.kind} & known})
+    if without and TUNING not in unknown:
+        parts.append(f"none recorded of {short(without)}, at the rate of their configuration")
+    return "; ".join(parts)

@@ -13,49 +13,71 @@ from ..core.errors import UserError
 from ..core.records import EvalRecord, RoundRecord, read
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
+from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
 
 RECORDS, SUMMARY, CONFIG, FAILURE = "records.jsonl", "summary.json", "config.toml", "failure.json"
 _BINS = 24
 
 
-def read_run(folder: Path, network: Network, *, task: str | None = None, method: str | None = None, seed: int | None = None) -> Run:
+def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
     """A finished run.
 
     Args:
-        task, method, seed: its place in a comparison; None takes them from its configuration. A federation across machines, which names
-            neither task nor file, is called as its folder.
+        place: in a comparison; what it leaves open is taken from the run's configuration. A federation across machines, which names neither
+            task nor file, is called as its folder.
 
     Raises:
-        UserError: naming the file and line that cannot be used, or what is missing.
+        Damaged: it is finished, and cannot be used; naming file and line.
+        UserError: what is missing of a run that is not finished.
     """
-    if (failure := _failure(folder / FAILURE)) and not (folder / SUMMARY).is_file():
+    finished = (folder / SUMMARY).is_file()
+    if not finished and (failure := _failure(folder / FAILURE)):
         raise UserError(f"{folder}: {failure}")
-    if not (folder / RECORDS).is_file():
+    path = folder / RECORDS
+    if not path.is_file():
+        if finished:
+            raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", _advice(folder, place))
         raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
     try:
-        header, records = read(folder / RECORDS)
+        header, records = read(path)
     except OSError as error:
-        raise UserError(f"{folder / RECORDS}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except ValueError as error:
-        raise UserError(f"{error}; run it again, or put the file back") from None
-    if not (folder / SUMMARY).is_file():
+        raise Damaged(str(error), _advice(folder, place)) from None
+    if not finished:
         done = sum(isinstance(record, RoundRecord) for record in records)
         raise UserError(f"{folder}: got no {SUMMARY}, so the run is not finished ({done} rounds are recorded); fibecfed resume {folder}")
-    summary = _summary(folder / SUMMARY)
+    summary = _summary(folder, place)
+    if absent := lacking(header):
+        raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))
+    configuration = header["configuration"]
+    if wrong := list(misfits(configuration, place)):
+        advice = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
+        raise Damaged(f"{path}, line 1: the records of another run than its folder says: {', '.join(wrong)}", advice)
+    if broken := gap(records, summary):
+        raise Damaged(f"{path}, {broken}", _advice(folder, place))
+    data = configuration["data"]
     try:
-        configuration = header["configuration"]
         return _reduced(
             header,
             records,
             summary,
             network,
-            task=task or str(configuration["data"]["task"] or Path(configuration["data"]["path"] or folder.resolve()).stem),
-            method=method or str(configuration["method"]["kind"]),
-            seed=int(configuration["seed"]) if seed is None else seed,
+            task=place.task or str(data.get("task") or Path(data.get("path") or folder.resolve()).stem),
+            method=place.method or str(configuration["method"]["kind"]),
+            seed=int(configuration["seed"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder / RECORDS}: cannot be used ({what}); run it again, or put the file back") from None
+        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", _advice(folder, place)) from None
+
+
+def _advice(folder: Path, place: Place) -> str:
+    """What to do about a finished run that is damaged; in a comparison `fibecfed compare` makes it again by itself."""
+    if place.task is not None:
+        return "the next `fibecfed compare` makes it again"
+    if not (folder / CONFIG).is_file():
+        return "put the file back from a copy"
+    return f"put the file back from a copy, or make the run again with: fibecfed run {folder / CONFIG}"
 
 
 def _failure(path: Path) -> str | None:
@@ -67,14 +89,18 @@ def _failure(path: Path) -> str | None:
         return None
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def _summary(folder: Path, place: Place) -> dict[str, Any]:
+    path = folder / SUMMARY
+    resume = f"remove it and go on with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not JSON ({error}); delete it and go on with: fibecfed resume {path.parent}") from None
+        raise Damaged(f"{path}{line}: not JSON ({error})", resume) from None
     if not isinstance(found, dict) or not isinstance(found.get("scores"), dict):
-        raise UserError(f'{path}, line 1: expected a summary with "scores"; delete it and go on with: fibecfed resume {path.parent}')
+        raise Damaged(f'{path}, line 1: expected a summary with "scores"', resume)
     return found
 
 
