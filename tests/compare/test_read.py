@@ -77,9 +77,10 @@ def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[...
     written = compared("seeds=0,1", "method.lora.training.learning_rate=0.1", "tuning.trials=3")
     (tmp_path / "c.toml").write_text(to_toml(written))
     assert read_back(tmp_path / "c.toml") == written
-    (tmp_path / "c.toml").write_text("methods = 3\n")
-    with pytest.raises(UserError, match=r"c\.toml: methods: "):
-        read_back(tmp_path / "c.toml")
+    for text, reason in (("methods = 3\n", "methods: Input"), ("", "methods: Field required"), ('methods = ["lo', "not valid TOML: ")):
+        (tmp_path / "c.toml").write_text(text)
+        with pytest.raises(UserError, match=rf"c\.toml: not what .* wrote \({reason}.*; put the file back, or remove it: then the config"):
+            read_back(tmp_path / "c.toml")
 
 
 def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., Comparison]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,10 +208,13 @@ def read_back(path: Path) -> Comparison:
         UserError: it cannot be read as one.
     """
     try:
-        return Comparison.model_validate_json(json.dumps(read_toml(path)))
+        return Comparison.model_validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=str))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or choose another folder with --out") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path}: {name}: {first['msg']}; put the file back as it was written, or choose another folder with --out"
-        ) from None
+        reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    except ValueError as error:
+        reason = f"not valid TOML: {error}"
+    way_out = "put the file back, or remove it: then the configuration of the command line counts for this folder"
+    raise UserError(f"{path}: not what `fibecfed compare` wrote ({reason}); {way_out}")

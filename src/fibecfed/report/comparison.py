@@ -19,10 +19,9 @@ from .results import Comparison, Run
 from .runs import CONFIG, RECORDS, read_run
 from .standing import Standings, standings
 from .tables import to_csv
-from .whole import Place
+from .whole import ASIDE, Place
 
-RUNS, TRIALS, ASIDE = "runs", "tuning", "damaged"
-"""Folders of a comparison: runs, trials of tuning, and what was damaged and has been made again."""
+RUNS, TRIALS = "runs", "tuning"
 
 
 @dataclass
@@ -85,6 +84,41 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     return Comparison(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
 
 
+def read_report(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Standings:
+    """`read_comparison`, with what is worked out from it."""
+    return standings(read_comparison(folder, network, targets))
+
+
+def write_files(found: Standings, folder: Path, out: Path | None = None, export: Path | None = None) -> None:
+    """Write report.html, report.md and a CSV file a table.
+
+    Args:
+        folder: of the comparison.
+        out: folder to write to; `folder` itself by default.
+        export: file for the comparison in short, as in export.py.
+
+    Raises:
+        UserError: a file cannot be written; it names it.
+    """
+    out = folder if out is None else out
+    tables = all_tables(found)
+    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
+    path = out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            path = out / name
+            write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder for the report with --out") from None
+    try:
+        if export is not None:
+            write_atomically(export, to_lines(found.comparison, folder).encode())
+    except OSError as error:
+        raise UserError(f"--export: {export} cannot be written ({error.strerror}); name a file in a folder that is there") from None
+
+
 def write_report(
     folder: Path,
     network: Network | None = None,
@@ -92,29 +126,9 @@ def write_report(
     out: Path | None = None,
     export: Path | None = None,
 ) -> Standings:
-    """Read a comparison and write report.html, report.md and a CSV file a table; what was found.
-
-    Args:
-        network, targets: as for `read_comparison`.
-        out: folder to write to; `folder` itself by default.
-        export: file for the comparison in short, as in export.py.
-
-    Raises:
-        UserError: no run can be read, or the files cannot be written.
-    """
-    found = standings(read_comparison(folder, network, targets))
-    out = folder if out is None else out
-    tables = all_tables(found)
-    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
-    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            write_atomically(out / name, text.encode())
-        if export is not None:
-            write_atomically(export, to_lines(found.comparison, folder).encode())
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: the report cannot be written ({error.strerror}); choose a folder with --out") from None
+    """`read_report` and `write_files`; what was found."""
+    found = read_report(folder, network, targets)
+    write_files(found, folder, out, export)
     return found
 
 

@@ -13,6 +13,7 @@ from ..core.errors import UserError
 from ..core.records import EvalRecord, RoundRecord, read
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
+from .units import count
 from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
 
 RECORDS, SUMMARY, CONFIG, FAILURE = "records.jsonl", "summary.json", "config.toml", "failure.json"
@@ -46,7 +47,9 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
         raise Damaged(str(error), _advice(folder, place)) from None
     if not finished:
         done = sum(isinstance(record, RoundRecord) for record in records)
-        raise UserError(f"{folder}: got no {SUMMARY}, so the run is not finished ({done} rounds are recorded); fibecfed resume {folder}")
+        raise UserError(
+            f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
+        )
     summary = _summary(folder, place)
     if absent := lacking(header):
         raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))

@@ -9,7 +9,10 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.records import EvalRecord, RoundRecord
+from .units import count
 
+ASIDE = "damaged"
+"""Folder of a comparison for finished runs that were damaged and have been made again."""
 _NEEDED = (
     "configuration.seed", "configuration.method.kind", "configuration.data.max_length", "configuration.federation.clients",
     "configuration.federation.clients_per_round", "configuration.federation.rounds", "configuration.model",
@@ -89,10 +92,10 @@ def gap(records: Sequence[RoundRecord | EvalRecord], summary: Mapping[str, Any])
             done += 1
         else:
             if record.rounds != done:
-                return f"line {line}: got an evaluation after {record.rounds} rounds, expected one after {done}"
+                return f"line {line}: got an evaluation after {count(record.rounds, 'round')}, expected one after {done}"
             evaluated = record.rounds
     rounds, scored = summary.get("rounds", done), summary["scores"].get("rounds", evaluated)
     if rounds != done or scored != evaluated:
-        last = f"{done} rounds, the last evaluation after {evaluated}"
-        return f"line {len(records) + 1}: got the end after {last}, expected {rounds} rounds and one after {scored}, as the summary says"
+        last = f"{count(done, 'round')}, the last evaluation after {evaluated}"
+        return f"line {len(records) + 1}: got the end after {last}, expected {count(rounds, 'round')} and one after {scored}, as the summary says"
     return None
