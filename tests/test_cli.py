@@ -191,6 +191,14 @@ def test_folders_that_cannot_be_used_are_refused() -> None:
     assert sorted(path.name for path in Path("other").iterdir()) == ["thesis.txt"]
 
 
+def test_resume_of_a_comparison_names_the_command_that_goes_on_with_it() -> None:
+    Path("my results").mkdir()
+    Path("my results/comparison.toml").write_text("")
+    code, text = call("resume", "my results")
+    assert code == 2 and "got the folder of a comparison, expected that of a single run" in text
+    assert text.endswith("fibecfed compare 'my results/comparison.toml' --out 'my results'")
+
+
 def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None:
     code, text = call("init")
     assert code == 0 and "fibecfed check fibecfed.toml" in text

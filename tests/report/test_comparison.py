@@ -344,5 +344,5 @@ def test_the_files_hold_the_tables_in_full_and_say_what_is_missing(folder: Path,
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be written .*choose another folder for the report with --out"):
+    with pytest.raises(UserError, match=r"file: cannot be written .*choose another folder for the report with --out"):
         write_report(folder, out=tmp_path / "file")

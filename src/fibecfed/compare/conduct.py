@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import FAILURE, SUMMARY, is_aside, write_atomically
+from ..core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
 from ..methods.catalogue import CATALOGUE
 from ..report.comparison import RUNS, TRIALS
 from ..report.whole import ASIDE
 from .options import Comparison
-from .plan import COMPARISON, TUNING, Clock, Job, job, look, move_aside
+from .plan import Clock, Job, job, look, move_aside
 from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
 from .tuning import (

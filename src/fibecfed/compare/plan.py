@@ -20,7 +20,6 @@ from ..report.runs import read_run
 from ..report.whole import ASIDE, Damaged, Place
 from .options import Comparison
 
-COMPARISON, TUNING = "comparison.toml", "tuning.json"
 UNKNOWN_EXAMPLES = 10_000
 """Training examples that a task counts whose number is not limited: how many it has is only known when it is read."""
 

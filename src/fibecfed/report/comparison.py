@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.files import write_atomically
+from ..core.files import COMPARISON, write_atomically
 from .clock import Network
 from .export import to_lines
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
-from .planned import PLAN, Plan, read_plan, read_tuning
+from .planned import Plan, read_plan, read_tuning
 from .results import Comparison, Run
 from .runs import CONFIG, RECORDS, read_run
 from .standing import Standings, standings
@@ -155,11 +155,11 @@ def _folders_of_runs(folder: Path, closed: Callable[[OSError], None]) -> Iterato
     if (folder / CONFIG).is_file() or (folder / RECORDS).is_file():
         yield folder
         return
-    for name, folders, files in os.walk(folder / RUNS if (folder / PLAN).is_file() else folder, onerror=closed):
+    for name, folders, files in os.walk(folder / RUNS if (folder / COMPARISON).is_file() else folder, onerror=closed):
         if CONFIG in files or RECORDS in files or (not folders and _names(Path(name)) is not None):
             folders.clear()  # adapters and checkpoints lie below
             yield Path(name)
-        passed = {TRIALS, ASIDE} if PLAN in files else set[str]()
+        passed = {TRIALS, ASIDE} if COMPARISON in files else set[str]()
         folders[:] = sorted(one for one in folders if one not in passed and not one.startswith("."))  # a dot: half copied
 
 
@@ -179,7 +179,7 @@ def _place(folder: Path, found: _Found) -> Place:
 def _names(folder: Path) -> tuple[Path, str, str, int] | None:
     """The comparison's folder, task, method and seed that a path tells; None if it is of none."""
     path = Path(os.path.abspath(folder))  # not resolved: of a link its own name counts
-    if len(path.parts) > 4 and (path.parents[3] / PLAN).is_file():
+    if len(path.parts) > 4 and (path.parents[3] / COMPARISON).is_file():
         runs, task, method, seed = path.parts[-4:]
         if runs == RUNS and seed.isdecimal():
             return path.parents[3], task, method, int(seed)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .planned import TUNING
+from ..core.files import TUNING
 from .results import Comparison, Run
 from .units import count, duration
 

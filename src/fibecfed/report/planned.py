@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.files import COMPARISON, TUNING
 from ..methods.catalogue import CATALOGUE
 from .whole import Place
-
-PLAN, TUNING = "comparison.toml", "tuning.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def _get(table: Any, *names: str) -> Any:
 
 def read_plan(folder: Path, problems: list[str]) -> Plan:
     """The plan in a folder, empty without one; what is wrong with it is added to the problems."""
-    path = folder / PLAN
+    path = folder / COMPARISON
     lost = "so runs of it that are missing cannot be named; put the file back, or remove it: the next `fibecfed compare` writes it anew"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))

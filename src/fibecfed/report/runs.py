@@ -211,14 +211,14 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
     configuration = header["configuration"]
     federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
     machine = header.get("machine", {})
-    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {federation['rounds']} rounds"
+    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {count(federation['rounds'], 'round')}"
     spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
     cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
     cores = f"{machine.get('cores')} cores, {header.get('threads')} thread a run, {header.get('precision')}"
     return {
         "model": f"{configuration['model'].get('name')}, head {configuration['model'].get('head')}",
         "federation": f"{clients}, {spread}",
-        "training": f"{training['local_epochs']} local epochs, batches of {training['batch_size']}, {training['optimizer']}",
+        "training": f"{count(training['local_epochs'], 'local epoch')}, batches of {training['batch_size']}, {training['optimizer']}",
         "learning_rate": training["learning_rate"],
         "data": f"{cuts}, {data['max_length']} tokens",
         "machine": f"{machine.get('processor')}, {cores}",

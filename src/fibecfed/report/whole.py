@@ -94,8 +94,11 @@ def gap(records: Sequence[RoundRecord | EvalRecord], summary: Mapping[str, Any])
             if record.rounds != done:
                 return f"line {line}: got an evaluation after {count(record.rounds, 'round')}, expected one after {done}"
             evaluated = record.rounds
-    rounds, scored = summary.get("rounds", done), summary["scores"].get("rounds", evaluated)
+    rounds, scored = summary.get("rounds"), summary["scores"].get("rounds")
+    rounds = rounds if isinstance(rounds, int) else done
+    scored = scored if isinstance(scored, int) else evaluated
     if rounds != done or scored != evaluated:
         last = f"{count(done, 'round')}, the last evaluation after {evaluated}"
-        return f"line {len(records) + 1}: got the end after {last}, expected {count(rounds, 'round')} and one after {scored}, as the summary says"
+        expected = f"{count(rounds, 'round')} and one after {scored}, as the summary says"
+        return f"line {len(records) + 1}: got the end after {last}, expected {expected}"
     return None
