@@ -237,8 +237,13 @@ def tuning(standings: Standings) -> Table:
     rows = []
     for method, tried in standings.comparison.tuning.items():
         if isinstance(tried, dict):
-            rows.append((words(method), words(_trials(tried.get("tried"))), _rate(tried.get("chosen")), words(tried.get("source"))))
-    note = "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from."
+            rate = _rate(tried.get("chosen"))
+            chosen = rate if rate.value is None else Cell(f"{rate.text}{_server(tried)}", rate.value)
+            rows.append((words(method), words(_trials(tried.get("tried"))), chosen, words(tried.get("source"))))
+    note = (
+        "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from. "
+        "Server: the rate of the server's step that goes with it."
+    )
     return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
 
 
@@ -247,11 +252,18 @@ def _rate(rate: object) -> Cell:
     return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
 
 
+def _server(row: dict[str, object]) -> str:
+    """As in " (server 2.7)", of a trial or a choice with a server rate; "" without one."""
+    rates = row.get("rates")
+    rate = rates.get("method.server_learning_rate") if isinstance(rates, dict) else None
+    return f" (server {rate:g})" if isinstance(rate, int | float) else ""
+
+
 def _trials(tried: object) -> str | None:
-    """As in "0.0005: 81.2, 0.0015: diverged"."""
+    """As in "0.0005: 81.2, 0.0015 (server 0.3): diverged"."""
     rows = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
-    scores = [(one.get("rate"), one.get("score")) for one in rows]
-    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, float) else 'diverged'}" for rate, score in scores) or None
+    scores = [(f"{one.get('rate')}{_server(one)}", one.get("score")) for one in rows]
+    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, int | float) else 'diverged'}" for rate, score in scores) or None
 
 
 def runs(standings: Standings) -> Table:
