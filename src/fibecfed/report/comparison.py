@@ -172,8 +172,8 @@ def _place(folder: Path, found: _Found) -> Place:
     names = _names(folder)
     if names is None:
         return Place()
-    root, *rest = names
-    return _plan(root, found).place(*rest)
+    root, task, method, seed = names
+    return _plan(root, found).place(task, method, seed)
 
 
 def _names(folder: Path) -> tuple[Path, str, str, int] | None:
