@@ -112,8 +112,8 @@ def look(one: Job) -> Held:
         return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command makes the run again")
     if changed := differences(held, one.config):
         raise UserError(
-            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run made, "
-            "or choose another folder with --out"
+            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
+            "made, or choose another folder with --out"
         )
     path = one.folder / SUMMARY
     if not path.is_file():

@@ -230,7 +230,7 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
 
 _NO_SETTINGS = (
     "training.learning_rate", "training.device", "evaluation.batch_size", "data.task", "data.path", "data.test_path", "data.root",
-    "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
+    "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
 )  # fmt: skip
 """What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
 
