@@ -148,11 +148,11 @@ def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypat
     Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
     calls, effect = [], {"failed": 0}
 
-    def compare_in(comparison: object, folder: Path, console: object) -> int:
+    def compare_in(comparison: object, folder: Path, console: object) -> command.Left:
         calls.append(folder)
         if effect["failed"] < 0:
             raise KeyboardInterrupt
-        return effect["failed"]
+        return command.Left(failed=effect["failed"])
 
     monkeypatch.setattr(command, "compare_in", compare_in)
     assert call("compare", "c.toml")[0] == 0
@@ -189,6 +189,14 @@ def test_folders_that_cannot_be_used_are_refused() -> None:
         code, text = call("resume", folder)
         assert code == 2 and "expected the folder of a run" in text
     assert sorted(path.name for path in Path("other").iterdir()) == ["thesis.txt"]
+
+
+def test_resume_of_a_comparison_names_the_command_that_goes_on_with_it() -> None:
+    Path("my results").mkdir()
+    Path("my results/comparison.toml").write_text("")
+    code, text = call("resume", "my results")
+    assert code == 2 and "got the folder of a comparison, expected that of a single run" in text
+    assert text.endswith("fibecfed compare 'my results/comparison.toml' --out 'my results'")
 
 
 def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None:
@@ -244,9 +252,26 @@ def test_report_shows_tables_and_writes_its_files_for_the_network_and_targets_of
         ((".",), "got no finished run"),
         ((".", "--target", "sst2"), "--target: got sst2, expected a task and an accuracy in per cent"),
         ((".", "--target", "sst2=0.8"), "--target: got sst2=0.8"),
+        ((".", "--target", "sst2=850"), "got sst2=850, expected a task and an accuracy in per cent, above 1 and at most 100"),
+        ((".", "--target", "sst2=85", "--target", "sst2=80"), "--target: got sst2 twice, expected one target a task"),
         ((".", "--up-mbit", "0"), "--up-mbit: got 0.0, expected a number above 0"),
     ],
 )
 def test_report_refuses_what_it_cannot_use_with_a_sentence(arguments: tuple[str, ...], sentence: str):
     code, text = call("report", *arguments)
     assert code == exits.MISTAKE and sentence in text
+
+
+def test_a_report_is_shown_before_it_is_written_and_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora"), ("sst2",), (0,), rounds=4)
+    code, text = call("report", str(tmp_path / "c"), "--export", str(tmp_path / "none" / "c.jsonl"))
+    assert code == exits.MISTAKE and "Methods over all tasks" in text and "--out" not in text
+    assert f"--export: {tmp_path}/none/c.jsonl cannot be written (No such file or directory); name a file in a folder that is" in text
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", f"{path.parent}/.{path.name}.4711.tmp")
+
+    monkeypatch.setattr("fibecfed.report.comparison.write_atomically", full)
+    code, text = call("report", str(tmp_path / "c"))
+    assert code == exits.MISTAKE and "Methods over all tasks" in text
+    assert f"{tmp_path}/c/report.html: cannot be written (No space left on device); choose another folder" in text and ".tmp" not in text

@@ -117,12 +117,12 @@ def compare(
 
         try:
             with terminated_like_interrupted():
-                failed = compare_in(comparison, folder, console())
+                left = compare_in(comparison, folder, console()).sentence(again)
         except KeyboardInterrupt:
             say(f"interrupted. Go on with: {again}")
             raise typer.Exit(INTERRUPTED) from None
-        if failed:
-            say(f"error: {failed} {'run' if failed == 1 else 'runs'} failed, the reasons are above. Try them again with: {again}")
+        if left is not None:
+            say(f"error: {left}")
             raise typer.Exit(FAILED)
 
 
@@ -168,12 +168,13 @@ def report_(
     """
     with exit_codes():
         from .report.clock import Network
-        from .report.comparison import write_report
+        from .report.comparison import read_report, write_files
         from .report.terminal import show
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed)
-        found = write_report(folder, network, _targets(target or []), out, export)
-        show(found, console())
+        found = read_report(folder, network, _targets(target or []))
+        show(found, console())  # before anything is written: a disk that is full takes no result away
+        write_files(found, folder, out, export)
         typer.echo(f"\n{(folder if out is None else out) / 'report.html'} written, with report.md and report-*.csv beside it.")
 
 
@@ -187,7 +188,9 @@ def _targets(pairs: list[str]) -> dict[str, float]:
         except ValueError:
             share = math.nan
         if not task or not 0.01 < share <= 1:
-            raise UserError(f"--target: got {pair}, expected a task and an accuracy in per cent, e.g. sst2=80")
+            raise UserError(f"--target: got {pair}, expected a task and an accuracy in per cent, above 1 and at most 100, e.g. sst2=80")
+        if task in found:
+            raise UserError(f"--target: got {task} twice, expected one target a task; take one of them out")
         found[task] = share
     return found
 

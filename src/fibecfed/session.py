@@ -23,7 +23,7 @@ from .clients import Clients, Connect, in_process
 from .config import Config, config_hash, leaves, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import CONFIG, RECORDS, SUMMARY, is_aside, read_summary, write_all, write_atomically
+from .core.files import COMPARISON, CONFIG, RECORDS, SUMMARY, is_aside, read_summary, write_all, write_atomically
 from .core.records import EvalRecord, RoundRecord, read, to_line
 from .core.trees import checksum
 from .core.types import ClientId, Round
@@ -90,6 +90,9 @@ def resume(
         RunFailed: it stopped again.
     """
     if not (out / CONFIG).is_file():
+        if (out / COMPARISON).is_file():
+            again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])
+            raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; go on with: {again}")
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
         return read_summary(out), True

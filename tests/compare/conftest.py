@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 from saved import save_backbone, write_reviews
 
 from fibecfed.compare.options import Comparison
+from fibecfed.compare.plan import Job
 from fibecfed.compare.read import load
+from fibecfed.core.records import EvalRecord, RoundRecord, to_line
+from fibecfed.report.summary import summarise
 
 FILE = """
 methods = ["fibecfed", "lora"]
@@ -56,6 +60,33 @@ def compared(inputs: Path) -> Callable[..., Comparison]:
         return load(inputs / "compare.toml", pairs)
 
     return make
+
+
+def finish(one: Job, right: int = 80) -> dict[str, Any]:
+    """The files of a finished run in a job's folder, with so many of 100 right answers; its summary."""
+    from fibecfed.config import to_toml
+
+    table = [[right, 0], [100 - right, 0]]
+    configuration = one.config.model_dump()
+    parts = {"a": {"train": [40, 40], "test": [50, 50]}}
+    header = {"configuration": configuration, "partition": parts, "trainable": 3, "precision": "float32"}
+    sent = {"a": 100}
+    tuned = RoundRecord(
+        "tune", 0, 0, ("a",), sent, sent, sent, sent, {"a": 10}, {"a": 80}, {"a": 0.5}, {"a": 0.5}, failures={}, server={}, seconds=0.5
+    )
+    records = [tuned, EvalRecord(1, {}, table, table, table, table, 0.0, 0.0, 0, 0, 0.0)]
+    one.folder.mkdir(parents=True, exist_ok=True)
+    (one.folder / "config.toml").write_text(to_toml(one.config))
+    (one.folder / "records.jsonl").write_text(to_line(header) + "".join(map(to_line, records)))
+    summary = summarise(records, metric=None, selected={})
+    (one.folder / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+
+@pytest.fixture
+def finished() -> Callable[..., dict[str, Any]]:
+    """`finish`."""
+    return finish
 
 
 @pytest.fixture

@@ -11,55 +11,45 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fibecfed.compare.command import compare_in
+from fibecfed.compare.command import Left, compare_in
 from fibecfed.compare.conduct import refuse_foreign, write_down
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.plan import job
-from fibecfed.compare.pool import Outcome, Pool
+from fibecfed.compare.pool import Outcome, Pool, record_failure
 from fibecfed.compare.read import read_back
 from fibecfed.config import load
 from fibecfed.core.errors import UserError
-from fibecfed.core.files import write_atomically
 
 
 def shown(comparison: Comparison, out: Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
-    failed = compare_in(comparison, out, console)
-    return failed, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    left = compare_in(comparison, out, console)
+    return left.failed + left.refused + left.unusable, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     pairs = ("tuning.trials=1", "tuning.extend=false", "method.fibecfed.training.learning_rate=1e30")
     failed, text = shown(compared(*pairs), tmp_path)
-    assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0 failed: client" in text
-    assert "2 made now, 1 of 2 runs done" in text and (tmp_path / "report.md").is_file()
+    assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0: failed: client" in text
+    assert "reviews/fibecfed/0: no result, diverged: client" in text
+    assert "2 made now, 1 of 2 runs done, 1 failed; the report" in text and (tmp_path / "report.md").is_file()
     trial, run = tmp_path / "tuning/reviews/lora/0.0005", tmp_path / "runs/reviews/lora/0"
     assert (trial / "summary.json").read_bytes() == (run / "summary.json").read_bytes()  # the same run is not made twice
     assert json.loads((tmp_path / "runs/reviews/fibecfed/0/failure.json").read_text())["why"] == "diverged"
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def scripted(monkeypatch: pytest.MonkeyPatch, finished: Callable[..., dict[str, Any]]) -> list[Any]:
     """A pool whose runs end at once: the validation score falls with the distance of the rate from 0.0135."""
     made: list[Any] = []
 
     def run(self: Pool, jobs: Any) -> dict[Any, Outcome]:
-        from fibecfed.config import to_toml
-        from fibecfed.core.records import EvalRecord, to_line
-
         outcomes = {}
         for one in jobs:
             made.append(one.name)
-            one.folder.mkdir(parents=True)
+            assert not (one.folder / "config.toml").exists()
             rate = one.config.training.learning_rate
-            right = max(0, 100 - round(abs(rate - 0.0135) * 1000))
-            table = [[right, 0], [100 - right, 0]]
-            record = EvalRecord(1, {}, table, table, table, table, 0.0, 0.0, 0, 0, 0.0)
-            summary = {"scores": {"pooled_personalised": right / 100}, "seconds": 1.0, "evaluation": {"seconds": 0.0}}
-            (one.folder / "records.jsonl").write_text(to_line({}) + to_line(record))
-            write_atomically(one.folder / "config.toml", to_toml(one.config).encode())
-            write_atomically(one.folder / "summary.json", json.dumps(summary).encode())
-            outcomes[one] = Outcome(summary)
+            outcomes[one] = Outcome(finished(one, max(0, 100 - round(abs(rate - 0.0135) * 1000))))
         return outcomes
 
     monkeypatch.setattr(Pool, "run", run)
@@ -84,11 +74,72 @@ def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeat
     assert len(scripted) == 4 and set(json.loads((tmp_path / "tuning.json").read_text())) == {"fibecfed", "lora", "local"}
 
 
-def test_a_damaged_run_is_reported_and_the_others_count(compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]) -> None:
+@pytest.mark.parametrize("name", ["summary.json", "records.jsonl"])
+def test_a_damaged_run_is_made_again_and_what_was_there_is_kept(
+    name: str, compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
     assert shown(compared(), tmp_path)[0] == 0
-    (tmp_path / "runs/reviews/lora/0/summary.json").write_text("{")
+    (tmp_path / "runs/reviews/lora/0" / name).write_text("{")
+    scripted.clear()
     failed, text = shown(compared(), tmp_path)
-    assert failed == 1 and "summary.json, line 1: not JSON" in text and "1 of 2 runs done" in text
+    kept = tmp_path / "damaged/runs/reviews/lora/0"
+    assert failed == 0 and scripted == ["reviews/lora/seed 0"] and "1 made now, 2 of 2 runs done; the report" in text
+    assert f"warning: reviews/lora/seed 0: {tmp_path}/runs/reviews/lora/0/{name}, line 1: " in text
+    assert f"; it is made again, and what was there is kept in {kept}" in text and (kept / name).read_text() == "{"
+    scripted.clear()
+    assert shown(compared(), tmp_path)[0] == 0 and scripted == []
+
+
+def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    shown(compared(), tmp_path)
+    folder = tmp_path / "runs/reviews/lora/0"
+    (folder / "config.toml").write_text("seed =\n")
+    failed, text = shown(compared(), tmp_path)
+    assert failed == 1 and text.count("the same command makes the run again") == 1
+    assert "0 made now, 1 of 2 runs done, 1 whose folder cannot be used; the report" in text
+    folder.rename(tmp_path.with_name(f"{tmp_path.name}-away"))
+    assert shown(compared(), tmp_path)[0] == 0
+
+
+def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: Any) -> None:
+    reason = "method.kind: a prefix cannot serve it; choose another model"
+
+    def run(self: Pool, jobs: Any) -> dict[Any, Outcome]:
+        outcomes = {one: Outcome(None, "refused", reason) for one in jobs}
+        for one, outcome in outcomes.items():
+            self._watcher.started(one)
+            record_failure(one, outcome)
+            self._watcher.ended(one, outcome)
+        return outcomes
+
+    monkeypatch.setattr(Pool, "run", run)
+    console = Console(file=io.StringIO(), width=200)
+    left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert left == Left(refused=1) and "0 made now, 0 of 1 run done, 1 refused; the report" in text
+    assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was refused" in text
+    assert left.sentence("fibecfed compare x") == (
+        "1 run refused: change what the reasons above name, or take these methods out: the same command would refuse them again"
+    )
+    every = Left(failed=2, unusable=1).sentence("fibecfed compare x")
+    assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")
+    assert every.startswith("1 run whose folder cannot be used: do what is said above, then: fibecfed compare x")
+    assert Left().sentence("x") is None
+
+
+def test_a_folder_whose_comparison_was_removed_can_be_gone_on_with(
+    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+) -> None:
+    shown(compared("tuning.trials=1"), tmp_path)
+    (tmp_path / "comparison.toml").write_text('methods = ["lora"')
+    with pytest.raises(UserError, match=r"comparison\.toml: not what .*remove it: then the configuration of the command line counts"):
+        shown(compared("tuning.trials=1"), tmp_path)
+    (tmp_path / "comparison.toml").unlink()
+    scripted.clear()
+    assert shown(compared("tuning.trials=1"), tmp_path)[0] == 0 and scripted == []
+    assert read_back(tmp_path / "comparison.toml") == compared("tuning.trials=1")
 
 
 def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(compared: Callable[..., Comparison], tmp_path: Path) -> None:

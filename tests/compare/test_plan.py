@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fibecfed.compare.options import Comparison
-from fibecfed.compare.plan import Clock, Job, job, look, units
+from fibecfed.compare.plan import Clock, Held, Job, job, look, move_aside, units
 from fibecfed.config import to_toml
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import CATALOGUE
@@ -41,29 +42,60 @@ def test_a_table_of_a_method_can_be_a_variant_of_another(compared: Callable[...,
     assert (plain.config.method.neurons.rule, variant.config.method.neurons.rule) == ("share", "all")  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def begun(one: Job, summary: str | None = None) -> None:
+def begun(one: Job) -> None:
     one.folder.mkdir(parents=True)
     (one.folder / "config.toml").write_text(to_toml(one.config))
-    if summary is not None:
-        (one.folder / "summary.json").write_text(summary)
 
 
-def test_what_is_done_is_known_by_its_summary(compared: Callable[..., Comparison], tmp_path: Path) -> None:
-    nothing, half, whole, torn = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
+def test_what_is_done_is_known_by_its_summary_and_its_whole_records(
+    compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    nothing, half, whole, odd = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
     begun(half)
-    done = {"scores": {}, "seconds": 3, "evaluation": {"seconds": 0.5}}
-    begun(whole, json.dumps(done))
-    begun(torn, '{"seconds":\n 3')
-    assert look(nothing) == look(half) == (None, None)
-    assert look(whole) == (done, None)
-    summary, problem = look(torn)
-    assert summary is None and problem is not None and "summary.json, line 2: not JSON" in problem
-    for other in ({"scores": {}}, {**done, "seconds": None}, [], None):
-        (torn.folder / "summary.json").write_text(json.dumps(other))
-        summary, problem = look(torn)
-        assert summary is None and problem is not None and "summary.json: expected a summary with scores, seconds" in problem
+    summary = finished(whole)
+    assert look(nothing) == look(half) == Held() and look(whole) == Held(summary)
+    finished(odd)
+    for other in ({"scores": {}}, {**summary, "seconds": None}, [], None):
+        (odd.folder / "summary.json").write_text(json.dumps(other))
+        assert (
+            look(odd).summary is None and "summary.json" in str(look(odd).damaged) and ": expected a summary with" in str(look(odd).damaged)
+        )
     (half.folder / "config.toml").write_text("sed = 3\n")
-    assert "did you mean `seed`" in str(look(half)[1])
+    reason = str(look(half).unusable)
+    assert "did you mean `seed`" in reason and reason.endswith(f"; move {half.folder} away, and the same command makes the run again")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("records.jsonl", lambda text: text[:-40], "records.jsonl, line 3: not JSON"),
+        ("records.jsonl", lambda text: text[: text.rindex("\n{") + 1], "records.jsonl, line 2: got the end after 1 round,"),
+        ("records.jsonl", lambda text: text.replace('"seed":0', '"seed":1', 1), "records.jsonl, line 1: the records of another run"),
+        ("records.jsonl", None, "got no records.jsonl beside summary.json"),
+        ("config.toml", None, "got no config.toml beside records.jsonl and summary.json"),
+        ("summary.json", lambda text: "", "summary.json, line 1: not JSON"),
+        ("summary.json", lambda text: '{"seconds":\n 3', "summary.json, line 2: not JSON"),
+    ],
+)
+def test_a_finished_run_that_is_damaged_does_not_count_as_done(
+    name: str, change: Any, reason: str, compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+    finished(one)
+    path = one.folder / name
+    path.unlink() if change is None else path.write_text(change(path.read_text()))
+    held = look(one)
+    assert (held.summary, held.unusable) == (None, None) and reason in str(held.damaged) and "run it again" not in str(held.damaged)
+
+
+def test_what_is_moved_aside_is_kept(compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+    places = []
+    for right in (60, 70):
+        finished(one, right)
+        places.append(move_aside(one))
+    assert places == [tmp_path / "damaged/runs/reviews/lora/0", tmp_path / "damaged/runs/reviews/lora/0-2"]
+    assert not one.folder.exists() and all((place / "records.jsonl").is_file() for place in places)
 
 
 def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[..., Comparison], tmp_path: Path) -> None:

@@ -68,3 +68,26 @@ def test_what_cannot_be_priced_says_why(compared: Callable[..., Comparison]) -> 
     nowhere = compared("base.model.name=nobody/nothing")
     with pytest.raises(UserError, match=r'write its shapes into \[architecture\."nobody/nothing"\]'):
         price_comparison(nowhere, Console(file=io.StringIO()))
+
+
+def test_a_model_of_another_family_says_how_it_can_be_priced(compared: Callable[..., Comparison]) -> None:
+    other = compared("methods=lora").model_copy(update={"architecture": {"x": {"model_type": "mpnet"}}})
+    with pytest.raises(UserError, match=r'only bert, .*; to price it like one of them, write its sizes into \[architecture\."x"\]'):
+        price_comparison(other, Console(file=io.StringIO()))
+
+
+def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one(
+    compared: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(source: object) -> object:
+        raise UserError("no connection and no cached files.")
+
+    monkeypatch.setattr(pricing, "load_config", offline)
+    with pytest.raises(UserError, match=r"cached files\. To price it without its files"):
+        price_comparison(compared("methods=lora"), Console(file=io.StringIO()))
+
+
+def test_one_run_is_one_run(compared: Callable[..., Comparison]) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    price_comparison(compared("methods=lora"), console)
+    assert "M values; 1 run\n" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

@@ -10,6 +10,7 @@ import pytest
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.read import differences, is_comparison, load, read_back, to_toml
 from fibecfed.compare.tuning import grid, read_tuning
+from fibecfed.config import load as load_run
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import COMPARED, METHODS
 
@@ -46,7 +47,20 @@ def test_all_means_fibecfed_and_the_seventeen_and_the_ten_tasks(compared: Callab
         (["tuning.seed=9223372036854775808"], "tuning.seed: got 9223372036854775808, expected a whole number, at least 0 and below"),
         (["seeds=0,0"], r"seeds: got \[0, 0\], expected at least one, each once"),
         (["methods=[]"], "methods: got .*at least one"),
-        (["base.federation.rouds=3"], "in the run of fibecfed on reviews: federation.rouds: got an unknown key; did you mean"),
+        (["methods="], r"methods: got \[\], expected at least one, each once"),
+        (["methods=fibecfed,lora,"], r'methods: got the name "", expected one that a folder can have'),
+        (["methods=qqq"], 'methods: got "qqq", which is unknown, expected one of fibecfed, lora, .*; see `fibecfed list methods`'),
+        (["tasks=qqq"], 'tasks: got "qqq", which is unknown, expected one of .*sst2.*, reviews; see `fibecfed list tasks`'),
+        (["base.federation.rouds=3"], r"mistake:\n  base\.federation\.rouds: .* key; did you mean `base\.federation\.rounds`\?$"),
+        (["task.reviews.training.batch_size=x"], r"mistake:\n  task\.reviews\.training\.batch_size: got \"x\", expected a whole"),
+        (["method.lora.method.finetne=true"], "  method.lora.method.finetne: .* did you mean `method.lora.method.finetune`"),
+        (
+            ["task.reviews.federation.clients=1"],
+            r"in the run of \w+ on reviews: base\.federation\.clients_per_round: got 2, expected at most",
+        ),
+        (["base.data.root=/nowhere"], r'mistake:\n  base\.data\.root: got "/nowhere" \(nothing there\), expected a folder'),
+        (["task.reviews.data.path=no.csv"], r'mistake:\n  task\.reviews\.data\.path: got "no\.csv" \(nothing there\), expected a file'),
+        (["method.lora.data.root=/nowhere"], r'mistake:\n  method\.lora\.data\.root: got "/nowhere"'),
         (["base.seed=3"], "base.seed: the comparison sets it.* write `seeds`"),
         (["base.method.kind=lora"], r"base.method: .*write \[method.<name>\]"),
         (["base.data.task=sst2"], "base.data.task: .*write `tasks`"),
@@ -69,17 +83,30 @@ def test_all_mistakes_are_told_at_once(compared: Callable[..., Comparison]) -> N
         compared("methods=lra", "tasks=trc")
 
 
-def test_a_file_is_a_comparison_by_its_list_of_methods(inputs: Path) -> None:
-    assert is_comparison(inputs / "compare.toml") and not is_comparison(CONFIGS / "sst2.toml")
+def test_a_file_is_a_comparison_by_tables_and_lists_that_a_run_does_not_have(inputs: Path, tmp_path: Path) -> None:
+    for path in CONFIGS.glob("*.toml"):
+        assert is_comparison(path) == path.name.startswith("compare-"), path
+    assert is_comparison(inputs / "compare.toml")
+    for text, expected in (("tasks = [1]", True), ("[base.data]\nx = 1", True), ("", False), ("seeds = [1]\n[data]\nx = 1", False)):
+        (tmp_path / "c.toml").write_text(text)
+        assert is_comparison(tmp_path / "c.toml") == expected, text
+
+
+def test_a_runs_file_is_told_from_a_comparisons_in_one_line(inputs: Path) -> None:
+    with pytest.raises(UserError, match=r"^\S+sst2\.toml: got the file of a single run, .*; start it with: fibecfed run \S+sst2\.toml$"):
+        load(CONFIGS / "sst2.toml", ["methods=lora"])
+    with pytest.raises(UserError, match=r"^\S+: got the file of a comparison, .*; make it with: fibecfed compare \S+compare\.toml$"):
+        load_run(inputs / "compare.toml")
 
 
 def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     written = compared("seeds=0,1", "method.lora.training.learning_rate=0.1", "tuning.trials=3")
     (tmp_path / "c.toml").write_text(to_toml(written))
     assert read_back(tmp_path / "c.toml") == written
-    (tmp_path / "c.toml").write_text("methods = 3\n")
-    with pytest.raises(UserError, match=r"c\.toml: methods: "):
-        read_back(tmp_path / "c.toml")
+    for text, reason in (("methods = 3\n", "methods: Input"), ("", "methods: Field required"), ('methods = ["lo', "not valid TOML: ")):
+        (tmp_path / "c.toml").write_text(text)
+        with pytest.raises(UserError, match=rf"c\.toml: not what .* wrote \({reason}.*; put the file back, or remove it: then the config"):
+            read_back(tmp_path / "c.toml")
 
 
 def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., Comparison]) -> None:

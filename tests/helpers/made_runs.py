@@ -72,7 +72,9 @@ def write_run(
                     note["difficulty"] = [round(draw.lognormvariate(0, 2), 4) for _ in range(sizes[name])]
         share = 0.6 + 0.4 * index / max(1, rounds - 1) if kind == "fibecfed" else 1.0
         seen = {name: 2 * round(share * sizes[name]) for name in cohort}
-        records.append(made_round("tune", index, len(records), cohort, seen, message, draw, notes))
+        records.append(
+            made_round("tune", index, sum(isinstance(record, RoundRecord) for record in records), cohort, seen, message, draw, notes)
+        )
         if (index + 1) % every == 0 or index + 1 == rounds:
             risen = 1 - math.exp(-4 * (index + 1) / rounds) if index + 1 < rounds else 1.0
             done = sum(isinstance(record, RoundRecord) for record in records)

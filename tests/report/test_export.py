@@ -14,6 +14,7 @@ from fibecfed.report.clock import Network
 from fibecfed.report.comparison import read_comparison, write_report
 from fibecfed.report.conditions import conditions
 from fibecfed.report.export import from_lines, section, to_lines
+from fibecfed.report.results import Comparison
 from fibecfed.report.standing import standings
 
 
@@ -54,6 +55,20 @@ def test_tuning_is_told_by_what_was_tried_and_its_absence_too(tmp_path: Path):
     assert dict(conditions(found))["Tuning"] == "1 to 2 rates tried for each of 2 methods; see the table"
     assert {row[2].value for row in overview.tuning(standings(found)).rows} == {0.0005}  # so that a click sorts by it
     assert "| fibecfed | 0.0005: 81.0, 0.0015: diverged | 0.0005 | a paper |" in "\n".join(shown(found))
+
+
+def test_a_server_rate_stands_beside_the_learning_rate_and_the_column_still_sorts_by_that():
+    def rates(client: float, server: float) -> dict[str, float]:
+        return {"training.learning_rate": client, "method.server_learning_rate": server}
+
+    tried = [{"rate": 0.04, "score": 0.55, "rates": rates(0.04, 0.3)}, {"rate": 0.00444, "score": 0.61, "rates": rates(0.00444, 2.7)}]
+    row = {"tried": tried, "chosen": 0.00444, "source": "a paper", "rates": rates(0.00444, 2.7)}
+    plain = {"tried": [{"rate": 0.1, "score": 1}], "chosen": 0.1, "source": "a paper", "rates": 3}
+    table = overview.tuning(standings(Comparison("c", (), Network(), tuning={"moms-adamw": row, "lora": plain})))
+    (_, all_tried, chosen, _), (_, one, other, _) = table.rows
+    assert all_tried.text == "0.04 (server 0.3): 55.0, 0.00444 (server 2.7): 61.0"
+    assert (chosen.text, chosen.value) == ("0.00444 (server 2.7)", 0.00444)
+    assert (one.text, other.text, other.value) == ("0.1: 100.0", "0.1", 0.1)
 
 
 def test_what_is_missing_is_exported_and_told_without_the_paths_of_a_machine(tmp_path: Path):

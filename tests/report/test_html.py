@@ -92,8 +92,8 @@ def test_every_drawing_is_xml_with_marks_a_description_and_numbers_inside_its_fr
 
 
 def test_what_comes_from_files_is_escaped(tmp_path: Path):
-    made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "<script>x" / "0", method="lora")
-    made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "fibecfed" / "0")
+    made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "<script>x" / "0", task="a&b", method="lora")
+    made_runs.write_run(tmp_path / "<i>" / "runs" / "a&b" / "fibecfed" / "0", task="a&b")
     (tmp_path / "<i>" / "comparison.toml").write_text("")
     text = page(tmp_path / "<i>")
     assert "<script>x" not in text and "<i>" not in text

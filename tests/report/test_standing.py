@@ -12,6 +12,7 @@ import pytest
 
 from fibecfed.report import curves, overview
 from fibecfed.report.clock import Network
+from fibecfed.report.conditions import conditions
 from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
 from fibecfed.report.runs import prior
@@ -179,7 +180,10 @@ def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said(
     assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
     found = standings(compare(*runs))
     (nowhere,) = defeats(found)
-    assert nowhere.startswith("Nowhere on its 2 tasks: it has the highest personalised score on each, and is first to every")
+    assert nowhere == (
+        "Nowhere on its 2 tasks: no method has a higher personalised score on any, no method has a higher global score on any, "
+        "nobody is sooner at a counted target, nobody sends fewer bytes in all."
+    )
     assert "<b>2 of 2</b>" in to_html(found, ())
     whole = said(*runs[:2], run("u", "fibecfed", 0.65), run("u", "lora", 0.6))
     assert "place 1 of 2 methods over 2 tasks" in whole[0] and not any("leaves out" in line or "only" in line for line in whole)
@@ -226,3 +230,80 @@ def test_the_verdict_names_tasks_on_which_nobody_is_above_the_clients_own_majori
     assert "On 1 of 2 tasks no method" in line and "near (76.0 %)" in line and "far" not in line
     unknown = standings(compare(run("t", "fibecfed", 0.8), run("t", "lora", 0.7)))
     assert unknown.targets["t"].prior is None and not any("most frequent class" in line for line in verdict(unknown))
+
+
+def test_a_higher_global_score_and_fewer_bytes_are_losses_too():
+    def ends(task: str, method: str, own: float, server: float, size: int) -> Run:
+        points = (Point(0, 0, 0.0, 0.5, 0.5), Point(1, 10, 2.0, own, server))
+        return run(task, method, own, points=points, bytes_up=size, bytes_down=size)
+
+    made = [ends("t", "fibecfed", 0.9, 0.7, 300), ends("t", "lora", 0.8, 0.75, 300), ends("t", "voc", 0.8, 0.8, 100)]
+    made += [ends("u", "fibecfed", 0.9, 0.9, 300), ends("u", "lora", 0.8, 0.7, 280), ends("u", "local", 0.8, 0.7, 1)]
+    found = standings(compare(*made))
+    assert defeats(found) == [
+        "Another method has the higher global score on 1 of 2 tasks: t (voc by 10.0 points, and 1 more).",
+        "2 of 2 other methods send fewer bytes in all, the fewest voc: fibecfed sends 3.0 times as many.",
+    ]
+    table = overview.losses(found)
+    t, u = (dict(zip(table.header, row, strict=True)) for row in table.rows)
+    assert [t[name].text for name in ("methods ahead", "ahead in global", "best in global", "global, ahead by")] == [
+        "0",
+        "2",
+        "voc",
+        "10.0",
+    ]
+    assert [t[name].text for name in ("sending fewer", "fewest bytes", "fibecfed's bytes, x fewest")] == ["1", "voc", "3.00"]
+    assert [u[name].text for name in ("ahead in global", "sending fewer", "fewest bytes")] == ["0", "1", "lora"]
+
+
+def test_nowhere_is_said_of_what_was_compared_only():
+    points = (Point(0, 0, 0.0, 0.5, math.nan), Point(1, 10, 2.0, 0.52, math.nan))
+    (nowhere,) = defeats(standings(compare(*(run("t", method, 0.52, points=points) for method in ("fibecfed", "local")))))
+    assert nowhere == "Nowhere on its 1 task: no method has a higher personalised score on any."
+
+
+def test_a_target_that_nobody_reaches_is_no_loss_to_anyone():
+    made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "lora")]
+    (nowhere,) = defeats(standings(compare(*made, fixed_targets={"t": 0.95})))
+    assert nowhere.startswith("Nowhere on its 2 tasks") and "nobody is sooner at a counted target" in nowhere
+    assert overview.losses(standings(compare(*made, fixed_targets={"t": 0.95}))).rows == ()
+    slow = [run("u", "fibecfed", [0.5, 0.9]), run("u", "lora", 0.9), *made[:2]]
+    assert defeats(standings(compare(*slow, fixed_targets={"t": 0.95})))[0] == (
+        "It is not the first to the target on 1 of 1 counted task: u (lora first)."
+    )
+
+
+def test_settings_that_differ_between_methods_on_a_task_are_a_warning_of_the_verdict_that_names_them():
+    def of(task: str, method: str, **settings: object) -> Run:
+        return run(task, method, 0.8, conditions={"learning_rate": 0.1, "settings": {"federation.rounds": 20, "model.rank": 8, **settings}})
+
+    same = [of(task, method, **{"data.max_length": {"t": 64, "u": 128}[task]}) for task in "tu" for method in ("fibecfed", "lora")]
+    assert not any("like with like" in line for line in said(*same))
+    other = of("t", "voc", **{"federation.rounds": 4, "training.precision": "bf16", "data.max_length": 64})
+    assert said(*same, other)[0] == (
+        "Not like with like: methods ran one task with different settings, federation.rounds on t (20: fibecfed, lora; 4: voc). "
+        "Their scores and costs differ by that too."
+    )
+    ablation = run("t", "fast", 0.8, kind="fibecfed", conditions={"settings": {"federation.rounds": 4}})
+    assert not any("like with like" in line for line in said(*same, ablation))
+    assert "federation.rounds" in verdict(standings(compare(of("t", "a"), of("t", "b", **{"federation.rounds": 4}))))[0]
+
+
+def test_runs_of_an_older_export_are_compared_by_their_conditions_as_texts():
+    made = [run("t", method, 0.8, conditions={"federation": text}) for method, text in (("fibecfed", "4 rounds"), ("lora", "9 rounds"))]
+    assert "federation on t (4 rounds: fibecfed; 9 rounds: lora)" in said(*made)[0]
+
+
+def test_a_condition_names_whose_runs_it_is_of():
+    def known(**of: str) -> str:
+        runs = []
+        for name, length in of.items():
+            task, method = name.split("_")
+            runs += [run(task, method, 0.8, seed, conditions={"data": f"{length} tokens"}) for seed in (0, 1)]
+        return dict(conditions(compare(*runs)))["Data"]
+
+    assert known(t_a="64", t_b="64", u_a="128") == "64 tokens: t (4 runs); 128 tokens: u (2 runs)"
+    assert known(t_a="64", u_a="64", t_b="128") == "64 tokens: a (4 runs); 128 tokens: b (2 runs)"
+    assert known(t_a="64", u_a="64", u_b="64", t_b="128") == "64 tokens: a, b on t, u (6 runs); 128 tokens: b on t (2 runs)"
+    many = known(**{f"t{n}_a": "64" for n in range(9)}, u_a="128")
+    assert many == "64 tokens: t0, t1, t2, t3, t4 and 4 more (18 runs); 128 tokens: u (2 runs)"

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import FAILURE, SUMMARY, is_aside, write_atomically
+from ..core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
 from ..methods.catalogue import CATALOGUE
+from ..report.comparison import RUNS, TRIALS
+from ..report.whole import ASIDE
 from .options import Comparison
-from .plan import COMPARISON, Clock, Job, job, look
+from .plan import Clock, Job, job, look, move_aside
 from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
 from .tuning import (
@@ -41,12 +43,16 @@ class Results:
 
     Attributes:
         done: summaries of the runs, those finished before included.
-        failed: the others, with the reason.
-        new: how many runs and trials were made now.
+        failed: those that stopped, with the reason; the same command tries them again.
+        refused: those whose configuration cannot be run, with the reason; the same command would refuse them again.
+        unusable: those whose folder cannot be used, with the reason and what to do.
+        new: how many runs and trials were made now, the refused ones left out.
     """
 
     done: Mapping[Job, dict[str, Any]]
     failed: Mapping[Job, str]
+    refused: Mapping[Job, str]
+    unusable: Mapping[Job, str]
     new: int
 
 
@@ -61,8 +67,15 @@ def refuse_foreign(comparison: Comparison, out: Path) -> None:
             raise UserError(
                 f"{out} holds a comparison with other values of {', '.join(changed)}; set them back, or choose another folder with --out"
             )
-    elif out.exists() and (not out.is_dir() or any(entry.name != "lock" and not is_aside(entry.name) for entry in out.iterdir())):
+    elif out.exists() and not (out.is_dir() and _is_free(out)):
         raise UserError(f"{out} exists and is not a comparison's folder; nothing was changed. Choose another one with --out")
+
+
+def _is_free(out: Path) -> bool:
+    """Whether a folder without a comparison.toml is empty, or holds what a comparison leaves whose comparison.toml was removed."""
+    names = {entry.name for entry in out.iterdir() if not is_aside(entry.name)}
+    left = {name for name in names if name in ("lock", RUNS, TRIALS, ASIDE, TUNING) or name.startswith("report")}
+    return names == left and ("lock" in names or not names)
 
 
 def write_down(comparison: Comparison, out: Path) -> None:
@@ -86,8 +99,9 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
         KeyboardInterrupt: stopped; the runs under way can be resumed.
     """
     with Pool(workers(comparison), watcher, clock) as pool:
-        tuned, not_tuned, trials = _tune(comparison, out, pool, clock)
-        jobs, failed = [], {}
+        maker = _Maker(pool, watcher, clock)
+        tuned, not_tuned, trials = _tune(comparison, out, maker)
+        jobs, failed, refused = [], {}, {}
         for task in comparison.tasks:
             for method in comparison.methods:
                 kind = comparison.kind(method)
@@ -96,14 +110,17 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
                 for seed in comparison.seeds:
                     one = job(comparison, out, task, method, seed, rates_found)
                     if by_tuning and kind in not_tuned:
-                        failed[one] = not_tuned[kind]
-                        record_failure(one, Outcome(None, "not tuned", not_tuned[kind]))
+                        reason, was_refused = not_tuned[kind]
+                        (refused if was_refused else failed)[one] = reason
+                        record_failure(one, Outcome(None, "not tuned", reason))
                     else:
                         jobs.append(one)
         _take_over(comparison, out, jobs)
-        done, unusable, outcomes = _make(jobs, pool, clock)
-        failed |= unusable | {one: outcome.reason for one, outcome in outcomes.items() if outcome.summary is None}
-    return Results(done, failed, trials + len(outcomes))
+        done, unusable, outcomes = maker.make(jobs)
+        for one, outcome in outcomes.items():
+            if outcome.summary is None:
+                (refused if outcome.why == "refused" else failed)[one] = outcome.reason
+    return Results(done, failed, refused, unusable, trials + _made(outcomes))
 
 
 def workers(comparison: Comparison) -> int:
@@ -113,20 +130,34 @@ def workers(comparison: Comparison) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _make(jobs: Sequence[Job], pool: Pool, clock: Clock) -> tuple[dict[Job, dict[str, Any]], dict[Job, str], dict[Job, Outcome]]:
-    """Run what is not done: all summaries, the folders that cannot be used, and how the new runs ended."""
-    done: dict[Job, dict[str, Any]] = {}
-    unusable: dict[Job, str] = {}
-    for one in jobs:
-        summary, problem = look(one)
-        if problem is not None:
-            unusable[one] = problem
-        elif summary is not None:
-            done[one] = summary
-            clock.learn(one, summary)
-    outcomes = pool.run([one for one in jobs if one not in done and one not in unusable])
-    done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
-    return done, unusable, outcomes
+def _made(outcomes: Mapping[Job, Outcome]) -> int:
+    return sum(outcome.why != "refused" for outcome in outcomes.values())
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes jobs that are not done."""
+
+    pool: Pool
+    watcher: Watcher
+    clock: Clock
+
+    def make(self, jobs: Sequence[Job]) -> tuple[dict[Job, dict[str, Any]], dict[Job, str], dict[Job, Outcome]]:
+        """All summaries, the folders that cannot be used, and how the new runs ended. A finished run that is damaged is made again."""
+        done: dict[Job, dict[str, Any]] = {}
+        unusable: dict[Job, str] = {}
+        for one in jobs:
+            held = look(one)
+            if held.unusable is not None:
+                unusable[one] = held.unusable
+            elif held.summary is not None:
+                done[one] = held.summary
+                self.clock.learn(one, held.summary)
+            elif held.damaged is not None:
+                self.watcher.warned(one, f"{held.damaged}; it is made again, and what was there is kept in {move_aside(one)}")
+        outcomes = self.pool.run([one for one in jobs if one not in done and one not in unusable])
+        done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
+        return done, unusable, outcomes
 
 
 def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
@@ -138,7 +169,7 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
         if begun or not (trial / SUMMARY).is_file():
             continue
         try:
-            same = look(Job(one.task, one.method, one.seed, one.config, trial))[0] is not None
+            same = look(Job(one.task, one.method, one.seed, one.config, trial)).summary is not None
         except UserError:  # another configuration
             same = False
         if same:
@@ -152,22 +183,24 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
 # ---- tuning
 
 
-def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[dict[str, Tuned], dict[str, str], int]:
-    """Rates of every kind of method, why some have none, and how many trials were made now."""
+def _tune(comparison: Comparison, out: Path, maker: _Maker) -> tuple[dict[str, Tuned], dict[str, tuple[str, bool]], int]:
+    """Rates of every kind of method, why some have none and whether a trial was refused, and how many trials were made now."""
     kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
     held = read_tuning(out)
     tuned = {kind: row for kind, row in held.items() if row.trials}
     steps = {kind: grid(comparison.tuning) for kind in kinds if kind not in tuned}
-    problems: dict[str, str] = {}
+    problems: dict[str, tuple[str, bool]] = {}
     made = 0
     for extension in (False, True):
         jobs = [_trial(comparison, out, task, kind, step) for kind in steps for step in steps[kind] for task in comparison.tuning.tasks]
         undecided = [one for one in jobs if not has_diverged(one.folder)]
-        _, unusable, outcomes = _make(undecided, pool, clock)
-        made += len(outcomes)
+        _, unusable, outcomes = maker.make(undecided)
+        made += _made(outcomes)
         reasons = unusable | {one: o.reason for one, o in outcomes.items() if o.summary is None and o.why != "diverged"}
         for one, reason in reasons.items():
-            problems.setdefault(one.method, f"no rate was chosen, because the trial {one.name} failed: {reason}")
+            refused = one in outcomes and outcomes[one].why == "refused"
+            how = "was refused" if refused else "failed"
+            problems.setdefault(one.method, (f"no rate was chosen, because the trial {one.name} {how}: {reason}", refused))
         steps = {kind: tried for kind, tried in steps.items() if kind not in problems}
         if extension or not comparison.tuning.extend:
             break
@@ -177,7 +210,9 @@ def _tune(comparison: Comparison, out: Path, pool: Pool, clock: Clock) -> tuple[
             steps[kind] = (*tried, more) if more is not None else tried
     for kind, tried in steps.items():
         tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried))
-    problems |= {kind: "no rate was chosen: every trial diverged" for kind in kinds if kind in tuned and tuned[kind].chosen is None}
+    problems |= {
+        kind: ("no rate was chosen: every trial diverged", False) for kind in kinds if kind in tuned and tuned[kind].chosen is None
+    }
     untuned = {method: fixed(comparison, method) for method in comparison.methods if not is_tuned(comparison, method)}
     write_tuning(out, {**held, **untuned, **tuned})  # a kind that is tuned is not overwritten by a method of its name that is not
     return tuned, problems, made

@@ -12,12 +12,14 @@ from typing import Any
 from ..config import Config, differences, from_table, load
 from ..config.read import resolve_paths
 from ..core.errors import UserError
-from ..core.files import CONFIG, SUMMARY
+from ..core.files import CONFIG, RECORDS, SUMMARY
 from ..data.tasks import TASKS
 from ..methods.catalogue import CATALOGUE
+from ..report.clock import Network
+from ..report.runs import read_run
+from ..report.whole import ASIDE, Damaged, Place
 from .options import Comparison
 
-COMPARISON, TUNING = "comparison.toml", "tuning.json"
 UNKNOWN_EXAMPLES = 10_000
 """Training examples that a task counts whose number is not limited: how many it has is only known when it is read."""
 
@@ -79,36 +81,67 @@ def job(
     return Job(task, method, seed, config, folder, rate)
 
 
-def look(one: Job) -> tuple[dict[str, Any] | None, str | None]:
-    """What a job's folder holds: the summary of a finished run, or the reason why the folder cannot be used; neither if it is to be run.
+@dataclass(frozen=True)
+class Held:
+    """What a job's folder holds; nothing of all this where it is to be run, or gone on with.
+
+    Attributes:
+        summary: of a run that is done, whose records are whole too.
+        damaged: what is wrong with a finished run, which is to be made again.
+        unusable: why the folder can neither be used nor gone on with, and what to do.
+    """
+
+    summary: dict[str, Any] | None = None
+    damaged: str | None = None
+    unusable: str | None = None
+
+
+def look(one: Job) -> Held:
+    """What a job's folder holds. What the report could not use does not count as done.
 
     Raises:
         UserError: it holds a run of another configuration.
     """
     path = one.folder / CONFIG
     if not path.is_file():
-        return None, None
+        begun = [name for name in (RECORDS, SUMMARY) if (one.folder / name).is_file()]
+        return Held(damaged=f"{one.folder}: got no {CONFIG} beside {' and '.join(begun)}") if begun else Held()
     try:
         held = load(path).config
     except UserError as error:
-        return None, f"{' '.join(str(error).split())}; mend it, or remove {one.folder} to run it again"
+        return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command makes the run again")
     if changed := differences(held, one.config):
         raise UserError(
-            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, or choose another folder with --out"
+            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
+            "made, or choose another folder with --out"
         )
     path = one.folder / SUMMARY
     if not path.is_file():
-        return None, None
+        return Held()
     try:
+        read_run(one.folder, Network(), Place(one.task, one.method, one.seed, one.config.method.model_dump()["kind"]))
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        return None, f"{path}, line {line}: not JSON ({error}); remove {one.folder} to run it again"
+    except Damaged as error:
+        return Held(damaged=error.what)
+    except (UserError, OSError) as error:
+        return Held(unusable=str(error))
     match summary:
         case {"scores": dict(), "seconds": int() | float(), "evaluation": {"seconds": int() | float()}}:
-            return summary, None
+            return Held(summary)
         case _:
-            return None, f"{path}: expected a summary with scores, seconds and evaluation.seconds; remove {one.folder} to run it again"
+            return Held(damaged=f"{path}: expected a summary with scores, seconds and evaluation.seconds")
+
+
+def move_aside(one: Job) -> Path:
+    """Takes a job's folder out of the way and keeps it; where it is now."""
+    root = one.folder.parents[3]
+    place = root / ASIDE / one.folder.relative_to(root)
+    number = 2
+    while place.exists():
+        place, number = place.with_name(f"{one.folder.name}-{number}"), number + 1
+    place.parent.mkdir(parents=True, exist_ok=True)
+    one.folder.rename(place)
+    return place
 
 
 # ---- how long

@@ -32,10 +32,10 @@ from ..data.partition import Partition, client_ids
 from ..data.tasks import TASKS
 from ..data.text import token_table
 from ..models.backbones import find, load_config
-from ..models.shapes import Shape, config_of, shape_of, small_task
+from ..models.shapes import Shape, UnknownFamily, config_of, shape_of, small_task
 from ..models.transformer_task import TransformerTask
 from ..report.clock import Network
-from ..report.units import duration
+from ..report.units import count, duration
 from .conduct import workers
 from .options import Comparison
 from .plan import UNKNOWN_EXAMPLES, job
@@ -75,9 +75,9 @@ def price_comparison(comparison: Comparison, console: Console) -> None:
     """
     own = comparison.base.get("model", {}).get("name", "minilm")
     for name in dict.fromkeys((own, *comparison.architecture)):
-        shape = shape_of(_model_config(comparison, name))
+        shape = _shape(comparison, name)
         runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
-        _print(console, f"{name}: {shape.family}, {shape.layers} layers, {shape.values / 1e6:,.0f} M values; {runs} runs", "bold")
+        _print(console, f"{name}: {shape.family}, {shape.layers} layers, {shape.values / 1e6:,.0f} M values; {count(runs, 'run')}", "bold")
         header = ("method", "adapter and head", "down, each", "up, each", "all runs", "steps", "10^15 operations", "time")
         table = Table(*header, box=None, pad_edge=False)
         prices = {}
@@ -174,10 +174,10 @@ def _made(config: Config, classes: int) -> FederatedData:
     counts = {"train": train, "validation": round(train * fraction / (1 - fraction)), "test": config.data.max_test or train // 4}
     clients = client_ids(config.federation.clients)
     parts, indices = {}, {}
-    for name, count in counts.items():
-        labels = torch.arange(count) % classes
-        parts[name] = token_table(torch.full((count, _TOKENS), 7), labels).view()
-        indices[name] = dict(zip(clients, torch.arange(count).tensor_split(len(clients)), strict=True))
+    for name, size in counts.items():
+        labels = torch.arange(size) % classes
+        parts[name] = token_table(torch.full((size, _TOKENS), 7), labels).view()
+        indices[name] = dict(zip(clients, torch.arange(size).tensor_split(len(clients)), strict=True))
     nobody = {name: np.zeros((len(clients), classes), dtype=np.int64) for name in counts}
     spread = Partition("iid", clients, indices, nobody)
     labels = tuple(map(str, range(classes)))
@@ -188,13 +188,23 @@ def _num_classes(task: str) -> int:
     return len(TASKS[task].labels) if task in TASKS else 2
 
 
+def _shape(comparison: Comparison, name: str) -> Shape:
+    try:
+        return shape_of(_model_config(comparison, name))
+    except UnknownFamily as error:
+        way_out = f'write its sizes into [architecture."{name}"] with the model_type among them that is nearest'
+        raise UserError(
+            f"{error}; to price it like one of them, {way_out}. The comparison itself can be made: the price is an estimate"
+        ) from None
+
+
 def _model_config(comparison: Comparison, name: str) -> Any:
     if name in comparison.architecture:
         return config_of(name, comparison.architecture[name])
     try:
         return load_config(find(job(comparison, _NOWHERE, comparison.tasks[0], comparison.methods[0], 0).config.model))
     except UserError as error:
-        raise UserError(f'{error}. To price it without its files, write its shapes into [architecture."{name}"]') from None
+        raise UserError(f'{str(error).rstrip(".")}. To price it without its files, write its shapes into [architecture."{name}"]') from None
 
 
 def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) -> Iterator[str]:

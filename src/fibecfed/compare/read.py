@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from pydantic import ValidationError
 from ..config import keys
 from ..config.mistakes import examine, get
 from ..config.model import DEFAULT_KIND, leaves
-from ..config.read import read_pairs, read_toml, read_value, refusal
+from ..config.read import is_comparison as is_comparison_table
+from ..config.read import is_run, missing_files, read_pairs, read_toml, read_value, refusal
 from ..config.text import Setting, nearest, settings, show
 from ..core.errors import UserError
 from ..data.tasks import TASKS
@@ -31,8 +35,8 @@ _NOT_IN_BASE = {
 
 
 def is_comparison(path: Path) -> bool:
-    """Whether a file is a comparison's: only those have a list of methods."""
-    return "methods" in read_toml(path)
+    """Whether a file is a comparison's."""
+    return is_comparison_table(read_toml(path))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
@@ -42,6 +46,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         UserError: naming every mistake of the file, the pairs, and the runs they lead to.
     """
     table = read_toml(path)
+    if is_run(table):
+        way_out = f"start it with: fibecfed run {shlex.quote(str(path))}"
+        raise UserError(f"{path}: got the file of a single run, expected that of a comparison; {way_out}")
     pairs, mistakes = read_pairs(overrides)
     for name, text in pairs.items():
         _put(table, name, text, mistakes)
@@ -103,7 +110,7 @@ def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
 
 def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:
     if name in _LISTS:
-        value = read_value(text)
+        value = read_value(text) if text.strip() else []
         table[name] = value if isinstance(value, list) or text == "all" else [read_value(part.strip()) for part in text.split(",")]
         return
     *above, leaf = name.split(".")
@@ -155,14 +162,16 @@ def _strange_names(comparison: Comparison) -> Iterator[str]:
     for key, names in (("methods", comparison.methods), ("tasks", comparison.tasks), ("seeds", comparison.seeds)):
         if not names or len(set(names)) < len(names):
             yield f"{key}: got {show(names)}, expected at least one, each once; mend the list"
-    for name in (*comparison.methods, *comparison.tasks):
+    for key, name in (*(("methods", name) for name in comparison.methods), *(("tasks", name) for name in comparison.tasks)):
         if not name or name.strip(".") != name or set(name) & set("/\\"):
-            yield f"got the name {show(name)}, expected one that a folder can have; mend it"
+            yield f"{key}: got the name {show(name)}, expected one that a folder can have; mend it"
 
 
 def _unknown(key: str, name: str, names: Any, where: str) -> str:
     near = nearest(name, names)
-    return f"{key}: got {show(name)}, which is unknown; " + (f'did you mean "{near}"?' if near else f"see {where}")
+    if near:
+        return f'{key}: got {show(name)}, which is unknown; did you mean "{near}"?'
+    return f"{key}: got {show(name)}, which is unknown, expected one of {', '.join(names)}; see {where}"
 
 
 def _contradictions(comparison: Comparison) -> Iterator[str]:
@@ -189,15 +198,35 @@ def _contradictions(comparison: Comparison) -> Iterator[str]:
 
 
 def _of_runs(comparison: Comparison) -> Iterator[str]:
-    """Mistakes that show in the runs' configurations; each with the first run that has it."""
-    told: set[str] = set()
+    """Mistakes that show in the runs' configurations, and paths with nothing there, by the comparison's key; each once."""
+    told: set[tuple[str, str]] = set()
     tuned = comparison.tuning.tasks if comparison.tuning.trials else ()
     for task in dict.fromkeys((*comparison.tasks, *tuned)):
         for method in comparison.methods:
-            for text in examine(table_of(comparison, task, method, 0))[1].values():
-                if text not in told:
-                    told.add(text)
-                    yield f"in the run of {method} on {task}: {text}"
+            table = table_of(comparison, task, method, 0)
+            for name, text in (examine(table)[1] | missing_files(table)).items():
+                key, _, rest = text.partition(":")
+                above = _above(comparison, task, method, key)
+                if (above, text) in told:
+                    continue
+                told.add((above, text))
+                rest = rest.replace("did you mean `", f"did you mean `{above}")
+                of_one_key = bool(above) and name != text  # else several keys contradict each other, perhaps in this run alone
+                yield f"{above}{key}:{rest}" if of_one_key else f"in the run of {method} on {task}: {above}{key}:{rest}"
+
+
+def _above(comparison: Comparison, task: str, method: str, key: str) -> str:
+    """The table of the comparison that a run's key comes from, with a dot; "" where it is in none."""
+    tables = {
+        f"method.{method}.": comparison.method.get(method, {}),
+        f"task.{task}.": comparison.task.get(task, {}),
+        "base.": comparison.base,
+    }
+    for name, table in tables.items():
+        with contextlib.suppress(KeyError, TypeError):
+            get(table, key)
+            return name
+    return ""
 
 
 def read_back(path: Path) -> Comparison:
@@ -207,10 +236,13 @@ def read_back(path: Path) -> Comparison:
         UserError: it cannot be read as one.
     """
     try:
-        return Comparison.model_validate_json(json.dumps(read_toml(path)))
+        return Comparison.model_validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=str))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or choose another folder with --out") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path}: {name}: {first['msg']}; put the file back as it was written, or choose another folder with --out"
-        ) from None
+        reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    except ValueError as error:
+        reason = f"not valid TOML: {error}"
+    way_out = "put the file back, or remove it: then the configuration of the command line counts for this folder"
+    raise UserError(f"{path}: not what `fibecfed compare` wrote ({reason}); {way_out}")

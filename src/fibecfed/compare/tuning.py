@@ -15,11 +15,11 @@ from typing import Any
 from ..config.model import keys
 from ..core import metrics
 from ..core.errors import UserError
-from ..core.files import FAILURE, RECORDS, write_atomically
+from ..core.files import FAILURE, RECORDS, TUNING, write_atomically
 from ..core.records import EvalRecord, read
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison, TuningOptions
-from .plan import TUNING, table_of
+from .plan import table_of
 
 RATE = "training.learning_rate"
 SERVER_RATE = "method.server_learning_rate"

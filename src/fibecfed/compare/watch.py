@@ -58,7 +58,8 @@ class Watch:
         began = self._running.pop(one)[2]
         self._ended += 1
         if outcome.summary is None:
-            how = f"failed: {outcome.reason}"
+            # why it was refused stands in the report below, for each of its kind
+            how = "refused" if outcome.why == "refused" else f"failed: {outcome.reason}"
         else:
             how = f"personalised {percent(outcome.summary['scores']['pooled_personalised'])}, {duration(time.monotonic() - began)}"
         self._line(f"{one.name}: {how}")

@@ -116,10 +116,12 @@ def _unknown(name: str, got: Any, kind: str, mistakes: dict[str, str]) -> str:
     if owners:
         of = ", ".join(owners)
         return f"{name}: got a {what} of {of}, which method.kind = {show(kind)} does not have; take it out, or change method.kind"
-    # Most likely a misspelling beside its table's other keys, else a key that belongs to another table.
-    for candidates in (beside, known):
+    # Most likely a misspelling beside its table's other keys, else in a table near to it, else a key that belongs to another table, where
+    # the names have to be nearly the same.
+    near_it = [other for other in known if other.partition(".")[0] == name.partition(".")[0]]
+    for candidates, likeness in ((beside, 0.6), (near_it, 0.6), (known, 0.85)):
         last = {other.rpartition(".")[2]: other for other in reversed(candidates)}
-        near = last.get(nearest(leaf, last) or "")
+        near = last.get(nearest(leaf, last, likeness) or "")
         if near:
             mistakes.setdefault(near, "")  # what its absence leads to is no second mistake
             return f"{name}: got an unknown {what}; did you mean `{near}`?"

@@ -6,6 +6,7 @@ directory, not from the file's, and recorded as absolute ones, so that a run can
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         UserError: naming every mistake of the file and the pairs.
     """
     table = read_toml(path)
+    if is_comparison(table):
+        way_out = f"make it with: fibecfed compare {shlex.quote(str(path))}"
+        raise UserError(f"{path}: got the file of a comparison, expected that of a single run; {way_out}")
     pairs, mistakes = read_pairs(overrides)
     kind = pairs.get("method.kind")
     notes = [] if kind is None else _drop_foreign(table, read_value(kind))
@@ -50,7 +54,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         _put(table, name, text, mistakes)
     config, found = examine(table)
     mistakes |= found
-    mistakes |= _missing_files(table)
+    mistakes |= missing_files(table)
     if config is None or mistakes:
         raise refusal(str(path), mistakes)
     return Loaded(resolve_paths(config), tuple(notes))
@@ -86,6 +90,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration") from None
     except ValueError as error:  # TOMLDecodeError, and numbers with thousands of digits
         raise UserError(f"{path}: not valid TOML: {error}; mend it there") from None
+
+
+def is_comparison(table: Mapping[str, Any]) -> bool:
+    """Whether a file's table is a comparison's, by tables and lists that a run does not have."""
+    return bool({"methods", "base"} & table.keys()) or (bool(_OF_COMPARISONS & table.keys()) and not is_run(table))
+
+
+def is_run(table: Mapping[str, Any]) -> bool:
+    """Whether a file's table is a run's, by tables that stand below [base] in a comparison."""
+    return bool(_OF_RUNS & table.keys()) and not {"methods", "base"} & table.keys()
+
+
+_OF_COMPARISONS = {"tasks", "seeds", "task", "tuning", "architecture"}
+_OF_RUNS = {"seed", "model", "data", "federation", "training", "evaluation"}
 
 
 def refusal(where: str, mistakes: Mapping[str, str]) -> UserError:
@@ -177,7 +195,8 @@ def _absolute(path: str) -> str:
 _PATHS = {"path": "file", "test_path": "file", "root": "folder"}
 
 
-def _missing_files(table: Mapping[str, Any]) -> dict[str, str]:
+def missing_files(table: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> a sentence, of every path of a run's data with nothing there."""
     data = table.get("data")
     mistakes: dict[str, str] = {}
     for name, kind in _PATHS.items():

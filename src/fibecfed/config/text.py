@@ -129,8 +129,12 @@ def _comment(text: str) -> list[str]:
     return [f"# {line}" for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, _WIDTH)]
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that `name` is most likely a misspelling of, or None."""
+def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The name that `name` is most likely a misspelling of, or None.
+
+    Args:
+        likeness: how alike two names must be at least, from 0 to 1.
+    """
     lower = {other.lower(): other for other in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=likeness)
     return lower[found[0]] if found else None

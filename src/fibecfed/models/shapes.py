@@ -37,16 +37,20 @@ class Shape:
     block_values: int
 
 
+class UnknownFamily(UserError):
+    """A model of a family that none of the small models is of."""
+
+
 def shape_of(config: PretrainedConfig) -> Shape:
     """The shape of a model with this configuration; no weights are made.
 
     Raises:
-        UserError: a family that none of the small models is of.
+        UnknownFamily: a family that none of the small models is of.
     """
     known: dict[str, Family] = {name: name for name in FAMILIES}
     family = known.get(config.model_type)
     if family is None:
-        raise UserError(f"model.name: got a {config.model_type} model, but only {', '.join(FAMILIES)} can be priced by their shape")
+        raise UnknownFamily(f"model.name: got a {config.model_type} model, but only {', '.join(FAMILIES)} can be priced by their shape")
     config.num_labels = 2
     with torch.device("meta"):
         model: Any = AutoModelForSequenceClassification.from_config(config)

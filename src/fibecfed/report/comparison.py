@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import write_atomically
+from ..core.files import COMPARISON, write_atomically
 from .clock import Network
 from .export import to_lines
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
+from .planned import Plan, read_plan, read_tuning
 from .results import Comparison, Run
 from .runs import CONFIG, RECORDS, read_run
 from .standing import Standings, standings
 from .tables import to_csv
+from .whole import ASIDE, Place
 
-PLAN, TUNING, RUNS, TRIALS = "comparison.toml", "tuning.json", "runs", "tuning"
+RUNS, TRIALS = "runs", "tuning"
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A folder that should hold a run, and its place in the comparison where the path tells."""
+@dataclass
+class _Found:
+    """What lies in a folder.
 
-    folder: Path
-    task: str | None = None
-    method: str | None = None
-    seed: int | None = None
+    Attributes:
+        plans: folder of a comparison -> its plan, of all that were come across.
+        places: folders that should hold a run -> their place in a comparison, where the path tells it.
+        closed: folders that cannot be read.
+    """
+
+    plans: dict[Path, Plan] = field(default_factory=dict)
+    places: dict[Path, Place] = field(default_factory=dict)
+    closed: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Comparison:
@@ -50,17 +55,21 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: got no folder, expected that of a comparison or a run, as given to --out")
-    network, runs, problems = network or Network(), dict[tuple[str, str, int], Run](), list[str]()
-    places = list(_places(folder))
-    for place in places:
+    network, runs = network or Network(), dict[tuple[str, str, int], Run]()
+    found = _look_through(folder)
+    problems = found.problems
+    for path, place in found.places.items():
         try:
-            run = read_run(place.folder, network, task=place.task, method=place.method, seed=place.seed)
+            run = read_run(path, network, place)
         except UserError as error:
             problems.append(str(error))
             continue
+        except OSError as error:
+            problems.append(_closed(error, path))
+            continue
         name = (run.task, run.method, run.seed)
         if name in runs:
-            problems.append(f"{place.folder}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
+            problems.append(f"{path}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
         else:
             runs[name] = run
     if not runs:
@@ -69,10 +78,45 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     tasks = {task for task, _, _ in runs}
     if unknown := sorted(set(targets or ()) - tasks):
         raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
-    problems += _missing(folder, places, list(runs))
-    tuning = _json(folder / TUNING, problems)
+    problems += _missing(folder, found, list(runs))
+    tuning = read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
     return Comparison(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
+
+
+def read_report(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Standings:
+    """`read_comparison`, with what is worked out from it."""
+    return standings(read_comparison(folder, network, targets))
+
+
+def write_files(found: Standings, folder: Path, out: Path | None = None, export: Path | None = None) -> None:
+    """Write report.html, report.md and a CSV file a table.
+
+    Args:
+        folder: of the comparison.
+        out: folder to write to; `folder` itself by default.
+        export: file for the comparison in short, as in export.py.
+
+    Raises:
+        UserError: a file cannot be written; it names it.
+    """
+    out = folder if out is None else out
+    tables = all_tables(found)
+    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
+    path = out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            path = out / name
+            write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder for the report with --out") from None
+    try:
+        if export is not None:
+            write_atomically(export, to_lines(found.comparison, folder).encode())
+    except OSError as error:
+        raise UserError(f"--export: {export} cannot be written ({error.strerror}); name a file in a folder that is there") from None
 
 
 def write_report(
@@ -82,87 +126,90 @@ def write_report(
     out: Path | None = None,
     export: Path | None = None,
 ) -> Standings:
-    """Read a comparison and write report.html, report.md and a CSV file a table; what was found.
-
-    Args:
-        network, targets: as for `read_comparison`.
-        out: folder to write to; `folder` itself by default.
-        export: file for the comparison in short, as in export.py.
-
-    Raises:
-        UserError: no run can be read, or the files cannot be written.
-    """
-    found = standings(read_comparison(folder, network, targets))
-    out = folder if out is None else out
-    tables = all_tables(found)
-    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
-    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            write_atomically(out / name, text.encode())
-        if export is not None:
-            write_atomically(export, to_lines(found.comparison, folder).encode())
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: the report cannot be written ({error.strerror}); choose a folder with --out") from None
+    """`read_report` and `write_files`; what was found."""
+    found = read_report(folder, network, targets)
+    write_files(found, folder, out, export)
     return found
 
 
-def _places(folder: Path) -> Iterator[_Place]:
+def _look_through(folder: Path) -> _Found:
+    """Every place of a run in a folder."""
+    found = _Found()
+
+    def closed(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # a comparison without runs so far
+            return
+        found.closed.append(Path(os.path.abspath(error.filename)))
+        found.problems.append(_closed(error, folder))
+
+    try:
+        _plan(folder, found)
+        for path in _folders_of_runs(folder, closed):
+            found.places[path] = _place(path, found)
+    except OSError as error:  # of a single file in it: a folder that cannot be entered
+        closed(error)
+    return found
+
+
+def _folders_of_runs(folder: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
     if (folder / CONFIG).is_file() or (folder / RECORDS).is_file():
-        yield _Place(folder)
+        yield folder
         return
-    for name, folders, files in os.walk(folder / RUNS if (folder / PLAN).is_file() else folder):
-        place = _place(Path(name))
-        if CONFIG in files or RECORDS in files or (place.task is not None and not folders):
+    for name, folders, files in os.walk(folder / RUNS if (folder / COMPARISON).is_file() else folder, onerror=closed):
+        if CONFIG in files or RECORDS in files or (not folders and _names(Path(name)) is not None):
             folders.clear()  # adapters and checkpoints lie below
-            yield place
-        passed = {TRIALS} if PLAN in files else set[str]()
+            yield Path(name)
+        passed = {TRIALS, ASIDE} if COMPARISON in files else set[str]()
         folders[:] = sorted(one for one in folders if one not in passed and not one.startswith("."))  # a dot: half copied
 
 
-def _place(folder: Path) -> _Place:
+def _closed(error: OSError, where: Path) -> str:
+    return f"{error.filename or where}: cannot be read ({error.strerror}); make it readable, and write the report again"
+
+
+def _place(folder: Path, found: _Found) -> Place:
     """With the names in its path if that is a comparison's."""
+    names = _names(folder)
+    if names is None:
+        return Place()
+    root, task, method, seed = names
+    return _plan(root, found).place(task, method, seed)
+
+
+def _names(folder: Path) -> tuple[Path, str, str, int] | None:
+    """The comparison's folder, task, method and seed that a path tells; None if it is of none."""
     path = Path(os.path.abspath(folder))  # not resolved: of a link its own name counts
-    if len(path.parts) > 4 and (path.parents[3] / PLAN).is_file():
+    if len(path.parts) > 4 and (path.parents[3] / COMPARISON).is_file():
         runs, task, method, seed = path.parts[-4:]
         if runs == RUNS and seed.isdecimal():
-            return _Place(folder, task, method, int(seed))
-    return _Place(folder)
+            return path.parents[3], task, method, int(seed)
+    return None
 
 
-def _missing(folder: Path, places: Sequence[_Place], runs: Sequence[tuple[str, str, int]]) -> list[str]:
+def _plan(folder: Path, found: _Found) -> Plan:
+    """The plan of a comparison's folder, read once."""
+    path = Path(os.path.abspath(folder))
+    if path not in found.plans:
+        found.plans[path] = read_plan(folder, found.problems)
+    return found.plans[path]
+
+
+def _missing(folder: Path, found: _Found, runs: Sequence[tuple[str, str, int]]) -> list[str]:
     """Which runs of the plan have no folder at all; those that have one but cannot be read are told apart."""
-    begun = {(place.task, place.method, place.seed) for place in places} | set(runs)
-    plan = _plan(folder)
-    tasks = plan.get("tasks") or sorted({task for task, _, _ in runs})
-    methods = plan.get("methods") or sorted({method for _, method, _ in runs})
-    seeds = plan.get("seeds") or sorted({seed for _, _, seed in runs})
+    begun = {(place.task, place.method, place.seed) for place in found.places.values()} | set(runs)
+    plan = _plan(folder, found)
+    tasks = plan.tasks or sorted({task for task, _, _ in runs})
+    methods = plan.methods or sorted({method for _, method, _ in runs})
+    seeds = plan.seeds or sorted({seed for _, _, seed in runs})
+
+    def absent(task: str, method: str, seed: int) -> bool:
+        path = Path(os.path.abspath(folder / RUNS / task / method / str(seed)))
+        return (task, method, seed) not in begun and not any(one == path or one in path.parents for one in found.closed)
+
     lines = []
     for method in methods:
-        absent = {task: [seed for seed in seeds if (task, method, seed) not in begun] for task in tasks}
-        if any(absent.values()):
-            where = ", ".join(f"{task} (seed {', '.join(map(str, left))})" for task, left in absent.items() if left)
+        left = {task: [seed for seed in seeds if absent(task, method, seed)] for task in tasks}
+        if any(left.values()):
+            where = ", ".join(f"{task} (seed {', '.join(map(str, of))})" for task, of in left.items() if of)
             lines.append(f"not run yet: {method} on {where}")
     return lines
-
-
-def _plan(folder: Path) -> dict[str, list[Any]]:
-    """Tasks, methods and seeds that comparison.toml names, where it names them."""
-    try:
-        table = tomllib.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: list(table[name]) for name in ("tasks", "methods", "seeds") if isinstance(table.get(name), list | dict)}
-
-
-def _json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        problems.append(f"{path}{line}: cannot be read ({error}); the report shows no tuning")
-        return {}
-    return found if isinstance(found, dict) else {}

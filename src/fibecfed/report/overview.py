@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 
 from . import tables
 from .by_task import all_by_task
-from .results import OURS
-from .standing import ALONE, Standings, final, spread, total_size
+from .results import OURS, Run
+from .standing import ALONE, Spread, Standings, final, spread, total_size
 from .tables import Cell, Table, megabytes, number, points, words
 
 
@@ -97,19 +98,21 @@ def targets(standings: Standings) -> Table:
 
 
 def losses(standings: Standings) -> Table:
-    """Tasks on which another method scores higher than FibecFed, or reaches the target sooner."""
+    """Tasks on which another method scores higher than FibecFed, reaches the target sooner, or sends fewer bytes."""
     comparison, rows = standings.comparison, []
     others = [method for method in standings.ranks if method != OURS]
     for task, one in standings.targets.items():
-        ours = final(comparison, task, OURS)
-        if ours is None:
+        if final(comparison, task, OURS) is None:
             continue
-        ahead = {m: found.mean - ours.mean for m in others if (found := final(comparison, task, m)) and found.mean > ours.mean}
-        mine = standings.seconds(task, OURS) or math.inf
+        ours, ahead = _better(standings, task, others, lambda run: run.last.personalised)
+        ours_global, ahead_global = _better(standings, task, others, lambda run: run.last.server)
+        mine = math.inf if (value := standings.seconds(task, OURS)) is None else value
         sooner = {m: value for m in others if (value := standings.seconds(task, m)) is not None and value < mine}
-        if not ahead and not sooner:
+        size, more = _better(standings, task, [m for m in others if m != ALONE], lambda run: -total_size(run))
+        if not (ahead or ahead_global or sooner or more):
             continue
-        best, fastest = max(ahead, key=lambda m: ahead[m], default=None), min(sooner, key=lambda m: sooner[m], default=None)
+        best, best_global, fewest = (max(found, key=found.__getitem__, default=None) for found in (ahead, ahead_global, more))
+        fastest = min(sooner, key=sooner.__getitem__, default=None)
         rows.append(
             (
                 words(task),
@@ -117,19 +120,38 @@ def losses(standings: Standings) -> Table:
                 number(len(ahead), 0),
                 words(best),
                 number(100 * ahead[best] if best else None),
+                points(ours_global),
+                number(len(ahead_global), 0),
+                words(best_global),
+                number(100 * ahead_global[best_global] if best_global else None),
                 number(len(sooner), 0),
                 words(fastest),
                 tables.seconds(sooner[fastest] if fastest else None),
                 tables.seconds(mine),
                 words("yes" if one.counted else "no"),
+                number(len(more), 0),
+                words(fewest),
+                number(size.mean / (size.mean + more[fewest]) if size and fewest and size.mean + more[fewest] else None, 2),
             )
         )
     header = (
-        "task", f"{OURS} %", "methods ahead", "best of them", "ahead by, points", "sooner at the target", "fastest", "its time",
-        f"{OURS}'s time", "target counts",
+        "task", f"{OURS} %", "methods ahead", "best of them", "ahead by, points", f"{OURS} global %", "ahead in global",
+        "best in global", "global, ahead by", "sooner at the target", "fastest", "its time", f"{OURS}'s time", "target counts",
+        "sending fewer", "fewest bytes", f"{OURS}'s bytes, x fewest",
     )  # fmt: skip
-    note = f"Tasks on which another method has a higher personalised score than {OURS}, or reaches the target in less modelled time."
+    note = (
+        f"Tasks on which another method has a higher personalised or global score than {OURS}, reaches the target in less modelled time, "
+        "or sends fewer bytes; methods that do not federate are no measure of bytes."
+    )
     return Table("losses", "Where FibecFed loses", note, header, tuple(rows))
+
+
+def _better(standings: Standings, task: str, others: list[str], of: Callable[[Run], float]) -> tuple[Spread | None, dict[str, float]]:
+    """FibecFed's value on a task, and by how much each other method's is higher, of those whose is."""
+    comparison = standings.comparison
+    ours = spread(map(of, comparison.of(task, OURS)))
+    found = {m: spread(map(of, comparison.of(task, m))) for m in others}
+    return ours, {m: other.mean - ours.mean for m, other in found.items() if ours and other and other.mean > ours.mean}
 
 
 def ablations(standings: Standings) -> Table:
@@ -167,8 +189,13 @@ def tuning(standings: Standings) -> Table:
     rows = []
     for method, tried in standings.comparison.tuning.items():
         if isinstance(tried, dict):
-            rows.append((words(method), words(_trials(tried.get("tried"))), _rate(tried.get("chosen")), words(tried.get("source"))))
-    note = "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from."
+            rate = _rate(tried.get("chosen"))
+            chosen = rate if rate.value is None else Cell(f"{rate.text}{_server(tried)}", rate.value)
+            rows.append((words(method), words(_trials(tried.get("tried"))), chosen, words(tried.get("source"))))
+    note = (
+        "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from. "
+        "Server: the rate of the server's step that goes with it."
+    )
     return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
 
 
@@ -177,11 +204,18 @@ def _rate(rate: object) -> Cell:
     return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
 
 
+def _server(row: dict[str, object]) -> str:
+    """As in " (server 2.7)", of a trial or a choice with a server rate; "" without one."""
+    rates = row.get("rates")
+    rate = rates.get("method.server_learning_rate") if isinstance(rates, dict) else None
+    return f" (server {rate:g})" if isinstance(rate, int | float) else ""
+
+
 def _trials(tried: object) -> str | None:
-    """As in "0.0005: 81.2, 0.0015: diverged"."""
+    """As in "0.0005: 81.2, 0.0015 (server 0.3): diverged"."""
     rows = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
-    scores = [(one.get("rate"), one.get("score")) for one in rows]
-    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, float) else 'diverged'}" for rate, score in scores) or None
+    scores = [(f"{one.get('rate')}{_server(one)}", one.get("score")) for one in rows]
+    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, int | float) else 'diverged'}" for rate, score in scores) or None
 
 
 def runs(standings: Standings) -> Table:

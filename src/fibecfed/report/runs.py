@@ -13,49 +13,74 @@ from ..core.errors import UserError
 from ..core.records import EvalRecord, RoundRecord, read
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
+from .units import count
+from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
 
 RECORDS, SUMMARY, CONFIG, FAILURE = "records.jsonl", "summary.json", "config.toml", "failure.json"
 _BINS = 24
 
 
-def read_run(folder: Path, network: Network, *, task: str | None = None, method: str | None = None, seed: int | None = None) -> Run:
+def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
     """A finished run.
 
     Args:
-        task, method, seed: its place in a comparison; None takes them from its configuration. A federation across machines, which names
-            neither task nor file, is called as its folder.
+        place: in a comparison; what it leaves open is taken from the run's configuration. A federation across machines, which names neither
+            task nor file, is called as its folder.
 
     Raises:
-        UserError: naming the file and line that cannot be used, or what is missing.
+        Damaged: it is finished, and cannot be used; naming file and line.
+        UserError: what is missing of a run that is not finished.
     """
-    if (failure := _failure(folder / FAILURE)) and not (folder / SUMMARY).is_file():
+    finished = (folder / SUMMARY).is_file()
+    if not finished and (failure := _failure(folder / FAILURE)):
         raise UserError(f"{folder}: {failure}")
-    if not (folder / RECORDS).is_file():
+    path = folder / RECORDS
+    if not path.is_file():
+        if finished:
+            raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", _advice(folder, place))
         raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
     try:
-        header, records = read(folder / RECORDS)
+        header, records = read(path)
     except OSError as error:
-        raise UserError(f"{folder / RECORDS}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except ValueError as error:
-        raise UserError(f"{error}; run it again, or put the file back") from None
-    if not (folder / SUMMARY).is_file():
+        raise Damaged(str(error), _advice(folder, place)) from None
+    if not finished:
         done = sum(isinstance(record, RoundRecord) for record in records)
-        raise UserError(f"{folder}: got no {SUMMARY}, so the run is not finished ({done} rounds are recorded); fibecfed resume {folder}")
-    summary = _summary(folder / SUMMARY)
+        raise UserError(
+            f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
+        )
+    summary = _summary(folder, place)
+    if absent := lacking(header):
+        raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))
+    configuration = header["configuration"]
+    if wrong := list(misfits(configuration, place)):
+        advice = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
+        raise Damaged(f"{path}, line 1: the records of another run than its folder says: {', '.join(wrong)}", advice)
+    if broken := gap(records, summary):
+        raise Damaged(f"{path}, {broken}", _advice(folder, place))
+    data = configuration["data"]
     try:
-        configuration = header["configuration"]
         return _reduced(
             header,
             records,
             summary,
             network,
-            task=task or str(configuration["data"]["task"] or Path(configuration["data"]["path"] or folder.resolve()).stem),
-            method=method or str(configuration["method"]["kind"]),
-            seed=int(configuration["seed"]) if seed is None else seed,
+            task=place.task or str(data.get("task") or Path(data.get("path") or folder.resolve()).stem),
+            method=place.method or str(configuration["method"]["kind"]),
+            seed=int(configuration["seed"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{folder / RECORDS}: cannot be used ({what}); run it again, or put the file back") from None
+        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", _advice(folder, place)) from None
+
+
+def _advice(folder: Path, place: Place) -> str:
+    """What to do about a finished run that is damaged; in a comparison `fibecfed compare` makes it again by itself."""
+    if place.task is not None:
+        return "the next `fibecfed compare` makes it again"
+    if not (folder / CONFIG).is_file():
+        return "put the file back from a copy"
+    return f"put the file back from a copy, or make the run again with: fibecfed run {folder / CONFIG}"
 
 
 def _failure(path: Path) -> str | None:
@@ -67,14 +92,18 @@ def _failure(path: Path) -> str | None:
         return None
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def _summary(folder: Path, place: Place) -> dict[str, Any]:
+    path = folder / SUMMARY
+    resume = f"remove it and go on with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not JSON ({error}); delete it and go on with: fibecfed resume {path.parent}") from None
+        raise Damaged(f"{path}{line}: not JSON ({error})", resume) from None
     if not isinstance(found, dict) or not isinstance(found.get("scores"), dict):
-        raise UserError(f'{path}, line 1: expected a summary with "scores"; delete it and go on with: fibecfed resume {path.parent}')
+        raise Damaged(f'{path}, line 1: expected a summary with "scores"', resume)
     return found
 
 
@@ -182,17 +211,34 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
     configuration = header["configuration"]
     federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
     machine = header.get("machine", {})
-    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {federation['rounds']} rounds"
+    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {count(federation['rounds'], 'round')}"
     spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
     cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
     cores = f"{machine.get('cores')} cores, {header.get('threads')} thread a run, {header.get('precision')}"
     return {
         "model": f"{configuration['model'].get('name')}, head {configuration['model'].get('head')}",
         "federation": f"{clients}, {spread}",
-        "training": f"{training['local_epochs']} local epochs, batches of {training['batch_size']}, {training['optimizer']}",
+        "training": f"{count(training['local_epochs'], 'local epoch')}, batches of {training['batch_size']}, {training['optimizer']}",
         "learning_rate": training["learning_rate"],
         "data": f"{cuts}, {data['max_length']} tokens",
         "machine": f"{machine.get('processor')}, {cores}",
         "versions": ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items()),
         "commit": header.get("commit"),
+        "settings": _settings(header),
     }
+
+
+_NO_SETTINGS = (
+    "training.learning_rate", "training.device", "evaluation.batch_size", "data.task", "data.path", "data.test_path", "data.root",
+    "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
+)  # fmt: skip
+"""What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what runs must share to be compared on a task; the precision is the one that was computed in."""
+    tables = {name: table for name, table in header["configuration"].items() if name not in ("method", "resources")}
+    found = {f"{above}.{name}": value for above, table in tables.items() if isinstance(table, Mapping) for name, value in table.items()}
+    if header.get("precision"):
+        found["training.precision"] = header["precision"]
+    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}

@@ -6,10 +6,13 @@ from rich.console import Console
 from rich.text import Text
 
 from . import by_task, overview, tables
+from .results import OURS
 from .standing import Standings
 from .verdict import defeats, verdict, what
 
-_NOT_HERE = ("tasks", "bytes, x fewest", "values of adapter and head")  # columns of the widest table that a terminal has no room for
+# columns of the widest tables that a terminal has no room for
+_NOT_HERE = ("tasks", "bytes, x fewest", "values of adapter and head")
+_NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "its time", f"{OURS}'s time", "target counts", "sending fewer")
 
 
 def show(standings: Standings, console: Console) -> None:
@@ -23,7 +26,7 @@ def show(standings: Standings, console: Console) -> None:
         by_task.scores(standings, "personalised"),
         by_task.scores(standings, "global"),
         overview.targets(standings),
-        overview.losses(standings),
+        tables.without(overview.losses(standings), _NOT_HERE_OF_LOSSES),
         overview.ablations(standings),
     ):
         if table.rows:

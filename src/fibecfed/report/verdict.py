@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 
-from .results import OURS, Comparison
-from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, final, total_size
+from .conditions import unlike
+from .results import OURS, Comparison, Run
+from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, spread, total_size
 from .units import count
 
 WITHIN = 1.02
 """Up to this factor FibecFed's bytes are said to be about the fewest."""
+_SCORES: tuple[tuple[str, Callable[[Run], float]], ...] = (
+    ("personalised", lambda run: run.last.personalised),
+    ("global", lambda run: run.last.server),
+)
 
 
 def what(comparison: Comparison) -> str:
@@ -23,7 +29,8 @@ def what(comparison: Comparison) -> str:
 def verdict(standings: Standings) -> list[str]:
     """Rank, scores, bytes and time of FibecFed among the others, over the tasks that it ran on; two methods are compared on those of both.
 
-    Who is first in a comparison without it. Empty for a single method.
+    Before all that a warning where settings differ between methods on a task. Who is first in a comparison without FibecFed. Empty for a
+    single method.
     """
     ranks = standings.ranks
     if len(ranks) < 2:
@@ -31,11 +38,11 @@ def verdict(standings: Standings) -> list[str]:
     if OURS not in ranks:
         first = next(iter(ranks))
         over = count(ranks[first].tasks, "task")
-        return [f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
+        return [*unlike(standings.comparison), f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
     here = standings.of_ours
     if len(here.ranks) < 2:
         return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
-    return [_rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
+    return [*unlike(here.comparison), _rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
 
 
 def _others(standings: Standings) -> list[str]:
@@ -59,7 +66,7 @@ def _rank(standings: Standings) -> str:
 
 def _scores(standings: Standings) -> list[str]:
     lines = []
-    for name, of in (("personalised", lambda run: run.last.personalised), ("global", lambda run: run.last.server)):
+    for name, of in _SCORES:
         found = {method: pairs for method in _others(standings) if (pairs := standings.pairs(method, of))}
         if not found:
             continue
@@ -88,9 +95,7 @@ def _priors(standings: Standings) -> list[str]:
 
 
 def _bytes(standings: Standings) -> str:
-    sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
-    sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
-    times = {method: ours / other for method, (ours, other) in sums.items() if other}
+    times = _times_the_bytes(standings)
     same = {method: value for method, value in times.items() if standings.whole_lora(method)}
     text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB a run"
     if same:
@@ -101,6 +106,13 @@ def _bytes(standings: Standings) -> str:
         text += f", the fewest {of}" if same[fewest] <= 1 else more
     fewer = [method for method, value in times.items() if value > 1]
     return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; nobody sends fewer.")
+
+
+def _times_the_bytes(standings: Standings) -> dict[str, float]:
+    """Other method -> FibecFed's bytes over its own, on all tasks of both together; without the method that does not federate."""
+    sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
+    sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
+    return {method: ours / other for method, (ours, other) in sums.items() if other}
 
 
 def _race(standings: Standings) -> list[str]:
@@ -133,27 +145,49 @@ def _left_out(standings: Standings) -> list[str]:
 
 
 def defeats(standings: Standings) -> list[str]:
-    """Where FibecFed loses, a sentence a kind of loss; empty without FibecFed or others."""
+    """Where FibecFed loses, a sentence a kind of loss: scores, time to the target, bytes; empty without FibecFed or others."""
     here = standings.of_ours
     if OURS not in here.ranks or len(here.ranks) < 2:
         return []
-    lines = []
-    if behind := [part for task in here.targets if (part := _ahead(here, task))]:
-        of = count(len(here.targets), "task")
-        lines.append(f"Another method has the higher personalised score on {len(behind)} of {of}: {', '.join(behind)}.")
-    if lost := [_lost(here, one) for one in here.counted if OURS not in here.first(one.task)]:
-        of = count(len(here.counted), "counted task")
-        lines.append(f"It is not the first to the target on {len(lost)} of {of}: {', '.join(lost)}.")
-    over = count(len(here.targets), "task")
-    return lines or [f"Nowhere on its {over}: it has the highest personalised score on each, and is first to every counted target."]
+    lost, won = [], []
+    for name, of in _SCORES:
+        compared = [task for task in here.targets if _gaps(here, task, of)]
+        if behind := [part for task in compared if (part := _ahead(here, task, of))]:
+            lost.append(
+                f"Another method has the higher {name} score on {len(behind)} of {count(len(compared), 'task')}: {', '.join(behind)}."
+            )
+        elif compared:
+            won.append(f"no method has a higher {name} score on any")
+    races = [one for one in here.counted if here.first(one.task)]  # a target that nobody reaches is no loss to anyone
+    if late := [_late(here, one) for one in races if OURS not in here.first(one.task)]:
+        of_them = count(len(races), "counted task")
+        lost.append(f"It is not the first to the target on {len(late)} of {of_them}: {', '.join(late)}.")
+    elif races:
+        won.append("nobody is sooner at a counted target")
+    sent = _times_the_bytes(here)
+    if fewer := [method for method in sent if sent[method] > 1]:
+        best = max(fewer, key=lambda method: sent[method])
+        times = f"{sent[best]:.{3 if sent[best] < 1.1 else 1}f}"  # so that hardly more is not read as the same
+        verb, fewest = ("sends", "") if len(fewer) == 1 else ("send", ", the fewest")
+        of_them = count(len(sent), "other method")
+        lost.append(f"{len(fewer)} of {of_them} {verb} fewer bytes in all{fewest} {best}: {OURS} sends {times} times as many.")
+    elif sent:
+        won.append("nobody sends fewer bytes in all")
+    return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
-def _ahead(standings: Standings, task: str) -> str | None:
-    """The best method ahead on a task and by how much; None where there is none."""
-    comparison, ours = standings.comparison, final(standings.comparison, task, OURS)
+def _gaps(standings: Standings, task: str, of: Callable[[Run], float]) -> dict[str, float]:
+    """Other method -> by how many points it is ahead on a task, negative where it is behind."""
+    comparison, ours = standings.comparison, spread(map(of, standings.comparison.of(task, OURS)))
     if ours is None:
-        return None
-    gaps = {m: 100 * (found.mean - ours.mean) for m in standings.ranks if (found := final(comparison, task, m)) and found.mean > ours.mean}
+        return {}
+    found = {method: spread(map(of, comparison.of(task, method))) for method in _others(standings)}
+    return {method: 100 * (other.mean - ours.mean) for method, other in found.items() if other}
+
+
+def _ahead(standings: Standings, task: str, of: Callable[[Run], float]) -> str | None:
+    """The best method ahead on a task and by how much; None where there is none."""
+    gaps = {method: gap for method, gap in _gaps(standings, task, of).items() if gap > 0}
     if not gaps:
         return None
     best = max(gaps, key=lambda method: gaps[method])
@@ -161,7 +195,7 @@ def _ahead(standings: Standings, task: str) -> str | None:
     return f"{task} ({best} by {gaps[best]:.1f} points{f', and {others} more' if others else ''})"
 
 
-def _lost(standings: Standings, one: Target) -> str:
-    first = ", ".join(standings.first(one.task)) or "nobody"
+def _late(standings: Standings, one: Target) -> str:
+    first = ", ".join(standings.first(one.task))
     never = "" if standings.reaches(one.task, OURS) else f", {OURS} never gets there"
     return f"{one.task} ({first} first{never})"
