@@ -66,7 +66,7 @@ def write_run(
         cohort = sorted(draw.sample(names, 5))
         notes: dict[str, dict[str, Any]] = {}
         if kind == "fibecfed":
-            notes = {name: {"kept_neurons": 1100 + draw.randrange(100)} for name in cohort}
+            notes = {name: {"kept_neurons": 1100 + draw.randrange(100), "own_neurons": 2352} for name in cohort}
             if index == rounds // 5:
                 for name, note in notes.items():
                     note["difficulty"] = [round(draw.lognormvariate(0, 2), 4) for _ in range(sizes[name])]

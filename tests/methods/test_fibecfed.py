@@ -269,6 +269,7 @@ def test_unselected_neurons_of_own_layers_stay_bit_for_bit_and_all_others_move(r
     for name in SHARED:
         assert (second.message.shared[name] != world.server.params[name]).any(-1).all() or "lora_A" in name
     assert second.notes["kept_neurons"] == sum(int(mask.sum()) for mask in masks.values())
+    assert second.notes["own_neurons"] == sum(len(first.state.own[name]) for name in masks) > second.notes["kept_neurons"]
 
 
 def test_the_random_neurons_of_a_client_are_the_same_in_every_round_and_others_on_other_clients(monkeypatch: pytest.MonkeyPatch):

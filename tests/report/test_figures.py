@@ -9,7 +9,8 @@ import pytest
 
 from fibecfed.report import curves, figures, svg
 from fibecfed.report.comparison import read_comparison
-from fibecfed.report.selection import _plain, selections
+from fibecfed.report.results import Selection
+from fibecfed.report.selection import _kept, _plain, selections
 from fibecfed.report.standing import standings
 from fibecfed.report.units import clock
 
@@ -119,3 +120,9 @@ def test_names_of_dots_at_one_place_get_places_of_their_own_with_lines_to_the_do
     assert sum('class="lead only"' in "".join(parts) for parts in names.values()) >= 4
     (wide,) = figures._names({"x" * 80: (200.0, 100.0)}, svg.Box(44, 24, 388, 222)).values()
     assert "x" * 80 in wide[0]
+
+
+def test_how_many_neurons_are_updated_is_said_of_how_many() -> None:
+    kept = {1: 10.0, 2: 12.0}
+    assert "of 2,352 neurons, mean" in str(_kept(Selection(kept=kept, own=2352), "rte"))
+    assert "neurons, mean over clients" in str(_kept(Selection(kept=kept), "rte"))

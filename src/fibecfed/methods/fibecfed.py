@@ -237,6 +237,7 @@ class FibecFed:
                 fisher = _only(first.neurons, own_names)
             masks = selection.neuron_masks(self.neurons, pick(params, own_names), fisher, self.key.fold("client", client.id, "neurons"))
             notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
+            notes["own_neurons"] = sum(map(len, masks.values()))
 
         sorts = self.curriculum.order_within_round == "easy_to_hard" and self.curriculum.pace != "none"
         epochs = [

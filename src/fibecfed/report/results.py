@@ -37,7 +37,7 @@ class Selection:
     Attributes:
         importance: of each layer.
         layers: that are averaged.
-        kept: rounds of training -> mean number of neurons that a client of that round updated.
+        kept: rounds of training -> mean number of neurons that a client of that round updated, of its `own`; 0: not recorded.
         data: rounds of training -> share of the cohort's examples, times local epochs, that was trained on.
         difficulty: (edges of the bins, as powers of ten; examples in each bin) over all scored examples.
     """
@@ -45,6 +45,7 @@ class Selection:
     importance: tuple[float, ...] = ()
     layers: tuple[int, ...] = ()
     kept: Mapping[int, float] = field(default_factory=dict[int, float])
+    own: int = 0
     data: Mapping[int, float] = field(default_factory=dict[int, float])
     difficulty: tuple[tuple[float, ...], tuple[int, ...]] = ((), ())
 

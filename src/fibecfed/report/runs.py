@@ -173,7 +173,7 @@ def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, devic
 def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
     epochs = int(header["configuration"]["training"]["local_epochs"])
     available = {client: sum(parts["train"]) for client, parts in header["partition"].items()}
-    kept, data, difficulty = {}, {}, []
+    kept, data, difficulty, own = {}, {}, [], 0
     for number, record in enumerate((record for record in rounds if any(record.steps.values())), start=1):
         whole = epochs * sum(available.get(client, 0) for client in record.steps)
         if whole:
@@ -183,10 +183,12 @@ def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selecte
             kept[number] = sum(counts) / len(counts)
         for notes in record.notes.values():
             difficulty.extend(notes.get("difficulty", ()))
+            own = max(own, notes.get("own_neurons", 0))
     return Selection(
         importance=tuple(selected.get("importance") or ()),
         layers=tuple(selected.get("global_layers") or ()),
         kept=kept,
+        own=own,
         data=data,
         difficulty=_histogram(difficulty),
     )

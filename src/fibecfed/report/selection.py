@@ -53,7 +53,7 @@ def _data(selection: Selection, task: str) -> str | None:
 
 
 def _kept(selection: Selection, task: str) -> str | None:
-    return _by_round(selection.kept, task, "neurons, mean over clients")
+    return _by_round(selection.kept, task, f"of {selection.own:,} neurons, mean" if selection.own else "neurons, mean over clients")
 
 
 def _by_round(values: Mapping[int, float], task: str, label: str) -> str | None:
