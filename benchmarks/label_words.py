@@ -1,5 +1,6 @@
-"""What the Fisher scores know before any training: how often an example with a flipped label is scored as harder than another one, with a
-new classification head and with label words.
+"""What the Fisher scores know before any training, with a new classification head and with label words: how often an example with a flipped
+label is scored as harder than another one, among all examples and among those of the same label; how far the scores sort by label; and
+what the untrained model knows of a task with two classes.
 
 python benchmarks/label_words.py configs/sst2.toml model.name=smollm2-135m data.max_train=128 data.max_test=64 federation.clients=5
 """
@@ -31,6 +32,16 @@ def auc(difficulty: Tensor, flipped: Tensor) -> tuple[float, float]:
     return float(won), ((len(hard) + len(rest) + 1) / (12 * len(hard) * len(rest))) ** 0.5
 
 
+def auc_within(difficulty: Tensor, flipped: Tensor, labels: Tensor) -> float:
+    """The same chance among examples of one label, mean over the labels weighted by their pairs."""
+    won = pairs = 0.0
+    for label in labels.unique():
+        here = labels == label
+        number = float((flipped & here).sum() * (~flipped & here).sum())
+        won, pairs = won + number * auc(difficulty[here], flipped[here])[0] if number else won, pairs + number
+    return won / pairs
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -50,12 +61,26 @@ def main() -> None:
             begin = time.process_time()
             found = per_example_fisher_trace(task, params, batches(data.train, order, BATCH))
             chance, error = auc(found, data.noisy[order])
-            right = 100 * accuracy(confusion(task, params, data.test, 64)[0].tolist())
+            counts = confusion(task, params, data.test, 64)[0]
             seconds = time.process_time() - begin
+            flipped, labels = data.noisy[order], data.train.labels[order]
+            print(f"seed {seed}, {head}: AUC {chance:.3f} (by chance 0.5 ± {error:.3f}), {int(flipped.sum())} of {len(flipped)} flipped")
+            by_label = auc(found, labels == 0)[0]
+            within, first = auc_within(found, flipped, labels), data.label_names[0]
+            with torch.no_grad():
+                likely = float(torch.cat([torch.exp(-task.losses(params, batch)) for batch in batches(data.train, order, BATCH)]).median())
+            print(f"  among examples of one label {within:.3f}; label {first} is harder: {by_label:.3f}; median p(label) {likely:.2g}")
+            knows = ""
+            if len(counts) == 2:
+                tests = data.test.batch(list(range(len(data.test))))
+                logits = task.logits(params, tests)
+                knows = f", AUC of its scores {auc(logits[:, 1] - logits[:, 0], tests['labels'] == 1)[0]:.3f}"
+            right, answers = 100 * accuracy(counts.tolist()), (100 * counts.sum(0) / counts.sum()).tolist()
+            said = ", ".join(f"{name} {share:.0f} %" for name, share in zip(data.label_names, answers, strict=True))
             print(
-                f"seed {seed}, {head}: AUC {chance:.3f} (by chance 0.5 ± {error:.3f}), {int(data.noisy.sum())} of {len(data.train)} flipped"
+                f"  untrained: accuracy {right:.1f} % of {len(data.test)}{knows}, answers {said}; {seconds:.0f} processor seconds",
+                flush=True,
             )
-            print(f"  accuracy untrained {right:.1f} % of {len(data.test)}; {seconds:.0f} processor seconds", flush=True)
 
 
 if __name__ == "__main__":
