@@ -167,7 +167,7 @@ class FedPepTao:
     def _choose(self, server: FedPepTaoServer, received: Sequence[Received[Scores]], now: Round) -> FedPepTaoServer:
         """The ceil(ratio L) layers with the largest mean score, weighted by n_k; at least one."""
         mean = weighted_mean([{"scores": r.message.scores} for r in received], [r.message.num_samples for r in received])["scores"]
-        return replace(server, scores=mean, layers=choose_layers(mean, max(1, ceil_share(server.ratio, len(mean)))))
+        return replace(server, scores=mean, layers=choose_layers(mean, ceil_share(server.ratio, len(mean))))
 
     # Tuning
 
