@@ -50,8 +50,8 @@ def finished(machines: Machines) -> Path:
 
 
 def test_over_tls_with_keys_state_records_and_adapters_are_the_simulators_byte_for_byte(finished: Path, simulated: Path) -> None:
-    assert outcome(finished) == outcome(simulated)
     assert facts(finished) == facts(simulated)
+    assert outcome(finished) == outcome(simulated)
 
 
 def test_each_client_loaded_its_model_once_while_flower_started_a_process_for_every_message(finished: Path, machines: Machines) -> None:
@@ -111,7 +111,8 @@ def test_a_killed_server_app_and_then_resume_end_with_the_same_adapters(finished
     assert not (out / "summary.json").exists()
     machines.stop("flwr", signal.SIGKILL)
     machines.run(sys.executable, "-m", "fibecfed", "resume", str(out))
-    assert outcome(out) == outcome(finished) and facts(out) == facts(finished)
+    assert facts(out) == facts(finished)
+    assert outcome(out) == outcome(finished)
 
 
 def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
@@ -130,4 +131,5 @@ def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapter
         machines.register(name)
         machines.node(name)
     machines.run(sys.executable, "-m", "fibecfed", "resume", str(out))
-    assert outcome(out) == outcome(finished) and facts(out) == facts(finished)
+    assert facts(out) == facts(finished)
+    assert outcome(out) == outcome(finished)

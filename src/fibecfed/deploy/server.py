@@ -79,7 +79,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
 
     transport = FlowerTransport(grid, run, common(config, checksum_of_files(find(config.model))), versions(), completed, say)
     options = config.federation
-    names = known.get("clients") or transport.wait_for(options.clients, options.client_names, float(settings["wait-s"]))
+    names = transport.wait_for(options.clients, known.get("clients") or options.client_names, float(settings["wait-s"]))
 
     def connect(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))

@@ -205,6 +205,25 @@ def test_a_client_that_goes_away_and_comes_back_behind_another_node_takes_part_a
     assert isinstance(reply, bytes)
 
 
+def test_a_run_that_goes_on_waits_for_a_client_whose_first_greeting_was_lost_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its SuperNode was still busy with a message of the run that was killed."""
+    clients = residents(tmp_path)
+    transport, grid, told = connected(clients)
+    grid.nodes[2] = None
+
+    def say(text: str) -> None:
+        told.append(text)
+        grid.nodes[2] = clients["1"].answer
+
+    transport.say = say
+    assert transport.wait_for(3, ("0", "1", "2"), 60.0) == ("0", "1", "2")
+    assert told == ["waiting up to 60 s for 1"]
+    ((client, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"1": ask()}, 5)
+    assert client == "1" and isinstance(reply, bytes)
+
+
 def test_two_clients_of_one_name_are_told_apart(tmp_path: Path) -> None:
     clients = residents(tmp_path)
     clients["1"] = replace(clients["1"], name="0")

@@ -86,12 +86,13 @@ class FlowerTransport:
         """The ids of the federation's clients, sorted: `names` if given, else those of the first `clients` that introduce themselves.
 
         Args:
-            names: all of them are waited for; after `wait_s` one is enough, and the others may come later.
+            names: all of them are waited for; after `wait_s` one is enough, and the others may come later. Who is missing is told once.
 
         Raises:
             RunFailed: too few; with what was said to those that were refused.
         """
         end = time.monotonic() + wait_s
+        told = False
         while True:
             self._greet()
             here = sorted(name for name in self._seats if names is None or name in names)
@@ -103,6 +104,9 @@ class FlowerTransport:
             if late:
                 refused = "".join(f". Refused: {reason}" for reason in self._strangers.values())
                 raise RunFailed(f"after {wait_s:g} s {len(here)} of {clients} clients are here ({', '.join(here) or 'none'}){refused}")
+            if names is not None and not told:
+                self.say(f"waiting up to {wait_s:g} s for {', '.join(sorted(set(names) - set(here)))}")
+                told = True
             time.sleep(2 * POLL_S)
 
     def start_from(self, params: Params) -> None:
