@@ -83,12 +83,21 @@ def start_tiny(here: Machines, programs: Mapping[str, tuple[str, ...]] | None = 
 
 
 def facts(out: Path) -> list[Any]:
-    """What was recorded, but for times and the server's own counts: it has no test examples across machines. Failures first: they tell most."""
+    """What was recorded, but for times and the server's own counts: it has no test examples across machines."""
     found: list[Any] = []
     for record in read(out / "records.jsonl")[1]:
         if isinstance(record, RoundRecord):
             found.append(
-                (record.failures, record.cohort, record.bytes_down, record.bytes_up, record.fields_down, record.fields_up, record.steps, record.loss)
+                (
+                    record.failures,
+                    record.cohort,
+                    record.bytes_down,
+                    record.bytes_up,
+                    record.fields_down,
+                    record.fields_up,
+                    record.steps,
+                    record.loss,
+                )
             )
         elif isinstance(record, EvalRecord) and record.rounds:
             found.append((record.failures, record.clients, record.loss_pooled, record.bytes_down, record.bytes_up))

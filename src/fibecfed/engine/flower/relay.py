@@ -5,24 +5,36 @@ Flower starts this as a new process for every message; it must not load torch, l
 
 from __future__ import annotations
 
+import secrets
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict  # pyright: ignore[reportMissingImports]
 from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
 
 from .plain_http import refuse_plain_http
 from .sockets import SocketError, ask
 
-STYPE = "fibecfed.1"
+STYPE = "fibecfed.2"
 """How Flower's container of our bytes says what they are."""
 
 RECORD, OPTIONS = "fibecfed", "fibecfed-options"
+
+_MARK, _PART = 16, 4 * 2**20
+"""Bytes of a mark, and at most of what follows one: Flower itself cuts an Array into pieces of 5 * 2**20."""
 
 app = ClientApp()
 
 
 def content(blob: bytes, **options: str | float) -> RecordDict:
-    """Bytes as the content of a Flower message, untouched: an Array of our own type, which nothing converts."""
-    array = Array(dtype="safetensors", shape=(len(blob),), stype=STYPE, data=blob)
-    return RecordDict({RECORD: ArrayRecord({RECORD: array}), OPTIONS: ConfigRecord(dict(options))})
+    """Bytes as the content of a Flower message, untouched: Arrays of our own type, which nothing converts.
+
+    Flower stores parts of messages by the hash of their bytes, and what two messages share may be deleted with the one at the moment at
+    which the other is stored, which is then lost (flwr 1.41). So no two messages share anything: a mark, drawn anew, precedes the bytes of
+    every part and lies beside the options.
+    """
+    mark = secrets.token_bytes(_MARK)
+    parts = [blob[start : start + _PART] for start in range(0, len(blob), _PART)] or [b""]
+    arrays = {f"{i:08}": Array(dtype="safetensors", shape=(len(part),), stype=STYPE, data=mark + part) for i, part in enumerate(parts)}
+    return RecordDict({RECORD: ArrayRecord(arrays), OPTIONS: ConfigRecord({**options, "mark": mark.hex()})})
 
 
 def blob_of(message: Message) -> bytes:
@@ -32,10 +44,10 @@ def blob_of(message: Message) -> bytes:
         ValueError: the message holds something else.
     """
     record = message.content.get(RECORD)
-    array = record.get(RECORD) if isinstance(record, ArrayRecord) else None
-    if array is None or array.stype != STYPE:
+    arrays = [record[key] for key in sorted(record)] if isinstance(record, ArrayRecord) else []
+    if not arrays or any(array.stype != STYPE or len(array.data) < _MARK for array in arrays):
         raise ValueError(f"got a message without bytes of type {STYPE!r}; use the same fibecfed on both sides")
-    return array.data
+    return b"".join(array.data[_MARK:] for array in arrays)
 
 
 @app.train()

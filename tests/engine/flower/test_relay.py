@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
+
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from made_flower import be_an_app
+
+from fibecfed.engine.flower import relay
+from fibecfed.engine.flower.relay import blob_of, content
+
+pytestmark = pytest.mark.flower
+
+
+def sent(blob: bytes, **options: str | float) -> Message:
+    be_an_app()
+    return Message(content(blob, **options), dst_node_id=1, message_type="train")
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 5, 8, 11])
+def test_bytes_come_out_as_they_went_in_however_many_parts_they_take(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_PART", 4)
+    assert blob_of(sent(bytes(range(length)))) == bytes(range(length))
+
+
+def test_messages_of_the_same_bytes_share_nothing_that_flower_stores() -> None:
+    """Else one of them may be lost while the other is deleted."""
+    blob = Random(0).randbytes(12_000_000)
+    first, second = (get_all_nested_objects(sent(blob, timeout_s=1.0)).keys() for _ in range(2))
+    assert not first & second
+    assert len(first) == 10  # message, container, two records, three Arrays, each of one piece
+
+
+def test_what_is_not_ours_is_refused() -> None:
+    message = sent(b"x")
+    message.content[relay.RECORD]["00000000"].data = b"short"
+    with pytest.raises(ValueError, match=r"without bytes of type 'fibecfed\.2'; use the same fibecfed on both sides"):
+        blob_of(message)
