@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..core.errors import UserError
 from ..engine.checkpoint import RunLock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
-from ..report.units import count
+from ..report.units import count, duration
 from .conduct import Results, conduct, refuse_foreign, workers, write_down
 from .options import Comparison
 from .plan import Clock
@@ -55,6 +56,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
         UserError: a folder of another comparison, or one that cannot be written.
         KeyboardInterrupt: stopped; the same command goes on.
     """
+    began = time.monotonic()
     clock = Clock()
     refuse_foreign(comparison, out)
     with _as_user_error(out), RunLock(out):
@@ -63,7 +65,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
         _print(console, f"{out}: {count(runs, 'run')}, {workers(comparison)} at a time")
         with Watch(console, clock, workers(comparison)) as watch:
             results = conduct(comparison, out, watch, clock)
-    _show(console, results, out)
+    _show(console, results, out, time.monotonic() - began)
     return Left(len(results.failed), len(results.refused), len(results.unusable))
 
 
@@ -79,7 +81,7 @@ def _as_user_error(out: Path) -> Iterator[None]:
         raise UserError(f"{where}: {error.strerror}; what was done before stays. Mend it, or choose another folder with --out") from error
 
 
-def _show(console: Console, results: Results, out: Path) -> None:
+def _show(console: Console, results: Results, out: Path, seconds: float) -> None:
     """The report, which says why runs failed or were refused, then what it does not know of, and how many there are of each."""
     try:
         found = read_report(out)
@@ -92,7 +94,8 @@ def _show(console: Console, results: Results, out: Path) -> None:
     kinds = {"failed": results.failed, "refused": results.refused, "whose folder cannot be used": results.unusable}
     of = len(results.done) + sum(map(len, kinds.values()))
     left = "".join(f", {len(jobs)} {name}" for name, jobs in kinds.items() if jobs)
-    _print(console, f"{results.new} made now, {len(results.done)} of {count(of, 'run')} done{left}; the report and all runs are in {out}")
+    made = f"{results.new} made now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"
+    _print(console, f"{made}{left}; the report and all runs are in {out}")
 
 
 def _print(console: Console, text: str) -> None:
