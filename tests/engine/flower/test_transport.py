@@ -205,9 +205,7 @@ def test_a_client_that_goes_away_and_comes_back_behind_another_node_takes_part_a
     assert isinstance(reply, bytes)
 
 
-def test_a_run_that_goes_on_waits_for_a_client_whose_first_greeting_was_lost_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_goes_on_waits_for_a_client_whose_first_greeting_was_lost_and_says_so(tmp_path: Path) -> None:
     """Its SuperNode was still busy with a message of the run that was killed."""
     clients = residents(tmp_path)
     transport, grid, told = connected(clients)
