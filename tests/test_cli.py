@@ -117,7 +117,7 @@ def test_each_way_to_stop_has_its_exit_code_and_says_how_to_go_on(session: types
     session.effect = stop_with(UserError("data.text_column: got 'txt'"))
     code, text = call("run", "a.toml", "--out", "c")
     assert code == 2 and "error: data.text_column" in text
-    session.effect = stop_with(RunFailed("the disk is full; go on with: fibecfed resume d"))
+    session.effect = stop_with(RunFailed("the disk is full; resume with: fibecfed resume d"))
     code, text = call("run", "a.toml", "--out", "d")
     assert code == 1 and text.count("fibecfed resume d") == 1
     session.effect = stop_with(ZeroDivisionError("division\nby zero"))
@@ -130,7 +130,7 @@ def test_a_traceback_from_before_a_run_has_begun_leaves_its_folder_empty(session
     Path("empty").mkdir()
     session.start = lambda config, out, on_event: stop_with(ZeroDivisionError("division by zero"))()
     code, text = call("run", "a.toml", "--out", "empty")
-    assert code == 1 and "start again" in text and not list(Path("empty").iterdir())
+    assert code == 1 and "run the same command again" in text and not list(Path("empty").iterdir())
     assert "ZeroDivisionError" in Path("traceback.txt").read_text()
 
 
@@ -161,7 +161,7 @@ def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypat
     assert code == 1 and "2 runs failed" in text and "fibecfed compare c.toml seeds=0,1 --out 'my results'" in text
     effect["failed"] = -1
     code, text = call("compare", "c.toml")
-    assert code == 130 and "interrupted. Go on with: fibecfed compare c.toml" in text
+    assert code == 130 and "Interrupted. Resume with: fibecfed compare c.toml" in text
     code, text = call("compare", "c.toml", "methods=lroa")
     assert code == 2 and 'did you mean "lora"?' in text
     assert calls == [Path("runs/c"), Path("my results"), Path("runs/c")]
@@ -172,10 +172,10 @@ def test_resume_goes_on_or_says_that_there_is_nothing_to_do(session: types.Simpl
     assert call("run", "a.toml", "--out", "b")[0] == 130
     session.effect = lambda: None
     code, text = call("resume", "b")
-    assert code == 0 and "82.0 %" in text and "finished before" not in text
+    assert code == 0 and "82.0 %" in text and "already finished" not in text
     session.finished = True
     code, text = call("resume", "b")
-    assert code == 0 and "82.0 %" in text and "finished before" in text
+    assert code == 0 and "82.0 %" in text and "already finished" in text
     assert session.calls == [Path("b"), Path("b")]
 
 
@@ -253,7 +253,7 @@ def test_report_shows_tables_and_writes_its_files_for_the_network_and_targets_of
         ((".", "--target", "sst2"), "--target: got sst2, expected a task and an accuracy in per cent"),
         ((".", "--target", "sst2=0.8"), "--target: got sst2=0.8"),
         ((".", "--target", "sst2=850"), "got sst2=850, expected a task and an accuracy in per cent, above 1 and at most 100"),
-        ((".", "--target", "sst2=85", "--target", "sst2=80"), "--target: got sst2 twice, expected one target a task"),
+        ((".", "--target", "sst2=85", "--target", "sst2=80"), "--target: got sst2 twice, expected one target per task"),
         ((".", "--up-mbit", "0"), "--up-mbit: got 0.0, expected a number above 0"),
     ],
 )

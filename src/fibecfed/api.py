@@ -23,7 +23,7 @@ def run(
 
     Raises:
         UserError: a mistake in the configuration, or a folder that is in use; nothing was written.
-        RunFailed: the run stopped; `fibecfed.resume(out)` goes on with it.
+        RunFailed: the run stopped; `fibecfed.resume(out)` resumes it.
     """
     if isinstance(config, Mapping):
         config = from_table(config)

@@ -86,7 +86,7 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         read_data: None: `everyone`.
 
     Raises:
-        UserError: whatever the user can mend about model, data or their combination.
+        UserError: whatever the user can fix about model, data or their combination.
     """
     # An environment variable would be read too late by the tokenizer's threads, and a fork after them warns
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -111,7 +111,7 @@ def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, promp
     """The data of all clients, in one place: for the simulator.
 
     Raises:
-        UserError: whatever the user can mend about them, or a configuration whose clients are machines of their own.
+        UserError: whatever the user can fix about them, or a configuration whose clients are machines of their own.
     """
     options = config.federation
     if options.partition == "machines":

@@ -103,7 +103,7 @@ def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
     yield "Data", _table(("", "examples", "by class", "tokens: half, 95 %, longest", f"{limit} or cut"), _data(prepared, limit))
     yield f"Clients: {len(prepared.inputs.data.clients)}", _table(("", "least", "middle", "most"), _clients(prepared))
     traffic = plan_traffic(prepared)
-    yield "Messages", _table(("phase", "rounds", "clients a round", "down, each", "up, each", "together"), _messages(traffic))
+    yield "Messages", _table(("phase", "rounds", "clients per round", "down, each", "up, each", "together"), _messages(traffic))
     yield "Estimates for this machine", _table(("", ""), _estimates(prepared, params))
 
 

@@ -48,7 +48,7 @@ class Topic(enum.StrEnum):
 _ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/ and `fibecfed init`.", show_default=False)]
 _Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Laid over the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
 ]
 
 
@@ -72,9 +72,9 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run that was stopped.", show_default=False)],
 ) -> None:
-    """Go on after a crash or Ctrl-C.
+    """Resume after a crash or Ctrl-C.
 
-    A run goes on from its last checkpoint, bit for bit as if nothing had happened.
+    A run continues from its last checkpoint, with the same bits as a run without interruption.
     """
     with exit_codes():
         if (folder / "flower.json").is_file():  # which the server of a federation across machines has written
@@ -86,7 +86,7 @@ def resume(
 
             summary, was_finished = watched(folder, lambda progress: session.resume(folder, on_event=progress))
         if was_finished:
-            typer.echo(f"{folder}: this run was finished before; there is nothing left to do.")
+            typer.echo(f"{folder}: this run is already finished; nothing to do.")
         _show_summary(summary, folder)
 
 
@@ -97,15 +97,17 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Laid over the file, e.g. methods=fibecfed,lora seeds=0,1 base.federation.rounds=10.",
+            help="Overrides the file, e.g. methods=fibecfed,lora seeds=0,1 base.federation.rounds=10.",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to, or to go on in. [default: runs/<file>]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to, or to resume in. [default: runs/<file>]", show_default=False)
+    ] = None,
 ) -> None:
     """Methods x tasks x seeds, in parallel.
 
-    What is done is skipped: the same command goes on after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
+    Finished runs are skipped: the same command resumes after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
     """
     with exit_codes():
         from .compare.read import load
@@ -119,7 +121,7 @@ def compare(
             with terminated_like_interrupted():
                 left = compare_in(comparison, folder, console()).sentence(again)
         except KeyboardInterrupt:
-            say(f"interrupted. Go on with: {again}")
+            say(f"Interrupted. Resume with: {again}")
             raise typer.Exit(INTERRUPTED) from None
         if left is not None:
             say(f"error: {left}")
@@ -153,13 +155,13 @@ def report_(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison or a run.", show_default=False)],
     up_mbit: Annotated[float, typer.Option(help="Bandwidth from a client to the server, Mbit/s.")] = 10.0,
     down_mbit: Annotated[float, typer.Option(help="Bandwidth to a client, Mbit/s.")] = 50.0,
-    latency_ms: Annotated[float, typer.Option(help="Delay of one message in one direction, milliseconds.")] = 30.0,
-    client_speed: Annotated[float, typer.Option(help="How many times as fast as this machine a client computes.")] = 1.0,
+    latency_ms: Annotated[float, typer.Option(help="One-way latency, milliseconds.")] = 30.0,
+    client_speed: Annotated[float, typer.Option(help="Speed of a client relative to this machine.")] = 1.0,
     target: Annotated[
         list[str] | None, typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, accuracy in per cent; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write the report to. [default: DIR]", show_default=False)] = None,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers in short, a line a run.")] = None,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers to one compact file.")] = None,
 ) -> None:
     """Compare finished runs; write report.html.
 
@@ -190,7 +192,7 @@ def _targets(pairs: list[str]) -> dict[str, float]:
         if not task or not 0.01 < share <= 1:
             raise UserError(f"--target: got {pair}, expected a task and an accuracy in per cent, above 1 and at most 100, e.g. sst2=80")
         if task in found:
-            raise UserError(f"--target: got {task} twice, expected one target a task; take one of them out")
+            raise UserError(f"--target: got {task} twice, expected one target per task; remove one of them")
         found[task] = share
     return found
 

@@ -29,7 +29,7 @@ DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
 def watched(folder: Path, go: Callable[[Progress], R]) -> R:
-    """What `go` returns, its progress shown; what stops it as an exit code, with the way to go on."""
+    """What `go` returns, its progress shown; what stops it as an exit code, with the command that resumes."""
     from .progress import Progress
 
     try:
@@ -38,11 +38,11 @@ def watched(folder: Path, go: Callable[[Progress], R]) -> R:
     except UserError:
         raise
     except KeyboardInterrupt:
-        say(f"interrupted. {_how_to_go_on(folder)}")
+        say(f"Interrupted. {_how_to_resume(folder)}")
         raise typer.Exit(INTERRUPTED) from None
     except RunFailed as error:
         text = str(error).rstrip(".")
-        say(f"error: {text}." + ("" if "fibecfed resume" in text else f" {_how_to_go_on(folder)}"))
+        say(f"error: {text}." + ("" if "fibecfed resume" in text else f" {_how_to_resume(folder)}"))
         raise typer.Exit(FAILED) from None
     except Exception as error:
         _unexpected(error, folder)
@@ -58,7 +58,7 @@ def exit_codes() -> Iterator[None]:
         say(f"error: {error}")
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
-        say("interrupted.")
+        say("Interrupted.")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -80,8 +80,12 @@ def _begun(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def _how_to_go_on(folder: Path) -> str:
-    return f"Go on with: fibecfed resume {shlex.quote(str(folder))}" if _begun(folder) else "Nothing was trained yet; start again."
+def _how_to_resume(folder: Path) -> str:
+    return (
+        f"Resume with: fibecfed resume {shlex.quote(str(folder))}"
+        if _begun(folder)
+        else "Nothing was trained yet: run the same command again."
+    )
 
 
 def _unexpected(error: Exception, folder: Path) -> None:
@@ -94,7 +98,7 @@ def _unexpected(error: Exception, folder: Path) -> None:
         trace = f"its traceback is in {where}"
     except OSError as second:
         trace = f"its traceback could not be written to {where} ({second.strerror})"
-    say(f"error: unexpected {type(error).__name__}: {text}; {trace}. {_how_to_go_on(folder)}")
+    say(f"error: unexpected {type(error).__name__}: {text}; {trace}. {_how_to_resume(folder)}")
 
 
 def console() -> Any:

@@ -80,7 +80,7 @@ def resume(
     read_data: ReadData | None = None,
     connect: Connect = in_process,
 ) -> tuple[dict[str, Any], bool]:
-    """Go on with the run in a folder; its summary, and whether it was finished before.
+    """Resume the run in a folder; its summary, and whether it was finished before.
 
     Args:
         adapters, weights, read_data, connect: as for `start`.
@@ -92,7 +92,7 @@ def resume(
     if not (out / CONFIG).is_file():
         if (out / COMPARISON).is_file():
             again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])
-            raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; go on with: {again}")
+            raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; resume with: {again}")
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
         return read_summary(out), True
@@ -105,7 +105,7 @@ def resume(
 
 
 def completed_rounds(out: Path, config: Config) -> int:
-    """Rounds after which the run in a folder would go on."""
+    """Number of completed rounds that a resumed run would start from."""
     checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
     return 0 if checkpoint is None else checkpoint.number
 
@@ -114,7 +114,7 @@ def _refuse_used(out: Path) -> None:
     if not out.exists():
         return
     if (out / CONFIG).exists():
-        way_out = f"choose another folder with --out, or go on with: fibecfed resume {_quoted(out)}"
+        way_out = f"choose another folder with --out, or resume with: fibecfed resume {_quoted(out)}"
         raise UserError(f"{out} holds a run already; nothing was changed; {way_out}")
     if not out.is_dir() or any(entry.name != LOCK and not is_aside(entry.name) for entry in out.iterdir()):
         raise UserError(f"{out} exists and is not an empty folder; nothing was changed. Choose another one with --out")
@@ -122,7 +122,7 @@ def _refuse_used(out: Path) -> None:
 
 @contextlib.contextmanager
 def _disk_errors(out: Path) -> Iterator[None]:
-    """A full disk and the like, as a sentence with the way to go on; what was written before stays usable."""
+    """A full disk and the like, as a sentence with the command that resumes; what was written before stays usable."""
     try:
         yield
     except OSError as error:
@@ -130,12 +130,12 @@ def _disk_errors(out: Path) -> Iterator[None]:
             raise
         where = error.filename or out
         if not (out / CONFIG).exists():
-            raise UserError(f"{where}: {error.strerror}; nothing was trained. Mend it, or choose another folder with --out") from error
-        raise RunFailed(f"{where}: {error.strerror}; mend it and go on with: fibecfed resume {_quoted(out)}") from error
+            raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
+        raise RunFailed(f"{where}: {error.strerror}; fix it and resume with: fibecfed resume {_quoted(out)}") from error
     except RunFailed as error:
         if "fibecfed resume" in str(error):
             raise
-        raise RunFailed(f"{str(error).rstrip('.')}. Go on with: fibecfed resume {_quoted(out)}") from error
+        raise RunFailed(f"{str(error).rstrip('.')}. Resume with: fibecfed resume {_quoted(out)}") from error
 
 
 def _quoted(out: Path) -> str:
@@ -281,7 +281,7 @@ class _Session:
     def _changes(self, header: Mapping[str, Any]) -> list[str]:
         now = self._conditions()
         return [
-            f"{name}: this run began with {header.get(name)} and goes on with {now[name]}; the last bits of its numbers may differ"
+            f"{name}: this run began with {header.get(name)} and is resumed with {now[name]}; the last bits of its numbers may differ"
             for name in now
             if header.get(name) != now[name]
         ]

@@ -82,7 +82,7 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.csv", "text,label\na,x\nb,\n", ["'label'", "row 2", "missing"]),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":"b","label":null}\n', ["'label'", "row 2", "missing"]),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":"b","label":NaN}\n', ["'label'", "row 2", "missing"]),
-        ("a.csv", "text,label\na,1\nb,0.5\n", ["'label'", "row 2", "0.5", "whole number"]),
+        ("a.csv", "text,label\na,1\nb,0.5\n", ["'label'", "row 2", "0.5", "integer"]),
         ("a.jsonl", '{"text":"a","label":{"x":1}}\n', ["'label'", "row 1", "dict"]),
         ("a.csv", "text,label\na,1,2\n", ["a.csv", "cannot be read as CSV", "quotes"]),
         ("a.csv", b"text,label\n\xff\xfe,1\n", ["UTF"]),

@@ -77,7 +77,7 @@ def test_an_excluded_client_stays_excluded_in_a_resumed_run(inputs: Path, tmp_pa
     refused = list(trained)
     records = rounds_of(tmp_path / "whole")
     assert len(refused) == 2 and records[refused[1]].excluded == ("2",) and refused[1] < 3
-    assert "client 2 takes no part from now on" in [event.text for event in events if isinstance(event, Warned)][-1]
+    assert "client 2 is excluded from now on" in [event.text for event in events if isinstance(event, Warned)][-1]
     last = read(tmp_path / "whole" / "records.jsonl")[1][-1]
     assert isinstance(last, EvalRecord) and set(last.clients) == {"0", "1", "3"}  # it is not asked for its counts either
 

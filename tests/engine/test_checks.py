@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a million examples": (changed(lambda up: replace(up, num_samples=10**6)), "num_samples is 1000000, expected .* at most 1000"),
     "no examples": (changed(lambda up: replace(up, num_samples=0)), "num_samples is 0, expected at least 1"),
     "another number of examples": (changed(lambda up: replace(up, num_samples=999)), r"num_samples is 999, expected \d+ as in its first"),
-    "a number of 400 digits": (changed(lambda up: replace(up, num_samples=10**400)), "whole number of 1329 bits, expected at most 63"),
+    "a number of 400 digits": (changed(lambda up: replace(up, num_samples=10**400)), "integer of 1329 bits, expected at most 63"),
     "a loss that is NaN": (other_work(Work(1, 2, float("nan"), 0.1)), "its loss is nan"),
     "negative seconds": (other_work(Work(1, 2, 0.1, -1.0)), r"its seconds -1\.0"),
     "absurd steps": (other_work(Work(2**63, 2, 0.1, 1.0)), "it counts 9223372036854775808 steps"),

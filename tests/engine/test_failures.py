@@ -189,7 +189,7 @@ def test_three_refused_answers_in_a_row_exclude_a_client_and_the_others_fill_its
         if ours.now.number > out:
             assert "2" not in record.cohort and not record.failures
     assert steps[-1].standing.excluded == {"2"}
-    assert sentences(steps[out].record)[-1] == "client 2 takes no part from now on: too many of its updates in a row were refused"
+    assert sentences(steps[out].record)[-1] == "client 2 is excluded from now on: too many consecutive updates of it were rejected"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_coverage_counts_negative_increments_as_nothing_and_keeps_all_layers_whe
     [
         (layers("count", 7), "at most 6"),
         (layers("last", 7), "at most 6"),
-        (layers("first", 2.5), "whole number"),
+        (layers("first", 2.5), "integer number"),
         (layers("share", 1.5), "share above 0 and at most 1"),
         (layers("coverage", 1.5), "share above 0 and at most 1"),
     ],

@@ -107,8 +107,14 @@ def test_the_best_of_each_column_of_all_methods_is_set_off_where_better_means_so
     table = overview.methods(stand(*made))
     winners = {name: bold(table, name) for name in table.header}
     assert winners["mean rank"] == winners["personalised %"] == {"fibecfed", "lora"}
-    assert winners["first to target"] == winners["steps a run"] == winners["MB a run"] == winners["bytes, x fewest"] == {"fibecfed"}
-    assert winners["tasks"] == winners["values of adapter and head"] == winners["95 % interval"] == set()
+    assert (
+        winners["first to target"]
+        == winners["steps per run"]
+        == winners["MB per run"]
+        == winners["bytes relative to the smallest"]
+        == {"fibecfed"}
+    )
+    assert winners["tasks"] == winners["parameters of adapter and head"] == winners["95 % interval"] == set()
 
 
 def test_nothing_is_set_off_in_a_column_of_equal_numbers_or_of_one():

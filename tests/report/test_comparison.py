@@ -338,7 +338,7 @@ def test_the_files_hold_the_tables_in_full_and_say_what_is_missing(folder: Path,
     with (tmp_path / "out/report-runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 11
-    assert {row["learning rate"] for row in rows} == {"0.0005"} and {row["values of adapter and head"] for row in rows} == {"74498"}
+    assert {row["learning rate"] for row in rows} == {"0.0005"} and {row["parameters of adapter and head"] for row in rows} == {"74498"}
     assert not (folder / "report.md").exists()
 
 

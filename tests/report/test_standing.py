@@ -174,7 +174,7 @@ def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said(
     rank, personalised, _, sent, race, *_, missing, partly = said(*runs)
     assert "mean rank 1.00" in rank and "place 1 of the 2 methods that ran on the same 2 tasks; next is lora with 2.50" in rank
     assert "80.0 % as a mean over tasks, 2.0 points above the best other (voc), over 1 task that both ran on." in personalised
-    assert "It sends 2.0 MB a run, the fewest" in sent and "nobody sends fewer" in sent
+    assert "It sends 2.0 MB per run, the fewest" in sent and "nobody sends fewer" in sent
     assert race.startswith("It reaches the target on 2 of 2 counted tasks and is first, in modelled time, on 2;")
     assert missing == "All this leaves out 1 task on which fibecfed has no result: v."
     assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
@@ -252,7 +252,7 @@ def test_a_higher_global_score_and_fewer_bytes_are_losses_too():
         "voc",
         "10.0",
     ]
-    assert [t[name].text for name in ("sending fewer", "fewest bytes", "fibecfed's bytes, x fewest")] == ["1", "voc", "3.00"]
+    assert [t[name].text for name in ("sending fewer", "fewest bytes", "fibecfed's bytes relative to the smallest")] == ["1", "voc", "3.00"]
     assert [u[name].text for name in ("ahead in global", "sending fewer", "fewest bytes")] == ["0", "1", "lora"]
 
 

@@ -54,7 +54,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
 
     Raises:
         UserError: a folder of another comparison, or one that cannot be written.
-        KeyboardInterrupt: stopped; the same command goes on.
+        KeyboardInterrupt: stopped; the same command resumes.
     """
     began = time.monotonic()
     clock = Clock()
@@ -78,7 +78,7 @@ def _as_user_error(out: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         where = error.filename or out
-        raise UserError(f"{where}: {error.strerror}; what was done before stays. Mend it, or choose another folder with --out") from error
+        raise UserError(f"{where}: {error.strerror}; what was done before stays. Fix it, or choose another folder with --out") from error
 
 
 def _show(console: Console, results: Results, out: Path, seconds: float) -> None:

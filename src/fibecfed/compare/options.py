@@ -14,11 +14,11 @@ class TuningOptions(Options):
     """The table [tuning]: the learning rate that each method is compared at, found by the same number of trials for all."""
 
     trials: int = Field(
-        default=0, ge=0, description="Rates tried, around the one its own paper uses; an odd number. 0 = no tuning: that rate is taken."
+        default=0, ge=0, description="Learning rates tried per method, around the one of its own paper; an odd number. 0 = no tuning."
     )
-    factor: float = Field(default=3.0, gt=1, description="Between one rate and the next.")
+    factor: float = Field(default=3.0, gt=1, description="Ratio between one rate and the next.")
     tasks: tuple[str, ...] = Field(default=("sst2", "rte"), description="A rate's score is the mean over these tasks' validation parts.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the trials.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the trials.")
     extend: bool = Field(default=True, description="Where the best rate is the lowest or highest, try one more beyond it.")
 
 
@@ -28,10 +28,10 @@ class WorkerOptions(Options):
     teraflops: float = Field(
         default=100.0,
         gt=0,
-        description="Speed that `fibecfed check` prices computing at, 10^12 operations a second. 100: a third of an A100's.",
+        description="Speed that `fibecfed check` assumes, 10^12 operations per second. 100: a third of an A100's.",
     )
     workers: int | None = Field(
-        default=None, ge=1, description="Processes; without it one a core. Each computes with base.resources.threads."
+        default=None, ge=1, description="Worker processes, each with base.resources.threads. Default: one per core."
     )
 
 
@@ -40,8 +40,8 @@ class Comparison(Options):
 
     methods: tuple[str, ...] = Field(description='Names of `fibecfed list methods` or of [method.<name>] tables, or "all".')
     tasks: tuple[str, ...] = Field(description='Names of `fibecfed list tasks` or of [task.<name>] tables, or "all".')
-    seeds: tuple[Annotated[int, Ge(0), Lt(2**63)], ...] = Field(default=(0,), description="Each method runs on each task once a seed.")
-    base: dict[str, Any] = Field(default={}, description="A run's configuration, the same for all.")
+    seeds: tuple[Annotated[int, Ge(0), Lt(2**63)], ...] = Field(default=(0,), description="Each method runs on each task once per seed.")
+    base: dict[str, Any] = Field(default={}, description="A run's configuration, shared by all runs.")
     task: dict[str, dict[str, Any]] = Field(default={}, description="[task.<name>]: laid over it in the runs on that task.")
     method: dict[str, dict[str, Any]] = Field(default={}, description="[method.<name>]: laid over both in the runs of that method.")
     architecture: dict[str, dict[str, Any]] = Field(

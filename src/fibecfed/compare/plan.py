@@ -83,12 +83,12 @@ def job(
 
 @dataclass(frozen=True)
 class Held:
-    """What a job's folder holds; nothing of all this where it is to be run, or gone on with.
+    """State of a job's folder. All fields are None if the job must be started or resumed.
 
     Attributes:
         summary: of a run that is done, whose records are whole too.
         damaged: what is wrong with a finished run, which is to be made again.
-        unusable: why the folder can neither be used nor gone on with, and what to do.
+        unusable: why the folder can neither be used nor resumed, and what to do.
     """
 
     summary: dict[str, Any] | None = None

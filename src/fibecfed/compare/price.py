@@ -1,6 +1,6 @@
 """What a comparison would send, compute and take, from its models' shapes alone: for plans that the machine at hand cannot run.
 
-Bytes, and values of adapter and head, are found out, not looked up: each method's messages are made and encoded with six small random
+Bytes, and parameters of adapter and head, are found out, not looked up: each method's messages are made and encoded with six small random
 models of the same family (hidden sizes 64, 256 and 512, 2 and 4 layers). They are linear in the number of layers and quadratic in the
 hidden size, which six points determine; the digits in the messages' headers are not, which leaves less than 1 % of doubt. Steps come from
 each run's own schedule. Time and memory are estimates [C]: 4 operations a token and value of the blocks for forward and backward (frozen
@@ -132,7 +132,7 @@ def _of_run(prepared: Prepared, sized: _Sized, shape: Shape, speed: float) -> tu
 
 @dataclass(frozen=True)
 class _Sized:
-    """Values of adapter and head, and bytes down and up by phase."""
+    """Parameters of adapter and head, and bytes down and up by phase."""
 
     values: float
     sizes: list[tuple[float, float]]
@@ -217,14 +217,14 @@ def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) ->
     yield (
         f"memory while training: about {decimal(round(needed))} = weights {decimal(2 * shape.values)} in bf16, "
         f"activations {decimal(round(shape.layers * per_layer))} for {batch} x {longest} tokens, "
-        f"values of adapter and head with gradient and two moments at most {decimal(16 * most)}"
+        f"parameters of adapter and head with gradient and two moments at most {decimal(16 * most)}"
     )
     operations, sent = sum(one.operations for one in prices.values()), sum(one.bytes for one in prices.values())
     at_once, speed = workers(comparison), comparison.resources.teraflops
     least = comparison.tuning.trials * len(comparison.tuning.tasks) * len(comparison.methods)
     yield (
         f"all methods: {decimal(sent)}, and {duration(operations / (1e12 * speed) / at_once)} of computing at {speed:g} x 10^12 operations "
-        f"a second (resources.teraflops), {at_once} {'run' if at_once == 1 else 'runs'} at a time"
+        f"per second (resources.teraflops), {at_once} {'run' if at_once == 1 else 'runs'} at a time"
     )
     if least:
         most_trials = least + comparison.tuning.extend * len(comparison.tuning.tasks) * len(comparison.methods)
@@ -233,7 +233,7 @@ def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) ->
     yield f"time: all runs one after the other, clients of a round in parallel, each at that speed, {network}"
     if any(config.data.max_train is None for config in configs):
         yield f"a task without data.max_train counts {UNKNOWN_EXAMPLES:,} training examples; what it has is only known when it is read"
-    yield "found out with small models of the family: bytes, values of adapter and head; estimated, as docs/comparison.md says: all else"
+    yield "measured on small models of the family: bytes, parameters of adapter and head; all else is estimated (docs/comparison.md)"
 
 
 def _print(console: Console, text: str, style: str = "") -> None:

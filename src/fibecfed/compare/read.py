@@ -118,7 +118,7 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
     for part in above:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            mistakes[name] = f"{name}: got a key inside of {part}, which is no table; mend the name"
+            mistakes[name] = f"{name}: got a key inside of {part}, which is no table; fix the name"
             return
     as_written = {key.name for key in keys(DEFAULT_KIND) if key.takes_text}
     run_key = name.removeprefix("base.") if above[:1] == ["base"] else ".".join(name.split(".")[2:])
@@ -141,7 +141,7 @@ def _sentence(name: str, kind: str, table: Mapping[str, Any]) -> str:
         near = nearest(name, known)
         return f"{name}: got an unknown key; " + (f"did you mean `{near}`?" if near else f"expected one of {', '.join(known)}")
     expected = known[name].expected if name in known and "dict" not in known[name].expected else "a table"
-    return f"{name}: got {got}, expected {expected}; mend it"
+    return f"{name}: got {got}, expected {expected}; fix it"
 
 
 def _strange_names(comparison: Comparison) -> Iterator[str]:
@@ -161,10 +161,10 @@ def _strange_names(comparison: Comparison) -> Iterator[str]:
             yield _unknown("task", name, TASKS, "`fibecfed list tasks`, or set data.path in it")
     for key, names in (("methods", comparison.methods), ("tasks", comparison.tasks), ("seeds", comparison.seeds)):
         if not names or len(set(names)) < len(names):
-            yield f"{key}: got {show(names)}, expected at least one, each once; mend the list"
+            yield f"{key}: got {show(names)}, expected at least one, each once; fix the list"
     for key, name in (*(("methods", name) for name in comparison.methods), *(("tasks", name) for name in comparison.tasks)):
         if not name or name.strip(".") != name or set(name) & set("/\\"):
-            yield f"{key}: got the name {show(name)}, expected one that a folder can have; mend it"
+            yield f"{key}: got the name {show(name)}, expected one that a folder can have; fix it"
 
 
 def _unknown(key: str, name: str, names: Any, where: str) -> str:

@@ -103,7 +103,7 @@ def _sentence(name: str, line: Any, table: Mapping[str, Any], mistakes: dict[str
     key = known[name]
     example = "leave it out" if key.default is None else f"leave it out for the default, {show(key.default)}"
     near = nearest(got, re.findall(r'"([^"]*)"', key.expected)) if isinstance(got, str) and line["type"] == "literal_error" else None
-    return f"{name}: got {show(got)}, expected {key.expected}; " + (f'did you mean "{near}"?' if near else f"mend it, or {example}")
+    return f"{name}: got {show(got)}, expected {key.expected}; " + (f'did you mean "{near}"?' if near else f"fix it, or {example}")
 
 
 def _unknown(name: str, got: Any, kind: str, mistakes: dict[str, str]) -> str:

@@ -124,7 +124,7 @@ def federation_toml() -> str:
     }
     title = (
         "A configuration of fibecfed for a federation across machines: the same file on the server and on every client.\n"
-        "Where a client's data lies is said to `fibecfed client`, and stands nowhere in here."
+        "The location of a client's data is given to `fibecfed client`; it is not part of this file."
     )
     return commented_toml(title, chosen, values, off="{key} =")
 

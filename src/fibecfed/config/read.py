@@ -89,7 +89,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a TOML configuration") from None
     except ValueError as error:  # TOMLDecodeError, and numbers with thousands of digits
-        raise UserError(f"{path}: not valid TOML: {error}; mend it there") from None
+        raise UserError(f"{path}: not valid TOML: {error}; fix it there") from None
 
 
 def is_comparison(table: Mapping[str, Any]) -> bool:
@@ -207,6 +207,6 @@ def missing_files(table: Mapping[str, Any]) -> dict[str, str]:
         if not (path.is_dir() if kind == "folder" else path.is_file()):
             got = ("a file" if kind == "folder" else "a folder") if path.exists() else "nothing there"
             mistakes[f"data.{name}"] = (
-                f"data.{name}: got {show(value)} ({got}), expected a {kind}; mend the path, which is taken from {Path.cwd()}"
+                f"data.{name}: got {show(value)} ({got}), expected a {kind}; fix the path, which is taken from {Path.cwd()}"
             )
     return mistakes

@@ -40,7 +40,7 @@ def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _not_finite(value, f"{prefix}{name}.")
         elif isinstance(value, float) and not math.isfinite(value) and prefix + name != "method.layers.norm":
-            yield f"{prefix}{name}: got {value}, expected a finite number; mend it"
+            yield f"{prefix}{name}: got {value}, expected a finite number; fix it"
 
 
 def _model(model: ModelOptions) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _data(data: DataOptions) -> Iterator[str]:
         elif column is not None:
             columns[column] = name
     if data.labels is not None and (len(set(data.labels)) < len(data.labels) or len(data.labels) < 2):
-        yield f"data.labels: got {list(data.labels)}, expected at least two classes, each once; mend the list or leave it out"
+        yield f"data.labels: got {list(data.labels)}, expected at least two classes, each once; fix the list or leave it out"
     if data.test_path is not None and data.test_path == data.path:
         yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
 
@@ -98,15 +98,15 @@ def _label_words(config: Config) -> Iterator[str]:
     if data.template is not None:
         mistake = mistake_in(data.template, data.pair_column is not None if task is None else task.pair)
         if mistake:
-            yield f"data.template: {mistake}; mend it"
+            yield f"data.template: {mistake}; fix it"
     words = data.label_words
     if words is None:
         return
     if len(set(words)) < len(words) or len(words) < 2 or not all(word and word == word.strip() for word in words):
-        yield f"data.label_words: got {list(words)}, expected a different word for each class, without spaces around it; mend the list"
+        yield f"data.label_words: got {list(words)}, expected a different word for each class, without spaces around it; fix the list"
     classes = data.labels if task is None else task.labels
     if classes is not None and len(words) != len(classes):
-        yield f"data.label_words: got {len(words)}, expected {len(classes)}, one for each of {list(classes)} in this order; mend the list"
+        yield f"data.label_words: got {len(words)}, expected {len(classes)}, one for each of {list(classes)} in this order; fix the list"
 
 
 def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
@@ -156,16 +156,16 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
     if names is None:
         return
     if len(set(names)) < len(names) or not all(re.fullmatch(CLIENT_NAME, name) for name in names):
-        yield (f"federation.client_names: got {list(names)}, {EXPECTED_NAME} in each, and no two alike; mend the list")
+        yield (f"federation.client_names: got {list(names)}, {EXPECTED_NAME} in each, and no two alike; fix the list")
     if len(names) != federation.clients:
-        yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; mend one of them"
+        yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; fix one of them"
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:
     if training.momentum > 0 and training.optimizer != "sgd":
         yield f'training.momentum: got {training.momentum} with `training.optimizer` = "{training.optimizer}", which has none; set it to 0'
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", training.device):
-        yield f'training.device: got {training.device!r}, expected "auto", "cpu", "mps", "cuda" or "cuda:<number>"; mend it'
+        yield f'training.device: got {training.device!r}, expected "auto", "cpu", "mps", "cuda" or "cuda:<number>"; fix it'
 
 
 def _score_after(score_after: int | None, federation: FederationOptions) -> Iterator[str]:
@@ -181,7 +181,7 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
     if value is None:
         return
     if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):
-        yield f'method.layers.value: got {value}, expected a whole number of layers with `method.layers.rule` = "{rule}"; round it'
+        yield f'method.layers.value: got {value}, expected an integer number of layers with `method.layers.rule` = "{rule}"; round it'
     elif rule in ("share", "coverage") and value > 1:
         yield f'method.layers.value: got {value}, expected a share, at most 1, with `method.layers.rule` = "{rule}"; or take "count"'
     elif rule in ("layer_gap", "plateau", "all"):

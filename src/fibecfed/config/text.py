@@ -57,7 +57,7 @@ def settings(options: type[Options], prefix: str = "", kind: str | None = None) 
 
 
 def expected(field: FieldInfo) -> str:
-    """What a field takes, in words: "a whole number, at least 1"."""
+    """What a field takes, in words: "an integer, at least 1"."""
     return _bounded(" or ".join(_words(part) for part in _without_none(field.annotation)), field.metadata)
 
 
@@ -93,7 +93,7 @@ def _words(annotation: Any) -> str:
         return _bounded(_words(inner), limits)
     if get_origin(annotation) is tuple:
         return f"a list, each {_words(get_args(annotation)[0])}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(annotation, str(annotation))
 
 

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend before anything is trained: exit code 2. The text says what was got, what was expected, what to do."""
+    """Something the user can fix before anything is trained: exit code 2. The text says what was got, what was expected, what to do."""
 
 
 class RunFailed(Exception):

@@ -124,8 +124,8 @@ class Phase(Generic[S, C, D, U]):
             shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
             the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
         address: what one client gets of a broadcast, given the server's state. Left out, everybody gets the same.
-        problem: what makes an answer useless although its tensors are as expected, given the server's state, as a sentence; None for a
-            good one. Such an answer is refused.
+        problem: extra validation of an answer, given the server's state: returns an error message, or None if the answer is valid. An
+            invalid answer is rejected.
     """
 
     name: str
@@ -155,7 +155,10 @@ class Method(Protocol[S, C]):
 
     @property
     def is_personal(self) -> bool:
-        """Whether a client may answer with another model than the global one. Where none does, an evaluation asks the clients alone."""
+        """Whether a client may predict with a model other than the global one.
+
+        If False, the server skips its own evaluation: the clients' results are those of the global model.
+        """
         ...
 
     def init(self, task: Task, key: Key) -> S:
@@ -167,7 +170,7 @@ class Method(Protocol[S, C]):
         ...
 
     def personalise(self, message: Any, state: C) -> Params:
-        """The model client `state` answers with, given a broadcast of the last phase begun: computable on the client alone."""
+        """Parameters that the client predicts with, from the latest broadcast and its own state. Must not need anything else."""
         ...
 
     def server_params(self, server: S) -> Params:

@@ -60,7 +60,7 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(
-            f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); mend `data.path` or `data.test_path`."
+            f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); fix `data.path` or `data.test_path`."
         )
     extension = path.suffix.lower()
     if extension in (".csv", ".tsv"):
@@ -213,12 +213,12 @@ def _labels(source: str, column: str, values: list[Any]) -> list[int] | list[str
         if isinstance(value, float):
             if not value.is_integer():
                 raise UserError(
-                    f"{_where(source, column, row)}: got the label {value}, expected text or a whole number. "
+                    f"{_where(source, column, row)}: got the label {value}, expected a string or an integer. "
                     "Is it the column of the classes? Set `data.label_column`, or turn the numbers into classes."
                 )
             value = int(value)
         if not isinstance(value, int | str):
-            raise UserError(f"{_where(source, column, row)}: got a label of type {type(value).__name__}, expected text or a whole number.")
+            raise UserError(f"{_where(source, column, row)}: got a label of type {type(value).__name__}, expected a string or an integer.")
         labels.append(str(value) if isinstance(value, bool) else value)
     if all(isinstance(label, int) for label in labels):
         return [int(label) for label in labels]

@@ -21,22 +21,22 @@ class DataOptions(Options):
     test_path: str | None = Field(default=None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
     text_column: str = Field(default="text", description="Column of the (first) text.")
     pair_column: str | None = Field(default=None, description="Column of the second text, for tasks on pairs.")
-    label_column: str = Field(default="label", description="Column of the label: text or whole numbers.")
+    label_column: str = Field(default="label", description="Column of the label: strings or integers.")
     client_column: str | None = Field(
         default=None, description='Column that names the client an example belongs to (partition = "column").'
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
-        description="The classes, in order; whole-number labels may count into it from 0. Without it: those found in train, sorted.",
+        description="The classes, in order; integer labels are 0-based indices into this list. Default: those found in train, sorted.",
     )
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of `path` that becomes the test set, stratified by label.")
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the training examples kept for validation, stratified."
     )
     max_train: int | None = Field(
-        default=None, ge=1, description="Train on at most so many examples (validation apart), drawn from the seed."
+        default=None, ge=1, description="Maximum number of training examples (validation not counted), drawn from the seed."
     )
-    max_test: int | None = Field(default=None, ge=1, description="Test on at most so many examples, drawn from the seed.")
+    max_test: int | None = Field(default=None, ge=1, description="Maximum number of test examples, drawn from the seed.")
     max_length: int | None = Field(default=None, ge=4, description="Tokens an example is truncated to. Default 64, for pairs 128.")
     template: str | None = Field(
         default=None,
@@ -45,13 +45,13 @@ class DataOptions(Options):
     )
     label_words: tuple[str, ...] | None = Field(
         default=None,
-        description="One word a class, in the order of the classes, each a single token of the model. Default: the task's own.",
+        description="Verbalizer: one word per class, in their order, each a single token of the model. Default: the task's own.",
     )
     root: str | None = Field(
         default=None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub."
     )
     label_noise: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the training labels replaced by another class: for experiments."
+        default=0.0, ge=0, lt=1, description="Fraction of the training labels replaced by another class; for experiments."
     )
 
     @model_validator(mode="after")

@@ -92,7 +92,7 @@ def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:
         min_classes: how many classes the user's own files must hold; one client of many may have a single one.
 
     Raises:
-        UserError: anything about the files or the task that the user can mend.
+        UserError: anything about the files or the task that the user can fix.
     """
     if options.path is not None:
         return _own_files(options, expanded(options.path), key, min_classes)
@@ -176,7 +176,7 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
         raise UserError(
             f"{raw.source}, row {first + 1}: got labels that are not among the classes: {', '.join(map(repr, unknown[:10]))}. "
             f"Expected one of {', '.join(map(repr, names[:20]))}: those found in train, or `data.labels` where it is set. "
-            "Mend the rows, or list every class in `data.labels`."
+            "Fix the rows, or list every class in `data.labels`."
         )
     labels = torch.tensor([number[str(label)] for label in raw.labels], dtype=torch.int64)
     return TextSplit(raw.texts, raw.pairs, labels, raw.clients)
@@ -264,7 +264,7 @@ def _hub(task: TextTask, options: DataOptions) -> TextDataset:
 def _hub_split(source: str, columns: Columns, rows: Any, task: TextTask) -> RawSplit:
     check_columns(source, columns.names(), rows.column_names)
     table = {name: list(rows[name]) for name in columns.names()}
-    # published sets have a few rows without text (mpqa: 3), which nobody but their publisher can mend
+    # published sets have a few rows without text (mpqa: 3), which nobody but their publisher can fix
     kept = [
         row
         for row in range(len(rows))

@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 
 def resume(out: Path) -> tuple[dict[str, Any], bool]:
-    """Have Flower go on with a run; its summary, and whether it was finished before.
+    """Have Flower resume a run; its summary, and whether it was finished before.
 
     Raises:
         UserError: Flower is not installed here, or the federation's folder is not where it was.
@@ -33,7 +33,7 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
     about = json.loads((out / FLOWER).read_text(encoding="utf-8"))
     app, connection = Path(about["app"]), about["connection"]
     if not (app / "pyproject.toml").is_file():
-        raise UserError(f"{out / FLOWER}: the federation's folder {app} is not there; put it back, or mend `app` in that file")
+        raise UserError(f"{out / FLOWER}: the federation's folder {app} is not there; put it back, or fix `app` in that file")
     program = Path(sys.executable).with_name("flwr")
     if not program.is_file():
         raise UserError("flwr is not installed beside this Python; run: pip install 'fibecfed[flower]'")

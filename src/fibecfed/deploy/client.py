@@ -49,7 +49,7 @@ def run(options: Options, say: Callable[[str], None]) -> None:
     """Load data and model, then answer until interrupted.
 
     Raises:
-        UserError: whatever the user can mend; nothing was answered then.
+        UserError: whatever the user can fix; nothing was answered then.
     """
     config = load(options.config, options.overrides).config
     if config.federation.partition != "machines":

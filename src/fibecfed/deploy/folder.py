@@ -65,10 +65,10 @@ clientapp = "fibecfed.engine.flower.relay:app"
 [tool.flwr.app.config]
 config = {config}
 runs = {runs}  # a new run makes a folder in it
-run = ""  # the folder of a run to go on with: `fibecfed resume` sets it
+run = ""  # the folder of a run to resume: `fibecfed resume` sets it
 app = {app}
 connection = "production"  # of .flwr/config.toml: where `fibecfed resume` starts the run again
-wait-s = 600.0  # how long clients are waited for at the start, and when a run goes on
+wait-s = 600.0  # how long clients are waited for at the start, and when a run is resumed
 allow-plain-http = false  # true: without TLS beyond this machine too
 socket = ""  # for Flower's simulation alone, e.g. "/tmp/clients/{{}}.sock"; {{}} = number of the node
 """

@@ -49,7 +49,7 @@ class Machines:
 
 
 def serve(grid: Any, settings: Mapping[str, Any]) -> None:
-    """Start a run, or go on with the one that the run configuration names.
+    """Start a run, or resume the one that the run configuration names.
 
     Args:
         settings: the run configuration, [tool.flwr.app.config] of the app's pyproject.toml.

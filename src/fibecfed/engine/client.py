@@ -24,7 +24,7 @@ _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
 
 TOO_LARGE = 2**63
-"""Whole numbers from here on do not fit into 64 bits with a sign, and at some size not into floating point either."""
+"""Integers from here on do not fit into 64 bits with a sign, and at some size not into floating point either."""
 
 
 @message
@@ -149,7 +149,7 @@ def check_finite(message: Any, phase: Phase[Any, Any, Any, Any], client: ClientI
 
 
 def not_finite(message: Any) -> str | None:
-    """A sentence about the first value of a message that is infinite, NaN or a whole number of more than 63 bits; None if there is none."""
+    """A sentence about the first value of a message that is infinite, NaN or an integer of more than 63 bits; None if there is none."""
     tensors = tensors_of(message)
     for field in field_kinds(type(message)):
         if field in tensors:
@@ -162,7 +162,7 @@ def not_finite(message: Any) -> str | None:
             if isinstance(number, float) and not math.isfinite(number):
                 return f"{field} of its update is not finite"
             if isinstance(number, int) and abs(number) >= TOO_LARGE:
-                return f"{field} of its update is a whole number of {number.bit_length()} bits, expected at most 63"
+                return f"{field} of its update is an integer of {number.bit_length()} bits, expected at most 63"
     return None
 
 

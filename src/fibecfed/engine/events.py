@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True)
 class Started:
-    """A run is about to begin, or to go on.
+    """A run is about to start, or to be resumed.
 
     Attributes:
         phases: name and number of rounds of each, in order.

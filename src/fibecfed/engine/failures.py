@@ -115,5 +115,5 @@ def sentences(record: RoundRecord) -> list[str]:
         told.append(f"{where} was repeated with other clients: {usable} of {len(attempt.cohort)} gave a usable answer")
         told.extend(f"client {client} failed in it: {reason}" for client, reason in attempt.failures.items())
     told.extend(f"client {client} was left out of {where}: {reason}" for client, reason in record.failures.items())
-    told.extend(f"client {client} takes no part from now on: too many of its updates in a row were refused" for client in record.excluded)
+    told.extend(f"client {client} is excluded from now on: too many consecutive updates of it were rejected" for client in record.excluded)
     return told

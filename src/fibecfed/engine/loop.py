@@ -23,9 +23,9 @@ from .simulator import Transport
 
 _REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
-    'training.learning_rate, or with federation.on_failure = "drop" to go on without such clients'
+    'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
 )
-_STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run goes on without such clients'
+_STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
 _USABLE = "The checkpoint before it stays usable"
 _LIMIT = f"{_USABLE}. With federation.max_update_norm updates that are too large are refused"
 

@@ -17,66 +17,67 @@ EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
 class FederationOptions(Options):
     """Who holds the data, and how often they are asked."""
 
-    clients: int = Field(default=50, ge=1, description='K. With partition = "column" it is read from the data.')
+    clients: int = Field(default=50, ge=1, description='K, number of clients. With partition = "column" it is read from the data.')
     client_names: tuple[str, ...] | None = Field(
         default=None,
         description='With partition = "machines": the names of the clients. Without it: those of the first K machines that answer.',
     )
-    clients_per_round: int = Field(default=5, ge=1, description="m, drawn anew each round.")
+    clients_per_round: int = Field(default=5, ge=1, description="m, clients sampled in each round.")
     rounds: int = Field(default=40, ge=1, description="T, rounds of tuning.")
     partition: Literal["dirichlet", "iid", "shards", "column", "machines"] = Field(
         default="dirichlet", description='How examples are spread over the clients; "machines": each client is a machine with its own data.'
     )
-    alpha: float = Field(default=1.0, gt=0, description="Concentration of the class priors of a client; small = one-sided clients.")
-    size_alpha: float = Field(default=5.0, gt=0, description="Concentration of the clients' sizes.")
+    alpha: float = Field(
+        default=1.0, gt=0, description="Dirichlet concentration of each client's class distribution; small = few classes per client."
+    )
+    size_alpha: float = Field(default=5.0, gt=0, description="Dirichlet concentration of the clients' sizes; small = very unequal.")
     shards_per_client: int = Field(
-        default=2, ge=1, description='For partition = "shards": runs of examples sorted by label that a client gets.'
+        default=2, ge=1, description='For partition = "shards": number of shards of the label-sorted examples per client.'
     )
     on_failure: Literal["stop", "drop"] = Field(
         default="stop",
-        description="A client that fails, is late or sends an update that is refused stops the run, or is left out of the round.",
+        description="What a client that fails, is late or sends a rejected update does: stop the run, or be dropped from the round.",
     )
     quorum: float = Field(
-        default=0.0, ge=0, le=1, description="Share of the clients asked whose answers a round needs; 0 = one client's answer will do."
+        default=0.0, ge=0, le=1, description="Fraction of the cohort whose updates a round needs; 0 = a single update is enough."
     )
     round_attempts: int = Field(
-        default=1, ge=1, description="Cohorts that a round may ask, one after the other, until one reaches the quorum; then the run stops."
+        default=1,
+        ge=1,
+        description="Attempts per round, each with a newly sampled cohort, to reach the quorum; after the last one the run stops.",
     )
     round_timeout_s: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds after which a client is late, in a round or an evaluation; 0 = no limit. Between machines only.",
+        description="Time limit for a client's answer in a round or an evaluation, in seconds; 0 = none. Across machines only.",
     )
     exclude_after: int = Field(
         default=0,
         ge=0,
-        description="Refused updates in a row after which a client takes no part in the rest of the run; 0 = never. "
-        "Its own state goes on from them: nothing tells it.",
+        description="Exclude a client after this many consecutive rejected updates; 0 = never. "
+        "The client is not notified and keeps its local state.",
     )
     max_samples: int = Field(
-        default=0, ge=0, description="Training examples that a client may say it has, or its update is refused; 0 = no limit."
+        default=0, ge=0, description="Reject updates of clients that report more training examples than this; 0 = no limit."
     )
     max_update_norm: float = Field(
         default=0.0,
         ge=0,
-        description="L2 norm that the difference between the tensors a client was sent and those it sends back may have, "
-        "or its update is refused; 0 = no limit.",
+        description="Reject updates whose L2 distance from the tensors the client was sent exceeds this; 0 = no limit.",
     )
 
 
 class EvaluationOptions(Options):
     """When and how the models are scored."""
 
-    every: int = Field(
-        default=5, ge=1, description="Rounds between evaluations; there is one before the first and one after the last in any case."
-    )
-    batch_size: int = Field(default=64, ge=1, description="Examples a forward pass.")
+    every: int = Field(default=5, ge=1, description="Evaluate every n rounds, and always before the first and after the last.")
+    batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
 
 
 class ResourceOptions(Options):
     """What the run may take of the machine."""
 
-    threads: int = Field(default=1, ge=1, le=1024, description="Processor threads a process.")
-    client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states; beyond it they lie on disk.")
+    threads: int = Field(default=1, ge=1, le=1024, description="CPU threads per process.")
+    client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states; the rest is kept on disk.")
     checkpoint_every: int = Field(default=1, ge=1, description="Rounds between checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are removed.")

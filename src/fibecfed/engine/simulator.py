@@ -1,4 +1,4 @@
-"""All clients in one process: the transport that moves bytes from one end of a table to the other."""
+"""In-process transport: runs all clients one after the other in this process."""
 
 from __future__ import annotations
 

@@ -13,15 +13,17 @@ class TrainingOptions(Options):
     """The table [training]: one client's local training, the same for every method."""
 
     local_epochs: int = Field(default=2, ge=1, description="Passes over the round's examples.")
-    batch_size: int = Field(default=8, ge=1, description="Examples an optimiser step.")
-    group_by_length: bool = Field(default=True, description="Shuffle so that a batch holds texts of like length, which saves padding.")
+    batch_size: int = Field(default=8, ge=1, description="Examples per optimiser step.")
+    group_by_length: bool = Field(default=True, description="Shuffle so that a batch holds texts of similar length, which saves padding.")
     learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Constant over the run.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="New each time a client trains.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of SGD.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Its state starts anew each time a client trains.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of SGD.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="[C] Dropout of backbone and adapter while training.")
-    precision: Literal["auto", "float32", "bf16"] = Field(default="auto", description="auto = bf16 where the processor computes in it.")
-    device: str = Field(default="auto", description="auto = cuda, mps or cpu, the first that is there.")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="auto = bf16 where the hardware supports it, else float32."
+    )
+    device: str = Field(default="auto", description="auto = the first of cuda, mps and cpu that is available.")
 
 
 class CurriculumOptions(Options):
@@ -31,16 +33,19 @@ class CurriculumOptions(Options):
         default="fisher", description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pace."
     )
     pace: Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"] = Field(
-        default="linear", description="[C] How the share of data grows with the rounds; none = all data, random order, every round."
+        default="linear",
+        description="[C] Pacing function: how the fraction of data grows with the rounds; none = all data in random order in every round.",
     )
-    beta: float = Field(default=0.6, gt=0, le=1, description="[C] Share of the data at round 0.")
-    alpha: float = Field(default=0.8, gt=0, le=1, description="[C] Share of the rounds after which all data are used.")
+    beta: float = Field(default=0.6, gt=0, le=1, description="[C] Fraction of the data used in round 0.")
+    alpha: float = Field(default=0.8, gt=0, le=1, description="[C] Fraction of the rounds after which all data are used.")
     order_within_round: Literal["shuffled", "easy_to_hard"] = Field(default="shuffled", description="[C] Order of a round's examples.")
     labels: Literal["true", "model"] = Field(
         default="true", description="[C] Fisher information of the true label, or expected under the model's own."
     )
     fisher_over: Literal["all", "adapter"] = Field(default="all", description="[C] Sum over all trainable tensors, or without the head.")
-    rescore_every: int = Field(default=0, ge=0, description="[C] Score again after so many local trainings of the client; 0 = never.")
+    rescore_every: int = Field(
+        default=0, ge=0, description="[C] Score the examples again after this many local trainings of the client; 0 = never."
+    )
 
 
 class LayerOptions(Options):
@@ -52,16 +57,19 @@ class LayerOptions(Options):
     value: float | None = Field(
         default=None,
         gt=0,
-        description="[C] share: of L, 0.5. count, last, first, random: number of layers, L/2. coverage: share of the importance, 0.6.",
+        description="[C] Depends on `rule`. share: fraction of the layers, default 0.5. count, last, first, random: number of layers, "
+        "default L/2. coverage: fraction of the total importance, default 0.6.",
     )
     importance: Literal["output", "increment"] = Field(
         default="output", description="[S] output: relative change of the block's output; [C] increment over the block before."
     )
-    noise_scale: float = Field(default=0.1, gt=0, description="[C] Norm of the noise over the norm of the example's embeddings.")
+    noise_scale: float = Field(default=0.1, gt=0, description="[C] Norm of the noise relative to the norm of the example's embeddings.")
     norm: float = Field(default=2.0, gt=1, description="[C] p of the ball the noise is taken from; inf = signs.")
-    importance_examples: int = Field(default=64, ge=1, description="[C] Examples a client measures importance on, at most.")
-    importance_clients: int = Field(default=10, ge=1, description="[C] Clients that measure it, drawn from the seed.")
-    spectrum_clients: int = Field(default=4, ge=1, description="[C] Clients that compute the curvature for layer_gap and plateau.")
+    importance_examples: int = Field(default=64, ge=1, description="[C] Maximum number of examples per client to measure importance on.")
+    importance_clients: int = Field(default=10, ge=1, description="[C] Number of clients that measure importance, drawn from the seed.")
+    spectrum_clients: int = Field(
+        default=4, ge=1, description="[C] Number of clients that compute the curvature for layer_gap and plateau."
+    )
     mu: float = Field(default=1.0, gt=0, description="[C] Factor on the number of layers that layer_gap or plateau finds.")
 
 

@@ -95,7 +95,7 @@ def number_of_layers(options: LayerOptions, importance: Float[Tensor, " layers"]
     if value is None:
         return _nearest(num_layers / 2, num_layers)
     if value != int(value):
-        raise UserError(f"method.layers.value = {value:g} for the rule {rule!r}; expected a whole number of layers, 1 to {num_layers}")
+        raise UserError(f"method.layers.value = {value:g} for the rule {rule!r}; expected an integer number of layers, 1 to {num_layers}")
     if value > num_layers:
         raise UserError(
             f"method.layers.value = {value:g} for the rule {rule!r}; expected at most {num_layers}, the layers of the model: set it lower"

@@ -13,14 +13,14 @@ class ModelOptions(Options):
     """Which pre-trained model is fine-tuned, and through which adapter."""
 
     name: str = Field(default="minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
-    revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for results that can be repeated.")
+    revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for reproducible results.")
     rank: int = Field(default=8, ge=1, le=4096, description="r, rank of LoRA.")
     alpha: float = Field(default=16.0, gt=0, description="LoRA's alpha; the adapter's output is scaled by alpha / r.")
     target_modules: tuple[str, ...] | None = Field(
-        default=None, description="Names of the linear maps that LoRA adapts. Default: the attention's query and value."
+        default=None, description="Names of the linear layers that LoRA adapts. Default: query and value of the attention."
     )
     head: Literal["full", "last", "label-words"] = Field(
         default="full",
-        description="[C] Train the whole classification head, or only its last linear map; label-words: none, the pre-trained "
-        "language-model head tells the classes' words apart.",
+        description="[C] full: train the whole classification head; last: only its last linear map; label-words: train no head, and "
+        "predict the class's verbalizer token with the pre-trained language-model head.",
     )

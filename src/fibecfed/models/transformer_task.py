@@ -310,11 +310,13 @@ class TransformerTask:
                 raise
             said = str(error).splitlines()[0]
             raise UnsupportedModel(f"{self._classifier.kind} is not supported with this adapter: {said}") from error
-        unsupported = f"{self._classifier.kind} is not supported: its logits"
+        unsupported = f"{self._classifier.kind} is not supported"
         if (plain - own).abs().max() > tolerance * own.abs().max():
-            raise UnsupportedModel(f"{unsupported} are not those of its head on the {self._classifier.pooling} vector of its body's output")
+            raise UnsupportedModel(
+                f"{unsupported}: pooling the {self._classifier.pooling} token and applying its head does not reproduce its own logits"
+            )
         if (padded - alone).abs().max() > tolerance * alone.abs().max():
-            raise UnsupportedModel(f"{unsupported} depend on the padding of their batch")
+            raise UnsupportedModel(f"{unsupported}: its logits depend on the padding of the batch")
 
     def _check_names(self, params: Params) -> None:
         missing = sorted(self._name_set - params.keys())

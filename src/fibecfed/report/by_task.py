@@ -82,10 +82,10 @@ def to_target(standings: Standings, what: str) -> Table:
 
 
 _MEASURES: dict[str, tuple[str, str, Callable[[Run], float], int]] = {
-    "bytes": ("MB a run on each task", "All messages of training and preparation, both ways", lambda run: total_size(run) / 1e6, 1),
-    "steps": ("Steps a run on each task", "Optimiser steps of all clients together", lambda run: run.steps, 0),
+    "bytes": ("MB per run on each task", "All messages of training and preparation, both ways", lambda run: total_size(run) / 1e6, 1),
+    "steps": ("Steps per run on each task", "Optimiser steps of all clients together", lambda run: run.steps, 0),
     "values": (
-        "Values of adapter and head on each task",
+        "Parameters of adapter and head on each task",
         "How many a client holds; a method may train a part",
         lambda run: run.trainable,
         0,

@@ -65,7 +65,7 @@ def ranks(standings: Standings) -> Figure:
 
 
 def trade(standings: Standings) -> Figure:
-    """Score against bytes: one dot a method."""
+    """Score against bytes: one dot per method."""
     chosen = slots(standings)
     size = {method: standings.mean(method, total_size) / 1e6 for method in standings.ranks}
     score = {method: 100 * standings.mean(method, lambda run: run.last.personalised) for method in standings.ranks}
@@ -73,13 +73,13 @@ def trade(standings: Standings) -> Figure:
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
-    parts = plot.axes("MB a run, both ways, mean over tasks (logarithmic)", "personalised %", compact, lambda v: f"{v:g}")
+    parts = plot.axes("MB per run, both ways, mean over tasks (logarithmic)", "personalised %", compact, lambda v: f"{v:g}")
     at = {method: (plot.x(size[method]), plot.y(score[method])) for method in ordered(standings) if method in size}
     names = _names(dict(reversed(at.items())), svg.Box(x.start, plot.y.end, x.end, plot.y.start))
     for method, dot in at.items():
         marks = [*names[method], svg.circle(*dot, 5, "dot")]
         parts.append(svg.group(method, chosen.get(method), f"{method}: {score[method]:.1f} % with {size[method]:.1f} MB", marks))
-    return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot a method"),))
+    return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot per method"),))
 
 
 def _names(dots: Mapping[str, tuple[float, float]], frame: svg.Box) -> dict[str, list[str]]:

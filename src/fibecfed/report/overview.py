@@ -49,20 +49,27 @@ def methods(standings: Standings) -> Table:
         )
     header = (
         "method", "mean rank", "personalised %", "global %", "95 % interval", "tasks", "targets reached", "first to target",
-        "time to target, x", "MB a run", "bytes, x fewest", "bytes, x fewest LoRA", "steps a run", "values of adapter and head",
+        "relative time to target", "MB per run", "bytes relative to the smallest", "bytes relative to the smallest LoRA", "steps per run",
+        "parameters of adapter and head",
     )  # fmt: skip
     note = (
         "Rank in the pooled personalised score, 1 = best, mean over tasks; interval by bootstrap over tasks and seeds. Scores, bytes, "
-        "steps and values of adapter and head, of which a method may train a part, are means over tasks. Targets: how many of the "
-        f"{len(races)} counted ones are reached, and on how many the method is first in modelled time; time relative to {OURS}'s is the "
-        "geometric mean over targets that both reach. Fewest: without methods that do not federate; fewest LoRA: among those that train "
-        "LoRA of one rank on all adapted layers and average both factors."
+        "steps and parameters of adapter and head, of which a method may train a part, are means over tasks. Targets: how many "
+        f"of the {len(races)} counted ones are reached, and on how many the method is first in modelled time; time over {OURS}'s is the "
+        "geometric mean over targets that both reach. Smallest: without methods that do not federate; smallest LoRA: among those that "
+        "train LoRA of one rank on all adapted layers and average both factors."
     )
     table = Table("methods", "Methods over all tasks", note, header, tuple(rows))
     at = header.index
     most = (at("personalised %"), at("global %"), at("targets reached"), at("first to target"))
-    least = (at("mean rank"), at("time to target, x"), at("bytes, x fewest"), at("bytes, x fewest LoRA"), at("steps a run"))
-    return tables.set_off(tables.set_off(table, most=most, least=least), least=[at("MB a run")], but=(ALONE,))
+    least = (
+        at("mean rank"),
+        at("relative time to target"),
+        at("bytes relative to the smallest"),
+        at("bytes relative to the smallest LoRA"),
+        at("steps per run"),
+    )
+    return tables.set_off(tables.set_off(table, most=most, least=least), least=[at("MB per run")], but=(ALONE,))
 
 
 def targets(standings: Standings) -> Table:
@@ -86,7 +93,7 @@ def targets(standings: Standings) -> Table:
             )
         )
     header = (
-        "task", "majority %", "own majority %", "best method", "its score %", "target %", "counted", "first", "its time",
+        "task", "majority %", "own majority %", "best method", "best score %", "target %", "counted", "first", "shortest time",
         f"{OURS}'s time", "reached by",
     )  # fmt: skip
     note = (
@@ -136,8 +143,8 @@ def losses(standings: Standings) -> Table:
         )
     header = (
         "task", f"{OURS} %", "methods ahead", "best of them", "ahead by, points", f"{OURS} global %", "ahead in global",
-        "best in global", "global, ahead by", "sooner at the target", "fastest", "its time", f"{OURS}'s time", "target counts",
-        "sending fewer", "fewest bytes", f"{OURS}'s bytes, x fewest",
+        "best in global", "global, ahead by", "sooner at the target", "fastest", "shortest time", f"{OURS}'s time", "target counts",
+        "sending fewer", "fewest bytes", f"{OURS}'s bytes relative to the smallest",
     )  # fmt: skip
     note = (
         f"Tasks on which another method has a higher personalised or global score than {OURS}, reaches the target in less modelled time, "
@@ -248,7 +255,7 @@ def runs(standings: Standings) -> Table:
         )
     header = (
         "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
-        "MB down", "steps", "examples", "values of adapter and head", "modelled time", "measured time", "learning rate",
+        "MB down", "steps", "examples", "parameters of adapter and head", "modelled time", "measured time", "learning rate",
         "sources' time", "sources' examples",
     )  # fmt: skip
     note = (

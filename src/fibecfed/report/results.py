@@ -60,7 +60,7 @@ class Run:
         prior: pooled accuracy of each client answering the largest class of its own training examples, whatever the text; NaN where it is
             not known how the examples were spread.
         metric, metric_personalised: the task's own metric where it is not accuracy.
-        trainable: values of adapter and head; a method may train a part of them, or others for a while.
+        trainable: parameters of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
         clients: accuracy of each client on its own test examples after the last round, ascending.
         conditions: machine, versions and settings.

@@ -94,7 +94,7 @@ def _failure(path: Path) -> str | None:
 
 def _summary(folder: Path, place: Place) -> dict[str, Any]:
     path = folder / SUMMARY
-    resume = f"remove it and go on with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
+    resume = f"remove it and resume with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

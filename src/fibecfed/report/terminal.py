@@ -11,8 +11,8 @@ from .standing import Standings
 from .verdict import defeats, verdict, what
 
 # columns of the widest tables that a terminal has no room for
-_NOT_HERE = ("tasks", "bytes, x fewest", "values of adapter and head")
-_NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "its time", f"{OURS}'s time", "target counts", "sending fewer")
+_NOT_HERE = ("tasks", "bytes relative to the smallest", "parameters of adapter and head")
+_NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "shortest time", f"{OURS}'s time", "target counts", "sending fewer")
 
 
 def show(standings: Standings, console: Console) -> None:

@@ -89,15 +89,16 @@ def _priors(standings: Standings) -> list[str]:
         return []
     tasks = ", ".join(f"{one.task} ({100 * (one.prior or 0):.1f} %)" for one in near)
     return [
-        f"On {len(near)} of {count(len(known), 'task')} no method is 5 points above what clients get who always answer the most frequent "
-        f"class of their own training examples: {tasks}. There the personalised score tells how labels are spread, not who reads better."
+        f"On {len(near)} of {count(len(known), 'task')} no method beats the per-client majority baseline (each client predicts the most "
+        f"frequent class of its own training examples) by 5 points: {tasks}. There the personalised score reflects how labels are spread, "
+        "not how well texts are classified."
     ]
 
 
 def _bytes(standings: Standings) -> str:
     times = _times_the_bytes(standings)
     same = {method: value for method, value in times.items() if standings.whole_lora(method)}
-    text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB a run"
+    text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB per run"
     if same:
         fewest = max(same, key=lambda method: same[method])
         of = f"of the {len(same) + 1} methods that train LoRA of one rank on all adapted layers and average both factors"

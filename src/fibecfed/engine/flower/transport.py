@@ -218,7 +218,7 @@ class FlowerTransport:
             seat = self._seats[client]
             self._seats[client] = Seat(seat.node, replace(seat.hello, initial=own))
             self._notes[client] = {"initial_bytes": len(blob)}
-            self.say(f"client {client} drew other initial tensors than the server, and was sent the server's ({len(blob)} bytes)")
+            self.say(f"client {client} initialised differently; sent the server's initial parameters ({len(blob)} bytes)")
 
     # ---- one exchange
 
