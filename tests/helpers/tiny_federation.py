@@ -83,7 +83,7 @@ def start_tiny(here: Machines, programs: Mapping[str, tuple[str, ...]] | None = 
 
 
 def facts(out: Path) -> list[Any]:
-    """What was recorded, but for times and the server's own counts: it has no test examples across machines."""
+    """What was recorded, but for times, and for what an evaluation sends: across machines clients count for the global model too."""
     found: list[Any] = []
     for record in read(out / "records.jsonl")[1]:
         if isinstance(record, RoundRecord):
@@ -99,8 +99,10 @@ def facts(out: Path) -> list[Any]:
                     record.loss,
                 )
             )
-        elif isinstance(record, EvalRecord) and record.rounds:
-            found.append((record.failures, record.clients, record.loss_pooled, record.bytes_down, record.bytes_up))
+        elif isinstance(record, EvalRecord):
+            found.append((record.failures, record.clients, record.pooled, record.server, record.server_validation))
+            if record.rounds:
+                found.append((record.loss_pooled, record.bytes_down))
     return found
 
 

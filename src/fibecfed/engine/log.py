@@ -1,0 +1,50 @@
+"""records.jsonl of a run under way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..core.files import write_all
+from ..core.records import EvalRecord, RoundRecord, read, to_line
+
+
+def read_records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
+    """The header and the records of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return read(path)
+    except ValueError as error:
+        raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
+
+
+class Log:
+    """records.jsonl, cut to the length that a checkpoint knows of and appended to. Nothing is held back in memory."""
+
+    def __init__(self, path: Path, length: int) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        size = os.fstat(self._file).st_size
+        if size < length:
+            os.close(self._file)
+            raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; put the file back")
+        os.ftruncate(self._file, length)
+        self._length = length
+
+    def write(self, record: RoundRecord | EvalRecord | Mapping[str, Any]) -> None:
+        line = to_line(record).encode()
+        write_all(self._file, line, self._length)
+        self._length += len(line)
+
+    def sync(self) -> int:
+        """Force everything to disk; the file's length."""
+        os.fsync(self._file)
+        return self._length
+
+    def close(self) -> None:
+        os.close(self._file)

@@ -1,0 +1,103 @@
+"""What a run began with, as the first line of its records says it: configuration, weights, data, versions and machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .build import Prepared
+from .config import config_hash, leaves
+from .core.errors import UserError
+from .saving import versions, weight_files
+
+
+def header_of(prepared: Prepared) -> dict[str, Any]:
+    """The header of a new run's records."""
+    config, data = prepared.inputs.config, prepared.inputs.data
+    return {
+        "configuration": config.model_dump(),
+        "config_hash": config_hash(config),
+        "commit": _commit(),
+        **_conditions(prepared),
+        **_inputs(prepared),
+        "metric": data.metric,
+        "trainable": sum(value.numel() for value in prepared.task.params().values()),
+    }
+
+
+def _inputs(prepared: Prepared) -> dict[str, Any]:
+    """What the configuration names and does not hold. A server whose clients are machines knows of no example."""
+    data = prepared.inputs.data
+    return {
+        "model": {"published": prepared.inputs.source.published, "files": weight_files(prepared)},
+        "labels": list(data.label_names),
+        "partition": data.partition.table(),
+        "data": {"sha256": data.checksum()},
+    }
+
+
+def refuse_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path) -> None:
+    """Other weights or data than the run began with would end in the numbers of neither.
+
+    Raises:
+        UserError: they are others.
+    """
+    found = _inputs(prepared)
+    known = [name for name in found if name in header]  # records of 0.1 have no checksum of the data
+    now, then = (dict(leaves({name: table[name] for name in known})) for table in (found, header))
+    for name in now | then:
+        if now.get(name) != then.get(name):
+            raise UserError(
+                f"{out}: {name}: got {now.get(name)}, expected {then.get(name)}, which the run began with; "
+                "put the files of the model and of the data back, or start a new run"
+            )
+
+
+def _conditions(prepared: Prepared) -> dict[str, Any]:
+    """What has to be the same for the same bits."""
+    return {
+        "versions": versions(),
+        "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+        "threads": torch.get_num_threads(),
+        "precision": prepared.task.precision,
+        "device": str(prepared.task.device),
+    }
+
+
+def changed_conditions(prepared: Prepared, header: Mapping[str, Any]) -> list[str]:
+    """A sentence for each condition that is another than when the run began."""
+    now = _conditions(prepared)
+    return [
+        f"{name}: this run began with {header.get(name)} and is resumed with {now[name]}; the last bits of its numbers may differ"
+        for name in now
+        if header.get(name) != now[name]
+    ]
+
+
+def _commit() -> str | None:
+    """Commit of the package's own checkout, with "+" where files differ from it; None outside of one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else an environment inside another project's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
