@@ -155,3 +155,8 @@ def test_the_default_leaves_out_the_runs_own_task_and_what_shares_texts_with_it(
     for task in ("sst2", "mr", "subj"):
         assert source_tasks(AttemptOptions(), task) == ("qnli", "boolq")
     assert source_tasks(AttemptOptions(), "mpqa") == ("qnli", "boolq", "subj")
+
+
+def test_a_source_rate_with_which_training_diverges_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.source_learning_rate: got 1e\+30, with which training on subj diverged"):
+        prepare(config(folder, source_learning_rate=1e30))

@@ -126,7 +126,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
     except RunFailed as error:
         if "fibecfed resume" in str(error):
             raise
-        raise RunFailed(f"{str(error).rstrip('.')}. Resume with: fibecfed resume {_quoted(out)}") from error
+        raise type(error)(f"{str(error).rstrip('.')}. Resume with: fibecfed resume {_quoted(out)}") from error
 
 
 def _quoted(out: Path) -> str:

@@ -174,7 +174,12 @@ def _train(config: Config, source: Source, tokenizer: Any, name: str) -> tuple[T
                 left -= 1
             epoch += 1
 
-    trained = fit(task, task.init_params(key.fold("init")), [steps()], training, key.fold("dropout"))
+    try:
+        trained = fit(task, task.init_params(key.fold("init")), [steps()], training, key.fold("dropout"))
+    except FloatingPointError as error:
+        raise UserError(
+            f"method.source_learning_rate: got {training.learning_rate:g}, with which training on {name} diverged ({error}); lower it"
+        ) from error
     return trained.params[PROMPT], SourceWork(name, time.perf_counter() - start, trained.examples)
 
 

@@ -45,6 +45,15 @@ def test_a_failure_a_kill_and_a_second_kill_do_not_stop_the_others(jobs: Callabl
     assert (wanted[0].name, 1, 2) in listener.rounds
 
 
+def test_a_worker_killed_at_any_byte_of_a_message_ends_nothing(jobs: Callable[..., list[Job]], listener: Any) -> None:
+    wanted = jobs("killed-at-1", "killed-at-3", "killed-at-4", "killed-at-5", "killed-at-600000", "done")
+    with Pool(2, listener, Clock(), obedient) as pool:
+        outcomes = pool.run(wanted)
+    assert [outcomes[one].why for one in wanted] == [None] * 6
+    assert [len((one.folder.parent / "tries.txt").read_text().splitlines()) for one in wanted] == [2, 2, 2, 2, 2, 1]
+    assert len(listener.warnings) == 5 and all("signal 9" in text for text in listener.warnings)
+
+
 def test_a_worker_is_kept_for_the_next_jobs(jobs: Callable[..., list[Job]], listener: Any) -> None:
     wanted = jobs("done", "refused", "done")
     with Pool(1, listener, Clock(), obedient) as pool:

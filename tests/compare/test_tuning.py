@@ -9,7 +9,21 @@ from pathlib import Path
 import pytest
 
 from fibecfed.compare.options import Comparison, TuningOptions
-from fibecfed.compare.tuning import Trial, best, beyond, choose, fixed, grid, is_tuned, label, left_open, rates, read_tuning, write_tuning
+from fibecfed.compare.tuning import (
+    Trial,
+    best,
+    beyond,
+    choose,
+    fixed,
+    grid,
+    has_diverged,
+    is_tuned,
+    label,
+    left_open,
+    rates,
+    read_tuning,
+    write_tuning,
+)
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import CATALOGUE
 
@@ -56,6 +70,15 @@ def test_the_choice_is_by_the_mean_over_tasks_and_a_divergence_counts_against_a_
     assert trials[1].score == pytest.approx(-0.05)
     lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),))
     assert lost.chosen is None and lost.rates == {}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"why": "stopped"}', '{"why": "killed"}', None])
+def test_only_a_trial_that_diverged_is_not_made_again(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "failure.json").write_text(text)
+    assert not has_diverged(tmp_path)
+    (tmp_path / "failure.json").write_text('{"why": "diverged"}')
+    assert has_diverged(tmp_path)
 
 
 def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:

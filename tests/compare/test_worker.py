@@ -14,6 +14,7 @@ from fibecfed.compare import worker
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.plan import job
 from fibecfed.config import to_toml
+from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import read
 from fibecfed.core.rng import Key
 from fibecfed.models.backbones import AutoModelForSequenceClassification, find, load_model
@@ -82,6 +83,18 @@ def test_every_way_to_fail_is_a_message(
     assert (refused["kind"], refused["why"]) == ("failed", "refused")
     diverged = outcome("diverged", "base.training.learning_rate=1e30")
     assert diverged["why"] == "diverged" and "client" in diverged["reason"]
+    drop = "base.federation.on_failure=drop"
+    diverged = outcome("all diverged", "base.training.learning_rate=1e30", drop)
+    assert diverged["why"] == "diverged" and "usable answer" in diverged["reason"]
+    missed = outcome("missed", drop, "base.federation.max_samples=1", "base.federation.quorum=1")
+    assert missed["why"] == "stopped" and "num_samples" in missed["reason"]  # its numbers were finite: the same command tries it again
+
+    def unreadable(*arguments: Any, **keywords: Any) -> None:
+        raise RunFailed("the state of client 'a' cannot be read back")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "start", unreadable)
+        assert outcome("unreadable")["why"] == "stopped"
 
     def broken(*arguments: Any, **keywords: Any) -> None:
         raise ZeroDivisionError("division\nby zero")

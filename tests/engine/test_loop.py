@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made import KEY, federation, made_data, made_method, made_task
 from toy import Count, Number, Scripted, Toy
 
-from fibecfed.core.errors import RunFailed
+from fibecfed.core.errors import Diverged, RunFailed
 from fibecfed.core.records import to_line
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Failure
@@ -130,6 +130,7 @@ def test_a_client_that_fails_stops_the_run_or_is_left_out_of_the_round(answer: A
     with pytest.raises(RunFailed, match=text) as stopped:
         rounds(Toy(), script, per_round=6)
     assert "on_failure" in str(stopped.value) and ("learning_rate" in str(stopped.value)) == (answer is DIVERGED)
+    assert isinstance(stopped.value, Diverged) == (answer is DIVERGED)
 
     first, second, third = rounds(Toy(), script, per_round=6, tolerance=DROP)
     assert text in second.record.failures["2"] and set(second.record.failures) == {"2"}
@@ -150,6 +151,20 @@ def test_a_round_in_which_nobody_answers_stops_the_run(tolerance: Tolerance):
     assert next(steps).number == 1
     with pytest.raises(RunFailed, match="client 0 is gone" if tolerance is STOP else "tune round 1: none of 6 clients .* client 0 is gone"):
         next(steps)
+
+
+@pytest.mark.parametrize(
+    ("gone", "nan", "quorum", "diverged"),
+    [(0, 6, 0.0, True), (1, 5, 0.0, False), (0, 4, 0.5, True), (1, 3, 0.5, False), (3, 1, 0.5, False), (6, 0, 0.0, False)],
+)
+def test_a_missed_quorum_is_a_divergence_only_where_those_who_were_gone_could_not_have_reached_it(
+    gone: int, nan: int, quorum: float, diverged: bool
+):
+    answers = [GONE] * gone + [DIVERGED] * nan
+    script = dict(zip([(client, 1) for client in CLIENTS], answers, strict=False))
+    with pytest.raises(RunFailed, match="tune round 1: ") as stopped:
+        rounds(Toy(), script, per_round=6, tolerance=replace(DROP, quorum=quorum))
+    assert isinstance(stopped.value, Diverged) == diverged
 
 
 def test_rounds_are_run_one_at_a_time_as_they_are_asked_for():
@@ -184,9 +199,11 @@ class Broken(Toy):
         (float("inf"), "federation.max_update_norm"),
         (OverflowError("too large"), r"cannot be aggregated \(OverflowError: too large\)"),
         (RuntimeError("shapes"), r"cannot be aggregated \(RuntimeError: shapes\)"),
+        (FloatingPointError("the importance of the layers is [nan]"), r"the importance of the layers is \[nan\]\. The checkpoint"),
     ],
     ids=str,
 )
 def test_a_server_state_that_is_not_finite_or_cannot_be_made_stops_the_run_before_it_is_yielded(after: Any, sentence: str):
-    with pytest.raises(RunFailed, match=f"tune round 0, answers of .*{sentence}"):
+    with pytest.raises(RunFailed, match=f"tune round 0, answers of .*{sentence}") as stopped:
         rounds(Broken(after=after))
+    assert isinstance(stopped.value, Diverged) == isinstance(after, float | FloatingPointError)

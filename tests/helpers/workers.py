@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import time
 from functools import partial
 from multiprocessing.connection import Connection
@@ -17,7 +18,10 @@ def _stopped(mark: Path, *_: object) -> None:
 
 
 def obedient(pipe: Connection) -> None:
-    """`how.txt` in the parent folder of the job's folder: done, refused, killed, killed-once or slow."""
+    """`how.txt` in the parent folder of the job's folder: done, refused, killed, killed-once, killed-at-N or slow.
+
+    The last is killed when N bytes of a long message are on their way.
+    """
     try:
         while True:
             wanted = json.loads(pipe.recv_bytes())
@@ -30,6 +34,12 @@ def obedient(pipe: Connection) -> None:
                 signal.signal(signal.SIGTERM, partial(_stopped, folder.parent / "stopped.txt"))
             pipe.send_bytes(json.dumps({"kind": "round", "done": 1, "of": 2}).encode())
             if how == "killed" or (how == "killed-once" and not again):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how.startswith("killed-at-") and not again:
+                text = json.dumps({"kind": "warning", "text": "x" * 2**20}).encode()
+                sent = memoryview(struct.pack("!i", len(text)) + text)[: int(how.removeprefix("killed-at-"))]
+                while sent:
+                    sent = sent[os.write(pipe.fileno(), sent) :]
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "slow":
                 time.sleep(60)

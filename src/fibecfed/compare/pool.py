@@ -28,7 +28,7 @@ class Outcome:
 
     Attributes:
         summary: of a run that was finished; None if it failed.
-        why: "diverged" (its numbers were no longer finite), "refused" (its configuration, or what its folder holds, cannot be used),
+        why: "diverged" (a loss or a tensor was not finite), "refused" (its configuration, or what its folder holds, cannot be used),
             "killed", "stopped" or "not tuned" (no rate was found to run it at); None if it was finished.
         reason: a sentence.
     """
@@ -138,7 +138,7 @@ class Pool:
     def _begin(self, worker: _Worker, one: Job) -> None:
         (one.folder / FAILURE).unlink(missing_ok=True)
         worker.job = one
-        with contextlib.suppress(BrokenPipeError):  # one that died meanwhile is heard of like one that dies later
+        with contextlib.suppress(OSError):  # one that died meanwhile is heard of like one that dies later
             worker.pipe.send_bytes(json.dumps({"config": to_toml(one.config), "folder": str(one.folder)}).encode())
         self._watcher.started(one)
 
@@ -146,8 +146,11 @@ class Pool:
         """One message of a busy worker; the outcome if it is the last about its job."""
         try:
             message = json.loads(worker.pipe.recv_bytes())
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # the first between two messages; the second inside of one, where it is plain and no ConnectionError
             worker.process.join(_PATIENCE_S)
+            if worker.process.is_alive():  # its pipe is gone: it could say nothing any more
+                worker.process.kill()
+                worker.process.join()
             self._workers.remove(worker)
             worker.pipe.close()
             return Outcome(None, "killed", _death(worker.process.exitcode))

@@ -30,7 +30,7 @@ def work(pipe: Connection) -> None:
         while True:
             wanted = json.loads(pipe.recv_bytes())
             _say(pipe, do(wanted["config"], Path(wanted["folder"]), lambda message: _say(pipe, message), weights))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):  # told to stop, or the parent is gone: what was under way can be resumed
+    except (KeyboardInterrupt, EOFError, OSError):  # told to stop, or the parent is gone: what was under way can be resumed
         os._exit(0)  # what the libraries would do on the way out takes seconds, and nothing is left to save
 
 
@@ -51,7 +51,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
     """
     from .. import session
     from ..config import from_table
-    from ..core.errors import RunFailed, UserError
+    from ..core.errors import Diverged, RunFailed, UserError
     from ..engine.events import RoundDone, Started, Warned
 
     rounds = [0, 0]
@@ -74,12 +74,12 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
             summary, _ = session.resume(folder, listen, adapters=False, weights=weights)
         else:
             summary = session.start(from_table(tomllib.loads(config_toml)), folder, listen, adapters=False, weights=weights)
-    except BrokenPipeError:
+    except ConnectionError:  # the parent is gone
         raise
     except UserError as error:
         return _failed("refused", str(error))
     except RunFailed as error:
-        return _failed("stopped" if _is_of_the_disk(error) else "diverged", str(error))
+        return _failed("diverged" if isinstance(error, Diverged) else "stopped", str(error))
     except Exception as error:
         where = folder.parent / f"{folder.name}.traceback.txt"  # beside the folder: a run begins in an empty one
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,3 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
 
 def _failed(why: str, reason: str) -> dict[str, Any]:
     return {"kind": "failed", "why": why, "reason": " ".join(reason.split())}
-
-
-def _is_of_the_disk(error: BaseException | None) -> bool:
-    return error is not None and (isinstance(error, OSError) or _is_of_the_disk(error.__cause__))

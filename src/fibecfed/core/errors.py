@@ -1,4 +1,4 @@
-"""The two kinds of errors a user sees as a sentence instead of a traceback."""
+"""The errors a user sees as a sentence instead of a traceback."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """A run that stopped while it was under way: exit code 1, resumable. The text names client, phase, round and tensor where it can."""
+
+
+class Diverged(RunFailed):
+    """A run whose losses or tensors are not finite any more: resumed, it would stop at the same place again."""

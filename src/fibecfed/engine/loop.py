@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from ..core.errors import RunFailed
+from ..core.errors import Diverged, RunFailed
 from ..core.method import Method, Phase, Received, Work
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
@@ -105,6 +105,7 @@ def run(
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
+        Diverged: the same, where a loss or a tensor is not finite, so that it would happen again.
     """
     phases = {phase.name: phase for phase in method.phases}
     rounds = schedule(method)
@@ -148,6 +149,7 @@ def _round(
     broadcast = phase.broadcast(server, now)
     expect = expected(phase, server, broadcast, now)
     before, attempts, fields_down = standing, list[FailedAttempt](), dict[str, int]()
+    hopeless = True  # in each attempt the quorum would have been missed even if every client with finite numbers had answered
     while True:
         chosen = choose(len(attempts), standing.excluded)
         messages, blobs = addressed(phase, server, broadcast, chosen)
@@ -159,8 +161,9 @@ def _round(
         if len(got.messages) >= tolerance.needed(len(chosen)):
             break
         attempts.append(FailedAttempt(chosen, sizes, got.bytes_up, got.failures, got.refused))
+        hopeless = hopeless and len(chosen) - len(got.repeats) < tolerance.needed(len(chosen)) and bool(chosen)
         if len(attempts) == tolerance.round_attempts:
-            raise RunFailed(_too_few(got, now, tolerance, standing))
+            raise (Diverged if hopeless else RunFailed)(_too_few(got, now, tolerance, standing))
     answers = [Received(client, message) for client, message in got.messages.items()]
     after = _aggregated(phase, server, answers, now)
     useful = sum(got.bytes_up[answer.client] for answer in answers)
@@ -198,11 +201,13 @@ def _aggregated(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence
     where = f"{now.phase} round {now.index}, answers of {', '.join(answer.client for answer in answers)}"
     try:
         after = phase.aggregate(server, answers, now)
+    except FloatingPointError as error:
+        raise Diverged(f"{where}: {error}. {_LIMIT}") from error
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {_USABLE}") from error
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:
-            raise RunFailed(f"{where}: they make {named(field, bad)} of the server's state not finite. {_LIMIT}")
+            raise Diverged(f"{where}: they make {named(field, bad)} of the server's state not finite. {_LIMIT}")
     return after
 
 
@@ -234,7 +239,7 @@ def _exchange(
                 failures[client] = printable(f"client {client}, {now.phase} round {now.index}: {error}")
                 refused.append(client)
         if client in failures and tolerance.on_failure == "stop":
-            raise RunFailed(f"{failures[client]}. {_REPEATS if repeats else _STOPS}")
+            raise Diverged(f"{failures[client]}. {_REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {_STOPS}")
     for client in chosen:
         if client not in good and client not in failures:
             failures[client] = f"client {client}, {now.phase} round {now.index}: no answer"
