@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, from_table, load
+from .core.files import expanded
 from .engine.events import Event
 from .session import start
 
@@ -28,5 +29,5 @@ def run(
     if isinstance(config, Mapping):
         config = from_table(config)
     elif not isinstance(config, Config):
-        config = load(Path(config)).config
-    return start(config, Path(out), on_event)
+        config = load(expanded(config)).config
+    return start(config, expanded(out), on_event)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .core.errors import UserError
+from .core.files import expanded
+from .core.streams import keep_streams
 from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
 
 if TYPE_CHECKING:
@@ -45,7 +47,16 @@ class Topic(enum.StrEnum):
     paces = "paces"
 
 
-_ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/ and `fibecfed init`.", show_default=False)]
+def _argument(metavar: str, text: str) -> Any:
+    """A path; `~` is a home also where the shell leaves it as it is."""
+    return typer.Argument(metavar=metavar, parser=expanded, help=text, show_default=False)
+
+
+def _option(text: str, metavar: str = "PATH") -> Any:
+    return typer.Option(metavar=metavar, parser=expanded, help=text, show_default=False)
+
+
+_ConfigFile = Annotated[Path, _argument("CONFIG", "A TOML file; see configs/ and `fibecfed init`.")]
 _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
@@ -56,7 +67,7 @@ _Overrides = Annotated[
 def run(
     config: _ConfigFile,
     overrides: _Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. [default: runs/<file>-<method>-<seed>]", show_default=False)] = None,
+    out: Annotated[Path | None, _option("Folder to write to. [default: runs/<file>-<method>-<seed>]")] = None,
 ) -> None:
     """Train; write adapters, records, summary."""
     with exit_codes():
@@ -70,7 +81,7 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run that was stopped.", show_default=False)],
+    folder: Annotated[Path, _argument("DIR", "The folder of a run that was stopped.")],
 ) -> None:
     """Resume after a crash or Ctrl-C.
 
@@ -152,7 +163,7 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
 
 @app.command("report")
 def report_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a comparison or a run.", show_default=False)],
+    folder: Annotated[Path, _argument("DIR", "The folder of a comparison or a run.")],
     up_mbit: Annotated[float, typer.Option(help="Bandwidth from a client to the server, Mbit/s.")] = 10.0,
     down_mbit: Annotated[float, typer.Option(help="Bandwidth to a client, Mbit/s.")] = 50.0,
     latency_ms: Annotated[float, typer.Option(help="One-way latency, milliseconds.")] = 30.0,
@@ -160,8 +171,8 @@ def report_(
     target: Annotated[
         list[str] | None, typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, accuracy in per cent; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write the report to. [default: DIR]", show_default=False)] = None,
-    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the numbers to one compact file.")] = None,
+    out: Annotated[Path | None, _option("Folder to write the report to. [default: DIR]")] = None,
+    export: Annotated[Path | None, _option("Also write the numbers to one compact file.", "FILE")] = None,
 ) -> None:
     """Compare finished runs; write report.html.
 
@@ -215,7 +226,7 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
 
 @app.command()
 def init(
-    out: Annotated[Path, typer.Option(help="File to write; it must not exist.")] = Path("fibecfed.toml"),
+    out: Annotated[Path, _option("File to write; it must not exist. [default: fibecfed.toml]")] = Path("fibecfed.toml"),
 ) -> None:
     """Write a configuration for your own data."""
     with exit_codes():
@@ -233,14 +244,14 @@ def init(
 
 @app.command()
 def client(
-    config: Annotated[Path, typer.Option(help="The federation's configuration, the same file on every machine.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="This client's CSV, JSON lines or parquet file.", show_default=False)],
-    test_data: Annotated[Path | None, typer.Option(help="A file with its test examples; without it some of --data are kept.")] = None,
+    config: Annotated[Path, _option("The federation's configuration, the same file on every machine.")],
+    data: Annotated[Path, _option("This client's CSV, JSON lines or parquet file.")],
+    test_data: Annotated[Path | None, _option("A file with its test examples; without it some of --data are kept.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
-    socket: Annotated[Path, typer.Option(help="Where the SuperNode finds this client.")] = Path("fibecfed.sock"),
-    folder: Annotated[Path | None, typer.Option(help="For its states and its own model. [default: beside the socket]")] = None,
+    socket: Annotated[Path, _option("Where the SuperNode finds this client. [default: fibecfed.sock]")] = Path("fibecfed.sock"),
+    folder: Annotated[Path | None, _option("For its states and its own model. [default: beside the socket]")] = None,
     name: Annotated[str | None, typer.Option(help="Its stable name. [default: the one of its folder, else a new one]")] = None,
     device: Annotated[str | None, typer.Option(help="What it computes on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads. [default: as in the configuration]")] = None,
@@ -268,7 +279,7 @@ def client(
 
 
 @flower.command("init")
-def flower_init(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Must not exist, or be empty.", show_default=False)]) -> None:
+def flower_init(folder: Annotated[Path, _argument("FOLDER", "Must not exist, or be empty.")]) -> None:
     """Write the Flower app of a federation and its configuration."""
     with exit_codes():
         from .deploy import folder as deploy_folder
@@ -307,6 +318,7 @@ def _options(
 
 def main() -> None:
     """The entry point `fibecfed`; leaves with one of the exit codes."""
+    keep_streams()
     app(prog_name="fibecfed")
 
 

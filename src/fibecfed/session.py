@@ -15,7 +15,7 @@ from .clients import Connect, in_process
 from .config import Config, config_hash, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import COMPARISON, CONFIG, RECORDS, SUMMARY, is_aside, read_summary, write_atomically
+from .core.files import COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.records import EvalRecord
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
@@ -63,7 +63,7 @@ def start(
 
 
 def resume(
-    out: Path,
+    out: str | Path,
     on_event: Listener = lambda event: None,
     *,
     adapters: bool = True,
@@ -80,6 +80,7 @@ def resume(
         UserError: not a run's folder, or no checkpoint that can be used.
         RunFailed: it stopped again.
     """
+    out = expanded(out)
     if not (out / CONFIG).is_file():
         if (out / COMPARISON).is_file():
             again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])

@@ -17,9 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..core.streams import keep_streams
+
 
 def work(pipe: Connection) -> None:
     """A worker's whole life: jobs from `pipe` until it is closed, or until SIGTERM, which stops a run where it can be resumed."""
+    keep_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

@@ -29,7 +29,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}); remove it, and `fibecfed resume` makes it anew") from None
 
 
-def expanded(path: str) -> Path:
+def expanded(path: str | Path) -> Path:
     """A path as a user writes it. `~` is a home; where there is no such user, the name of a file."""
     return Path(os.path.expanduser(path))
 

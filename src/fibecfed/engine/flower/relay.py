@@ -10,6 +10,7 @@ import secrets
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict  # pyright: ignore[reportMissingImports]
 from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
 
+from ...core.files import expanded
 from .plain_http import refuse_plain_http
 from .sockets import SocketError, ask
 
@@ -71,8 +72,8 @@ def socket_path(context: Context) -> str:
     """
     own = context.node_config.get("socket")
     if own is not None:
-        return str(own)
+        return str(expanded(str(own)))
     pattern, number = context.run_config.get("socket"), context.node_config.get("partition-id")
     if pattern and number is not None:
-        return str(pattern).format(number)
+        return str(expanded(str(pattern).format(number)))
     raise ValueError("the SuperNode does not know the client's socket; start it with --node-config 'socket=\"fibecfed.sock\"'")
