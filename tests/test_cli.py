@@ -275,3 +275,20 @@ def test_a_report_is_shown_before_it_is_written_and_what_cannot_be_written_is_na
     code, text = call("report", str(tmp_path / "c"))
     assert code == exits.MISTAKE and "Methods over all tasks" in text
     assert f"{tmp_path}/c/report.html: cannot be written (No space left on device); choose another folder" in text and ".tmp" not in text
+
+
+def test_a_home_is_a_home_in_every_path(session: types.SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    assert call("init", "--out=~/mine.toml")[0] == 0 and (home / "mine.toml").is_file()
+    assert call("run", "a.toml", "--out=~/a")[0] == 0
+    assert call("resume", "~/a")[0] == 0
+    assert session.calls == [home / "a", home / "a"]
+    made_runs.write_comparison(home / "c", ("fibecfed", "lora"), ("sst2",), (0,), rounds=4)
+    assert call("report", "~/c", "--out=~/out", "--export=~/short.jsonl")[0] == 0
+    assert (home / "out/report.html").is_file() and (home / "short.jsonl").is_file()
+    assert call("flower", "init", "~/app")[0] == 0 and (home / "app/federation.toml").is_file()
+    code, text = call("client", "--config", "~/app/federation.toml", "--data=~/none.csv", "--socket=~/a.sock", "--folder=~/folder")
+    assert code == 2 and f'data.path: got "{home}/none.csv" (nothing there)' in text
+    assert not (tmp_path / "~").exists()
