@@ -110,7 +110,7 @@ def test_cut_texts_are_counted(folder: Path) -> None:
     report(config(folder), console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     cut = [int(line.split()[-1]) for line in text.splitlines() if line.startswith(("train  ", "validation  ", "test  ")) and "," in line]
-    assert "4 or cut" in text and sum(cut) == 30
+    assert "cut to 4 at the end" in text and sum(cut) == 30
 
 
 def test_mistakes_that_only_the_data_show_are_sentences(folder: Path) -> None:
@@ -118,3 +118,32 @@ def test_mistakes_that_only_the_data_show_are_sentences(folder: Path) -> None:
     wrong = right.model_copy(update={"data": right.data.model_copy(update={"text_column": "txt"})})
     with pytest.raises(UserError, match="txt"):
         report(wrong, Console())
+
+
+def lines_of(config: Config) -> list[str]:
+    console = Console(file=io.StringIO(), width=200)
+    report(config, console)
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_up_to_twenty_clients_have_a_row_each_and_more_are_summed_up(folder: Path) -> None:
+    few = config(folder)
+    rows = prepare(few).inputs.data.partition.table()
+    lines = lines_of(few)
+    assert "client train validation test train: negative train: positive" in lines
+    for client, parts in rows.items():
+        numbers = [*(sum(parts[part]) for part in ("train", "validation", "test")), *parts["train"]]
+        assert " ".join(map(str, (client, *numbers))) in lines
+    many = few.model_copy(update={"federation": few.federation.model_copy(update={"clients": 21})})
+    lines = lines_of(many)
+    assert "least middle most" in lines and not any(line.startswith("client train") for line in lines)
+
+
+def test_lengths_before_the_cut_and_warnings_are_shown(folder: Path) -> None:
+    lines = lines_of(config(folder))
+    # every fourth of the reviews has five words
+    (header,) = (line for line in lines if "before the cut: half, 95 %, longest" in line)
+    assert header.endswith("tokens before the cut: half, 95 %, longest cut to 4 at the end")
+    (test,) = (line for line in lines if line.startswith("test 24"))
+    assert "2, 5, 5" in test
+    assert any(line.startswith("- 30 of 120 texts are longer than 4 tokens") for line in lines[lines.index("Warnings") :])

@@ -16,6 +16,7 @@ from .core.method import Method
 from .core.rng import Key
 from .core.types import ClientId, Round
 from .data.federated import FederatedData, absent, federate, federate_one
+from .data.inspect import warnings
 from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
@@ -147,6 +148,19 @@ def only(client: ClientId) -> ReadData:
 def nobody(clients: Sequence[ClientId]) -> ReadData:
     """No data, only the clients' ids: for a server whose clients are machines of their own."""
     return lambda config, tokenizer, key, prompt_for: absent(clients, config.data.labels or ())
+
+
+def data_warnings(inputs: Inputs) -> tuple[str, ...]:
+    """What a user should know of the data before training on them, a sentence each (`data.inspect.warnings`): of all clients' data, of
+    those of the one client that this machine is, or () on a server without data."""
+    positions = num_positions(inputs.model_config)
+    taken = positions_used(getattr(inputs.config.method, "adapter", None))
+    longest = getattr(inputs.tokenizer, "model_max_length", None)
+    limits = [*([positions - taken] if positions else []), *([longest] if longest and longest < _ENDLESS else [])]
+    return warnings(inputs.data, min(limits, default=None))
+
+
+_ENDLESS = 10**9  # transformers gives a tokenizer without a limit one of 10^30 tokens
 
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:

@@ -7,7 +7,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +19,15 @@ from rich.text import Text
 from torch import Tensor
 
 from .adapters.options import called
-from .build import Prepared, max_length, prepare
+from .build import Prepared, data_warnings, prepare
 from .config import Config
 from .core.method import Client, Phase, Received, Work
 from .core.options import Options
 from .core.trees import num_values
 from .core.types import Params, Round
 from .core.wire import encode
+from .data.inspect import quantiles
+from .data.names import plain
 from .engine.client import frame
 from .local import curriculum, selection
 from .local.optimise import fit
@@ -99,9 +101,10 @@ def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
         f"trained: {_adapter(prepared.inputs.config)}",
         _table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params)),
     )
-    limit = max_length(prepared.inputs.config)
-    yield "Data", _table(("", "examples", "by class", "tokens: half, 95 %, longest", f"{limit} or cut"), _data(prepared, limit))
-    yield f"Clients: {len(prepared.inputs.data.clients)}", _table(("", "least", "middle", "most"), _clients(prepared))
+    yield _data(prepared)
+    yield f"Clients: {len(prepared.inputs.data.clients)}", _clients(prepared)
+    if warned := data_warnings(prepared.inputs):
+        yield "Warnings", _table(("", ""), [("-", text) for text in warned])
     traffic = plan_traffic(prepared)
     yield "Messages", _table(("phase", "rounds", "clients per round", "down, each", "up, each", "together"), _messages(traffic))
     yield "Estimates for this machine", _table(("", ""), _estimates(prepared, params))
@@ -144,30 +147,58 @@ def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     ]
 
 
-def _data(prepared: Prepared, limit: int) -> list[tuple[str, ...]]:
+_CLASSES_SHOWN, _CLIENTS_SHOWN = 8, 20
+"""[C] With more classes or clients than these their numbers are summed up."""
+
+
+def _data(prepared: Prepared) -> tuple[str, Table]:
+    """What was read, and what became of it: a row for each part."""
     data = prepared.inputs.data
+    sides = {examples.table.cut_side for examples in (data.train, data.test)}
+    header = ("", "examples", "by class", "tokens before the cut: half, 95 %, longest", f"cut to {data.max_length} at the {_end_of(sides)}")
     rows = []
     for part in ("train", "validation", "test"):
         examples = getattr(data, part)
         if not len(examples):
             rows.append((part, "0", "", "", ""))
             continue
-        counts = torch.bincount(examples.labels, minlength=len(data.label_names)).tolist()
-        lengths = examples.lengths
-        middle, high = (int(lengths.double().quantile(q)) for q in (0.5, 0.95))
-        shown = ", ".join(f"{name} {count:,}" for name, count in zip(data.label_names, counts, strict=True))
-        classes = shown if len(counts) <= 8 else f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"
-        cut = int((lengths >= limit).sum())
-        rows.append((part, f"{len(examples):,}", classes, f"{middle}, {high}, {int(lengths.max())}", f"{cut:,}"))
-    return rows
+        lengths = examples.whole_lengths
+        spread = ", ".join(f"{length:,}" for length in quantiles(lengths))
+        cut = int((lengths > data.max_length).sum())
+        rows.append(
+            (part, f"{len(examples):,}", _by_class(data.class_counts(part).sum(axis=0).tolist(), data.label_names), spread, f"{cut:,}")
+        )
+    return "\n".join(("Data", *data.read)), _table(header, rows)
 
 
-def _clients(prepared: Prepared) -> list[tuple[str, ...]]:
-    rows = []
-    for part in ("train", "validation", "test"):
-        sizes = _sizes(prepared, part)
-        rows.append((f"{part} examples", str(min(sizes)), f"{statistics.median(sizes):g}", str(max(sizes))))
-    return rows
+def _end_of(sides: set[str]) -> str:
+    return "beginning" if sides == {"left"} else "end"
+
+
+def _by_class(counts: Sequence[int], names: Sequence[str]) -> str:
+    if len(names) > _CLASSES_SHOWN:
+        return f"{len(names)} classes of {min(counts):,} to {max(counts):,}"
+    return ", ".join(f"{plain(name)} {count:,}" for name, count in zip(names, counts, strict=True))
+
+
+def _clients(prepared: Prepared) -> Table:
+    """A row for each client, or the spread of their sizes where they are many."""
+    parts, data = ("train", "validation", "test"), prepared.inputs.data
+    if len(data.clients) > _CLIENTS_SHOWN:
+        rows = []
+        for part in parts:
+            sizes = _sizes(prepared, part)
+            rows.append((f"{part} examples", str(min(sizes)), f"{statistics.median(sizes):g}", str(max(sizes))))
+        return _table(("", "least", "middle", "most"), rows)
+    sizes = [_sizes(prepared, part) for part in parts]
+    named = [(plain(client), *(f"{column[k]:,}" for column in sizes)) for k, client in enumerate(data.clients)]
+    train = data.class_counts("train").tolist()
+    if len(data.label_names) > _CLASSES_SHOWN:
+        most = [max(row) / max(1, sum(row)) for row in train]
+        classes = [f"{sum(map(bool, row))} of {len(row)}, the largest {100 * share:.0f} %" for row, share in zip(train, most, strict=True)]
+        return _table(("client", *parts, "classes in train"), [(*row, text) for row, text in zip(named, classes, strict=True)])
+    header = ("client", *parts, *(f"train: {plain(name)}" for name in data.label_names))
+    return _table(header, [(*row, *(f"{count:,}" for count in counts)) for row, counts in zip(named, train, strict=True)])
 
 
 def _sizes(prepared: Prepared, part: str) -> list[int]:

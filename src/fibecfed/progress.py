@@ -16,7 +16,7 @@ from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
 
-from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .report.units import duration, percent
 
 _ROUNDS_PER_LINE = 10
@@ -48,6 +48,9 @@ class Progress:
         match event:
             case Started():
                 self._start(event)
+            case DataInspected():
+                for text in event.warnings:
+                    self._line(f"warning: {text}", always=True)
             case PhaseStarted():
                 self._phase = event.phase
                 self._line(f"phase {event.phase}: {event.num_rounds} {'round' if event.num_rounds == 1 else 'rounds'}")
@@ -55,10 +58,10 @@ class Progress:
                 self._round(event)
             case Evaluated():
                 self._score = event.pooled_personalised
-                some = f" ({event.answered} of {event.clients} clients)" if event.answered < event.clients else ""
-                scores = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
-                shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
-                self._line(f"after round {event.rounds}{some}: {shown}" + (" (last)" if event.is_last else ""))
+                self._line(
+                    f"after round {event.rounds}: personalised {percent(event.pooled_personalised)}, global {percent(event.global_)}, "
+                    f"worst decile {percent(event.worst_decile)}" + (" (last)" if event.is_last else "")
+                )
             case Warned():
                 self._line(f"warning: {event.text}", always=True)
             case Finished():

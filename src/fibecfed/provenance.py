@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .build import Prepared
+from .build import Prepared, data_warnings
 from .config import config_hash, leaves
 from .core.errors import UserError
 from .saving import versions, weight_files
@@ -26,6 +26,8 @@ def header_of(prepared: Prepared) -> dict[str, Any]:
         "commit": _commit(),
         **_conditions(prepared),
         **_inputs(prepared),
+        "read": list(data.read),
+        "warnings": list(data_warnings(prepared.inputs)),
         "metric": data.metric,
         "trainable": sum(value.numel() for value in prepared.task.params().values()),
     }

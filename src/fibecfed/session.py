@@ -20,7 +20,7 @@ from .core.records import EvalRecord
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.evaluation import Evaluator, worst_decile
-from .engine.events import Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.log import Log, read_records
 from .engine.loop import Step, run, schedule
@@ -158,17 +158,7 @@ class _Session:
         transport, data = clients.transport, self.data
         tolerance = Tolerance.of(self.config.federation)
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
-        evaluator = Evaluator(
-            method=self.method,
-            task=self.prepared.task,
-            transport=transport,
-            clients=data.clients,
-            test=data.test,
-            validation=data.validation,
-            batch_size=batch_size,
-            tolerance=tolerance,
-            start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
-        )
+        evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size, tolerance)
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
@@ -177,7 +167,10 @@ class _Session:
         with contextlib.closing(Log(self.out / RECORDS, known)) as log:
             if checkpoint is None:
                 server = self.method.init(self.prepared.task, self.key.fold("init"))
-                log.write(header_of(self.prepared))
+                header = header_of(self.prepared)
+                log.write(header)
+                if header["warnings"]:
+                    self.say(DataInspected(tuple(header["warnings"])))
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 server = decode(self.method.server_state, checkpoint.server)
@@ -238,6 +231,4 @@ class _Session:
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
-        every = len(self.data.clients)
-        answered = len(record.clients) if record.rounds else every - len(record.failures)
-        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last, answered, every))
+        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))

@@ -33,6 +33,9 @@ class FederatedData:
         validation, test: all examples of these parts, for the server's model.
         noisy: which training labels were replaced by another class (`data.label_noise`), bool, shape (training examples,).
         partition: its positions are those of `train`, `validation` and `test`; its counts are of the labels before any were replaced.
+        max_length: tokens that examples were truncated to; 0 where there were no texts.
+        read: what was read from where, a sentence for each file or source.
+        notes: what the reader has to be told about it: a sentence each.
     """
 
     train: TableExamples
@@ -42,6 +45,9 @@ class FederatedData:
     metric: Metric | None
     partition: Partition
     noisy: Tensor
+    max_length: int = 0
+    read: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
@@ -60,6 +66,11 @@ class FederatedData:
             validation=self.validation.select(held["validation"][client]),
             test=self.test.select(held["test"][client]),
         )
+
+    def class_counts(self, part: str) -> np.ndarray:
+        """Examples by client (in the order of `clients`) and class, of the labels before any were replaced, shape (clients, classes)."""
+        counts = self.partition.counts[part]  # ends at the last class that has an example
+        return np.pad(counts, ((0, 0), (0, len(self.label_names) - counts.shape[1])))
 
     def checksum(self) -> str:
         """SHA-256 over the tokens, the labels and the order of all examples, as hex; of texts alike to the model it is the same."""
@@ -136,6 +147,9 @@ def federate(
         metric=dataset.metric,
         partition=spread,
         noisy=noisy,
+        max_length=max_length,
+        read=dataset.read,
+        notes=dataset.notes,
     )
 
 

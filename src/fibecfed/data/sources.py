@@ -70,7 +70,9 @@ class TextDataset:
     Attributes:
         label_names: names of the classes, in order of the label.
         metric: the score that is customary beside accuracy, or None.
-        source: where it was read from, for the records.
+        source: where it was read from.
+        read: what was read from where, a sentence for each file or source.
+        notes: what the reader has to be told about it: a sentence each.
     """
 
     train: TextSplit
@@ -79,6 +81,8 @@ class TextDataset:
     pair: bool
     metric: Metric | None
     source: str
+    read: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.types import Batch
+from .names import shown
 from .prompt import Filled, Prompt, encode
 from .sources import TextSplit
 
@@ -37,6 +39,10 @@ class TokenTable:
         special_ids: ids of [CLS], [SEP] and their like, which are not counted as words, int32.
         segments: where a token comes from, uint8, shape (tokens,): 0 = added by the tokenizer or a template, 1 = the first text, 2 = the
             second. None: every token is one of the first text.
+        whole_lengths: tokens of each example before it was truncated, int64, shape (examples,). None: none was truncated.
+        digests: a hash of each example's text or texts, int64, shape (examples,); None where the texts were never known.
+        unknown_id: the token of words that the vocabulary lacks; None where there is none, or it has other uses too.
+        cut_side: the side at which the tokenizer truncates, "right" or "left".
     """
 
     ids: Tensor
@@ -46,6 +52,10 @@ class TokenTable:
     pad_id: int
     special_ids: Tensor
     segments: Tensor | None = None
+    whole_lengths: Tensor | None = None
+    digests: Tensor | None = None
+    unknown_id: int | None = None
+    cut_side: str = "right"
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -97,7 +107,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
         raise UserError(f"data.max_length: got {max_length}, expected at most {most}, the longest input of this model.")
     has_types = "token_type_ids" in tokenizer.model_input_names
     between = SEPARATOR if split.pairs is not None and prompt is None and _runs_pairs_together(tokenizer) else ""
-    pieces, types, segments, lengths = [], [], [], []
+    pieces, types, segments, lengths, whole = [], [], [], [], []
     for start in range(0, len(split), _CHUNK):
         part = slice(start, start + _CHUNK)
         texts, pairs = split.texts[part], None if split.pairs is None else [between + pair for pair in split.pairs[part]]
@@ -111,8 +121,11 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
                 return_attention_mask=False,
                 return_token_type_ids=has_types,
             )
+            whole += _whole_lengths(tokenizer, texts, pairs, list(map(len, encoded["input_ids"])), max_length)
         else:
-            encoded = _in_template(encode(prompt, tokenizer, texts, pairs), max_length)
+            filled = encode(prompt, tokenizer, texts, pairs)
+            encoded = _in_template(filled, max_length)
+            whole += [len(example.ids) for example in filled]
         pieces.append(torch.tensor([token for example in encoded["input_ids"] for token in example], dtype=torch.int32))
         lengths.extend(map(len, encoded["input_ids"]))
         segments.append(_segments(encoded, tokenizer))
@@ -120,7 +133,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
             types.append(torch.tensor([kind for example in encoded["token_type_ids"] for kind in example], dtype=torch.uint8))
     if 0 in lengths:
         row = lengths.index(0)
-        raise UserError(f"the text {split.texts[row][:80]!r} becomes no token with this tokenizer; expected at least one. Remove the row.")
+        raise UserError(f"the text {shown(split.texts[row])} becomes no token with this tokenizer; expected at least one. Remove the row.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return TokenTable(
         ids=torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32),
@@ -130,7 +143,44 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
         pad_id=0 if pad_id is None else int(pad_id),
         special_ids=torch.tensor(sorted(_special_ids(tokenizer)), dtype=torch.int32),
         segments=torch.cat(segments) if segments else torch.zeros(0, dtype=torch.uint8),
+        whole_lengths=torch.tensor(whole, dtype=torch.int64),
+        digests=_digests(split),
+        unknown_id=_unknown_id(tokenizer),
+        cut_side="right" if prompt is not None else getattr(tokenizer, "truncation_side", "right"),
     )
+
+
+def _whole_lengths(tokenizer: Any, texts: list[str], pairs: list[str] | None, lengths: list[int], max_length: int) -> list[int]:
+    """Tokens of each example before truncation. Only those as long as is allowed can have been truncated, and are tokenised once more."""
+    full = [row for row, length in enumerate(lengths) if length >= max_length]
+    if full:
+        again = tokenizer(
+            [texts[row] for row in full],
+            None if pairs is None else [pairs[row] for row in full],
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # else it warns of texts that are longer than the model takes
+        )
+        for row, ids in zip(full, again["input_ids"], strict=True):
+            lengths[row] = len(ids)
+    return lengths
+
+
+def _digests(split: TextSplit) -> Tensor:
+    """64 bits of a hash of each example's texts: of a million examples two that differ have the same with a chance of 1 in 10^7."""
+    pairs = split.pairs or [""] * len(split)
+    found = [
+        int.from_bytes(hashlib.blake2b(f"{len(text)} {text}{pair}".encode(errors="surrogatepass"), digest_size=8).digest(), signed=True)
+        for text, pair in zip(split.texts, pairs, strict=True)
+    ]
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return None if unknown in _special_ids(tokenizer) else unknown
 
 
 def _in_template(examples: Sequence[Filled], max_length: int) -> dict[str, list[list[int]]]:
@@ -209,6 +259,11 @@ class TableExamples:
     def lengths(self) -> Tensor:
         """Tokens of each example after truncation, int64, shape (examples,)."""
         return self.table.offsets[self.indices + 1] - self.table.offsets[self.indices]
+
+    @property
+    def whole_lengths(self) -> Tensor:
+        """Tokens of each example before truncation, int64, shape (examples,)."""
+        return self.lengths if self.table.whole_lengths is None else self.table.whole_lengths[self.indices]
 
     @property
     def added(self) -> Tensor:

@@ -17,14 +17,14 @@ from torch import Tensor
 from ..core.method import Phase, Work
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .client import TOO_LARGE, BothCounts, Counts, named, not_finite, unframe
+from .client import TOO_LARGE, Counts, named, not_finite, unframe
 from .failures import Tolerance
 
 OVERHEAD_BYTES = 2**20
 """What an answer may take beside its tensors, for names and plain fields."""
 
 MAX_COUNTS_BYTES = 2**24
-"""Of the answer to an evaluation: two confusion matrices of a thousand classes, or four of 700."""
+"""Of the answer to an evaluation: two confusion matrices of a thousand classes."""
 
 _PLAIN = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -109,29 +109,6 @@ def checked_counts(reply: bytes, num_classes: int) -> Counts:
     if len(reply) > MAX_COUNTS_BYTES:
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
     counts = decode(Counts, reply)
-    _check_counts(counts, num_classes)
-    return counts
-
-
-def checked_both_counts(reply: bytes, num_classes: int) -> BothCounts:
-    """As `checked_counts`, of both models; these are counted on the same examples.
-
-    Raises:
-        Refused, WireError: as there.
-    """
-    if len(reply) > MAX_COUNTS_BYTES:
-        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
-    both = decode(BothCounts, reply)
-    for counts in (both.own, both.of_global):
-        _check_counts(counts, num_classes)
-    for field, own, of_global in (("test", both.test, both.global_test), ("validation", both.validation, both.global_validation)):
-        if not torch.equal(own.sum(1), of_global.sum(1)):
-            got, expected = of_global.sum(1).tolist(), own.sum(1).tolist()
-            raise Refused(f"global_{field} counts {_some_of(got)} examples of each class, expected {_some_of(expected)} as in {field}")
-    return both
-
-
-def _check_counts(counts: Counts, num_classes: int) -> None:
     square = {"": torch.zeros(num_classes, num_classes, dtype=torch.int64)}
     problem = _unlike(counts, {"test": square, "validation": square})
     for field, table in (("test", counts.test), ("validation", counts.validation)):
@@ -139,10 +116,7 @@ def _check_counts(counts: Counts, num_classes: int) -> None:
             problem = f"{field} has a count of {int(table.min())}, expected at least 0"
     if problem is not None:
         raise Refused(problem)
-
-
-def _some_of(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return counts
 
 
 def num_samples(message: Any) -> int | None:

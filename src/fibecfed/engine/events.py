@@ -61,7 +61,6 @@ class Evaluated:
     Attributes:
         rounds: rounds completed before it; 0 is the untrained model.
         pooled_personalised, global_, worst_decile: test scores between 0 and 1.
-        answered, clients: clients that the scores are of, and all clients there are.
     """
 
     rounds: int
@@ -69,8 +68,6 @@ class Evaluated:
     global_: float
     worst_decile: float | None
     is_last: bool = False
-    answered: int = 0
-    clients: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,17 @@ class Warned:
     """Something the user should know, which does not stop the run."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class DataInspected:
+    """The data were read for a run that begins.
+
+    Attributes:
+        warnings: what the user should know about them, a sentence each.
+    """
+
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,4 +100,4 @@ class Finished:
     folder: Path
 
 
-Event: TypeAlias = Started | PhaseStarted | RoundDone | Evaluated | Warned | Finished
+Event: TypeAlias = Started | DataInspected | PhaseStarted | RoundDone | Evaluated | Warned | Finished

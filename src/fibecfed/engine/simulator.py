@@ -8,8 +8,7 @@ from typing import Any, Literal, Protocol
 from ..core.types import ClientId, Failure, Round
 from .client import ClientRuntime, NotFinite
 
-Action = Literal["train", "evaluate", "evaluate_both", "evaluate_global"]
-"""What a client is asked for: to train; or to count, for its own model, for that and the global one, or for the global one alone."""
+Action = Literal["train", "evaluate"]
 
 
 class Transport(Protocol):
@@ -54,8 +53,8 @@ class Simulator:
         """Replies in the order of the requests. Nobody is late here: clients compute one after the other, in this process."""
         self._notes = {}
         for client, blob in requests.items():
-            if action != "train":
-                yield client, self.runtime.evaluate(action, client, blob, now)
+            if action == "evaluate":
+                yield client, self.runtime.evaluate(client, blob, now)
                 continue
             try:
                 reply, notes = self.runtime.train(client, blob, now)

@@ -228,7 +228,7 @@ class FlowerTransport:
     def _ask(self, asked: Mapping[ClientId, Request], end: float, timeout_s: float | None) -> Iterator[tuple[ClientId, bytes | Failure]]:
         """The payload of each client's reply. One that fails is greeted before it is asked again; one that is late is only slow."""
         of = {self._seats[client].node: client for client in asked}
-        kinds = {"train": "train", **dict.fromkeys(("evaluate", "evaluate_both", "evaluate_global"), "evaluate")}
+        kinds = {"train": "train", "evaluate": "evaluate"}
         blobs = {self._seats[client].node: (encode(request), kinds.get(request.action, "query")) for client, request in asked.items()}
         for node, blob in self._send(blobs, end):
             client = of.pop(node)
