@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fibecfed.engine.events import Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
 from fibecfed.progress import Progress
 
 
@@ -66,3 +66,13 @@ def test_an_interrupted_run_gives_the_terminal_back() -> None:
     except KeyboardInterrupt:
         pass
     assert console.file.getvalue().rfind("\x1b[?25h") > console.file.getvalue().rfind("\x1b[?25l") >= 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_is_likely_to_spoil_the_data_stays_on_the_screen() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+        with Progress(console) as progress:
+            progress(Started(Path("a"), (("tune", 1),)))
+            progress(DataInspected(("classes that look alike: 'a' and 'A'", "b")))
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "warning: classes that look alike: 'a' and 'A'" in text and "warning: b" in text

@@ -18,7 +18,7 @@ from fibecfed.build import read_inputs
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
-from fibecfed.engine.events import Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
 from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -76,6 +76,7 @@ def test_the_records_say_under_what_conditions_and_what_happened(whole: Any) -> 
     assert rounds[0].server["global_layers"] == summary["selected"]["global_layers"]
     assert summary["bytes_up"] == sum(sum(record.bytes_up.values()) for record in rounds)
     assert all(record.cpu_s > 0 for record in rounds)
+    assert any("fewer than 8 training examples on" in text for text in header["warnings"])
 
 
 def test_events_tell_whoever_watches(whole: Any) -> None:
@@ -89,6 +90,7 @@ def test_events_tell_whoever_watches(whole: Any) -> None:
     assert [(event.rounds, event.is_last) for event in scored] == [(0, False), (3, False), (5, True)]
     assert scored[-1].pooled_personalised == summary["scores"]["pooled_personalised"]
     assert events[-1] == Finished(summary, out)
+    assert events[1] == DataInspected(tuple(read(out / "records.jsonl")[0]["warnings"]))
     losses = [event.loss for event in events if isinstance(event, RoundDone)]
     assert losses[0] is None and all(loss is not None and math.isfinite(loss) for loss in losses[1:])
 
