@@ -199,10 +199,12 @@ class _Session:
                 server = step.server
                 self._round(log, step, cpu_s)
                 is_last = step.number == len(rounds)
+                standing = replace(step.standing, counted=standing.counted)
                 if self._due(step):
-                    self._evaluated(log, evaluator.after(server, step.now, step.number, step.standing.excluded), is_last)
+                    record, standing = evaluator.after(server, step.now, step.number, standing)
+                    self._evaluated(log, record, is_last)
                 if is_last or step.number % self.config.resources.checkpoint_every == 0:
-                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": step.standing.table()}
+                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra)
                 cpu = time.process_time()
         summary = finish(self.prepared, self.out, clients, server, rounds[-1], self.adapters)

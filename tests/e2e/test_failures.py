@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fibecfed import session
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.core.types import ClientId, Failure, Round
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.client import Counts
 from fibecfed.engine.events import RoundDone, Warned
 from fibecfed.engine.simulator import Simulator
 
@@ -91,3 +94,27 @@ def test_an_excluded_client_stays_excluded_in_a_resumed_run(inputs: Path, tmp_pa
     summary, _ = session.resume(tmp_path / "resumed")
     assert not trained and summary["adapters"] == expected["adapters"]
     assert [record.cohort for record in rounds_of(tmp_path / "resumed")] == [record.cohort for record in records]
+
+
+def test_a_client_cannot_count_on_other_examples_after_the_run_was_resumed(
+    inputs: Path, tmp_path: Path, answers: Callable[[Answer], None]
+) -> None:
+    config = run_config(inputs, method={"kind": "lora"}, federation={"on_failure": "drop"})
+
+    def stop_in_round_4(event: object) -> None:
+        if isinstance(event, RoundDone) and event.index == 3:  # behind it lie an evaluation, and a round with a checkpoint and without one
+            raise KeyboardInterrupt
+
+    def twice_as_many(action: str, now: Round, client: ClientId, reply: bytes) -> bytes:
+        if action != "evaluate" or client != "2":
+            return reply
+        counts = decode(Counts, reply)
+        return encode(replace(counts, test=2 * counts.test))
+
+    with pytest.raises(KeyboardInterrupt):
+        session.start(config, tmp_path, stop_in_round_4)
+    answers(twice_as_many)
+    session.resume(tmp_path)
+    evaluations = [record for record in read(tmp_path / "records.jsonl")[1] if isinstance(record, EvalRecord)]
+    assert [set(record.failures) for record in evaluations] == [set(), set(), {"2"}]
+    assert "as in its first evaluation" in evaluations[-1].failures["2"] and "2" not in evaluations[-1].clients

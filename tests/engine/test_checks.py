@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -85,9 +86,14 @@ FAULTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no examples": (changed(lambda up: replace(up, num_samples=0)), "num_samples is 0, expected at least 1"),
     "another number of examples": (changed(lambda up: replace(up, num_samples=999)), r"num_samples is 999, expected \d+ as in its first"),
     "a number of 400 digits": (changed(lambda up: replace(up, num_samples=10**400)), "integer of 1329 bits, expected at most 63"),
+    "2^41 examples": (changed(lambda up: replace(up, num_samples=2**41)), "num_samples is 2199023255552, expected .* at most 1000"),
     "a loss that is NaN": (other_work(Work(1, 2, float("nan"), 0.1)), "its loss is nan"),
+    "a loss below 0": (other_work(Work(1, 2, -0.5, 0.1)), r"its loss is -0\.5"),
+    "a loss too large for sums": (other_work(Work(1, 2, 1.7e308, 0.1)), r"its loss is 1\.7e"),
+    "infinite seconds": (other_work(Work(1, 2, 0.5, float("inf"))), "its seconds inf"),
     "negative seconds": (other_work(Work(1, 2, 0.1, -1.0)), r"its seconds -1\.0"),
     "absurd steps": (other_work(Work(2**63, 2, 0.1, 1.0)), "it counts 9223372036854775808 steps"),
+    "absurd examples": (other_work(Work(2, 2**41, 0.1, 1.0)), "it counts 2 steps on 2199023255552 examples, expected"),
 }  # fmt: skip
 
 
@@ -227,6 +233,13 @@ def test_a_template_says_what_differs_and_a_size_of_0_stands_for_any():
         check(answer(), row)
 
 
+def test_without_a_limit_a_client_still_cannot_name_more_examples_than_sums_hold():
+    row, huge = phase(Reply), Reply({"w": torch.ones(2, 3)}, 2**41)
+    with pytest.raises(Refused, match="num_samples is 2199023255552, expected at least 1 and at most 1099511627776"):
+        check(huge, row)
+    assert check(replace(huge, num_samples=2**40), row).num_samples == 2**40
+
+
 def test_an_answer_may_be_as_long_as_all_that_the_server_knows_and_a_mebibyte():
     expect = expected(phase(Wide), SERVER, SENT, NOW)
     assert expect.max_bytes == OVERHEAD_BYTES + 4 * (6 + 2 + 3)
@@ -262,14 +275,38 @@ def test_the_answers_of_fibecfed_are_known_in_every_phase():
 
 
 def test_counts_of_an_evaluation_are_counts_of_the_classes_there_are():
-    good = Counts(torch.ones(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), float("inf"), 0.0)
-    assert checked_counts(encode(good), 2).test_loss == float("inf")
+    good = Counts(torch.ones(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.5, 0.0)
+    assert checked_counts(encode(good), 2, 4, ((2, 2), (0, 0))).test_loss == 0.5
     for wrong, text in [
         (replace(good, test=torch.ones(3, 3, dtype=torch.int64)), r"test of its update has shape \(3, 3\), expected \(2, 2\)"),
         (replace(good, validation=torch.ones(2, 2)), "validation of its update has dtype float32, expected int64"),
         (replace(good, test=torch.tensor([[1, 0], [0, -1]])), "test has a count of -1, expected at least 0"),
+        (replace(good, test=good.test * 2**62), f"test counts {2**64} examples, expected at most {2**40}$"),
     ]:
         with pytest.raises(Refused, match=text):
-            checked_counts(encode(wrong), 2)
+            checked_counts(encode(wrong), 2, 0, None)
+    for most, known, text in [
+        (3, None, r"test counts 4 examples, expected at most 3 \(federation.max_samples\)"),
+        (0, ((2, 3), (0, 0)), "test counts 2 examples of class 1, expected 3 as in its first evaluation"),
+        (0, ((2, 2), (1, 0)), "validation counts 0 examples of class 0, expected 1 as in its first evaluation"),
+    ]:
+        with pytest.raises(Refused, match=text):
+            checked_counts(encode(good), 2, most, known)
     with pytest.raises(Refused, match="a reply of 16777217 bytes"):
-        checked_counts(bytes(2**24 + 1), 2)
+        checked_counts(bytes(2**24 + 1), 2, 0, None)
+
+
+TABLES = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), min_size=4, max_size=4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TABLES, TABLES, st.floats(), st.floats(), st.integers(0, 20))
+def test_whatever_counts_come_they_are_refused_or_add_up_to_what_they_may(test: Any, validation: Any, a: float, b: float, most: int):
+    message = Counts(torch.tensor(test).view(2, 2), torch.tensor(validation).view(2, 2), a, b)
+    try:
+        found = checked_counts(encode(message), 2, most, None)
+    except Refused:
+        return
+    limit = most or 2**40
+    assert min(*test, *validation) >= 0 and sum(test) <= limit and sum(validation) <= limit
+    assert found.test_loss >= 0 and found.validation_loss >= 0 and math.isfinite(1e6 * (a + b))

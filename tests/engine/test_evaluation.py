@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +18,13 @@ from made import Federation, federation, made_data, made_method, made_task, unde
 from toy import Toy
 
 from fibecfed.core import metrics
-from fibecfed.core.errors import RunFailed
+from fibecfed.core.errors import Diverged, RunFailed
 from fibecfed.core.records import EvalRecord
 from fibecfed.core.types import Failure
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.client import Counts
 from fibecfed.engine.evaluation import Evaluator, best_by_validation, scores, worst_decile
-from fibecfed.engine.failures import Tolerance
+from fibecfed.engine.failures import Standing, Tolerance
 
 TASK, DATA = made_task(2), made_data(4, 8, test_per_client=6, validation_per_client=3)
 
@@ -43,12 +48,30 @@ def record(rounds: int = 1, **more: Any) -> EvalRecord:
     return EvalRecord(rounds=rounds, **{**fields, **rest, **more})
 
 
+@dataclass
+class Losing:
+    """A transport on which other answers arrive than were sent; None: nothing arrives."""
+
+    inner: Any
+    lost: Mapping[str, Any]
+
+    def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
+        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
+            found = self.lost.get(client, reply)
+            found = found(decode(Counts, reply)) if callable(found) else found
+            if found is not None:
+                yield client, encode(found) if isinstance(found, Counts) else found
+
+    def notes(self) -> Any:
+        return {}
+
+
 def test_every_model_is_scored_on_the_examples_it_is_for():
     world = federation(made_method(rounds=2, clients=4, layers={"rule": "last", "value": 1}), TASK, DATA)
     *_, last = world.run()
     world.server = replace(world.server, params=undecided(TASK, world.server.params, DATA.test))
     world.transport.carried.clear()
-    found = evaluator(world).after(world.server, last.now, last.number)
+    found, _ = evaluator(world).after(world.server, last.now, last.number)
     phase = world.method.phases[-1]
     down = phase.broadcast(world.server, last.now)
     pooled, validation = np.zeros((2, 2), dtype=int), np.zeros((2, 2), dtype=int)
@@ -85,14 +108,14 @@ def test_a_model_that_all_clients_share_is_tested_once():
             return TASK.logits(params, batch)
 
     aside: Any = Counting()
-    found = replace(evaluator(world), task=aside).after(world.server, last.now, last.number)
+    found, _ = replace(evaluator(world), task=aside).after(world.server, last.now, last.number)
     assert not asked  # beyond what the clients have tested
     assert found.server == counted(world.server.params, DATA.test).tolist() == found.pooled
     assert found.server_validation == counted(world.server.params, DATA.validation).tolist() == found.pooled_validation
     assert (np.array(found.server) > 0).sum() > 2
     loss = torch.cat([TASK.losses(world.server.params, DATA.test.batch([i])) for i in range(len(DATA.test))])
     assert found.loss_server == found.loss_pooled == pytest.approx(float(loss.mean()), rel=1e-4)
-    without = replace(evaluator(world), task=aside).after(world.server, last.now, last.number, {"0"})
+    without, _ = replace(evaluator(world), task=aside).after(world.server, last.now, last.number, Standing(excluded=frozenset("0")))
     assert sum(asked) == len(DATA.test) + len(DATA.validation) and without.server == found.server
 
 
@@ -124,33 +147,93 @@ def test_a_client_that_cannot_be_scored_stops_the_run():
 
 
 def test_clients_that_cannot_be_scored_are_left_out_by_choice():
-    @dataclass
-    class Losing:
-        inner: Any
-        lost: dict[str, Any]
-
-        def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
-            for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
-                if self.lost.get(client, reply) is not None:
-                    yield client, self.lost.get(client, reply)
-
-        def notes(self) -> Any:
-            return {}
-
     world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
     *_, last = world.run()
-    full = evaluator(world).after(world.server, last.now, 1)
+    full, _ = evaluator(world).after(world.server, last.now, 1)
     lost = {"0": Failure("client 0 is gone"), "1": b"nonsense", "2": None}
     some = replace(evaluator(world), transport=Losing(world.transport, lost), tolerance=Tolerance(on_failure="drop"))
-    found = some.after(world.server, last.now, 1)
+    found, _ = some.after(world.server, last.now, 1)
     assert found.clients == {"3": full.clients["3"]} and found.pooled == full.clients["3"] and found.server == full.server
     assert found.failures["0"] == "client 0 is gone" and found.failures["2"] == "client 2: no answer"
     assert "client 1: 8 bytes that are not a fibecfed message" in found.failures["1"]
     assert full.failures == {} and found.bytes_down == full.bytes_down and found.bytes_up == full.bytes_up // 4 + 8
-    without = evaluator(world).after(world.server, last.now, 1, {"0", "1", "2"})
+    without, _ = evaluator(world).after(world.server, last.now, 1, Standing(excluded=frozenset("012")))
     assert without.clients == found.clients and without.bytes_down == full.bytes_down // 4 and not without.failures
     with pytest.raises(RunFailed, match="evaluation after 1 rounds: client 0 is gone"):
         replace(some, transport=Losing(world.transport, {**lost, "3": None})).after(world.server, last.now, 1)
+
+
+def moved(counts: Counts) -> Counts:
+    """One example less of its first class, one more of its second: as many as before."""
+    table = counts.test.clone()
+    row = int(table.sum(1).argmax())
+    table[row, int(table[row].argmax())] -= 1
+    table[1 - row, 0] += 1
+    return replace(counts, test=table)
+
+
+LIES: dict[str, tuple[Any, str]] = {
+    "2^62 right answers": (lambda c: replace(c, test=torch.full((2, 2), 2**62)), f"test counts {2**64} examples, expected at most 99 "),
+    "100 validation examples": (lambda c: replace(c, validation=torch.full((2, 2), 25)), "validation counts 100 examples, expected"),
+    "a negative count": (lambda c: replace(c, test=c.test - 9), "test has a count of -"),
+    "a NaN loss": (lambda c: replace(c, test_loss=math.nan), "test_loss is nan, expected a finite number of at least 0"),
+    "an infinite loss": (lambda c: replace(c, validation_loss=math.inf), "validation_loss is inf, expected"),
+    "a negative loss": (lambda c: replace(c, test_loss=-0.5), r"test_loss is -0\.5, expected"),
+    "losses whose sum is not finite": (lambda c: replace(c, test_loss=1.7e308), "test_loss is 1.7e"),
+}  # fmt: skip
+DROP = Tolerance(on_failure="drop", max_samples=99)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_counts_that_cannot_be_are_the_failure_of_their_sender_alone(name: str):
+    lie, text = LIES[name]
+    world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
+    *_, last = world.run()
+    lying = replace(evaluator(world), transport=Losing(world.transport, {"2": lie}), tolerance=DROP)
+    found, standing = lying.after(world.server, last.now, 1)
+    honest, _ = replace(evaluator(world), transport=Losing(world.transport, {"2": None}), tolerance=DROP).after(world.server, last.now, 1)
+    assert set(found.failures) == {"2"} and re.match(f"client 2: {text}", found.failures["2"])
+    assert (found.pooled, found.clients, found.loss_pooled) == (honest.pooled, honest.clients, honest.loss_pooled)
+    assert set(standing.counted) == {"0", "1", "3"}
+    with pytest.raises(RunFailed, match="evaluation after 1 rounds: client 2: ") as stopped:
+        replace(lying, tolerance=replace(DROP, on_failure="stop")).after(world.server, last.now, 1)
+    assert not isinstance(stopped.value, Diverged)  # a client's word
+
+
+def test_the_examples_a_client_counts_on_are_those_of_its_first_evaluation_after_a_resumption_too():
+    world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
+    *_, last = world.run()
+    honest = replace(evaluator(world), tolerance=DROP)
+    first, standing = honest.after(world.server, last.now, 1)
+    for client in DATA.clients:
+        parts = DATA.client(client).test, DATA.client(client).validation
+        assert standing.counted[client] == tuple(tuple(torch.bincount(part.labels, minlength=2).tolist()) for part in parts)
+    resumed = Standing.from_table(json.loads(json.dumps(standing.table())))
+    assert resumed == standing
+    again, same = honest.after(world.server, last.now, 2, resumed)
+    assert not again.failures and same == standing and again.pooled == first.pooled
+    lies = {"2": moved, "3": lambda counts: replace(counts, validation=counts.validation + 1)}
+    found, after = replace(honest, transport=Losing(world.transport, lies)).after(world.server, last.now, 2, resumed)
+    assert after == standing and set(found.clients) == {"0", "1"}
+    assert re.match(r"client 2: test counts \d examples of class \d, expected \d as in its first evaluation", found.failures["2"])
+    assert re.match(r"client 3: validation counts \d examples of class 0, expected \d as in its first evaluation", found.failures["3"])
+    # what was refused at first pins nothing
+    first, standing = replace(honest, transport=Losing(world.transport, {"2": LIES["a NaN loss"][0]})).after(world.server, last.now, 1)
+    assert not honest.after(world.server, last.now, 2, standing)[0].failures
+
+
+def test_a_model_whose_loss_is_not_finite_is_its_clients_failure_and_a_divergence_where_the_run_stops():
+    world = federation(made_method("lora", rounds=1, clients=4), TASK, DATA)
+    *_, last = world.run()
+    nan = replace(world.server, params={name: value * 0 + 3e38 for name, value in world.server.params.items()})
+    with pytest.raises(
+        Diverged, match=r"evaluation after 1 rounds: client 0, evaluation after tune round 0: its loss is (nan|inf).*learning_rate"
+    ):
+        evaluator(world).after(nan, last.now, 1)
+    phase = world.method.phases[-1]
+    requests = {client: encode(phase.broadcast(nan if client == "1" else world.server, last.now)) for client in DATA.clients}
+    replies = dict(world.transport.exchange("evaluate", last.now, requests))
+    assert isinstance(replies["1"], Failure) and replies["1"].repeats and sum(isinstance(reply, bytes) for reply in replies.values()) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))

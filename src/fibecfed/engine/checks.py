@@ -17,14 +17,20 @@ from torch import Tensor
 from ..core.method import Phase, Work
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .client import TOO_LARGE, Counts, named, not_finite, unframe
-from .failures import Tolerance
+from .client import Counts, named, not_finite, unframe
+from .failures import Counted, Tolerance
 
 OVERHEAD_BYTES = 2**20
 """What an answer may take beside its tensors, for names and plain fields."""
 
 MAX_COUNTS_BYTES = 2**24
 """Of the answer to an evaluation: two confusion matrices of a thousand classes."""
+
+MOST = 2**40
+"""Steps or examples that a client may count: sums over eight million such clients still fit into 64 bits."""
+
+LARGEST = 1e100
+"""A loss or seconds of a client: sums over clients, and products with a number of examples, stay finite."""
 
 _PLAIN = {
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -99,24 +105,53 @@ def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int 
     return message, work
 
 
-def checked_counts(reply: bytes, num_classes: int) -> Counts:
-    """The counts of an evaluation. Its losses may be infinite or NaN, as those of a model that has diverged are.
+def checked_counts(reply: bytes, num_classes: int, most: int, known: Counted | None) -> Counts:
+    """The counts of an evaluation.
+
+    Args:
+        most: examples that a part may have; 0 = no limit.
+        known: examples of each class in the client's first answer to an evaluation; None if it has not answered one yet.
 
     Raises:
-        Refused: they are not counts of so many classes.
+        Refused: they are not counts of so many classes, or cannot be those of this client's data.
         WireError: it is not a message of the class and wire version expected.
     """
     if len(reply) > MAX_COUNTS_BYTES:
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
     counts = decode(Counts, reply)
     square = {"": torch.zeros(num_classes, num_classes, dtype=torch.int64)}
-    problem = _unlike(counts, {"test": square, "validation": square})
-    for field, table in (("test", counts.test), ("validation", counts.validation)):
-        if problem is None and bool((table < 0).any()):
-            problem = f"{field} has a count of {int(table.min())}, expected at least 0"
+    problem = _unlike(counts, {"test": square, "validation": square}) or _bad_counts(counts, most)
+    if problem is None and known is not None:
+        parts = zip(("test", "validation"), counted(counts), known, strict=True)
+        found = [(field, now, then) for field, now, then in parts if now != then]
+        problem = _other_examples(*found[0]) if found else None
     if problem is not None:
         raise Refused(problem)
     return counts
+
+
+def counted(counts: Counts) -> Counted:
+    """Examples of each class in the test part and in the validation part."""
+    test, validation = ([sum(row) for row in table.tolist()] for table in (counts.test, counts.validation))
+    return tuple(test), tuple(validation)
+
+
+def _bad_counts(counts: Counts, most: int) -> str | None:
+    """Sums are those of Python's integers, which do not overflow."""
+    limit, option = (min(most, MOST), " (federation.max_samples)") if most else (MOST, "")
+    for field, table, loss in (("test", counts.test, counts.test_loss), ("validation", counts.validation, counts.validation_loss)):
+        if bool((table < 0).any()):
+            return f"{field} has a count of {int(table.min())}, expected at least 0"
+        if (total := sum(map(sum, table.tolist()))) > limit:
+            return f"{field} counts {total} examples, expected at most {limit}{option}"
+        if not 0 <= loss <= LARGEST:
+            return f"{field}_loss is {loss}, expected a finite number of at least 0"
+    return None
+
+
+def _other_examples(field: str, now: tuple[int, ...], then: tuple[int, ...]) -> str:
+    label = next(c for c, (a, b) in enumerate(zip(now, then, strict=True)) if a != b)
+    return f"{field} counts {now[label]} examples of class {label}, expected {then[label]} as in its first evaluation"
 
 
 def num_samples(message: Any) -> int | None:
@@ -145,10 +180,10 @@ def _unlike(message: Any, like: Mapping[str, Mapping[str, Tensor]]) -> str | Non
 
 
 def _bad_work(work: Work) -> str | None:
-    if not (math.isfinite(work.loss) and math.isfinite(work.compute_s) and work.compute_s >= 0):
-        return f"its loss is {work.loss} and its seconds {work.compute_s}, expected finite numbers"
-    if max(work.steps, work.examples) >= TOO_LARGE:
-        return f"it counts {work.steps} steps on {work.examples} examples, expected less than 2^63"
+    if not (0 <= work.loss <= LARGEST and 0 <= work.compute_s <= LARGEST):
+        return f"its loss is {work.loss} and its seconds {work.compute_s}, expected finite numbers of at least 0"
+    if max(work.steps, work.examples) > MOST:
+        return f"it counts {work.steps} steps on {work.examples} examples, expected at most {MOST}"
     return None
 
 
@@ -156,8 +191,8 @@ def _bad_number_of_examples(message: Any, most: int, declared: int | None) -> st
     count = num_samples(message)
     if count is None:
         return None
-    if count < 1 or (most and count > most):
-        return f"num_samples is {count}, expected at least 1" + (f" and at most {most} (federation.max_samples)" if most else "")
+    if not 1 <= count <= min(most or MOST, MOST):
+        return f"num_samples is {count}, expected at least 1 and at most " + (f"{most} (federation.max_samples)" if most else f"{MOST}")
     if declared is not None and count != declared:
         return f"num_samples is {count}, expected {declared} as in its first answer"
     return None

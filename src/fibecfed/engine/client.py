@@ -120,12 +120,22 @@ class ClientRuntime:
         return frame(encode(update.message), work), update.notes
 
     def evaluate(self, client: ClientId, blob: bytes, now: Round) -> bytes:
-        """Counts of the client's personalised model on its own test and validation parts."""
+        """Counts of the client's personalised model on its own test and validation parts.
+
+        Raises:
+            NotFinite: a loss that is not.
+            WireError: a broadcast that is not what the phase sends.
+        """
         phase = self._phases[now.phase]
         params = self.method.personalise(decode(phase.down, blob), self._state(client))
         data = self.data(client)
         test, test_loss = confusion(self.task, params, data.test, self.evaluation_batch_size)
         validation, validation_loss = confusion(self.task, params, data.validation, self.evaluation_batch_size)
+        if not math.isfinite(test_loss + validation_loss):
+            raise NotFinite(
+                f"client {client}, evaluation after {now.phase} round {now.index}: its loss is {test_loss} on its test part and "
+                f"{validation_loss} on its validation part"
+            )
         return encode(Counts(test, validation, test_loss, validation_loss))
 
     def personal_params(self, client: ClientId, blob: bytes, now: Round) -> Params:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core import metrics
-from ..core.errors import RunFailed
+from ..core.errors import Diverged, RunFailed
 from ..core.method import Method
 from ..core.records import EvalRecord
 from ..core.task import Task
 from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError
-from .checks import MAX_COUNTS_BYTES, Refused, checked_counts
+from .checks import MAX_COUNTS_BYTES, Refused, checked_counts, counted
 from .client import Counts, confusion
-from .failures import STOP, Tolerance, printable
-from .loop import addressed
+from .failures import NEW, STOP, Standing, Tolerance, printable
+from .loop import REPEATS, STOPS, USABLE, addressed
 from .simulator import Transport
 
 
@@ -40,34 +40,43 @@ class Evaluator:
     batch_size: int
     tolerance: Tolerance = STOP
 
-    def after(self, server: Any, now: Round, rounds: int, excluded: Collection[ClientId] = ()) -> EvalRecord:
+    def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:
         """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart.
 
         Args:
-            excluded: clients that are not asked.
+            standing: what is remembered of the clients' answers; those excluded are not asked.
+
+        Returns:
+            The scores, and the standing after them.
 
         Raises:
             RunFailed: a client failed and `tolerance.on_failure` is "stop", or none gave usable counts.
+            Diverged: the same, because of losses that are not finite.
         """
         start = time.perf_counter()
         phase = next(phase for phase in self.method.phases if phase.name == now.phase)
-        asked = [client for client in self.clients if client not in excluded]
+        asked = [client for client in self.clients if client not in standing.excluded]
         _, requests = addressed(phase, server, phase.broadcast(server, now), asked)
         counts: dict[ClientId, Counts] = {}
         failures: dict[ClientId, str] = {}
+        repeats = 0
         bytes_up = 0
         for client, reply in self.transport.exchange("evaluate", now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
                 failures[client] = printable(reply.reason)
+                repeats += reply.repeats
                 continue
             bytes_up += len(reply)
             try:
-                counts[client] = checked_counts(reply, self.task.num_classes)
+                counts[client] = checked_counts(reply, self.task.num_classes, self.tolerance.max_samples, standing.counted.get(client))
             except (Refused, WireError) as error:
                 failures[client] = printable(f"client {client}: {error}")
         failures.update({client: f"client {client}: no answer" for client in asked if client not in counts and client not in failures})
         if failures and (self.tolerance.on_failure == "stop" or not counts):
-            raise RunFailed(f"evaluation after {rounds} rounds: {failures[min(failures)]}")
+            text = f"evaluation after {rounds} rounds: {failures[min(failures)]}"
+            if repeats == len(failures):
+                raise Diverged(f"{text}. {REPEATS}")
+            raise RunFailed(f"{text}. {STOPS if self.tolerance.on_failure == 'stop' else USABLE}")
         pooled = pooled_validation = metrics.zeros(self.task.num_classes)
         loss = 0.0
         for client in asked:  # not in the order of arrival, on which the last bits of the sum would hang
@@ -81,7 +90,7 @@ class Evaluator:
             server_counts, server_validation, server_loss = self._global(server)
         else:  # the clients have tested that very model, on just these examples
             server_counts, server_validation, server_loss = pooled, pooled_validation, mean_loss
-        return EvalRecord(
+        record = EvalRecord(
             rounds=rounds,
             clients={client: counts[client].test.tolist() for client in sorted(counts)},
             pooled=pooled,
@@ -95,6 +104,7 @@ class Evaluator:
             seconds=time.perf_counter() - start,
             failures={client: failures[client] for client in sorted(failures)},
         )
+        return record, standing.evaluated({client: counted(counts[client]) for client in record.clients})
 
     def untrained(self, server: Any) -> EvalRecord:
         """Scores of the model at the start, which is the same for everybody; nothing is sent."""

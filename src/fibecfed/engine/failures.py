@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 from ..core.records import RoundRecord
 from ..core.types import ClientId
@@ -47,24 +47,30 @@ class Tolerance:
         return max(1, math.ceil(self.quorum * asked - 1e-9))
 
 
+Counted: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Examples of each class in a client's test part and in its validation part."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """What the server remembers of the clients' answers from round to round.
 
-    It is a part of each checkpoint, and takes some 15 bytes there for each client that has answered.
+    It is a part of each checkpoint, and takes some 15 bytes there for each client that has answered, and a few more for each class.
 
     Attributes:
         num_samples: training examples that a client named in its first answer that was accepted.
         refused: answers of a client that were refused since the last accepted one. Not answering does not count.
         excluded: clients that are not asked any more.
+        counted: what a client counted on in its first answer to an evaluation that was accepted.
     """
 
     num_samples: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
     refused: Mapping[ClientId, int] = field(default_factory=dict[ClientId, int])
     excluded: frozenset[ClientId] = frozenset()
+    counted: Mapping[ClientId, Counted] = field(default_factory=dict[ClientId, Counted])
 
     def after(self, accepted: Mapping[ClientId, int | None], refused: Collection[ClientId], exclude_after: int) -> Standing:
-        """The standing after an exchange.
+        """The standing after a round's exchange.
 
         Args:
             accepted: the clients whose answers were accepted, with the number of examples that each named, if any.
@@ -75,16 +81,23 @@ class Standing:
         in_a_row = {client: times for client, times in self.refused.items() if client not in accepted}
         in_a_row.update({client: in_a_row.get(client, 0) + 1 for client in refused})
         out = {client for client, times in in_a_row.items() if exclude_after and times >= exclude_after}
-        return Standing({**self.num_samples, **named}, in_a_row, self.excluded | out)
+        return replace(self, num_samples={**self.num_samples, **named}, refused=in_a_row, excluded=self.excluded | out)
+
+    def evaluated(self, counted: Mapping[ClientId, Counted]) -> Standing:
+        """The standing after an evaluation in which clients counted on these examples."""
+        return replace(self, counted={**counted, **self.counted})
 
     def table(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"num_samples": dict(self.num_samples), "refused": dict(self.refused), "excluded": sorted(self.excluded)}
+        counted = {client: [list(part) for part in parts] for client, parts in self.counted.items()}
+        held = {"num_samples": dict(self.num_samples), "refused": dict(self.refused), "excluded": sorted(self.excluded)}
+        return {**held, "counted": counted}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Standing:
         """What `table` was made of; at the start where it is empty."""
-        return cls(table.get("num_samples", {}), table.get("refused", {}), frozenset(table.get("excluded", ())))
+        counted = {client: (tuple(test), tuple(validation)) for client, (test, validation) in table.get("counted", {}).items()}
+        return cls(table.get("num_samples", {}), table.get("refused", {}), frozenset(table.get("excluded", ())), counted)
 
 
 _LONGEST_REASON = 500

@@ -21,13 +21,13 @@ from .client import named
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .simulator import Transport
 
-_REPEATS = (
+REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
     'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
 )
-_STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
-_USABLE = "The checkpoint before it stays usable"
-_LIMIT = f"{_USABLE}. With federation.max_update_norm updates that are too large are refused"
+STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
+USABLE = "The checkpoint before it stays usable"
+_LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are refused"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _aggregated(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence
     except FloatingPointError as error:
         raise Diverged(f"{where}: {error}. {_LIMIT}") from error
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
-        raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {_USABLE}") from error
+        raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {USABLE}") from error
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:
             raise Diverged(f"{where}: they make {named(field, bad)} of the server's state not finite. {_LIMIT}")
@@ -239,12 +239,12 @@ def _exchange(
                 failures[client] = printable(f"client {client}, {now.phase} round {now.index}: {error}")
                 refused.append(client)
         if client in failures and tolerance.on_failure == "stop":
-            raise Diverged(f"{failures[client]}. {_REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {_STOPS}")
+            raise Diverged(f"{failures[client]}. {REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {STOPS}")
     for client in chosen:
         if client not in good and client not in failures:
             failures[client] = f"client {client}, {now.phase} round {now.index}: no answer"
     if failures and tolerance.on_failure == "stop":
-        raise RunFailed(f"{next(iter(failures.values()))}. {_STOPS}")
+        raise RunFailed(f"{next(iter(failures.values()))}. {STOPS}")
     answered = sorted(good)
     return _Exchange(
         cohort=chosen,
@@ -260,12 +260,12 @@ def _exchange(
 def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standing) -> str:
     where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.messages)
     if not asked:
-        return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {_USABLE}"
+        return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {USABLE}"
     needed = tolerance.needed(asked)
     text = f"{where}: {usable or 'none'} of {asked} clients gave a usable answer"
     text += f", expected at least {needed} (federation.quorum)" if needed > 1 else ""
     text += f", the last of {tolerance.round_attempts} cohorts that were asked" if tolerance.round_attempts > 1 else ""
-    return f"{text}; the first: {next(iter(got.failures.values()))}. {_REPEATS if got.repeats else _USABLE}"
+    return f"{text}; the first: {next(iter(got.failures.values()))}. {REPEATS if got.repeats else USABLE}"
 
 
 def addressed(

@@ -58,7 +58,10 @@ class FederationOptions(Options):
         "The client is not notified and keeps its local state.",
     )
     max_samples: int = Field(
-        default=0, ge=0, description="Reject updates of clients that report more training examples than this; 0 = no limit."
+        default=0,
+        ge=0,
+        description="Reject updates and evaluations of clients that report more examples than this, of training, validation or test; "
+        "0 = no limit.",
     )
     max_update_norm: float = Field(
         default=0.0,

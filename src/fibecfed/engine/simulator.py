@@ -53,11 +53,11 @@ class Simulator:
         """Replies in the order of the requests. Nobody is late here: clients compute one after the other, in this process."""
         self._notes = {}
         for client, blob in requests.items():
-            if action == "evaluate":
-                yield client, self.runtime.evaluate(client, blob, now)
-                continue
             try:
-                reply, notes = self.runtime.train(client, blob, now)
+                if action == "evaluate":
+                    reply, notes = self.runtime.evaluate(client, blob, now), {}
+                else:
+                    reply, notes = self.runtime.train(client, blob, now)
             except NotFinite as error:
                 yield client, Failure(str(error), repeats=True)
                 continue
