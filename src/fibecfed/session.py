@@ -89,6 +89,8 @@ def resume(
     if (out / SUMMARY).is_file():
         return read_summary(out), True
     config = load(out / CONFIG).config
+    if config.federation.partition == "machines" and read_data is None:
+        raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
     with _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):

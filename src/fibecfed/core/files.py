@@ -22,11 +22,32 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    path = folder / SUMMARY
+    return read_table(folder / SUMMARY, "remove it, and `fibecfed resume` makes it anew")
+
+
+def read_table(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in a file that fibecfed has written.
+
+    Args:
+        advice: what the user can do where the file is damaged.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); remove it, and `fibecfed resume` makes it anew") from None
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error}); {advice}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: got a JSON {_kind(table)}, expected an object; {advice}")
+    return table
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return kinds.get(type(value), "number")
 
 
 def expanded(path: str | Path) -> Path:

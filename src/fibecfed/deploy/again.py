@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..config import load
 from ..core.errors import RunFailed, UserError
-from ..core.files import SUMMARY, read_summary
+from ..core.files import CONFIG, SUMMARY, read_summary, read_table
+from ..engine.options import CLIENT_NAME
 
 FLOWER = "flower.json"
 ENVIRONMENT = {
@@ -20,18 +23,46 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+_ADVICE = (
+    "put it back from a copy, or write it anew: run (16 hexadecimal digits, as the run's folder beside each client.json is called), "
+    'clients (a list of their names), app (the federation\'s folder) and connection ("production")'
+)
+
+
+def about(out: Path) -> dict[str, Any]:
+    """What a run's folder says about its federation: run, clients, app and connection; empty before the first start.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = out / FLOWER
+    if not path.is_file():
+        return {}
+    table = read_table(path, _ADVICE)
+    run, clients = table.get("run"), table.get("clients")
+    texts = all(isinstance(table.get(name, ""), str) for name in ("app", "connection"))
+    named = isinstance(clients, list) and clients and all(isinstance(name, str) and re.fullmatch(CLIENT_NAME, name) for name in clients)
+    if not (isinstance(run, str) and re.fullmatch(r"[0-9a-f]{16}", run) and named and texts):
+        raise UserError(f"{path}: got other keys or values than expected; {_ADVICE}")
+    return table
+
 
 def resume(out: Path) -> tuple[dict[str, Any], bool]:
     """Have Flower resume a run; its summary, and whether it was finished before.
 
     Raises:
-        UserError: Flower is not installed here, or the federation's folder is not where it was.
+        UserError: Flower is not installed here, the federation's folder is not where it was, or a file of the run is damaged.
         RunFailed: it stopped again.
     """
     if (out / SUMMARY).is_file():
         return read_summary(out), True
-    about = json.loads((out / FLOWER).read_text(encoding="utf-8"))
-    app, connection = Path(about["app"]), about["connection"]
+    known = about(out)
+    load(out / CONFIG)  # a mistake in it is told here, before Flower is asked
+    app, connection = Path(known.get("app", "")), known.get("connection", "")
+    if not connection:
+        raise UserError(
+            f"{out / FLOWER}: connection: not set, expected the name of a connection in {app / '.flwr' / 'config.toml'}; set it"
+        )
     if not (app / "pyproject.toml").is_file():
         raise UserError(f"{out / FLOWER}: the federation's folder {app} is not there; put it back, or fix `app` in that file")
     program = Path(sys.executable).with_name("flwr")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from ..build import Prepared, only, prepare
 from ..config import Config, common, load
 from ..core.errors import UserError
-from ..core.files import write_atomically
+from ..core.files import read_table, write_atomically
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import RunLock
 from ..engine.flower.resident import Resident
@@ -24,6 +25,10 @@ from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..saving import checksum_of_files, save, versions
 
 ABOUT = "client.json"
+_ADVICE = (
+    "put it back from a copy, or remove it and start again with the client's --name: a run that is under way then refuses it until "
+    "`fibecfed resume`"
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,10 @@ def run(options: Options, say: Callable[[str], None]) -> None:
             f'{options.config}: federation.partition: got "{config.federation.partition}", expected "machines"; take the file of the '
             "federation, which `fibecfed flower init` wrote"
         )
-    _writable(options.folder)
-    with RunLock(options.folder):
-        name, identity = _who(options, config)
+    with contextlib.ExitStack() as held:
+        with _writable(options.folder):
+            held.enter_context(RunLock(options.folder))
+            name, identity = _who(options, config)
         began = time.perf_counter()
         prepared = prepare(config, read_data=only(name))
         data = prepared.inputs.data
@@ -100,17 +106,21 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
     )
 
 
-def _writable(folder: Path) -> None:
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield
     except OSError as error:
-        raise UserError(f"--folder: {folder} cannot be made ({error.strerror}); choose another one") from None
+        raise UserError(f"--folder: {folder} cannot be written ({error.filename}: {error.strerror}); choose another one") from None
 
 
 def _who(options: Options, config: Config) -> tuple[ClientId, str]:
     """Name and identity of this client: those of its folder, or new ones that are written there."""
     path = options.folder / ABOUT
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = read_table(path, _ADVICE) if path.is_file() else {}
+    if before and not all(isinstance(before.get(key), str) for key in ("name", "identity")):
+        raise UserError(f"{path}: got other keys or values, expected a name and an identity, both strings; {_ADVICE}")
     name = options.name or before.get("name") or f"client-{secrets.token_hex(4)}"
     if before and name != before["name"]:
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")

@@ -27,7 +27,7 @@ from ..engine.states import ClientStates
 from ..models.backbones import find
 from ..progress import Progress
 from ..saving import checksum_of_files, versions
-from .again import FLOWER
+from .again import FLOWER, about
 
 FINISH_S = 600.0
 """How long clients have to save their own models at the end."""
@@ -71,7 +71,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     config = load(out / CONFIG if again else Path(str(settings["config"]))).config
     _check(config)
     completed = session.completed_rounds(out, config) if again else 0
-    known = _known(out)
+    known = about(out)
     run = known.get("run") or secrets.token_hex(8)
 
     def say(text: str) -> None:
@@ -83,8 +83,8 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
 
     def connect(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
-        about = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
-        write_atomically(out / FLOWER, (json.dumps(about, indent=2) + "\n").encode())
+        told = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
+        write_atomically(out / FLOWER, (json.dumps(told, indent=2) + "\n").encode())
         return Machines(transport, names)
 
     if again:
@@ -99,12 +99,6 @@ def _check(config: Config) -> None:
             f'federation.partition: got "{config.federation.partition}", expected "machines" for a federation across machines; '
             "`fibecfed flower init` writes such a configuration"
         )
-
-
-def _known(out: Path) -> dict[str, Any]:
-    """What a run's folder says about its clients; empty before the first start."""
-    path = out / FLOWER
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _new_folder(runs: Path) -> Path:

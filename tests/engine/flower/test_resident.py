@@ -12,6 +12,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.flower.agreement import digest, disagreements, table_of
 from fibecfed.engine.flower.envelope import Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
+from fibecfed.methods.fibecfed import AskImportance
 
 RUN = "0123456789abcdef"
 CONFIG = {"seed": 7}
@@ -88,3 +89,13 @@ def test_a_payload_that_is_no_bytes_does_not_end_the_client(resident: Resident, 
 
 def test_a_deeply_nested_greeting_does_not_end_the_client(resident: Resident) -> None:
     assert answer(resident, request("hello", b"[" * 200_000)).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("state-00000000.safetensors", "remove it: the client"), ("start.safetensors", "sends it again")]
+)
+def test_a_damaged_file_of_a_client_is_named_with_what_to_do(resident: Resident, tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / RUN).mkdir()
+    (tmp_path / RUN / name).write_bytes(b"damaged")
+    failed = answer(resident, request("evaluate", encode(AskImportance())))
+    assert failed.status == "failed" and str(tmp_path / RUN / name) in failed.reason and advice in failed.reason

@@ -136,7 +136,7 @@ class Resident:
         return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, self.evaluation_batch_size)
 
     def _states(self, request: Request) -> RoundStates:
-        return RoundStates(self._run_folder(request), self.keep_states)
+        return RoundStates(self._run_folder(request), self.keep_states, self.method.client_state)
 
     def _run_folder(self, request: Request) -> Path:
         return self.folder / request.run
@@ -145,7 +145,10 @@ class Resident:
         """The trainable tensors at the start: those the server sent for this run, or else its own draws."""
         sent = self._run_folder(request) / _START
         if sent.is_file():
-            return decode(Start, sent.read_bytes()).params
+            try:
+                return decode(Start, sent.read_bytes()).params
+            except WireError as error:
+                raise WireError(f"{sent}: {error}; remove it, and the server sends it again") from None
         return self.task.init_params(self.key.fold("init"))
 
 

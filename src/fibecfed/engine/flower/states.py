@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from ...core.files import write_atomically
 from ...core.types import ClientId
+from ...core.wire import WireError, decode
 
 _NAME = re.compile(r"state-(\d{8})\.safetensors")
 
@@ -19,17 +21,32 @@ class RoundStates:
     Args:
         folder: made when there is something to keep.
         keep: states that are kept, the newest ones.
+        kind: message class of a state, which a damaged file is told by; None: not looked at.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, kind: type[Any] | None = None) -> None:
         self.folder = folder
         self.now = 0
         self._keep = keep
+        self._kind = kind
 
     def get(self, client: ClientId) -> bytes | None:
-        """The state after the last round before `now` in which the client trained; None: it never did."""
+        """The state after the last round before `now` in which the client trained; None: it never did.
+
+        Raises:
+            WireError: the file is damaged.
+        """
         before = [number for number in self.numbers() if number < self.now]
-        return self._path(max(before)).read_bytes() if before else None
+        if not before:
+            return None
+        path = self._path(max(before))
+        blob = path.read_bytes()
+        try:
+            if self._kind is not None:
+                decode(self._kind, blob)
+        except WireError as error:
+            raise WireError(f"{path}: {error}; put it back from a copy, or remove it: the client then has its state before that") from None
+        return blob
 
     def put(self, client: ClientId, blob: bytes) -> None:
         """Keep the state after the round `now`."""
