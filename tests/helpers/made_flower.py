@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 from made import KEY, made_data, made_method, made_task
 
+from fibecfed.core.rng import Key
 from fibecfed.core.trees import checksum
-from fibecfed.core.types import ClientId, Params
+from fibecfed.core.types import ClientId, Params, Round
+from fibecfed.core.wire import encode
 from fibecfed.engine.flower.relay import OPTIONS, blob_of, content
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
@@ -29,16 +32,20 @@ class Grid:
     """Flower's grid, as far as the transport uses it.
 
     Attributes:
-        nodes: what answers behind each node; None: it never answers.
+        nodes: what answers behind each node; None: it never answers. A node that is not here is gone: Flower reports an error for what
+            was sent to it, as for a message whose time is over.
+        takes_s: seconds until an answer can be fetched, by node; 0 for the others.
         sent: kind of message and node, in order.
         late: messages that were not answered.
     """
 
     def __init__(self, nodes: Mapping[int, Callable[[bytes], bytes] | None]) -> None:
         self.nodes = dict(nodes)
+        self.takes_s: dict[int, float] = {}
         self.sent: list[tuple[str, int]] = []
         self.late: list[Message] = []
-        self._ready: dict[str, Message] = {}
+        self._ready: dict[str, tuple[float, Message]] = {}
+        self._expires: dict[str, float] = {}
         self._count = 0
 
     def get_node_ids(self) -> list[int]:
@@ -50,13 +57,14 @@ class Grid:
             self._count += 1
             message.metadata.__dict__["_message_id"] = f"m{self._count}"
             numbers.append(f"m{self._count}")
+            self._expires[numbers[-1]] = time.monotonic() + message.metadata.ttl
             node = message.metadata.dst_node_id
             self.sent.append((message.metadata.message_type, node))
             answer = self.nodes.get(node)
             if answer is None:
                 self.late.append(message)
-                continue
-            self._reply(message, answer)
+            else:
+                self._reply(message, answer)
         return numbers
 
     def _reply(self, message: Message, answer: Callable[[bytes], bytes]) -> None:
@@ -65,8 +73,18 @@ class Grid:
             record = content(answer(blob_of(message)))
         except OSError as error:  # what the relay makes of a client that went away
             record = content(b"", error=str(error))
-        reply = Message(record, reply_to=message)
-        self._ready[message.metadata.message_id] = reply
+        self._keep(message, Message(record, reply_to=message), self.takes_s.get(message.metadata.dst_node_id, 0.0))
+
+    def _keep(self, message: Message, reply: Message, after_s: float = 0.0) -> None:
+        self._ready[message.metadata.message_id] = time.monotonic() + after_s, reply
+
+    def _report_lost(self) -> None:
+        for message in list(self.late):
+            over = time.monotonic() > self._expires[message.metadata.message_id]
+            if over or message.metadata.dst_node_id not in self.nodes:
+                code, reason = (3, "Message Unavailable") if over else (5, "Node Unavailable")
+                self.late.remove(message)
+                self._keep(message, Message(Error(code, f"Error: {reason}"), reply_to=message))
 
     def deliver_late(self, answer: Callable[[bytes], bytes]) -> None:
         """Answers to everything that was not answered, now."""
@@ -75,7 +93,23 @@ class Grid:
         self.late.clear()
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._ready.pop(number) for number in list(message_ids) if number in self._ready]
+        self._report_lost()
+        now = time.monotonic()
+        here = [number for number in message_ids if number in self._ready and self._ready[number][0] <= now]
+        return [self._ready.pop(number)[1] for number in here]
+
+
+class Clock:
+    """Stands in for the module `time`: nothing takes any time but sleeping, which takes none of ours."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def residents(folder: Path, method: Any = None, data: Any = None, task: Any = None) -> dict[ClientId, Resident]:
@@ -105,3 +139,27 @@ def connected(
     transport = FlowerTransport(grid, RUN, config, {"torch": "1"}, completed, told.append)
     transport.start_from((task or made_task()).init_params(KEY.fold("run", "init")))
     return transport, grid, told
+
+
+def ask() -> bytes:
+    """The message of the first round of a run."""
+    method = made_method()
+    return encode(method.phases[0].broadcast(method.init(made_task(), KEY.fold("run", "init")), Round("importance", 0, 1, 0)))
+
+
+class Other:
+    """A task that draws other tensors at the start than the server's."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def init_params(self, key: Key) -> Params:
+        return {name: value + 1 for name, value in self._task.init_params(key).items()}
+
+
+def gone(blob: bytes) -> bytes:
+    """In place of a client that went away."""
+    raise OSError("the client at c.sock went away")

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
-
-from flwr.app import Message  # pyright: ignore[reportMissingImports]
+from typing import Any
 
 from ...core.errors import RunFailed
-from ...core.trees import checksum
 from ...core.types import ClientId, Failure, Params, Round
-from ...core.wire import WireError, decode, encode
+from ...core.wire import encode
 from ..failures import printable
-from ..options import CLIENT_NAME, EXPECTED_NAME
 from ..simulator import Action
-from .agreement import digest, disagreements, table_of
-from .envelope import Finish, Hello, Reply, Request, packed, unpacked
-from .relay import OPTIONS, blob_of, content
-from .resident import Start
+from . import seats
+from .envelope import Finish
+from .post import Grid, Letter, Post
 
 POLL_S = 0.5
-HELLO_S = 60.0
 DAY_S = 86400.0
 """How long an answer is waited for where no deadline is set."""
 
-_NO_ROUND = Round("", 0, 0, 0)
-
-
-class Grid(Protocol):
-    """What is used of Flower's grid."""
-
-    def get_node_ids(self) -> Any: ...
-
-    def push_messages(self, messages: Any) -> Any: ...
-
-    def pull_messages(self, message_ids: Any) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A client as it introduced itself.
-
-    Attributes:
-        node: Flower's number of the SuperNode it sits behind, which changes when that starts again.
-    """
-
-    node: int
-    hello: Hello
+GREETING_SHARE = 0.1
+"""At most this share of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
 
 
 class FlowerTransport:
     """Clients by their stable names, wherever Flower says they are now. Implements `engine.simulator.Transport`.
 
-    A client is greeted before it is first asked, and again after each failure: what sits behind a SuperNode may have changed. A greeting
-    tells it the round that the server is at, so that it forgets states of rounds that a resumed run has not reached yet.
+    A client is greeted before it is first asked, and again after each failure: what sits behind a SuperNode may have changed. Clients that
+    are there are asked at once; the others are greeted meanwhile (see `seats`), and asked as soon as they have answered, if that is within
+    `GREETING_SHARE` of the time and within `seats.HELLO_S`.
 
     Args:
         run: 16 hexadecimal digits, the same over all resumptions.
@@ -69,18 +40,9 @@ class FlowerTransport:
     def __init__(
         self, grid: Grid, run: str, config: Mapping[str, Any], versions: Mapping[str, str], completed: int, say: Callable[[str], None]
     ) -> None:
-        self.grid = grid
-        self.run = run
-        self.config = dict(config)
-        self.versions = dict(versions)
         self.say: Callable[[str], None] = lambda text: say(printable(text))  # clients chose parts of it
-        self._hash = digest(self.config)
-        self._at = completed
-        self._seats: dict[ClientId, Seat] = {}
-        self._strangers: dict[int, str] = {}  # nodes that cannot take part, with the reason
-        self._initial: Params = {}
-        self._notes: dict[ClientId, Mapping[str, Any]] = {}
-        self._known: dict[ClientId, str] = {}  # the identity that each name had first
+        self._post = Post(grid, run, config)
+        self._seats = seats.Seats(self._post, versions, completed, lambda text: self.say(text))
 
     def wait_for(self, clients: int, names: Sequence[ClientId] | None, wait_s: float) -> tuple[ClientId, ...]:
         """The ids of the federation's clients, sorted: `names` if given, else those of the first `clients` that introduce themselves.
@@ -91,27 +53,32 @@ class FlowerTransport:
         Raises:
             RunFailed: too few; with what was said to those that were refused.
         """
-        end = time.monotonic() + wait_s
+        begun = time.monotonic()
         told = False
         while True:
-            self._greet()
-            here = sorted(name for name in self._seats if names is None or name in names)
-            late = time.monotonic() > end
+            self._seats.greet()
+            list(self._fetch({}))
+            here = [name for name in self._seats.names() if names is None or name in names]
+            late = time.monotonic() > begun + wait_s
             if names is not None and (len(here) == len(names) or (late and here)):
+                self._seats.stop_waiting()
                 return tuple(sorted(names))
             if names is None and len(here) >= clients:
+                self._seats.stop_waiting()
                 return tuple(here[:clients])
             if late:
-                refused = "".join(f". Refused: {reason}" for reason in self._strangers.values())
-                raise RunFailed(f"after {wait_s:g} s {len(here)} of {clients} clients are here ({', '.join(here) or 'none'}){refused}")
-            if names is not None and not told:
+                refused = "".join(f". Refused: {reason}" for reason in self._seats.strangers.values())
+                raise RunFailed(
+                    printable(f"after {wait_s:g} s {len(here)} of {clients} clients are here ({', '.join(here) or 'none'}){refused}")
+                )
+            if names is not None and not told and time.monotonic() > begun + seats.HELLO_S / 6:  # by then an idle client has answered
                 self.say(f"waiting up to {wait_s:g} s for {', '.join(sorted(set(names) - set(here)))}")
                 told = True
-            time.sleep(2 * POLL_S)
+            time.sleep(POLL_S)
 
     def start_from(self, params: Params) -> None:
         """Set the trainable tensors that every client must start from."""
-        self._initial = params
+        self._seats.start_from(params)
 
     def exchange(
         self,
@@ -129,159 +96,86 @@ class FlowerTransport:
             timeout_s: for the whole exchange; an answer that comes later is never read.
             max_bytes: not used: Flower has taken in the whole reply before it shows it.
         """
-        timeout_s = DAY_S if timeout_s is None else timeout_s
-        end = time.monotonic() + timeout_s
-        self._at = now.number if action == "train" else now.number + 1
-        if requests.keys() - self._seats.keys():
-            self._greet(end)
-        self._start_alike(requests, end)
-        asked = {client: self._request(action, client, now, blob) for client, blob in requests.items() if client in self._seats}
-        for client in requests.keys() - asked.keys():
-            reasons = "; ".join(self._strangers.values())
-            yield client, Failure(f"client {client} is not connected" + (f" ({reasons})" if reasons else ""))
-        yield from self._ask(asked, end, timeout_s)
+        self._seats.at = now.number if action == "train" else now.number + 1
+        yield from self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """Bytes of initial tensors that clients had to be sent since this was last asked; their own notes stay with them."""
-        notes, self._notes = self._notes, {}
+        notes, self._seats.notes = self._seats.notes, {}
         return notes
 
     def finish(self, last: Mapping[ClientId, Finish], now: Round, timeout_s: float) -> Mapping[ClientId, str]:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
-        end = time.monotonic() + timeout_s
-        self._at = now.number + 1
-        self._greet(end)
-        asked = {client: self._request("finish", client, now, encode(last[client])) for client in last if client in self._seats}
+        self._seats.at = now.number + 1
         digests: dict[ClientId, str] = {}
-        for client in sorted(last.keys() - asked.keys()):
-            self.say(f"client {client} is not connected and has not saved its own model")
-        for client, reply in self._ask(asked, end, timeout_s):
+        for client, reply in self._ask("finish", now, {client: encode(about) for client, about in last.items()}, timeout_s):
             if isinstance(reply, Failure):
-                self.say(f"its own model may not be saved: {reply.reason}")
+                self.say(f"client {client} may not have saved its own model: {reply.reason}")
             elif reply:
                 digests[client] = reply.decode(errors="replace")
         return digests
 
-    # ---- who is where
-
-    def _greet(self, end: float | None = None) -> None:
-        """Ask every SuperNode that is not known yet who sits behind it."""
-        nodes = set(self.grid.get_node_ids())
-        self._seats = {name: seat for name, seat in self._seats.items() if seat.node in nodes}
-        self._strangers = {node: reason for node, reason in self._strangers.items() if node in nodes}
-        new = nodes - {seat.node for seat in self._seats.values()}
-        own = json.dumps(self.config, sort_keys=True).encode()
-        request = Request("hello", self.run, "", self._hash, "", 0, 0, self._at, packed(own))
-        until = min(time.monotonic() + HELLO_S, end or float("inf"))
-        for node, reply in self._send({node: (encode(request), "query") for node in sorted(new)}, until):
-            self._strangers.pop(node, None)
-            problem = reply.reason if isinstance(reply, Failure) else self._introduced(node, reply)
-            if problem is not None:
-                if self._strangers.get(node) != problem:
-                    self.say(problem)
-                self._strangers[node] = problem
-
-    def _introduced(self, node: int, blob: bytes) -> str | None:
-        """Seat a client that answered a greeting; or why it cannot take part."""
-        try:
-            reply = decode(Reply, blob)
-            hello = decode(Hello, unpacked(reply.payload)) if reply.status == "done" else None
-        except WireError as error:
-            return f"a SuperNode's client answered with what is no greeting: {error}"
-        if hello is None:
-            return f"client {reply.client} refused: {reply.reason}"
-        if not re.fullmatch(CLIENT_NAME, hello.name):
-            return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
-        differing = disagreements(self.config, table_of(hello.config))
-        if differing:
-            return f"client {hello.name} has another configuration: {differing}"
-        if self._known.setdefault(hello.name, hello.identity) != hello.identity:
-            return f"two clients are called {hello.name}; start one of them with another --name"
-        told = table_of(hello.versions)
-        for name, version in self.versions.items():
-            if told.get(name) != version:
-                self.say(f"client {hello.name} has {name} {told.get(name)}, the server {version}: the last bits may differ")
-        self._seats[hello.name] = Seat(node, hello)
-        return None
-
-    def _start_alike(self, requests: Mapping[ClientId, bytes], end: float) -> None:
-        """Send the initial tensors to those whose own draws gave others, and note their bytes."""
-        own = checksum(self._initial)
-        blob = encode(Start(self._initial))
-        differing = [client for client in requests if client in self._seats and self._seats[client].hello.initial != own]
-        asked = {client: self._request("start", client, _NO_ROUND, blob) for client in differing}
-        limit_s = min(HELLO_S, max(0.0, end - time.monotonic()))  # who is slow here must not cost the others the round
-        for client, reply in list(self._ask(asked, time.monotonic() + limit_s, limit_s)):
-            if isinstance(reply, Failure):
-                self._seats.pop(client, None)
-                continue
-            seat = self._seats[client]
-            self._seats[client] = Seat(seat.node, replace(seat.hello, initial=own))
-            self._notes[client] = {"initial_bytes": len(blob)}
-            self.say(f"client {client} initialised differently; sent the server's initial parameters ({len(blob)} bytes)")
-
     # ---- one exchange
 
-    def _request(self, action: str, client: ClientId, now: Round, payload: bytes) -> Request:
-        return Request(action, self.run, client, self._hash, now.phase, now.index, now.num_rounds, now.number, packed(payload))
+    def _ask(
+        self, action: str, now: Round, blobs: Mapping[ClientId, bytes], timeout_s: float
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        """The payload of each client's reply. One that fails or is late is greeted before it is asked again."""
+        end = time.monotonic() + timeout_s
+        self._seats.greet()
+        list(self._fetch({}))  # greetings that were answered since the last exchange
+        share = GREETING_SHARE if any(self._seats.node_of(client) is not None for client in blobs) else 1.0
+        patience = time.monotonic() + min(seats.HELLO_S, share * (end - time.monotonic()))
+        waiting, asked = dict(blobs), dict[str, Letter]()
+        while True:
+            self._seats.start_alike(waiting)
+            yield from self._send_to_those_here(action, now, waiting, asked, end)
+            if waiting and (time.monotonic() >= patience or not self._seats.is_expecting()):
+                self._seats.stop_waiting()
+                yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
+                waiting.clear()
+            if not waiting and not asked:
+                return
+            idle = True
+            for letter, reply in self._fetch(asked):
+                idle = False
+                yield self._judged(letter, reply)
+            if time.monotonic() >= end:
+                break
+            if idle:
+                time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
+        for letter in sorted(asked.values(), key=lambda letter: letter.request.client):
+            client = letter.request.client
+            late = f"did not answer within {timeout_s:g} s"
+            self._seats.lose(client, letter.node, late)
+            yield client, Failure(f"client {client} {late}")
+        yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
 
-    def _ask(self, asked: Mapping[ClientId, Request], end: float, timeout_s: float | None) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """The payload of each client's reply. One that fails is greeted before it is asked again; one that is late is only slow."""
-        of = {self._seats[client].node: client for client in asked}
-        kinds = {"train": "train", "evaluate": "evaluate"}
-        blobs = {self._seats[client].node: (encode(request), kinds.get(request.action, "query")) for client, request in asked.items()}
-        for node, blob in self._send(blobs, end):
-            client = of.pop(node)
-            reply = blob if isinstance(blob, Failure) else self._opened(client, asked[client], blob)
-            if isinstance(reply, Failure):
-                self._seats.pop(client, None)
-                reply = Failure(f"client {client}: {reply.reason}")
-            yield client, reply
-        for client in sorted(of.values()):
-            yield client, Failure(f"client {client} did not answer within {timeout_s:g} s")
+    def _send_to_those_here(
+        self, action: str, now: Round, waiting: dict[ClientId, bytes], asked: dict[str, Letter], end: float
+    ) -> Iterator[tuple[ClientId, Failure]]:
+        """Move the clients that can be asked from `waiting` to `asked`; a `Failure` for each to which nothing can be sent."""
+        nodes = {node: client for client in waiting if (node := self._seats.node_of(client)) is not None}
+        requests = {node: self._post.request(action, client, now, waiting.pop(client)) for node, client in nodes.items()}
+        for (node, client), letter in zip(nodes.items(), self._post.send(requests, end - time.monotonic()), strict=True):
+            if isinstance(letter, Failure):
+                self._seats.lose(client, node)
+                yield client, Failure(f"client {client}: {letter.reason}")
+            else:
+                asked[letter.number] = letter
 
-    def _opened(self, client: ClientId, request: Request, blob: bytes) -> bytes | Failure:
-        """The payload of the reply to `request`."""
-        try:
-            reply = decode(Reply, blob)
-            payload = unpacked(reply.payload)
-        except WireError:
-            return blob
-        if reply.status == "refused" and (table := table_of(payload.decode(errors="replace"))):
-            return Failure(f"refused, since it has another configuration: {disagreements(self.config, table)}")
-        if reply.status != "done":
-            return Failure(f"{reply.status}: {reply.reason}"[:1000])
-        told = (reply.action, reply.run, reply.client, reply.number)
-        if told != (request.action, self.run, client, request.number):
-            return Failure(f"answered something else than what it was asked: {told}")
-        return payload
+    def _fetch(self, asked: dict[str, Letter]) -> Iterator[tuple[Letter, bytes | Failure]]:
+        """Answers that have come to those of `asked`, which are taken out of it; answers to greetings go to where they belong."""
+        for number, reply in self._post.arrived({*asked, *self._seats.under_way()}):
+            if number in asked:
+                yield asked.pop(number), reply
+            else:
+                self._seats.take(number, reply)
 
-    def _send(self, blobs: Mapping[int, tuple[bytes, str]], end: float) -> Iterator[tuple[int, bytes | Failure]]:
-        """Bytes and kind of message for each node; what each answers before `end`, as it comes."""
-        left_s = max(1.0, end - time.monotonic())
-        messages = [
-            Message(content(blob, timeout_s=left_s), dst_node_id=node, message_type=kind, ttl=left_s)
-            for node, (blob, kind) in blobs.items()
-        ]
-        if not messages:
-            return
-        waiting = {number: node for number, node in zip(self.grid.push_messages(messages), blobs, strict=False) if number}
-        for node in blobs.keys() - waiting.values():
-            yield node, Failure("Flower did not take the message; it may be too large")
-        while waiting and time.monotonic() < end:
-            for reply in list(self.grid.pull_messages(list(waiting))):
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    yield node, _bytes_of(reply)
-            if waiting:
-                time.sleep(POLL_S)
-
-
-def _bytes_of(reply: Message) -> bytes | Failure:
-    if reply.has_error():
-        return Failure(f"Flower could not get an answer ({reply.error.reason or f'code {reply.error.code}'})")
-    try:
-        error = reply.content[OPTIONS].get("error") if OPTIONS in reply.content else None  # pyright: ignore[reportAttributeAccessIssue]
-        return Failure(str(error)[:1000]) if error else blob_of(reply)
-    except ValueError as error:
-        return Failure(str(error))
+    def _judged(self, letter: Letter, blob: bytes | Failure) -> tuple[ClientId, bytes | Failure]:
+        client = letter.request.client
+        reply = blob if isinstance(blob, Failure) else self._post.opened(letter.request, blob)
+        if not isinstance(reply, Failure):
+            return client, reply
+        self._seats.lose(client, letter.node)
+        return client, Failure(f"client {client}: {reply.reason}")

@@ -1,0 +1,250 @@
+"""Which client is behind which SuperNode: greets in the background, so that one that never answers costs the others no time."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...core.trees import checksum
+from ...core.types import ClientId, Failure, Params, Round
+from ...core.wire import WireError, decode, encode
+from ..options import CLIENT_NAME, EXPECTED_NAME
+from .agreement import disagreements, table_of
+from .envelope import Hello, Reply, unpacked
+from .post import Letter, Post
+from .resident import Start
+
+HELLO_S = 60.0
+"""How long a greeting may be under way."""
+
+REST_S = 2.0
+"""A SuperNode whose client could not be reached, or was refused, is greeted again after this time at the earliest."""
+
+LONGEST_REST_S = 900.0
+"""A SuperNode that does not answer at all is greeted less and less often, and at last after such a pause."""
+
+START_S = 600.0
+"""How long initial tensors may be under way."""
+
+_NO_ROUND = Round("", 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A client as it introduced itself.
+
+    Attributes:
+        node: Flower's number of the SuperNode it sits behind, which changes when that starts again.
+    """
+
+    node: int
+    hello: Hello
+
+
+class Seats:
+    """Who is where. Every SuperNode is greeted whose client is not known, or has failed since: another may be there now.
+
+    Nothing here waits. Greetings, and initial tensors for those whose own draws gave others, stay under way from one exchange to the next;
+    whoever waits for them is told by `is_expecting` whether that is worth while, and says with `stop_waiting` that it was enough: who has
+    not answered by then is seated when it does, but is not waited for again.
+
+    Attributes:
+        at: the round that the server is at; a greeting tells it, and clients forget states of rounds that a resumed run has not reached.
+        strangers: SuperNodes whose client cannot take part, with the reason.
+        notes: bytes of initial tensors that clients had to be sent.
+    """
+
+    def __init__(self, post: Post, versions: Mapping[str, str], at: int, say: Callable[[str], None]) -> None:
+        self.at = at
+        self.strangers: dict[int, str] = {}
+        self.notes: dict[ClientId, Mapping[str, Any]] = {}
+        self._post = post
+        self._versions = dict(versions)
+        self._say = say
+        self._seats: dict[ClientId, Seat] = {}
+        self._open: dict[str, Letter] = {}
+        self._rested: dict[int, float] = {}  # when a SuperNode may be greeted again
+        self._unanswered: dict[int, int] = {}  # greetings in a row without an answer
+        self._given_up: set[int] = set()  # SuperNodes that are not waited for
+        self._late: dict[ClientId, str] = {}  # what clients did not do in time that have not answered a greeting since
+        self._doors: dict[int, ClientId] = {}  # who was last behind each SuperNode
+        self._known: dict[ClientId, str] = {}  # the identity that each name had first
+        self._initial: Params = {}
+        self._checksum: str | None = None
+
+    def start_from(self, params: Params) -> None:
+        """Set the trainable tensors that every client must start from."""
+        self._initial, self._checksum = params, checksum(params)
+
+    # ---- who is here
+
+    def names(self) -> list[ClientId]:
+        """Clients that have introduced themselves and are connected."""
+        return sorted(self._seats)
+
+    def node_of(self, client: ClientId) -> int | None:
+        """Where a client can be asked now; None: nowhere."""
+        seat = self._seats.get(client)
+        return seat.node if seat is not None and seat.hello.initial == (self._checksum or seat.hello.initial) else None
+
+    def absence(self, client: ClientId) -> Failure:
+        """Why a client cannot be asked."""
+        if client in self._seats:
+            return Failure(f"client {client} has not taken the server's initial tensors yet")
+        if client in self._late:
+            return Failure(f"client {client} has been silent since it {self._late[client]}")
+        reasons = list(self.strangers.values())
+        silent = len({letter.node for letter in self._open.values()} | self._unanswered.keys() - self.strangers.keys())
+        if silent:
+            reasons.append(f"{silent} connected {'SuperNode has' if silent == 1 else 'SuperNodes have'} not answered a greeting")
+        return Failure(f"client {client} is not connected" + (f" ({'; '.join(reasons)})" if reasons else ""))
+
+    def lose(self, client: ClientId, node: int, late: str | None = None) -> None:
+        """Do not ask a client behind `node` again until it has answered a greeting.
+
+        Args:
+            late: what it did not do in time; it may be at work still, and is not waited for. None: it failed.
+        """
+        if client in self._seats and self._seats[client].node == node:
+            del self._seats[client]
+        self._rested.pop(node, None)
+        if late is None:
+            self._given_up.discard(node)
+        else:
+            self._given_up.add(node)
+            self._late[client] = late
+
+    # ---- greetings
+
+    def under_way(self) -> Collection[str]:
+        """Numbers of the messages whose replies are for `take`; those whose time is over are given up here."""
+        self._expire(time.monotonic())
+        return self._open.keys()
+
+    def is_expecting(self) -> bool:
+        """Whether an answer is under way that is worth waiting for."""
+        return any(letter.node not in self._given_up for letter in self._open.values())
+
+    def stop_waiting(self) -> None:
+        """Whose answer is under way has been waited for long enough."""
+        self._given_up.update(letter.node for letter in self._open.values())
+
+    def greet(self) -> None:
+        """Send a greeting to every connected SuperNode that needs one."""
+        now, nodes = time.monotonic(), self._post.nodes()
+        self._forget_all_but(nodes)
+        self._expire(now)
+        busy = {letter.node for letter in self._open.values()}
+        seated = {seat.node for seat in self._seats.values()}
+        new = [node for node in sorted(nodes - busy - seated) if self._rested.get(node, now) <= now]
+        own = json.dumps(self._post.config, sort_keys=True).encode()
+        hello = replace(self._post.request("hello", "", _NO_ROUND, own), number=self.at)
+        self._track(new, self._post.send(dict.fromkeys(new, hello), HELLO_S))
+
+    def start_alike(self, clients: Iterable[ClientId]) -> None:
+        """Send the initial tensors to those of `clients` whose own draws gave others."""
+        busy = {letter.node for letter in self._open.values()}
+        nodes = {seat.node: c for c in clients if (seat := self._seats.get(c)) and self.node_of(c) is None and seat.node not in busy}
+        if nodes:
+            blob = encode(Start(self._initial))
+            requests = {node: self._post.request("start", client, _NO_ROUND, blob) for node, client in nodes.items()}
+            self._track(requests, self._post.send(requests, START_S))
+
+    def take(self, number: str, reply: bytes | Failure) -> None:
+        """An answer to a message under way."""
+        letter = self._open.pop(number)
+        node, client = letter.node, letter.request.client
+        self._unanswered.pop(node, None)
+        if letter.request.action == "hello":
+            problem = reply.reason if isinstance(reply, Failure) else self._introduced(node, reply)
+        else:
+            opened = reply if isinstance(reply, Failure) else self._post.opened(letter.request, reply)
+            problem = f"client {client}: {opened.reason}" if isinstance(opened, Failure) else None
+            if problem is None:
+                self._started(client, node)
+            else:
+                self.lose(client, node)
+        self._judge(node, problem)
+
+    def _track(self, nodes: Iterable[int], sent: Iterable[Letter | Failure]) -> None:
+        for node, letter in zip(nodes, sent, strict=True):
+            if isinstance(letter, Failure):
+                self._judge(node, letter.reason)
+            else:
+                self._open[letter.number] = letter
+
+    def _judge(self, node: int, problem: str | None) -> None:
+        """A SuperNode answered; `problem`: why its client cannot take part, which is told once."""
+        before = self.strangers.pop(node, None)
+        if problem is None:
+            self._given_up.discard(node)
+            self._rested.pop(node, None)
+            return
+        if before != problem:
+            self._say(problem)
+        self.strangers[node] = problem
+        self._given_up.add(node)
+        self._rested[node] = time.monotonic() + REST_S
+
+    def _expire(self, now: float) -> None:
+        """Forget the messages whose time is over, and let their SuperNodes rest the longer the more often that happened."""
+        for letter in [letter for letter in self._open.values() if letter.expires <= now]:
+            del self._open[letter.number]
+            node, times = letter.node, self._unanswered.get(letter.node, 0)
+            if letter.request.action == "start":
+                self.lose(letter.request.client, node, "did not take the server's initial tensors in time")
+            self._unanswered[node] = times + 1
+            self._given_up.add(node)
+            self._rested[node] = now + min(LONGEST_REST_S, HELLO_S * (2.0 ** min(times, 30) - 1))
+
+    def _forget_all_but(self, nodes: set[int]) -> None:
+        for client, seat in list(self._seats.items()):
+            if seat.node not in nodes:
+                del self._seats[client]
+        self._open = {number: letter for number, letter in self._open.items() if letter.node in nodes}
+        for node in self._doors.keys() - nodes:
+            self._late.pop(self._doors.pop(node), None)
+        for table in (self.strangers, self._rested, self._unanswered):
+            for node in table.keys() - nodes:
+                del table[node]
+        self._given_up &= nodes
+
+    def _introduced(self, node: int, blob: bytes) -> str | None:
+        """Seat a client that answered a greeting; or why it cannot take part."""
+        try:
+            reply = decode(Reply, blob)
+            hello = decode(Hello, unpacked(reply.payload)) if reply.status == "done" else None
+        except WireError as error:
+            return f"a SuperNode's client did not answer a greeting with one: {error}"
+        if hello is None:
+            return f"client {reply.client} refused: {reply.reason}"
+        if not re.fullmatch(CLIENT_NAME, hello.name):
+            return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
+        differing = disagreements(self._post.config, table_of(hello.config))
+        if differing:
+            return f"client {hello.name} has another configuration: {differing}"
+        if self._known.setdefault(hello.name, hello.identity) != hello.identity:
+            return f"two clients are called {hello.name}; start one of them with another --name"
+        told = table_of(hello.versions)
+        for name, version in self._versions.items():
+            if told.get(name) != version:
+                self._say(f"client {hello.name} has {name} {told.get(name)}, the server {version}: results may differ in the last bits")
+        self._seats = {name: seat for name, seat in self._seats.items() if seat.node != node}
+        self._seats[hello.name] = Seat(node, hello)
+        self._doors[node] = hello.name
+        self._late.pop(hello.name, None)
+        return None
+
+    def _started(self, client: ClientId, node: int) -> None:
+        """A client has taken the server's initial tensors."""
+        seat = self._seats.get(client)
+        if seat is None or seat.node != node:
+            return
+        size = len(encode(Start(self._initial)))
+        self._seats[client] = Seat(node, replace(seat.hello, initial=self._checksum or ""))
+        self.notes[client] = {"initial_bytes": size}
+        self._say(f"client {client} initialised its trainable parameters differently; it was sent the server's ({size} bytes)")
