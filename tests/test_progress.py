@@ -22,7 +22,7 @@ def events() -> list:
         *rounds[:10],
         Warned("checkpoint 3 [was] corrupt"),
         *rounds[10:],
-        Evaluated(25, 0.81, 0.8, 0.7, is_last=True),
+        Evaluated(25, 0.81, 0.8, 0.7, is_last=True, answered=2, clients=3),
         Finished({}, Path("runs/a")),
     ]
 
@@ -47,7 +47,7 @@ def test_a_log_has_a_line_an_evaluation_one_every_ten_rounds_and_the_warnings() 
         "warning: checkpoint 3 [was] corrupt",
         "tune 20/25: score 50.0 %, loss 0.500, 20.0 MB, 10 s left",
         "tune 25/25: score 50.0 %, loss 0.500, 25.0 MB, 0.0 s left",
-        "after round 25: personalised 81.0 %, global 80.0 %, worst decile 70.0 % (last)",
+        "after round 25 (2 of 3 clients): personalised 81.0 %, global 80.0 %, worst decile 70.0 % (last)",
     ]
 
 

@@ -58,10 +58,10 @@ class Progress:
                 self._round(event)
             case Evaluated():
                 self._score = event.pooled_personalised
-                self._line(
-                    f"after round {event.rounds}: personalised {percent(event.pooled_personalised)}, global {percent(event.global_)}, "
-                    f"worst decile {percent(event.worst_decile)}" + (" (last)" if event.is_last else "")
-                )
+                some = f" ({event.answered} of {event.clients} clients)" if event.answered < event.clients else ""
+                scores = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
+                shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
+                self._line(f"after round {event.rounds}{some}: {shown}" + (" (last)" if event.is_last else ""))
             case Warned():
                 self._line(f"warning: {event.text}", always=True)
             case Finished():

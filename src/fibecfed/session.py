@@ -160,7 +160,17 @@ class _Session:
         transport, data = clients.transport, self.data
         tolerance = Tolerance.of(self.config.federation)
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
-        evaluator = Evaluator(self.method, self.prepared.task, transport, data.clients, data.test, data.validation, batch_size, tolerance)
+        evaluator = Evaluator(
+            method=self.method,
+            task=self.prepared.task,
+            transport=transport,
+            clients=data.clients,
+            test=data.test,
+            validation=data.validation,
+            batch_size=batch_size,
+            tolerance=tolerance,
+            start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
+        )
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
@@ -235,4 +245,6 @@ class _Session:
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
-        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last))
+        every = len(self.data.clients)
+        answered = len(record.clients) if record.rounds else every - len(record.failures)
+        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last, answered, every))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .errors import UserError
 
@@ -42,12 +42,12 @@ def read_table(path: Path, advice: str) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: got a JSON {_kind(table)}, expected an object; {advice}")
-    return table
+    return cast("dict[str, Any]", table)
 
 
 def _kind(value: Any) -> str:
-    kinds = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return kinds.get(type(value), "number")
+    kinds = {"list": "array", "str": "string", "bool": "boolean", "NoneType": "null"}
+    return kinds.get(type(value).__name__, "number")
 
 
 def expanded(path: str | Path) -> Path:

@@ -17,14 +17,14 @@ from torch import Tensor
 from ..core.method import Phase, Work
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .client import Counts, named, not_finite, unframe
+from .client import BothCounts, Counts, named, not_finite, unframe
 from .failures import Counted, Tolerance
 
 OVERHEAD_BYTES = 2**20
 """What an answer may take beside its tensors, for names and plain fields."""
 
 MAX_COUNTS_BYTES = 2**24
-"""Of the answer to an evaluation: two confusion matrices of a thousand classes."""
+"""Of the answer to an evaluation: two confusion matrices of a thousand classes, or four of 700."""
 
 MOST = 2**40
 """Steps or examples that a client may count: sums over eight million such clients still fit into 64 bits."""
@@ -119,15 +119,33 @@ def checked_counts(reply: bytes, num_classes: int, most: int, known: Counted | N
     if len(reply) > MAX_COUNTS_BYTES:
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
     counts = decode(Counts, reply)
+    _check_counts(counts, num_classes, most, known, "in its first evaluation")
+    return counts
+
+
+def checked_both_counts(reply: bytes, num_classes: int, most: int, known: Counted | None) -> BothCounts:
+    """As `checked_counts`, of both models, which are counted on the same examples.
+
+    Raises:
+        Refused, WireError: as there.
+    """
+    if len(reply) > MAX_COUNTS_BYTES:
+        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
+    both = decode(BothCounts, reply)
+    _check_counts(both.own, num_classes, most, known, "in its first evaluation")
+    _check_counts(both.of_global, num_classes, most, counted(both.own), "with its own model")
+    return both
+
+
+def _check_counts(counts: Counts, num_classes: int, most: int, known: Counted | None, when: str) -> None:
     square = {"": torch.zeros(num_classes, num_classes, dtype=torch.int64)}
     problem = _unlike(counts, {"test": square, "validation": square}) or _bad_counts(counts, most)
     if problem is None and known is not None:
         parts = zip(("test", "validation"), counted(counts), known, strict=True)
         found = [(field, now, then) for field, now, then in parts if now != then]
-        problem = _other_examples(*found[0]) if found else None
+        problem = _other_examples(*found[0], when) if found else None
     if problem is not None:
         raise Refused(problem)
-    return counts
 
 
 def counted(counts: Counts) -> Counted:
@@ -149,9 +167,9 @@ def _bad_counts(counts: Counts, most: int) -> str | None:
     return None
 
 
-def _other_examples(field: str, now: tuple[int, ...], then: tuple[int, ...]) -> str:
+def _other_examples(field: str, now: tuple[int, ...], then: tuple[int, ...], when: str) -> str:
     label = next(c for c, (a, b) in enumerate(zip(now, then, strict=True)) if a != b)
-    return f"{field} counts {now[label]} examples of class {label}, expected {then[label]} as in its first evaluation"
+    return f"{field} counts {now[label]} examples of class {label}, expected {then[label]} as {when}"
 
 
 def num_samples(message: Any) -> int | None:

@@ -17,7 +17,7 @@ from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Examples, Params, Round
-from ..core.wire import WireError, decode, encode, field_kinds, message, tensors_of
+from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import length_batches
 
 _WORK = struct.Struct("<QQdd")
@@ -35,6 +35,43 @@ class Counts:
     validation: torch.Tensor
     test_loss: float
     validation_loss: float
+
+
+@message
+class BothCounts:
+    """Client to server, at an evaluation where the server holds no examples: as `Counts`, of its own model and of the global one."""
+
+    test: torch.Tensor
+    validation: torch.Tensor
+    test_loss: float
+    validation_loss: float
+    global_test: torch.Tensor
+    global_validation: torch.Tensor
+    global_test_loss: float
+    global_validation_loss: float
+
+    @classmethod
+    def of(cls, own: Counts, of_global: Counts) -> BothCounts:
+        return cls(*_fields(own), *_fields(of_global))
+
+    @property
+    def own(self) -> Counts:
+        return Counts(self.test, self.validation, self.test_loss, self.validation_loss)
+
+    @property
+    def of_global(self) -> Counts:
+        return Counts(self.global_test, self.global_validation, self.global_test_loss, self.global_validation_loss)
+
+
+def _fields(counts: Counts) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    return counts.test, counts.validation, counts.test_loss, counts.validation_loss
+
+
+@message
+class Changed:
+    """Server to client: the tensors of the global model that are not as at the start."""
+
+    params: Tensors
 
 
 def frame(message: bytes, work: Work) -> bytes:
@@ -119,24 +156,35 @@ class ClientRuntime:
         work = replace(update.work, compute_s=time.perf_counter() - start)
         return frame(encode(update.message), work), update.notes
 
-    def evaluate(self, client: ClientId, blob: bytes, now: Round) -> bytes:
-        """Counts of the client's personalised model on its own test and validation parts.
+    def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
+        """Counts on the client's own test and validation parts.
+
+        Args:
+            action: "evaluate": `Counts` of its personalised model; "evaluate_both": `BothCounts`, from the same broadcast;
+                "evaluate_global": `Counts` of the global model, from a `Changed`.
 
         Raises:
             NotFinite: a loss that is not.
             WireError: a broadcast that is not what the phase sends.
         """
-        phase = self._phases[now.phase]
-        params = self.method.personalise(decode(phase.down, blob), self._state(client))
+        where = f"client {client}, evaluation after {now.phase} round {now.index}" if now.phase else f"client {client}, evaluation"
+        if action == "evaluate_global":
+            changed = decode(Changed, blob).params
+            return encode(self._counts(client, {**self.task.init_params(self.key.fold("init")), **changed}, where))
+        own = self._counts(client, self.personal_params(client, blob, now), where)
+        if action == "evaluate":
+            return encode(own)
+        broadcast = decode(self._phases[now.phase].down, blob)
+        shared = global_params(self.method, self.task, broadcast, client, self.key.fold("init"))
+        return encode(BothCounts.of(own, self._counts(client, shared, f"{where}, global model")))
+
+    def _counts(self, client: ClientId, params: Params, where: str) -> Counts:
         data = self.data(client)
         test, test_loss = confusion(self.task, params, data.test, self.evaluation_batch_size)
         validation, validation_loss = confusion(self.task, params, data.validation, self.evaluation_batch_size)
         if not math.isfinite(test_loss + validation_loss):
-            raise NotFinite(
-                f"client {client}, evaluation after {now.phase} round {now.index}: its loss is {test_loss} on its test part and "
-                f"{validation_loss} on its validation part"
-            )
-        return encode(Counts(test, validation, test_loss, validation_loss))
+            raise NotFinite(f"{where}: its loss is {test_loss} on its test part and {validation_loss} on its validation part")
+        return Counts(test, validation, test_loss, validation_loss)
 
     def personal_params(self, client: ClientId, blob: bytes, now: Round) -> Params:
         """The model that the client answers with, from the last broadcast."""
@@ -149,6 +197,15 @@ class ClientRuntime:
         if stored is not None:
             return decode(self.method.client_state, stored)
         return self.method.init_client(self.task, client, self.key.fold("init"))
+
+
+def global_params(method: Method[Any, Any], task: Task, broadcast: Any, client: ClientId, key: Key) -> Params:
+    """The global model as far as a client can make it of a broadcast: the model of a client that has never trained.
+
+    Args:
+        key: of the tensors at the start.
+    """
+    return method.personalise(broadcast, method.init_client(task, client, key))
 
 
 def check_finite(message: Any, phase: Phase[Any, Any, Any, Any], client: ClientId, now: Round) -> None:

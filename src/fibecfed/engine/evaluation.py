@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ..core import metrics
 from ..core.errors import Diverged, RunFailed
 from ..core.method import Method
 from ..core.records import EvalRecord
+from ..core.rng import Key
 from ..core.task import Task
+from ..core.trees import checksum
 from ..core.types import ClientId, Examples, Failure, Round
-from ..core.wire import WireError
-from .checks import MAX_COUNTS_BYTES, Refused, checked_counts, counted
-from .client import Counts, confusion
-from .failures import NEW, STOP, Standing, Tolerance, printable
+from ..core.wire import WireError, encode
+from .checks import MAX_COUNTS_BYTES, Refused, checked_both_counts, checked_counts, counted
+from .client import Changed, Counts, confusion, global_params
+from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
 from .loop import REPEATS, STOPS, USABLE, addressed
-from .simulator import Transport
+from .simulator import Action, Transport
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Evaluator:
         test, validation: everything, for the global model: the clients' slices together.
         batch_size: examples a forward pass.
         tolerance: what becomes of clients that fail; a quorum is not asked for.
+        start: stream of the tensors at the start, given where the clients hold all examples and the server none: they then count for the
+            global model too.
     """
 
     method: Method[Any, Any]
@@ -39,6 +45,7 @@ class Evaluator:
     validation: Examples
     batch_size: int
     tolerance: Tolerance = STOP
+    start: Key | None = None
 
     def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:
         """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart.
@@ -56,67 +63,167 @@ class Evaluator:
         start = time.perf_counter()
         phase = next(phase for phase in self.method.phases if phase.name == now.phase)
         asked = [client for client in self.clients if client not in standing.excluded]
-        _, requests = addressed(phase, server, phase.broadcast(server, now), asked)
-        counts: dict[ClientId, Counts] = {}
+        broadcast = phase.broadcast(server, now)
+        _, requests = addressed(phase, server, broadcast, asked)
+        with_global = self.start is not None and self.method.is_personal
+        both = with_global and phase.address is None and self._clients_know_global(server, broadcast, asked)
+        got = self._asked("evaluate_both" if both else "evaluate", now, requests, rounds, standing.counted)
+        bytes_down, bytes_up, of_global = sum(map(len, requests.values())), got.bytes_up, got.of_global
+        if with_global and not both:
+            same = {client: counted(counts) for client, counts in got.own.items()}
+            more = self._asked_of_global(server, now, list(got.own), rounds, same)
+            failures = {**got.failures, **more.failures}
+            got = replace(got, own={client: got.own[client] for client in more.own}, failures=failures, repeats=got.repeats + more.repeats)
+            bytes_down, bytes_up, of_global = bytes_down + more.bytes_down, bytes_up + more.bytes_up, more.own
+        if got.failures and not got.own:
+            raise self._failed(got.failures, got.repeats, rounds)
+        pooled = self._added(got.own)
+        complete = (_number(pooled.test), _number(pooled.validation)) == (len(self.test), len(self.validation))
+        if with_global:
+            of_server = self._added(of_global)
+        elif self.start is None and (self.method.is_personal or not complete):
+            of_server = self._global(server)
+        else:  # the clients have tested that very model, on just these examples
+            of_server = pooled
+        record = EvalRecord(
+            rounds=rounds,
+            clients={client: got.own[client].test.tolist() for client in sorted(got.own)},
+            pooled=pooled.test,
+            pooled_validation=pooled.validation,
+            server=of_server.test,
+            server_validation=of_server.validation,
+            loss_pooled=pooled.loss,
+            loss_server=of_server.loss,
+            bytes_down=bytes_down,
+            bytes_up=bytes_up,
+            seconds=time.perf_counter() - start,
+            failures={client: got.failures[client] for client in sorted(got.failures)},
+        )
+        return record, standing.evaluated({client: counted(got.own[client]) for client in record.clients})
+
+    def untrained(self, server: Any) -> EvalRecord:
+        """Scores of the model at the start, which is the same for everybody. Nothing is sent where the server has the examples.
+
+        Raises:
+            RunFailed: a client failed and `tolerance.on_failure` is "stop".
+        """
+        start = time.perf_counter()
+        if self.start is None:
+            found, got = self._global(server), _NOBODY
+        else:
+            got = self._asked_of_global(server, Round("", 0, 0, -1), self.clients, 0, {})
+            found = self._added(got.own)
+        return EvalRecord(
+            rounds=0,
+            clients={},
+            pooled=found.test,
+            pooled_validation=found.validation,
+            server=found.test,
+            server_validation=found.validation,
+            loss_pooled=found.loss,
+            loss_server=found.loss,
+            bytes_down=got.bytes_down,
+            bytes_up=got.bytes_up,
+            seconds=time.perf_counter() - start,
+            failures={client: got.failures[client] for client in sorted(got.failures)},
+        )
+
+    def _asked(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], rounds: int, known: Mapping[ClientId, Counted]
+    ) -> _Answers:
+        """The counts of the clients that gave usable ones, in the order of the requests; the reasons of the others.
+
+        Args:
+            known: examples of each class that a client must count.
+        """
+        classes, most = self.task.num_classes, self.tolerance.max_samples
+        own: dict[ClientId, Counts] = {}
+        of_global: dict[ClientId, Counts] = {}
         failures: dict[ClientId, str] = {}
-        repeats = 0
-        bytes_up = 0
-        for client, reply in self.transport.exchange("evaluate", now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
+        bytes_up = repeats = 0
+        for client, reply in self.transport.exchange(action, now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
                 failures[client] = printable(reply.reason)
                 repeats += reply.repeats
                 continue
             bytes_up += len(reply)
             try:
-                counts[client] = checked_counts(reply, self.task.num_classes, self.tolerance.max_samples, standing.counted.get(client))
+                if action == "evaluate_both":
+                    both = checked_both_counts(reply, classes, most, known.get(client))
+                    own[client], of_global[client] = both.own, both.of_global
+                else:
+                    own[client] = checked_counts(reply, classes, most, known.get(client))
             except (Refused, WireError) as error:
                 failures[client] = printable(f"client {client}: {error}")
-        failures.update({client: f"client {client}: no answer" for client in asked if client not in counts and client not in failures})
-        if failures and (self.tolerance.on_failure == "stop" or not counts):
-            text = f"evaluation after {rounds} rounds: {failures[min(failures)]}"
-            if repeats == len(failures):
-                raise Diverged(f"{text}. {REPEATS}")
-            raise RunFailed(f"{text}. {STOPS if self.tolerance.on_failure == 'stop' else USABLE}")
-        pooled = pooled_validation = metrics.zeros(self.task.num_classes)
+        failures.update({client: f"client {client}: no answer" for client in requests if client not in own and client not in failures})
+        if failures and self.tolerance.on_failure == "stop":
+            raise self._failed(failures, repeats, rounds)
+        own, of_global = ({client: found[client] for client in requests if client in found} for found in (own, of_global))
+        return _Answers(own, of_global, failures, repeats, sum(map(len, requests.values())), bytes_up)
+
+    def _failed(self, failures: Mapping[ClientId, str], repeats: int, rounds: int) -> RunFailed:
+        text = f"evaluation after {rounds} rounds: {failures[min(failures)]}"
+        if repeats == len(failures):
+            return Diverged(f"{text}. {REPEATS}")
+        return RunFailed(f"{text}. {STOPS if self.tolerance.on_failure == 'stop' else USABLE}")
+
+    def _asked_of_global(
+        self, server: Any, now: Round, clients: Sequence[ClientId], rounds: int, known: Mapping[ClientId, Counted]
+    ) -> _Answers:
+        """Counts of the global model alone, of which clients are sent what is not as at the start."""
+        params, before = self.method.server_params(server), self.task.init_params(self._key)
+        changed = {name: value for name, value in params.items() if name not in before or not torch.equal(value, before[name])}
+        return self._asked("evaluate_global", now, dict.fromkeys(clients, encode(Changed(changed))), rounds, known)
+
+    def _clients_know_global(self, server: Any, broadcast: Any, clients: Sequence[ClientId]) -> bool:
+        """Whether each client can make the global model of the broadcast, to the last bit."""
+        found = checksum(self.method.server_params(server))
+        return all(checksum(global_params(self.method, self.task, broadcast, client, self._key)) == found for client in clients)
+
+    @property
+    def _key(self) -> Key:
+        assert self.start is not None
+        return self.start
+
+    def _added(self, counts: Mapping[ClientId, Counts]) -> _Scored:
+        """Sums in the order of `counts`, which is not that of arrival, on which the last bits would hang."""
+        test = validation = metrics.zeros(self.task.num_classes)
         loss = 0.0
-        for client in asked:  # not in the order of arrival, on which the last bits of the sum would hang
-            if client in counts:
-                pooled = metrics.add(pooled, counts[client].test.tolist())
-                pooled_validation = metrics.add(pooled_validation, counts[client].validation.tolist())
-                loss += counts[client].test_loss
-        mean_loss = loss / max(1, _number(pooled))
-        complete = (_number(pooled), _number(pooled_validation)) == (len(self.test), len(self.validation))
-        if self.method.is_personal or not complete:
-            server_counts, server_validation, server_loss = self._global(server)
-        else:  # the clients have tested that very model, on just these examples
-            server_counts, server_validation, server_loss = pooled, pooled_validation, mean_loss
-        record = EvalRecord(
-            rounds=rounds,
-            clients={client: counts[client].test.tolist() for client in sorted(counts)},
-            pooled=pooled,
-            pooled_validation=pooled_validation,
-            server=server_counts,
-            server_validation=server_validation,
-            loss_pooled=mean_loss,
-            loss_server=server_loss,
-            bytes_down=sum(map(len, requests.values())),
-            bytes_up=bytes_up,
-            seconds=time.perf_counter() - start,
-            failures={client: failures[client] for client in sorted(failures)},
-        )
-        return record, standing.evaluated({client: counted(counts[client]) for client in record.clients})
+        for of_one in counts.values():
+            test = metrics.add(test, of_one.test.tolist())
+            validation = metrics.add(validation, of_one.validation.tolist())
+            loss += of_one.test_loss
+        return _Scored(test, validation, loss / max(1, _number(test)))
 
-    def untrained(self, server: Any) -> EvalRecord:
-        """Scores of the model at the start, which is the same for everybody; nothing is sent."""
-        start = time.perf_counter()
-        counts, validation, loss = self._global(server)
-        return EvalRecord(0, {}, counts, validation, counts, validation, loss, loss, 0, 0, time.perf_counter() - start)
-
-    def _global(self, server: Any) -> tuple[list[list[int]], list[list[int]], float]:
+    def _global(self, server: Any) -> _Scored:
         params = self.method.server_params(server)
         test, loss = confusion(self.task, params, self.test, self.batch_size)
         validation, _ = confusion(self.task, params, self.validation, self.batch_size)
-        return test.tolist(), validation.tolist(), loss / max(1, int(test.sum()))
+        return _Scored(test.tolist(), validation.tolist(), loss / max(1, int(test.sum())))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What came back from an exchange; `of_global` where both models were asked for; `repeats` of the failures would come again."""
+
+    own: Mapping[ClientId, Counts]
+    of_global: Mapping[ClientId, Counts]
+    failures: Mapping[ClientId, str]
+    repeats: int
+    bytes_down: int
+    bytes_up: int
+
+
+_NOBODY = _Answers({}, {}, {}, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Confusion matrices of one model, and its mean test loss."""
+
+    test: list[list[int]]
+    validation: list[list[int]]
+    loss: float
 
 
 def worst_decile(clients: Mapping[ClientId, Sequence[Sequence[int]]]) -> float | None:

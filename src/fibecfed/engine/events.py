@@ -61,6 +61,7 @@ class Evaluated:
     Attributes:
         rounds: rounds completed before it; 0 is the untrained model.
         pooled_personalised, global_, worst_decile: test scores between 0 and 1.
+        answered, clients: clients that the scores are of, and all clients there are.
     """
 
     rounds: int
@@ -68,6 +69,8 @@ class Evaluated:
     global_: float
     worst_decile: float | None
     is_last: bool = False
+    answered: int = 0
+    clients: int = 0
 
 
 @dataclass(frozen=True)

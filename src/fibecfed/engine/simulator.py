@@ -8,7 +8,8 @@ from typing import Any, Literal, Protocol
 from ..core.types import ClientId, Failure, Round
 from .client import ClientRuntime, NotFinite
 
-Action = Literal["train", "evaluate"]
+Action = Literal["train", "evaluate", "evaluate_both", "evaluate_global"]
+"""What a client is asked for: to train; or to count, for its own model, for that and the global one, or for the global one alone."""
 
 
 class Transport(Protocol):
@@ -54,10 +55,10 @@ class Simulator:
         self._notes = {}
         for client, blob in requests.items():
             try:
-                if action == "evaluate":
-                    reply, notes = self.runtime.evaluate(client, blob, now), {}
-                else:
+                if action == "train":
                     reply, notes = self.runtime.train(client, blob, now)
+                else:
+                    reply, notes = self.runtime.evaluate(action, client, blob, now), {}
             except NotFinite as error:
                 yield client, Failure(str(error), repeats=True)
                 continue

@@ -14,12 +14,13 @@ class Request:
     """Server to client.
 
     Attributes:
-        action: "hello" (who are you), "start" (take these initial tensors), "train", "evaluate" or "finish".
+        action: "hello" (who are you), "start" (take these initial tensors), "train", "evaluate", "evaluate_both",
+            "evaluate_global" or "finish".
         run: name of the run; a client keeps the states of different runs apart.
         client: whom it is for; empty in a hello, which is for whoever sits there.
         config: hash of the configuration that server and clients must have in common.
         phase, index, num_rounds, number: the round.
-        payload: uint8; of "train" and "evaluate" the encoded message of the method, whose length is what is recorded as sent.
+        payload: uint8; of "train" and an evaluation the encoded message of the method, whose length is what is recorded as sent.
     """
 
     action: str

@@ -15,7 +15,7 @@ from .agreement import digest, disagreements, table_of
 from .envelope import Reply, Request, packed, unpacked
 from .relay import OPTIONS, blob_of, content
 
-_KINDS = {"train": "train", "evaluate": "evaluate"}
+_KINDS = {"train": "train", **dict.fromkeys(("evaluate", "evaluate_both", "evaluate_global"), "evaluate")}
 """Flower's own kinds of messages, by action; "query" for every other."""
 
 _LONGEST_REASON = 1000

@@ -110,8 +110,8 @@ class Resident:
         if request.action == "train":
             reply, _ = self._runtime(request, now.number).train(self.name, payload, now)  # notes stay here
             return "done", "", reply
-        if request.action == "evaluate":
-            return "done", "", self._runtime(request, now.number + 1).evaluate(self.name, payload, now)
+        if request.action in ("evaluate", "evaluate_both", "evaluate_global"):
+            return "done", "", self._runtime(request, now.number + 1).evaluate(request.action, self.name, payload, now)
         if request.action == "finish":
             return "done", "", self._finish(request, decode(Finish, payload))
         return "refused", f"unknown action {request.action[:40]!r}; use the same fibecfed on both sides", b""
