@@ -102,6 +102,7 @@ def test_a_model_that_all_clients_share_is_tested_once():
 
     class Counting:
         num_classes = 2
+        device = TASK.device
 
         def logits(self, params: Any, batch: Any) -> torch.Tensor:
             asked.append(len(batch["labels"]))

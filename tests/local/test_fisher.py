@@ -25,6 +25,7 @@ class HandMade:
 
     num_layers = 1
     num_classes = 3
+    device = torch.device("cpu")
     names = (A, B, HEAD, BIAS)
 
     def layer_of(self, name: str) -> int | None:
@@ -41,6 +42,9 @@ class HandMade:
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         return self.traced(params, batch)[0]
+
+    def logits(self, params: Params, batch: Batch) -> Tensor:
+        return self.traced(params, batch)[1].linears[-1].output.detach()
 
 
 def hand_made(dtype: torch.dtype = torch.float64) -> tuple[HandMade, dict[str, Tensor], list[Batch]]:
@@ -202,6 +206,33 @@ def test_half_precision_gradients_are_squared_and_summed_in_float32() -> None:
     assert example_gradients(linear_map, e)[0].dtype == torch.float32
 
 
+def test_the_gradients_of_a_map_that_is_used_twice_are_added_before_they_are_squared() -> None:
+    g = torch.Generator().manual_seed(4)
+    weight, bias = torch.randn(5, 3, generator=g, dtype=torch.float64), torch.randn(5, generator=g, dtype=torch.float64)
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    inputs = [torch.randn(4, tokens, 3, generator=g, dtype=torch.float64) for tokens in (7, 2)]
+    outputs = [linear(x, weight, bias) for x in inputs]
+    loss = (torch.sin(outputs[0]).flatten(1).sum(1) + 1) * torch.cos(outputs[1]).flatten(1).sum(1)
+    tape = Tape(tuple(TracedLinear("w.lora_B.x", "b", x, y) for x, y in zip(inputs, outputs, strict=True)))
+    found = squares(tape, torch.autograd.grad(loss.sum(), outputs, retain_graph=True))
+    each = [torch.autograd.grad(loss[i], [weight, bias], retain_graph=True) for i in range(4)]
+    of_weight, of_bias = (torch.stack(parts).square() for parts in zip(*each, strict=True))
+    torch.testing.assert_close(found.trace, of_weight.sum((1, 2)) + of_bias.sum(1))
+    torch.testing.assert_close(found.rows, {"w.lora_B.x": of_weight.sum((0, 2)), "b": of_bias.sum(0)})
+    torch.testing.assert_close(found.columns, {"w.lora_B.x": of_weight.sum((0, 1))})
+
+
+def test_a_map_that_no_loss_depends_on_has_no_fisher_information_and_counts_for_nothing_beside_another_use() -> None:
+    g = torch.Generator().manual_seed(5)
+    x, e = torch.randn(4, 6, 3, generator=g), torch.randn(4, 6, 2, generator=g)
+    used, unused = TracedLinear("w", "b", x, e), TracedLinear("v", "c", x, e)
+    found = squares(Tape((used, replace(used, input=x + 1), unused)), [e, None, None])
+    alone = squares(Tape((used,)), [e])
+    assert torch.equal(found.trace, alone.trace)
+    assert torch.equal(found.rows["w"], alone.rows["w"]) and torch.equal(found.rows["b"], alone.rows["b"])
+    assert found.rows["v"].tolist() == found.rows["c"].tolist() == [0.0, 0.0]
+
+
 def test_the_square_is_inside_the_sum_over_examples() -> None:
     x, e = torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [-2.0]])
     found = squares(Tape((TracedLinear("w", None, x, e),)), [e])
@@ -277,5 +308,3 @@ def test_misuse_is_refused_in_words() -> None:
     one = TracedLinear("w", None, torch.ones(2, 3), torch.ones(2, 4))
     with pytest.raises(ValueError, match="got 1 output gradients for 2"):
         squares(Tape((one, replace(one, weight="v"))), [one.output])
-    with pytest.raises(ValueError, match="used by two"):
-        squares(Tape((one, one)), [one.output, one.output])

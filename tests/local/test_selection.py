@@ -213,6 +213,7 @@ class Planted:
 
     num_layers = 1
     num_classes = 2
+    device = torch.device("cpu")
     names = (A, B)
     informative = (2, 5, 7)
 

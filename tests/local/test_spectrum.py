@@ -33,6 +33,8 @@ pytestmark = pytest.mark.usefixtures("norms_in_float64")
 class FunctionTask:
     """A loss given as a function of named tensors, with the layer of each."""
 
+    device = torch.device("cpu")
+
     def __init__(self, losses: Callable[[Params, Batch], Tensor], layers: Mapping[str, int | None]) -> None:
         self.losses = losses
         self.layer_of = layers.__getitem__

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedC
 
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
-from fibecfed.local.fisher import per_example_fisher_trace
+from fibecfed.local.fisher import fisher_pass, per_example_fisher_trace
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import add_lora, build_task, fills_masks, find, load_config
 from fibecfed.models.export import save_adapter
@@ -213,6 +213,29 @@ def test_only_lora_is_trained_traced_and_drawn(family: Family) -> None:
         gradients = torch.autograd.grad(losses[row], list(leaves.values()), retain_graph=True)
         squared.append(sum(float(g.double().square().sum()) for g in gradients))
     assert per_example_fisher_trace(task, noisy(task), [batch]).tolist() == pytest.approx(squared, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fisher_under_the_models_own_labels_is_the_expectation_over_the_classes_words(family: Family) -> None:
+    words = tiny_words(family, 3)
+    task = tiny_task(family, words=words, dtype=torch.float64)
+    batch, params = batch_of(prompts(words.mask_id), PAD[family]), noisy(task)
+    chances = task.logits(params, batch).softmax(-1)
+    torch.testing.assert_close(chances.sum(1), torch.ones(3, dtype=torch.float64))
+    traces, rows = [], {name: torch.zeros(len(value), dtype=torch.float64) for name, value in params.items()}
+    for row in range(3):
+        trace = 0.0
+        for label in range(3):
+            leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+            loss = task.losses(leaves, {**batch, "labels": torch.full((3,), label)})[row]
+            for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+                trace += float(chances[row, label] * gradient.square().sum())
+                rows[name] += chances[row, label] * gradient.square().sum(1) / 3
+        traces.append(trace)
+    found = fisher_pass(task, params, [batch], "model")
+    assert found.trace.tolist() == pytest.approx(traces, rel=1e-5)
+    for name, expected in rows.items():
+        torch.testing.assert_close(found.neurons.rows[name], expected.float(), rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,7 +34,7 @@ class TracedLinear:
 
 @dataclass(frozen=True)
 class Tape:
-    """The trained linear maps of one forward pass.
+    """The uses of the trained linear maps in one forward pass; a map that is used twice is here twice.
 
     The gradient of the *summed* losses at each `output` holds every example's own gradient in its row, since no
     example's loss depends on another's row. `local.fisher` turns both into per-example gradients.
@@ -66,7 +66,8 @@ class LowRank:
 class Task(Protocol):
     """A frozen backbone with an adapter and a head, as functions of the trainable tensors.
 
-    The module behind it is never written, so that clients cannot leak into each other. Every method that takes
+    The module behind it is never left written, so that clients cannot leak into each other, and is used by one call at a time: other
+    threads wait. Every method that takes
     `params` refuses names other than the task's own, plus any of `adapted_weights`, which then replace the frozen ones, and plus any of
     them with `DELTA` behind, which are then added to the frozen ones.
     Losses are in nat, one an example: whether they are summed or averaged is the caller's visible choice.
@@ -122,7 +123,7 @@ class Task(Protocol):
         ...
 
     def traced(self, params: Params, batch: Batch) -> tuple[Float[Tensor, " batch"], Tape]:
-        """Losses, and the trained linear maps that led to them. Every trainable tensor belongs to one of the maps.
+        """Losses, and the trained linear maps that led to them, one entry per use. Every trainable tensor belongs to at least one.
 
         Raises:
             ValueError: the task trains something that is not a linear map (its gradients cannot be told apart so).

@@ -56,12 +56,19 @@ def pick(params: Params, names: Collection[str]) -> dict[str, Tensor]:
     return {name: params[name] for name in sorted(names)}
 
 
+def placed(params: Params, device: torch.device) -> dict[str, Tensor]:
+    """The same tensors on `device`: once, for work that takes many passes; those that are there already are not copied."""
+    return {name: value.to(device) for name, value in params.items()}
+
+
 def first_not_finite(params: Params) -> str | None:
-    """The first name, in sorted order, whose tensor holds an infinity or NaN; None if there is none."""
-    for name in sorted(params):
-        if not torch.isfinite(params[name]).all():
-            return name
-    return None
+    """The first name, in sorted order, whose tensor holds an infinity or NaN; None if there is none. Waits for a GPU once."""
+    names = sorted(params)
+    if not names:
+        return None
+    finite = [torch.isfinite(params[name]).all() for name in names]
+    flags = torch.stack([flag.to(finite[0].device) for flag in finite]).to("cpu")
+    return next((name for name, flag in zip(names, flags, strict=True) if not flag), None)
 
 
 def num_values(tensors: Iterable[Tensor]) -> int:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from ..core.method import Client, Method, Phase, Work
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import first_not_finite
+from ..core.trees import first_not_finite, placed
 from ..core.types import ClientData, ClientId, Examples, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import length_batches
@@ -241,6 +241,7 @@ def named(field: str, tensor: str) -> str:
 def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -> tuple[torch.Tensor, float]:
     """Confusion matrix, int64 (classes, classes) with the true class as row, and summed loss in nat."""
     c = task.num_classes
+    params = placed(params, task.device)
     counts = torch.zeros(c * c, dtype=torch.int64)
     loss = 0.0
     for batch in length_batches(examples, batch_size):

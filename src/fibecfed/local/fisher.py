@@ -15,7 +15,7 @@ vmap.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.task import Tape, Task, TracedLinear
+from ..core.trees import placed
 from ..core.types import Batch, Params
 
 
@@ -69,10 +70,9 @@ def _is_lora_b(weight: str) -> bool:
     return "lora_B" in weight
 
 
-def _weight_squares(linear: TracedLinear, e: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(trace (batch,), rows (d_out,), columns (d_in,) of a lora_B) of one weight; `e` is (batch, token, d_out)."""
-    x = _wide(linear.input)
-    if x.shape[1] == 1 and not _is_lora_b(linear.weight):  # rank one: the gradient itself (a head's, d_out x d_in) is never needed
+def _weight_squares(weight: str, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(trace (batch,), rows (d_out,), columns (d_in,) of a lora_B) of one weight; x is (batch, token, d_in), e (batch, token, d_out)."""
+    if x.shape[1] == 1 and not _is_lora_b(weight):  # rank one: the gradient itself (a head's, d_out x d_in) is never needed
         by_row = e[:, 0].square() * x[:, 0].square().sum(-1, keepdim=True)
         return by_row.sum(1), by_row.sum(0), None
     # One bmm a weight, the narrow side (the rank) first, so that the sums run along the contiguous wide one: for 24 LoRA matrices of
@@ -80,24 +80,28 @@ def _weight_squares(linear: TracedLinear, e: Tensor) -> tuple[Tensor, Tensor, Te
     if e.shape[-1] <= x.shape[-1]:
         squared = torch.bmm(e.transpose(1, 2), x).square_()  # (batch, d_out, d_in)
         by_row = squared.sum(2)
-        return by_row.sum(1), by_row.sum(0), squared.sum((0, 1)) if _is_lora_b(linear.weight) else None
+        return by_row.sum(1), by_row.sum(0), squared.sum((0, 1)) if _is_lora_b(weight) else None
     squared = torch.bmm(x.transpose(1, 2), e).square_()  # (batch, d_in, d_out)
     by_column = squared.sum(2)
-    return by_column.sum(1), squared.sum((0, 1)), by_column.sum(0) if _is_lora_b(linear.weight) else None
+    return by_column.sum(1), squared.sum((0, 1)), by_column.sum(0) if _is_lora_b(weight) else None
 
 
-def squares(tape: Tape, output_gradients: Sequence[Tensor], scale: float = 1.0, trace_over: Collection[str] | None = None) -> Squares:
+def squares(
+    tape: Tape, output_gradients: Sequence[Tensor | None], scale: float = 1.0, trace_over: Collection[str] | None = None
+) -> Squares:
     """Sums of squared per-example gradients of one batch, in one bmm a weight.
+
+    The gradients of a map that is used more than once in a pass (DeBERTa's, for tokens and for relative positions) are added before they
+    are squared.
 
     Args:
         tape: the trained linear maps of the forward pass.
-        output_gradients: gradient of the summed losses at each map's output, in the tape's order.
+        output_gradients: gradient of the summed losses at each map's output, in the tape's order; None where no loss depends on it.
         scale: factor on the gradients, so its square on the sums. After the backward pass of a *mean* over b examples it must be b.
         trace_over: names of the tensors whose squares add up to the trace; None = all. Rows and columns are of all in either case.
 
     Raises:
-        ValueError: another number of gradients than maps, no maps, or one tensor in two maps (its gradients would have to be added
-            before they are squared).
+        ValueError: another number of gradients than maps, or no maps.
     """
     if not tape.linears or len(output_gradients) != len(tape.linears):
         raise ValueError(
@@ -109,15 +113,12 @@ def squares(tape: Tape, output_gradients: Sequence[Tensor], scale: float = 1.0, 
     columns: dict[str, Tensor] = {}
 
     def collect(name: str, trace: Tensor, row: Tensor) -> None:
-        if name in rows:
-            raise ValueError(f"{name} is used by two linear maps; expected each trained tensor in one")
         rows[name] = row * factor
         if trace_over is None or name in trace_over:
             traces.append(trace)
 
-    for linear, output_gradient in zip(tape.linears, output_gradients, strict=True):
-        e = _wide(output_gradient)
-        trace, row, column = _weight_squares(linear, e)
+    for linear, x, e in _uses(tape, output_gradients):
+        trace, row, column = _weight_squares(linear.weight, x, e)
         collect(linear.weight, trace, row)
         if column is not None:
             columns[linear.weight] = column * factor
@@ -125,9 +126,23 @@ def squares(tape: Tape, output_gradients: Sequence[Tensor], scale: float = 1.0, 
             by_row = e.sum(1).square()
             collect(linear.bias, by_row.sum(1), by_row.sum(0))
     if not traces:
-        first = output_gradients[0]
-        return Squares(torch.zeros(first.shape[0], device=first.device), rows, columns)
+        first = tape.linears[0].output
+        return Squares(torch.zeros(len(first), device=first.device), rows, columns)
     return Squares(torch.stack(traces).sum(0) * factor, rows, columns)
+
+
+def _uses(tape: Tape, output_gradients: Sequence[Tensor | None]) -> Iterator[tuple[TracedLinear, Tensor, Tensor]]:
+    """Each map once, with its inputs and output gradients: those of several uses one after the other, as if they were tokens."""
+    by_weight: dict[str, list[tuple[TracedLinear, Tensor | None]]] = {}
+    for linear, gradient in zip(tape.linears, output_gradients, strict=True):
+        by_weight.setdefault(linear.weight, []).append((linear, gradient))
+    for uses in by_weight.values():
+        linear = uses[0][0]
+        found = [(_wide(use.input), _wide(gradient)) for use, gradient in uses if gradient is not None]
+        if not found:
+            found = [(_wide(linear.input), torch.zeros_like(_wide(linear.output)))]
+        inputs, gradients = zip(*found, strict=True)
+        yield (linear, inputs[0], gradients[0]) if len(found) == 1 else (linear, torch.cat(inputs, 1), torch.cat(gradients, 1))
 
 
 @dataclass(frozen=True)
@@ -227,7 +242,8 @@ def fisher_pass(
         params: where the gradients are taken; not written, and need not require gradients.
         batches: tokenised examples with `labels`; padding has no part in the result.
         labels: "true": g of the example's own label [S: empirical]. "model" [C]: the expectation sum_y p(y | x) ||grad log p(y | x)||^2
-            over the model's own distribution, exact, in one pass a class. It holds for the neurons as well.
+            over the model's own distribution of the classes, exact, in one pass per class. It holds for the neurons as well. The
+            gradient is that of `task.losses`; with words for classes it is thus of the word's probability in the whole vocabulary.
         over: "adapter" leaves tensors of no layer (the head) out of the trace [C]; the neurons are of all tensors in either case.
 
     Raises:
@@ -240,19 +256,19 @@ def fisher_pass(
         raise ValueError(f"over = {over!r}; expected 'all' or 'adapter'")
     trace_over = None if over == "all" else frozenset(name for name in task.names if task.layer_of(name) is not None)
     trainable = frozenset(task.names)
-    leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in params.items()}
+    leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in placed(params, task.device).items()}
     traces: list[Tensor] = []
     sums = NeuronSums()
     for index, batch in enumerate(batches):
         if labels == "true":
-            found = _batch_squares(task, leaves, batch, trace_over, False, index)
+            found = _batch_squares(task, leaves, batch, trace_over, None, index)
         else:
             found = _expected_squares(task, leaves, batch, trace_over, index)
-        traces.append(found.trace.to("cpu", torch.float32))
+        traces.append(found.trace)
         sums.add(found)
     if not traces:
         raise ValueError("no batches: there is nothing to take the Fisher information of")
-    return FisherPass(torch.cat(traces), sums.mean(), sums.num_examples)
+    return FisherPass(torch.cat(traces).to("cpu", torch.float32), sums.mean(), sums.num_examples)
 
 
 def per_example_fisher_trace(
@@ -269,15 +285,18 @@ def per_example_fisher_trace(
     return fisher_pass(task, params, batches, labels, over).trace
 
 
-def _batch_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, weighted: bool, index: int) -> Squares:
-    """Squares of one batch at its labels; `weighted`: each example's times p(label | x), by weighting its loss with the square root."""
+def _batch_squares(
+    task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, weights: Tensor | None, index: int
+) -> Squares:
+    """Squares of one batch at its labels; each example's times its weight, by weighting its loss with the square root."""
     losses, tape = task.traced(leaves, batch)
     kept = losses.detach()
     if not torch.isfinite(kept).all():
         position = int((~torch.isfinite(kept)).nonzero()[0])
         raise FloatingPointError(f"batch {index}: the loss of its example {position} is {float(kept[position])}; expected a finite number")
-    total = (losses * torch.exp(-0.5 * kept)).sum() if weighted else losses.sum()
-    found = squares(tape, torch.autograd.grad(total, [linear.output for linear in tape.linears]), trace_over=trace_over)
+    total = losses.sum() if weights is None else (losses * weights.sqrt()).sum()
+    gradients = torch.autograd.grad(total, [linear.output for linear in tape.linears], allow_unused=True)
+    found = squares(tape, gradients, trace_over=trace_over)
     if not torch.isfinite(torch.cat(list(found.rows.values()))).all():
         name = next(name for name, row in found.rows.items() if not torch.isfinite(row).all())
         raise FloatingPointError(
@@ -287,9 +306,13 @@ def _batch_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collect
 
 
 def _expected_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
-    """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up."""
+    """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up.
+
+    p is over the classes: a language model's over their words, which in its whole vocabulary have a small share of the mass.
+    """
+    weights = task.logits(leaves, batch).softmax(-1)
     parts = [
-        _batch_squares(task, leaves, {**batch, "labels": torch.full_like(batch["labels"], label)}, trace_over, True, index)
+        _batch_squares(task, leaves, {**batch, "labels": torch.full_like(batch["labels"], label)}, trace_over, weights[:, label], index)
         for label in range(task.num_classes)
     ]
     total = parts[0]

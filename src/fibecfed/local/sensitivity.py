@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.task import Task
+from ..core.trees import placed
 from ..core.types import Batch, Params
 
 
@@ -89,7 +90,7 @@ def layer_sensitivity(
     It needs no federation: any Hugging Face classifier with an adapter will do, as a `Task`.
 
     Args:
-        task: the model. Only `losses`, `embed`, `hidden_states` and `num_layers` are used.
+        task: the model. Only `losses`, `embed`, `hidden_states`, `device` and `num_layers` are used.
         params: the trainable tensors at which the importance is measured.
         batches: tokenised examples with `attention_mask` (batch, token) and `labels` (batch,).
         noise_scale: norm of the noise over the norm of the example's embeddings [C: 0.1].
@@ -109,6 +110,7 @@ def layer_sensitivity(
         raise ValueError(f'got importance = {importance!r}; expected "output" or "increment"')
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"got max_examples = {max_examples}; expected at least 1, or None for all")
+    params = placed(params, task.device)
     total = torch.zeros(task.num_layers, dtype=torch.float64)
     num_examples = 0
     for batch in batches:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import first_not_finite, num_values
+from ..core.trees import first_not_finite, num_values, placed
 from ..core.types import Batch, Params
 
 
@@ -306,6 +306,7 @@ def _first_gap(eigenvalues: Sequence[float], lipschitz: float) -> int | None:
 
 def _mean_gradient(task: Task, params: Params, batch: Batch, create_graph: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The trainable tensors as leaves in float32 or better, and the mean loss's gradient there; both by `task.names`."""
+    params = placed(params, task.device)
     leaves = {
         name: params[name].detach().to(torch.promote_types(params[name].dtype, torch.float32)).requires_grad_() for name in task.names
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.method import Received
 from ..core.task import Task
-from ..core.trees import weighted_mean
+from ..core.trees import placed, weighted_mean
 from ..core.types import Examples, Params, Round
 from ..core.wire import Tensors, message
 from ..local.batches import batches, by_length
@@ -234,7 +234,7 @@ class SelfEvolution:
 
 def probabilities(task: Task, params: Params, examples: Examples) -> Float[Tensor, "examples classes"]:
     """Class probabilities of every example, without dropout, in the order of the examples."""
-    order = by_length(examples)
+    order, params = by_length(examples), placed(params, task.device)
     found = torch.cat([task.logits(params, batch).cpu().softmax(-1) for batch in batches(examples, order, _PASS_BATCH)])
     return torch.empty_like(found).index_copy_(0, order, found)
 

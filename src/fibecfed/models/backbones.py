@@ -40,6 +40,7 @@ from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
 from .transformer_task import TransformerTask
+from .turns import seeded
 
 
 @dataclass(frozen=True)
@@ -209,8 +210,7 @@ def load_model(
         kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with _as_user_error(source), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key.seed())
+    with _as_user_error(source), seeded(key):
         identity = (source, kind.__name__)
         kept = None if weights is None else weights.find(identity, source.files)
         common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
@@ -296,8 +296,7 @@ def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[s
         target_modules=_target_modules(model, model.config.model_type, options.target_modules), modules_to_save=saved or None,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key.seed())
+    with seeded(key):
         adapted = get_peft_model(model, config)
     outer, _, inner = last.partition(".")
     kept = f".{outer}.modules_to_save.default." + (f"{inner}." if inner else "")

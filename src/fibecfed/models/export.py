@@ -66,12 +66,13 @@ def save_adapter(
         TypeError: the task's model is neither PEFT's nor has an adapter of ours.
     """
     model: Any = task.model
-    if hasattr(model, "adapter"):
-        save_own_adapter(model, params, folder, base=base, revision=revision)
-    elif isinstance(model, PeftModel):
-        _save_lora(model, params, folder, base=base, revision=revision)
-    else:
-        raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
+    with task.lock:  # during a call of another thread that thread's tensors stand in the module
+        if hasattr(model, "adapter"):
+            save_own_adapter(model, params, folder, base=base, revision=revision)
+        elif isinstance(model, PeftModel):
+            _save_lora(model, params, folder, base=base, revision=revision)
+        else:
+            raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
     names = dict(labels) if isinstance(labels, Mapping) else list(labels)
     write_atomically(folder / "labels.json", (json.dumps(names, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", card.encode())

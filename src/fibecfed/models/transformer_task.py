@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,13 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters.make import norms
 from ..core.rng import Key
-from ..core.task import DELTA, LowRank, Tape, TracedLinear
+from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .classifier import ADAPTER, Classifier
 from .heads import UnsupportedModel
 from .label_words import LabelWords
+from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
+from .turns import KERNELS, lock_of, one_at_a_time, seeded
 
 _NOT_INPUTS = ("labels", "targets", "weights")
 
@@ -29,11 +31,13 @@ _NOT_INPUTS = ("labels", "targets", "weights")
 class TransformerTask:
     """Any Hugging Face sequence classifier, usually wrapped by PEFT or with an adapter of ours, for `fibecfed`'s functions.
 
-    The module is used, never written: its parameters stay what they were, and every method takes the trainable tensors as `params`
-    under the names of `model.named_parameters()`. The task runs the body itself, takes the hidden state of the first token that is
-    not padding (encoders) or of the last one (decoders), and applies the head to it, so that the logits of an example depend neither
-    on the padding of its batch nor on the side it stands on. Both are tried when it is made, on one example of four tokens: a family
-    whose own call computes something else is refused.
+    The module is never left written: after each call its parameters are what they were before, and every method takes the trainable
+    tensors as `params` under the names of `model.named_parameters()`. During a call they stand in the module, so one call at a time is
+    made on it, and a second thread waits: with dropout until the other has left `training`.
+
+    The task runs the body itself, takes the hidden state of the first token that is not padding (encoders) or of the last one (decoders),
+    and applies the head to it, so that the logits of an example depend neither on the padding of its batch nor on the side it stands on.
+    Both are tried when it is made, on one example of four tokens: a family whose own call computes something else is refused.
 
     With `words` the model is a language model, masked or causal, and has no head to train: the class is the word that it puts in the
     place of the mask, or after the last token. A loss is then -log p(word of the class) over the whole vocabulary, while the class
@@ -68,6 +72,7 @@ class TransformerTask:
         self._words = words
         self._word_ids = None if words is None else torch.tensor(words.token_ids, device=self._device)
         self._classifier = Classifier(self.model, words)
+        self.lock = lock_of(self._classifier.body)
         self._twice = False
         self._fused: str | None = None
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -77,9 +82,9 @@ class TransformerTask:
         self._name_set = frozenset(self._names)
         self._layers = {name: self._find_layer(name) for name in self._names}
         self._norms = frozenset(norms(self.model))
-        self._linears = _trained_linears(self.model, self._names)
-        self._adapted = _adapted_weights(self.model)
-        self._low_rank, self._transposed = _low_rank(self.model, self._name_set)
+        self._linears = trained_linears(self.model, self._name_set)
+        self._adapted = adapted_weights(self.model)
+        self._low_rank, self._transposed = low_rank_maps(self.model, self._name_set)
         coarse = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
         self.precision = precision if coarse else "float32"
         self._try_out(tolerance=0.05 if coarse else 1e-3)
@@ -107,6 +112,7 @@ class TransformerTask:
         """Names of the trainable tensors, sorted."""
         return self._names
 
+    @one_at_a_time
     def params(self) -> dict[str, Tensor]:
         """A copy of the model's trainable tensors under their `named_parameters()` names, on the CPU."""
         own = dict(self.model.named_parameters())
@@ -159,6 +165,7 @@ class TransformerTask:
             return -(target * log_softmax(scores, dim=-1)[:, self._word_ids]).sum(-1)
         return cross_entropy(scores, self._word_ids[target], reduction="none")
 
+    @one_at_a_time
     @torch.no_grad()
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
         """Class scores, float32 or better, without a graph."""
@@ -170,11 +177,13 @@ class TransformerTask:
         """The most likely class of each example, without a graph."""
         return self.logits(params, batch).argmax(-1)
 
+    @one_at_a_time
     @torch.no_grad()
     def embed(self, batch: Batch) -> Float[Tensor, "batch token hidden"]:
         """Input embeddings of the tokens, before positions or anything else is added to them."""
         return self._classifier.body.get_input_embeddings()(batch["input_ids"].to(self._device))
 
+    @one_at_a_time
     def hidden_states(
         self, params: Params, batch: Batch, embeddings: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch token hidden"], ...]:
@@ -186,28 +195,21 @@ class TransformerTask:
             outputs.append((out[0] if isinstance(out, tuple) else out)[:, before:])
 
         handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
-        with _removing(handles):
+        with removing(handles):
             self._logits(params, batch, embeddings)
         return tuple(outputs[-self.num_layers :])  # an adapter may have run the body before, for a vector of the text
 
+    @one_at_a_time
     def traced(self, params: Params, batch: Batch) -> tuple[Float[Tensor, " batch"], Tape]:
         """Losses, and the trained linear maps that led to them, with the inputs and outputs that per-example gradients are made of.
 
         Raises:
             ValueError: a trainable tensor that is not the weight or bias of a linear map.
         """
-        covered = {name for _, weight, bias in self._linears for name in (weight, bias) if name}
+        covered = {name for linear in self._linears for name in (linear.weight, linear.bias) if name}
         if covered != self._name_set:
             raise ValueError(f"per-example gradients need linear maps; these are not: {sorted(self._name_set - covered)[:5]}")
-        records: list[TracedLinear] = []
-        handles = []
-        for module, weight, bias in self._linears:
-
-            def record(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor, w: str = weight, b: str | None = bias) -> None:
-                records.append(TracedLinear(w, b, args[0].detach(), out))
-
-            handles.append(module.register_forward_hook(record))
-        with _removing(handles):
+        with recorded(self._linears, params, len(batch["labels"])) as records:
             losses = self.losses(params, batch)
         return losses, Tape(tuple(records))
 
@@ -217,21 +219,21 @@ class TransformerTask:
         if self.dropout == 0:
             yield
             return
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(key.seed())
+        with self.lock, seeded(key, self._device):
             self.model.train()
             try:
                 yield
             finally:
                 self.model.eval()
 
+    @one_at_a_time
     def use_plain_attention_for_gradients(self) -> None:
         """From now on attention is fused only where no gradient is asked for: on processors its backward in bf16 takes half of a step, that
         of plain attention a tenth."""
         self._fused = self._classifier.config._attn_implementation
         self._set_attention("eager")
 
+    @one_at_a_time
     def exact(self) -> TransformerTask:
         """The same function in float32, or float64 if the model is, with attention that has second derivatives. A copy."""
         model = copy.deepcopy(self.model)
@@ -243,6 +245,7 @@ class TransformerTask:
 
     # How
 
+    @one_at_a_time
     def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True) -> Tensor:
         """Scores of the classes, or with words of the whole vocabulary."""
         if params.keys() != self._name_set:
@@ -260,8 +263,11 @@ class TransformerTask:
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
         autocast = torch.autocast(self._device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
-        attention = sdpa_kernel(SDPBackend.MATH) if self._twice else contextlib.nullcontext()
-        with autocast, attention:
+        if not self._twice:
+            with autocast:
+                yield
+            return
+        with KERNELS, autocast, sdpa_kernel(SDPBackend.MATH):  # a switch of the whole process
             yield
 
     @contextlib.contextmanager
@@ -279,6 +285,7 @@ class TransformerTask:
         model: Any = self.model
         model.set_attn_implementation(implementation)
 
+    @one_at_a_time
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
         """Refuse a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest.
@@ -329,47 +336,3 @@ class TransformerTask:
             if name.startswith(prefix):
                 return int(name[len(prefix) :].split(".", 1)[0])
         return None
-
-
-def _trained_linears(model: nn.Module, names: tuple[str, ...]) -> list[tuple[nn.Module, str, str | None]]:
-    trained = set(names)
-    found = []
-    for path, module in model.named_modules():
-        weight = f"{path}.weight"
-        if isinstance(module, nn.Linear) and weight in trained:
-            bias = f"{path}.bias"
-            found.append((module, weight, bias if bias in trained else None))
-    return found
-
-
-def _adapted_weights(model: nn.Module) -> dict[str, Tensor]:
-    found = {}
-    for path, module in model.named_modules():
-        base = getattr(module, "base_layer", None)
-        if hasattr(module, "lora_A") and isinstance(base, nn.Module):
-            found[f"{path}.base_layer.weight"] = base.get_parameter("weight")
-    return found
-
-
-def _low_rank(model: nn.Module, trained: Collection[str]) -> tuple[tuple[LowRank, ...], frozenset[str]]:
-    """The trained LoRA maps, and the names of the weights that are stored as (d_in, d_out)."""
-    maps, transposed = [], set()
-    for path, module in model.named_modules():
-        if not hasattr(module, "lora_A") or not isinstance(getattr(module, "base_layer", None), nn.Module):
-            continue
-        weight, a, b = f"{path}.base_layer.weight", f"{path}.lora_A.default.weight", f"{path}.lora_B.default.weight"
-        scaling: Any = module.scaling
-        if a in trained and b in trained:
-            maps.append(LowRank(weight, a, b, float(scaling["default"])))
-        if module.fan_in_fan_out:
-            transposed.add(weight)
-    return tuple(sorted(maps, key=lambda found: found.weight)), frozenset(transposed)
-
-
-@contextlib.contextmanager
-def _removing(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
