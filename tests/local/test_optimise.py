@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fibecfed.core.rng import Key
-from fibecfed.core.types import Batch
+from fibecfed.core.types import Batch, Params
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.options import TrainingOptions
@@ -182,6 +182,44 @@ def test_collecting_fisher_changes_no_step_and_is_off_unless_asked_for():
     assert plain.neurons is None
     assert plain.loss == collecting.loss
     assert all(torch.equal(plain.params[name], collecting.params[name]) for name in plain.params)
+
+
+def heavy(*weights: float) -> list[Batch]:
+    """The batches with these weights, from the first example on, over and over."""
+    return [{**batch, "weights": torch.tensor(weights * 2)[: len(batch["labels"])]} for batch in batches()]
+
+
+@pytest.mark.parametrize("penalty", [False, True], ids=["no penalty", "distance"])
+@pytest.mark.parametrize("weights", [(), (100.0, 0.0, 0.0, 0.0), (1.0, 2.0, 0.5, 3.0)], ids=str)
+def test_collecting_fisher_follows_weights_and_penalty_of_the_objective(weights: tuple[float, ...], penalty: bool):
+    start = TASK.params()
+
+    def distance(params: Params) -> Tensor:
+        return 5 * torch.stack([(params[name] - start[name]).square().sum() for name in sorted(start)]).sum()
+
+    epochs = [heavy(*weights) if weights else batches()]
+
+    def after(**more: Any) -> Any:
+        return fit(TASK, start, epochs, options(), Key(0), penalty=distance if penalty else None, **more)
+
+    plain, collecting = after(), after(collect_fisher=True)
+    assert plain.loss == collecting.loss
+    assert all(torch.equal(plain.params[name], collecting.params[name]) for name in start)
+    untouched = fit(TASK, start, [batches()], options(), Key(0)).params
+    changed = any(not torch.equal(plain.params[name], untouched[name]) for name in start)
+    assert changed == bool(weights or penalty)
+
+
+@pytest.mark.parametrize("weights", [(100.0, 0.0, 0.0, 0.0), (1.0, 2.0, 0.5, 3.0)], ids=str)
+def test_fisher_collected_under_weights_counts_each_example_once(weights: tuple[float, ...]):
+    slow = options(learning_rate=1e-12, weight_decay=0.0)
+    found = fit(TASK, TASK.params(), [heavy(*weights)], slow, Key(0), collect_fisher=True).neurons
+    assert found is not None
+    singles = [{name: value[i : i + 1] for name, value in batch.items()} for batch in batches() for i in range(len(batch["labels"]))]
+    for name in TASK.names:
+        each = torch.stack([gradients(TASK.params(), one)[0][name].square() for one in singles])
+        rows = each.mean(0).sum(1) if each.ndim == 3 else each.mean(0)
+        torch.testing.assert_close(found.rows[name], rows.float(), rtol=1e-5, atol=1e-12)
 
 
 def test_fisher_of_a_part_that_is_trained_is_of_that_part():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,8 @@ def fit(
         trained: names that may move; default all.
         masks: name -> bool (rows,): only the rows marked move. Neither weight decay nor a moment moves any other row.
         penalty: what is added to the loss of each step, a number made of the tensors; not part of the recorded loss.
-        collect_fisher: sum per-example squared gradients by neuron during the first epoch; all neurons, masked or not.
+        collect_fisher: sum per-example squared gradients by neuron during the first epoch; all neurons, masked or not. They are those of
+            the examples' own losses, each example once: neither `weights` nor `penalty` has a part in them.
 
     Raises:
         FloatingPointError: a loss or, at the end, a tensor that is not finite, with its batch or name.
@@ -71,28 +73,59 @@ def fit(
     total = 0.0
     with task.training(key):
         for number, epoch in enumerate(epochs):
+            seen: list[tuple[Tensor, int]] = []
             for batch in epoch:
                 size = len(batch["labels"])
+                outputs: list[Tensor] = []
                 if sums is not None and number == 0:
                     losses, tape = task.traced(work, batch)
                     tape = Tape(tuple(linear for linear in tape.linears if linear.output.requires_grad))  # not below what moves
                     outputs = [linear.output for linear in tape.linears]
-                    grads = torch.autograd.grad(losses.mean(), [*leaves, *outputs])
-                    sums.add(squares(tape, grads[len(leaves) :], scale=size))
                 else:
-                    losses = task.losses(work, batch)
-                    objective = _mean(losses, batch)
-                    grads = torch.autograd.grad(objective if penalty is None else objective + penalty(work), leaves)
-                loss = float(losses.detach().sum())
-                if loss - loss != 0:
-                    raise FloatingPointError(f"the loss of step {num_steps} is {loss / size}")
-                step(grads[: len(leaves)])
+                    losses, tape = task.losses(work, batch), Tape(())
+                objective = _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(work)
+                grads, of_losses = _gradients(objective, losses, leaves, outputs, weighted="weights" in batch)
+                if sums is not None and number == 0:
+                    sums.add(squares(tape, of_losses, scale=size))
+                step(grads)
+                seen.append((losses.detach().sum(), size))
+            for loss, size in _finite(seen, num_steps):
                 num_steps, num_examples, total = num_steps + 1, num_examples + size, total + loss
     result = {name: value.detach().to("cpu") for name, value in work.items()}
     if (bad := first_not_finite(result)) is not None:
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
     mean = total / num_examples if num_examples else 0.0
     return Fit(result, num_steps, num_examples, mean, sums.mean() if sums is not None else None)
+
+
+def _gradients(
+    objective: Tensor, losses: Tensor, leaves: list[Tensor], outputs: list[Tensor], *, weighted: bool
+) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+    """The objective's gradient at the leaves, zero where it does not depend on one, and the mean loss's at the outputs.
+
+    Without weights one backward pass gives both: a penalty does not depend on the outputs. With them an example may weigh nothing, so
+    that the objective says nothing of its own gradient.
+    """
+    if not weighted or not outputs:
+        found = torch.autograd.grad(objective, [*leaves, *outputs], allow_unused=True)
+        at_leaves, at_outputs = found[: len(leaves)], found[len(leaves) :]
+    else:
+        at_outputs = torch.autograd.grad(losses.mean(), outputs, retain_graph=True, allow_unused=True)
+        at_leaves = torch.autograd.grad(objective, leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, at_leaves, strict=True)], at_outputs
+
+
+def _finite(seen: Sequence[tuple[Tensor, int]], first: int) -> Iterator[tuple[float, int]]:
+    """The summed losses of an epoch's steps as numbers, with their examples. Read once per epoch: a GPU would be waited for each time.
+
+    Raises:
+        FloatingPointError: one is not finite; the number of its step, the epoch's first being `first`.
+    """
+    values = torch.stack([loss for loss, _ in seen]).tolist() if seen else []
+    for step, (loss, (_, size)) in enumerate(zip(values, seen, strict=True), start=first):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {step} is {loss / size}")
+        yield loss, size
 
 
 def _mean(losses: Tensor, batch: Batch) -> Tensor:
