@@ -85,7 +85,11 @@ def test_a_run_ends_with_0_and_a_summary_and_goes_to_a_new_folder_each_time(sess
     assert code == 0
     assert "82.0 %" in text and "best by validation (round 3) 83.0 %" in text and "untrained 50.0 % 50.0 % -" in text
     assert "fibecfed run runs/a-fibecfed-3/config.toml method.kind=lora" in text
-    assert "1.5 MB up, 2.0 MB down" in text and "12 steps on 96 examples in 1 min 15 s" in text and "global layers 2, 4" in text
+    assert (
+        "1.5 MB up, 2.0 MB down" in text
+        and "12 steps on 96 examples in 1 min 15 s" in text
+        and "layers shared with all clients 2, 4" in text
+    )
     assert call("run", "a.toml", "seed=3")[0] == 0
     assert call("run", "a.toml", "method.kind=lora")[0] == 0
     assert session.calls == [Path("runs/a-fibecfed-3"), Path("runs/a-fibecfed-3-2"), Path("runs/a-lora-0")]

@@ -179,6 +179,11 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
             f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention reaches "
             f"{window} tokens back, and the {prompt} of the method's adapter stand before the text; set it to that, or choose another model"
         )
+    if config.evaluation.save == "best" and not len(data.validation):
+        raise UserError(
+            f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
+            'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
+        )
     asked, present = config.federation.clients_per_round, _num_clients(config, data)
     if asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")

@@ -12,7 +12,7 @@ from .core.trees import checksum
 from .core.types import ClientId, Round
 from .engine.client import ClientRuntime
 from .engine.simulator import Simulator, Transport
-from .engine.states import ClientStates
+from .engine.states import ClientStates, StatesAt
 from .saving import folder_name, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
@@ -53,7 +53,7 @@ class InProcess:
 
     prepared: Prepared
     transport: Simulator
-    states: ClientStates
+    states: ClientStates | StatesAt
     out: Path
 
     def finish(
@@ -69,7 +69,7 @@ class InProcess:
         return digests
 
 
-def in_process(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> InProcess:
+def in_process(prepared: Prepared, states: ClientStates | StatesAt, out: Path, completed: int) -> InProcess:
     """Clients that are simulated here."""
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size

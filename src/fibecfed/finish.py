@@ -6,31 +6,56 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .build import Prepared
-from .clients import Clients
-from .core.files import RECORDS, SUMMARY, write_atomically
+from .clients import Clients, in_process
+from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.trees import checksum
 from .core.types import ClientId, Round
+from .core.wire import decode
+from .engine.checkpoint import Checkpoint
 from .engine.log import read_records
 from .engine.loop import addressed
+from .engine.states import StatesAt
 from .report.summary import summarise
 from .saving import save
 
 
-def finish(prepared: Prepared, out: Path, clients: Clients, server: Any, last: Round, adapters: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Final:
+    """What is saved at the end of a run.
+
+    Attributes:
+        clients: with their states after `now`.
+        server: the server's state after `now`.
+        now: the round.
+    """
+
+    clients: Clients
+    server: Any
+    now: Round
+
+
+def of_round(prepared: Prepared, out: Path, checkpoint: Checkpoint, now: Round) -> Final:
+    """What is saved where it is the state of a checkpoint and not that of the last round. The clients are those of this process."""
+    states = StatesAt(out / CHECKPOINTS / "clients", checkpoint.where)
+    return Final(in_process(prepared, states, out, checkpoint.number), decode(prepared.method.server_state, checkpoint.server), now)
+
+
+def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 
     Args:
-        server: the server's state after the round `last`.
+        selected: what the method chose.
         adapters: whether the folder keeps adapters and checkpoints.
 
     Returns:
         The summary.
     """
+    clients, server, last = final.clients, final.server, final.now
     config, data, method = prepared.inputs.config, prepared.inputs.data, prepared.method
     header, records = read_records(out / RECORDS)
     params = method.server_params(server)
@@ -39,7 +64,7 @@ def finish(prepared: Prepared, out: Path, clients: Clients, server: Any, last: R
         "method": config.method.model_dump()["kind"],
         "task": config.data.task or config.data.path,
         "seed": config.seed,
-        **summarise(records, metric=data.metric, selected=method.summary(server)),
+        **summarise(records, metric=data.metric, selected=selected, partition=header["partition"], saved=last.number + 1),
     }
     if prepared.sources:
         summary["sources"] = [asdict(work) for work in prepared.sources]
@@ -57,5 +82,5 @@ def finish(prepared: Prepared, out: Path, clients: Clients, server: Any, last: R
     summary["adapters"] = {"personal": len(digests), "sha256": every}
     write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
     if not adapters:
-        shutil.rmtree(out / "checkpoints")
+        shutil.rmtree(out / CHECKPOINTS)
     return summary

@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .report.baselines import remarks
+from .report.selected import in_words
 from .report.units import duration, percent
 
 _ROUNDS_PER_LINE = 10
@@ -117,38 +119,63 @@ class Progress:
 
 
 def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> None:
-    """What a finished run came to, and where things lie.
+    """What a finished run came to, what must not be overlooked in it, and where things lie.
 
     Args:
         summary: as in summary.json.
     """
-    scores = summary["scores"]
-    best = scores.get("best_by_validation")
-    rows = {"untrained": scores.get("untrained"), "last round": scores}
-    if best is not None:
-        rows[f"best by validation (round {best['rounds']})"] = best
-    table = Table("", "personalised", "global", "worst decile", box=None, pad_edge=False)
-    for name, row in rows.items():
-        if row is not None:
-            table.add_row(name, *(percent(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
-    console.print(table)
+    console.print(_scores(summary))
+    console.print(Text(_COLUMNS), soft_wrap=True)
     facts = {
+        "saved": _saved(summary),
         "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
         "trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}",
-        **{name.replace("_", " "): _short(value) for name, value in summary["selected"].items() if value is not None},
+        **in_words(summary["selected"]),
         "folder": str(folder),
         **{name: str(folder / path) for name, path in _WHERE.items() if (folder / path).exists()},
     }
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
-        grid.add_row(Text(name), Text(value, overflow="fold"))
+        if value:
+            grid.add_row(Text(name), Text(value, overflow="fold"))
     console.print(grid)
-    other = "fibecfed" if summary["method"] == "lora" else "lora"
-    hints = [
-        "To classify text with a model, see the model card.",
-        f"To compare: fibecfed run {shlex.quote(str(folder / 'config.toml'))} method.kind={other}",
-    ]
+    for remark in remarks(summary):
+        console.print(Text(f"note: {remark}"), soft_wrap=True)
+    hints = ["To classify text with a model, see the model card."]
+    if not (folder / "flower.json").is_file():  # a federation across machines cannot be run again here
+        other = "fibecfed" if summary["method"] == "lora" else "lora"
+        again = ["fibecfed", "run", str(folder / "config.toml"), f"method.kind={other}", "--out", f"{folder}-{other}"]
+        hints.append(f"To compare: {shlex.join(again)}")
     console.print(Text("\n".join(hints)), soft_wrap=True)
+
+
+_COLUMNS = (
+    "Accuracy on test examples. Personalised: each client's own model on its own examples; global: the server's model on all of them;\n"
+    "worst decile: what nine of ten clients reach with their own model."
+)
+
+
+def _scores(summary: Mapping[str, Any]) -> Table:
+    scores = summary["scores"]
+    best = scores.get("best_by_validation")
+    table = Table("", "personalised", "global", "worst decile", box=None, pad_edge=False)
+    if scores.get("majority") is not None:  # not in summaries of version 0.1
+        table.add_row("most frequent class", percent(scores["own_majority"]), percent(scores["majority"]), percent(None))
+    rows = {"untrained": scores.get("untrained"), "last round": scores}
+    if best is not None:
+        rows[f"best by validation (round {best['rounds']})"] = best
+    for name, row in rows.items():
+        if row is not None:
+            table.add_row(name, *(percent(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
+    return table
+
+
+def _saved(summary: Mapping[str, Any]) -> str:
+    """Which round's models lie in the folder; "" in a summary of version 0.1."""
+    saved = summary.get("saved")
+    if saved is None:
+        return ""
+    return f"the models of round {saved['rounds']}, {'the last' if saved['rounds'] == summary['rounds'] else 'the best by validation'}"
 
 
 _WHERE = {
@@ -158,11 +185,3 @@ _WHERE = {
     "records": "records.jsonl",
     "summary": "summary.json",
 }
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_short(inner) for inner in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -15,16 +15,16 @@ from .clients import Connect, in_process
 from .config import Config, config_hash, load, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
-from .core.files import COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
+from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.records import EvalRecord
 from .core.wire import decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
-from .engine.evaluation import Evaluator, worst_decile
+from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, worst_decile
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.log import Log, read_records
 from .engine.loop import Step, run, schedule
-from .finish import finish
+from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .provenance import changed_conditions, header_of, refuse_other_inputs
 
@@ -92,7 +92,7 @@ def resume(
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
     with _disk_errors(out), RunLock(out):
-        checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
+        checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):
             raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with; put the recorded file back")
         return _Session(prepare(config, weights, read_data), out, on_event, adapters, connect).go(checkpoint), False
@@ -100,7 +100,7 @@ def resume(
 
 def completed_rounds(out: Path, config: Config) -> int:
     """Number of completed rounds that a resumed run would start from."""
-    checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
+    checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
     return 0 if checkpoint is None else checkpoint.number
 
 
@@ -152,7 +152,7 @@ class _Session:
 
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train from a checkpoint, or from the start, to the end."""
-        checkpoints = Checkpoints(self.out / "checkpoints", self.config.resources.keep_checkpoints)
+        checkpoints = Checkpoints(self.out / CHECKPOINTS, self.config.resources.keep_checkpoints)
         states = checkpoints.open_states(checkpoint, self.config.resources.client_memory_mb * 2**20)
         batch_size = self.config.evaluation.batch_size
         number = 0 if checkpoint is None else checkpoint.number
@@ -174,6 +174,7 @@ class _Session:
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
+        best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
         with contextlib.closing(Log(self.out / RECORDS, known)) as log:
@@ -186,7 +187,8 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 server = decode(self.method.server_state, checkpoint.server)
-                header = read_records(self.out / RECORDS)[0]
+                header, records = read_records(self.out / RECORDS)
+                best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds])
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
@@ -213,15 +215,34 @@ class _Session:
                 is_last = step.number == len(rounds)
                 standing = replace(step.standing, counted=standing.counted)
                 if self._due(step):
-                    record, standing = evaluator.after(server, step.now, step.number, standing)
-                    self._evaluated(log, record, is_last)
-                if is_last or step.number % self.config.resources.checkpoint_every == 0:
+                    scored, standing = evaluator.after(server, step.now, step.number, standing)
+                    self._evaluated(log, scored, is_last)
+                    best = better_by_validation(best, scored)
+                pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
+                if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": standing.table()}
-                    checkpoints.save(step.number, encode(server), states, extra)
+                    checkpoints.save(step.number, encode(server), states, extra, pinned)
                 cpu = time.process_time()
-        summary = finish(self.prepared, self.out, clients, server, rounds[-1], self.adapters)
+        final = Final(clients, server, rounds[-1])
+        if self.config.evaluation.save == "best":
+            final = self._best(checkpoints, best, final)
+        summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters)
         self.say(Finished(summary, self.out))
         return summary
+
+    def _best(self, checkpoints: Checkpoints, best: EvalRecord | None, last: Final) -> Final:
+        """What is saved with `evaluation.save` = "best": where it cannot be had, the last round's models, with a warning."""
+        if best is None:
+            self.say(Warned("evaluation.save: no evaluation had the answers of all clients, so the models of the last round are saved"))
+            return last
+        if best.rounds == last.now.number + 1:
+            return last
+        try:
+            checkpoint = checkpoints.load(best.rounds)
+        except UserError as error:
+            self.say(Warned(f"{error}; it held the models of round {best.rounds}, the best one; those of the last round are saved instead"))
+            return last
+        return of_round(self.prepared, self.out, checkpoint, schedule(self.method)[best.rounds - 1])
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
+from ran import counted_by_plain_peft
 from saved import run_config
-from transformers import AutoModelForSequenceClassification
 
 from fibecfed import session
-from fibecfed.build import read_inputs
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
@@ -100,24 +97,12 @@ def test_plain_peft_loads_the_adapters_and_predicts_what_was_reported(name: str,
     config = run_config(inputs, method=METHODS[name])
     out = tmp_path / "run"
     summary = session.start(config, out)
-    data = read_inputs(config).data
     *_, last = [record for record in read(out / "records.jsonl")[1] if isinstance(record, EvalRecord)]
 
-    def counted(adapter: Path, examples: Any) -> list[list[int]]:
-        base = AutoModelForSequenceClassification.from_pretrained(inputs / "backbone", num_labels=2)
-        model = PeftModel.from_pretrained(base, str(adapter)).eval()
-        batch = dict(examples.batch(list(range(len(examples)))))
-        labels = batch.pop("labels")
-        with torch.no_grad():
-            predicted = model(**batch).logits.argmax(-1)
-        return torch.bincount(2 * labels + predicted, minlength=4).view(2, 2).tolist()
-
-    assert counted(out / "global", data.test) == last.server
+    server, clients = counted_by_plain_peft(config, inputs, out)
+    assert server == last.server and clients == last.clients
     assert all(sum(column) for column in zip(*last.pooled, strict=True)), "all predictions are equal: the test would see little"
     assert summary["adapters"]["personal"] > 0
-    for client in data.clients:
-        own = out / "clients" / client
-        assert counted(own if own.exists() else out / "global", data.client(client).test) == last.clients[client]
 
 
 def test_the_same_configuration_gives_the_same_adapters_and_another_seed_others(whole: Any, inputs: Path, tmp_path: Path) -> None:

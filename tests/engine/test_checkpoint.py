@@ -16,7 +16,7 @@ import pytest
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.engine import packs
 from fibecfed.engine.checkpoint import Checkpoint, Checkpoints
-from fibecfed.engine.states import ClientStates
+from fibecfed.engine.states import ClientStates, StatesAt
 
 LIMIT = 150  # a few states in memory, the rest paged
 
@@ -104,6 +104,34 @@ def test_only_the_kept_checkpoints_and_what_they_name_stay_on_disk(tmp_path: Pat
         f"clients/{number:08d}.pack" for body in bodies for number, _, _ in body["packs"]
     }
     assert set(names(tmp_path)) == named | {path.name for path in manifests}
+
+
+def test_a_pinned_checkpoint_stays_whole_through_restarts_until_another_one_is_pinned(tmp_path: Path) -> None:
+    def on(numbers: range, pinned: int) -> Checkpoints:
+        checkpoints, _, states = start(tmp_path)
+        for number in numbers:
+            for client in (f"c/{number % 6}", f"c/{(number * 5 + 1) % 6}"):
+                states.put(client, f"{client}@{number}".encode() * 10)
+            checkpoints.save(number, f"server@{number}".encode() * 10, states, {}, pinned)
+        return checkpoints
+
+    def kept() -> list[int]:
+        return sorted(int(path.stem.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*.json"))
+
+    on(range(1, 8), 3)
+    checkpoints = on(range(8, 30), 3)  # a process of its own
+    assert kept() == [3, 28, 29]
+    pinned = checkpoints.load(3)
+    states = StatesAt(tmp_path / "clients", pinned.where)
+    assert pinned.server == b"server@3" * 10 and {client: states.get(client) for client in states.clients()} == expected(3)
+    assert states.get("nobody") is None
+    with pytest.raises(TypeError, match="cannot be replaced"):
+        states.put("c/1", b"")
+    assert held(start(tmp_path)[2]) == expected(29)
+    checkpoints = on(range(30, 32), 30)
+    assert kept() == [30, 31]
+    with pytest.raises(UserError, match=r"checkpoint-00000003\.json cannot be used: No such file"):
+        checkpoints.load(3)
 
 
 def test_a_pack_with_nothing_current_in_it_goes_with_the_last_checkpoint_that_names_it(tmp_path: Path) -> None:

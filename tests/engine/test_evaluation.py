@@ -260,6 +260,21 @@ def test_the_best_round_is_chosen_on_validation_and_the_earliest_of_equals_wins(
     assert best_by_validation([record(1), record(2)]) is None
 
 
+def test_only_evaluations_of_the_same_clients_are_compared():
+    good, fair = [[4, 0], [0, 0]], [[3, 1], [0, 0]]
+    three, two = (dict.fromkeys(names, fair) for names in ("abc", "ab"))
+
+    def of(rounds: int, validation: Any, clients: Any, **more: Any) -> EvalRecord:
+        return record(rounds, pooled_validation=validation, clients=clients, **more)
+
+    without_one = of(2, good, two, failures={"c": "gone"})
+    best = best_by_validation([of(1, fair, three), without_one, of(3, fair, three)])
+    assert best is not None and best.rounds == 1
+    excluded = best_by_validation([of(1, good, three), of(2, fair, two), of(3, fair, two)])  # c takes no part any more
+    assert excluded is not None and excluded.rounds == 2
+    assert best_by_validation([without_one]) is None
+
+
 @pytest.mark.parametrize("metric", [None, "accuracy", "matthews", "f1"])
 def test_the_tasks_own_metric_stands_beside_the_accuracy(metric: Any):
     pooled, server = [[5, 1], [2, 4]], [[3, 3], [1, 5]]

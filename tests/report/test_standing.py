@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from fibecfed.report import curves, overview
+from fibecfed.report.baselines import own_majority
 from fibecfed.report.clock import Network
 from fibecfed.report.conditions import conditions
 from fibecfed.report.html import to_html
 from fibecfed.report.results import Comparison, Point, Run, Selection
-from fibecfed.report.runs import prior
 from fibecfed.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
 from fibecfed.report.verdict import defeats, verdict
 
@@ -218,8 +218,8 @@ def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_cli
 
 def test_the_prior_is_each_clients_most_frequent_training_class_on_its_own_test_examples():
     spread_out = {"a": {"train": [5, 1], "test": [8, 2]}, "b": {"train": [1, 2], "test": [4, 6]}, "c": {"train": [0, 0], "test": [9, 9]}}
-    assert prior({name: spread_out[name] for name in "ab"}) == prior(spread_out) == (8 + 6) / 20
-    assert math.isnan(prior({}))
+    assert own_majority([spread_out[name] for name in "ab"]) == own_majority(spread_out.values()) == (8 + 6) / 20
+    assert math.isnan(own_majority([]))
 
 
 def test_the_verdict_names_tasks_on_which_nobody_is_above_the_clients_own_majority():

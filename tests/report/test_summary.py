@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_scores_are_of_the_last_round_with_the_best_by_validation_and_the_untrai
     scores = summarise(RECORDS, metric=None, selected={})["scores"]
     assert (scores["rounds"], scores["pooled_personalised"], scores["global"], scores["worst_decile"]) == (3, 0.9, 0.7, 0.9)
     best = scores["best_by_validation"]
-    assert (best["rounds"], best["pooled_personalised"], best["global"]) == (2, 0.7, 0.5)
+    assert (best["rounds"], best["pooled_personalised"], best["global"], best["validation"]) == (2, 0.7, 0.5, 0.9)
     assert scores["untrained"] == {"rounds": 0, "pooled_personalised": 0.5, "global": 0.5, "worst_decile": None}
 
 
@@ -88,3 +89,38 @@ def test_without_validation_examples_nothing_is_the_best_by_them():
 def test_records_without_a_score_are_refused():
     with pytest.raises(ValueError, match="no evaluation"):
         summarise([round_record(0, {"a": 1})], metric=None, selected={})
+
+
+PARTITION = {
+    "a": {"train": [5, 1], "validation": [1, 1], "test": [5, 5]},
+    "b": {"train": [9, 1], "validation": [0, 2], "test": [2, 8]},
+    "absent": {"train": [3, 0], "validation": [0, 0], "test": [9, 0]},
+}
+
+
+def two(rounds: int, a: Any, b: Any, **more: Any) -> EvalRecord:
+    pooled = [[x + y for x, y in zip(r, s, strict=True)] for r, s in zip(a, b, strict=True)]
+    return replace(evaluation(rounds, pooled, pooled, clients={"a": a, "b": b}), **more)
+
+
+def test_what_needs_no_text_stands_beside_the_scores_overall_and_for_each_client():
+    right, wrong = [[2, 0], [0, 8]], [[0, 2], [8, 0]]
+    found = summarise([two(1, GOOD, right), two(2, POOR, wrong)], metric=None, selected={}, partition=PARTITION)
+    scores = found["scores"]
+    assert (scores["majority"], scores["own_majority"]) == (13 / 20, 7 / 20)  # of a and b alone, who were counted
+    assert found["clients"] == {
+        "a": {"test_examples": 10, "accuracy": 0.5, "majority": 0.5},
+        "b": {"test_examples": 10, "accuracy": 0.0, "majority": 0.2},
+    }
+    best = summarise([two(1, GOOD, right), two(2, POOR, wrong)], metric=None, selected={}, partition=PARTITION, saved=1)
+    assert (best["saved"]["rounds"], best["saved"]["pooled_personalised"], best["scores"]["pooled_personalised"]) == (1, 0.95, 0.25)
+    assert best["clients"]["b"]["accuracy"] == 1.0
+
+
+def test_a_server_that_knows_no_partition_has_the_majority_of_what_was_counted_and_no_clients_own():
+    found = summarise([two(1, GOOD, GOOD)], metric=None, selected={}, partition={"a": {"train": [0, 0], "test": [0, 0]}})
+    assert (found["scores"]["majority"], found["scores"]["own_majority"]) == (0.5, None)
+    assert found["clients"]["a"]["majority"] is None and found["clients"]["b"]["majority"] is None
+    nothing = summarise([evaluation(1, [[0, 0], [0, 0]], [[0, 0], [0, 0]])], metric=None, selected={})
+    assert nothing["scores"]["majority"] is None
+    json.dumps(nothing, allow_nan=False)

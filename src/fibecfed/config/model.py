@@ -95,8 +95,8 @@ _FOR_OWN_DATA = (
     "seed", "model.name", "model.rank", "model.alpha", "data.path", "data.text_column", "data.pair_column", "data.label_column",
     "data.client_column", "data.labels", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients",
     "federation.clients_per_round", "federation.rounds", "federation.partition", "federation.alpha", "training.local_epochs",
-    "training.batch_size", "training.learning_rate", "evaluation.every", "method.kind", "method.score_after", "method.curriculum.pace",
-    "method.curriculum.beta", "method.curriculum.alpha", "method.layers.rule", "method.neurons.rule",
+    "training.batch_size", "training.learning_rate", "evaluation.every", "evaluation.save", "method.kind", "method.score_after",
+    "method.curriculum.pace", "method.curriculum.beta", "method.curriculum.alpha", "method.layers.rule", "method.neurons.rule",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ def contradictions(config: Config) -> list[str]:
         *_data(config.data),
         *_label_words(config),
         *_federation(config.federation, config.data),
+        *_save(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
         *(_layers(layers) if isinstance(layers, LayerOptions) else ()),
@@ -159,6 +160,21 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
         yield (f"federation.client_names: got {list(names)}, {EXPECTED_NAME} in each, and no two alike; fix the list")
     if len(names) != federation.clients:
         yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; fix one of them"
+
+
+def _save(config: Config) -> Iterator[str]:
+    if config.evaluation.save != "best":
+        return
+    if config.federation.partition == "machines":
+        yield (
+            'evaluation.save: got "best" with `federation.partition` = "machines", where each client keeps only the '
+            'newest states of its own model; set it to "last"'
+        )
+    if config.data.validation_fraction == 0:
+        yield (
+            'evaluation.save: got "best" with `data.validation_fraction` = 0, so there is nothing to choose the best round by; '
+            'set `data.validation_fraction` above 0, or `evaluation.save` = "last"'
+        )
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:

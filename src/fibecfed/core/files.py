@@ -12,6 +12,8 @@ from .errors import UserError
 
 CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
+CHECKPOINTS = "checkpoints"
+"""Folder in a run's folder."""
 COMPARISON, TUNING = "comparison.toml", "tuning.json"
 """What a comparison's folder holds beside its runs: what was asked for, and the rates that were tried and chosen."""
 

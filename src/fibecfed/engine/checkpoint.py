@@ -65,7 +65,10 @@ class _Manifest:
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints of a run, in a folder of their own. Writing is for the holder of the run's `RunLock` alone."""
+    """The newest `keep` checkpoints of a run, and one more that is pinned, in a folder of their own.
+
+    Writing is for the holder of the run's `RunLock` alone.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
@@ -95,11 +98,12 @@ class Checkpoints:
             states.restore(checkpoint.packs, checkpoint.where, [prefix for manifest in self._kept for prefix in manifest.packs])
         return states
 
-    def save(self, number: int, server: bytes, states: ClientStates, extra: Mapping[str, Any]) -> Path:
+    def save(self, number: int, server: bytes, states: ClientStates, extra: Mapping[str, Any], pinned: int | None = None) -> Path:
         """Write checkpoint `number` (of rounds completed) and remove those that are not to be kept; the path of its manifest.
 
         Args:
             extra: JSON values that belong to the same moment, such as the length of a file that is appended to.
+            pinned: number of a checkpoint that is kept beside the newest ones, until a later call no longer names it.
 
         Raises:
             RunFailed: the disk is full, or the like; the checkpoint before stays usable and nothing half written stays.
@@ -109,7 +113,7 @@ class Checkpoints:
             raise ValueError(f"got the states in {states.folder}, expected those in {self.folder / 'clients'}; take them from open_states")
         sha256 = hashlib.sha256(server).hexdigest()
         manifest = _Manifest(number, f"server-{number:08d}-{sha256[:12]}.state", sha256, states.sync(), extra)
-        path = self.folder / f"checkpoint-{number:08d}.json"
+        path = self.folder / _manifest_name(number)
         server_path = self.folder / manifest.server
         try:
             write_atomically(server_path, server)
@@ -120,8 +124,9 @@ class Checkpoints:
             if isinstance(error, OSError):
                 raise RunFailed(f"{path}: could not be written: {error.strerror or error}; make room and resume the run") from error
             raise
-        self._kept = [*(kept for kept in self._kept if kept.number < number), manifest][-self._keep :]
-        self._remove_all_but({f"checkpoint-{kept.number:08d}.json" for kept in self._kept} | {kept.server for kept in self._kept})
+        known = [*(kept for kept in self._kept if kept.number < number), manifest]
+        self._kept = [kept for kept in known if kept.number == pinned or kept in known[-self._keep :]]
+        self._remove_all_but({_manifest_name(kept.number) for kept in self._kept} | {kept.server for kept in self._kept})
         states.retain({prefix.number for kept in self._kept for prefix in kept.packs})
         return path
 
@@ -143,6 +148,18 @@ class Checkpoints:
         if found:
             raise UserError("no checkpoint can be used; bring the files back from a copy, or start the run anew. " + ". ".join(reasons))
         return None
+
+    def load(self, number: int) -> Checkpoint:
+        """Checkpoint `number`, verified as `load_latest` does.
+
+        Raises:
+            UserError: it is not there, or cannot be used.
+        """
+        path = self.folder / _manifest_name(number)
+        try:
+            return self._load(path, ())
+        except _Unusable as error:
+            raise UserError(f"{path} cannot be used: {error}") from None
 
     def _load(self, path: Path, warnings: tuple[str, ...]) -> Checkpoint:
         manifest = _read_manifest(path)
@@ -213,6 +230,10 @@ class RunLock:
 
 class _Unusable(Exception):
     """A checkpoint that does not hold what was written; the text is the reason."""
+
+
+def _manifest_name(number: int) -> str:
+    return f"checkpoint-{number:08d}.json"
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -263,9 +264,24 @@ def _accuracy(counts: metrics.Confusion) -> float | None:
 
 
 def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:
-    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals; None without validation examples.
+    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals; None where nothing can be chosen by it.
 
     Never the best on test.
+
+    Args:
+        records: in the order of the run.
     """
-    counted = [record for record in records if _number(record.pooled_validation)]
-    return max(counted, key=lambda record: (metrics.accuracy(record.pooled_validation), -record.rounds), default=None)
+    return reduce(better_by_validation, records, None)
+
+
+def better_by_validation(best: EvalRecord | None, record: EvalRecord) -> EvalRecord | None:
+    """The best evaluation so far, after one more.
+
+    Scores of different clients are not compared: an evaluation in which a client is missing is left out, and where fewer clients are asked
+    than before, since some were excluded, the choice begins anew.
+    """
+    if record.failures or not _number(record.pooled_validation):
+        return best
+    if best is None or best.clients.keys() != record.clients.keys():
+        return record
+    return record if metrics.accuracy(record.pooled_validation) > metrics.accuracy(best.pooled_validation) else best

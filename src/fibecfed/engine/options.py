@@ -75,6 +75,11 @@ class EvaluationOptions(Options):
 
     every: int = Field(default=5, ge=1, description="Evaluate every n rounds, and always before the first and after the last.")
     batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
+    save: Literal["last", "best"] = Field(
+        default="last",
+        description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best accuracy "
+        "on the clients' validation parts (the earlier of equals); that round's checkpoint is kept beside the newest ones.",
+    )
 
 
 class ResourceOptions(Options):

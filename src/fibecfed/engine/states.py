@@ -197,3 +197,36 @@ class ClientStates:
         return RunFailed(
             f"could not {what} the states of clients in {self.folder}: {error.strerror or error}; make room and resume the run"
         )
+
+
+class StatesAt:
+    """The clients' states that a checkpoint names, to be read and not changed."""
+
+    def __init__(self, folder: Path, where: Mapping[ClientId, Location]) -> None:
+        self._folder = folder
+        self._where = where
+
+    def clients(self) -> list[ClientId]:
+        """Every client that has a state, sorted."""
+        return sorted(self._where)
+
+    def get(self, client: ClientId) -> bytes | None:
+        """The state of `client`; None if it has none.
+
+        Raises:
+            RunFailed: the disk no longer holds what was written.
+        """
+        if client not in self._where:
+            return None
+        try:
+            return packs.read(self._folder, client, self._where[client])
+        except PackError as error:
+            raise RunFailed(f"the state of client {client!r} cannot be read back from {self._folder}: {error}; resume the run") from error
+
+    def put(self, client: ClientId, blob: bytes) -> None:
+        """Nothing is trained from here on.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("these states belong to a checkpoint and cannot be replaced")

@@ -11,6 +11,7 @@ from typing import Any
 from ..core import metrics
 from ..core.errors import UserError
 from ..core.records import EvalRecord, RoundRecord, read
+from .baselines import baselines
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
 from .units import count
@@ -122,16 +123,16 @@ def _reduced(
     if not evaluations:
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
-    by_class = [sum(row) for row in last.pooled]
-    metric = header.get("metric") if any(by_class) else None
+    majority, own_majority = baselines(last, header["partition"])
+    metric = header.get("metric") if any(map(any, last.pooled)) else None
     return Run(
         task=task,
         method=method,
         seed=seed,
         kind=str(header["configuration"]["method"]["kind"]),
         points=_points(records, network, str(header.get("device", "cpu"))),
-        majority=max(by_class) / sum(by_class) if any(by_class) else math.nan,
-        prior=prior(header["partition"]),
+        majority=majority,
+        prior=own_majority,
         worst_decile=summary["scores"].get("worst_decile"),
         metric=metric if metric in ("f1", "matthews") else None,
         metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
@@ -147,14 +148,6 @@ def _reduced(
         source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
         source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
     )
-
-
-def prior(partition: Mapping[str, Mapping[str, Sequence[int]]]) -> float:
-    """What can be had without reading a text: clients whose labels differ each answer their own most frequent one."""
-    parts = [part for part in partition.values() if any(part["train"])]
-    right = sum(part["test"][max(range(len(part["train"])), key=part["train"].__getitem__)] for part in parts)
-    tested = sum(sum(part["test"]) for part in parts)
-    return right / tested if tested else math.nan
 
 
 def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str) -> tuple[Point, ...]:
@@ -231,8 +224,8 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _NO_SETTINGS = (
-    "training.learning_rate", "training.device", "evaluation.batch_size", "data.task", "data.path", "data.test_path", "data.root",
-    "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
+    "training.learning_rate", "training.device", "evaluation.batch_size", "evaluation.save", "data.task", "data.path", "data.test_path",
+    "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
 )  # fmt: skip
 """What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
 
