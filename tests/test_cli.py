@@ -60,7 +60,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         return SUMMARY
 
     fake.start = lambda config, out, on_event: work(out, on_event)
-    fake.resume = lambda out, on_event: (SUMMARY, True) if fake.finished else (work(out, on_event), False)
+    fake.resume = lambda out, on_event, overrides: (SUMMARY, True) if fake.finished else (work(out, on_event), False)
     monkeypatch.setitem(sys.modules, "fibecfed.session", fake)  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(fibecfed, "session", fake, raising=False)
     return fake

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .core.errors import UserError
-from .core.files import expanded
+from .core.files import CONFIG, expanded
 from .core.streams import keep_streams
 from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
 
@@ -82,20 +82,31 @@ def run(
 @app.command()
 def resume(
     folder: Annotated[Path, _argument("DIR", "The folder of a run that was stopped.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Where moved files are now, e.g. data.path=new.csv model.name=models/bert.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Resume after a crash or Ctrl-C.
 
-    A run continues from its last checkpoint, with the same bits as a run without interruption.
+    A run continues from its last checkpoint, with the same bits as a run without interruption. Its data and model may have been moved:
+    their checksums must be the same.
     """
     with exit_codes():
         if (folder / "flower.json").is_file():  # which the server of a federation across machines has written
             from .deploy import again
 
+            if overrides:
+                raise UserError(
+                    f"{folder}: got {' '.join(overrides)}, but the run of a federation takes none; set them in {folder / CONFIG}"
+                )
             summary, was_finished = watched(folder, lambda progress: again.resume(folder))
         else:
             from . import session
 
-            summary, was_finished = watched(folder, lambda progress: session.resume(folder, on_event=progress))
+            summary, was_finished = watched(folder, lambda progress: session.resume(folder, on_event=progress, overrides=overrides or ()))
         if was_finished:
             typer.echo(f"{folder}: this run is already finished; nothing to do.")
         _show_summary(summary, folder)

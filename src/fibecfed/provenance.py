@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .build import Prepared, data_warnings
-from .config import config_hash, leaves
+from .config import Config, changed_settings, config_hash, leaves
 from .core.errors import UserError
+from .core.files import CONFIG, RECORDS
 from .saving import versions, weight_files
 
 
@@ -44,6 +45,22 @@ def _inputs(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def refuse_other_settings(config: Config, hashed: str | None, header: Mapping[str, Any], out: Path) -> None:
+    """Another configuration than the run began with would end in the numbers of neither. Files may lie elsewhere by now.
+
+    Args:
+        hashed: `config_hash` of the configuration that the checkpoint was made with.
+
+    Raises:
+        UserError: the configuration, or the records, are others.
+    """
+    if hashed != header.get("config_hash"):
+        raise UserError(f"{out / RECORDS}: these are the records of another run than the checkpoints beside them; put the file back")
+    if changed := changed_settings(config, header["configuration"]):
+        way_out = "set it back, or start a new run"
+        raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with: {'; '.join(changed)}; {way_out}")
+
+
 def refuse_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path) -> None:
     """Other weights or data than the run began with would end in the numbers of neither.
 
@@ -51,6 +68,9 @@ def refuse_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path
         UserError: they are others.
     """
     found = _inputs(prepared)
+    files = found["model"]["files"].values()
+    if files and sorted(files) == sorted(header["model"]["files"].values()):
+        found["model"] = header["model"]  # folder and files may have other names by now: their bytes tell
     known = [name for name in found if name in header]  # records of 0.1 have no checksum of the data
     now, then = (dict(leaves({name: table[name] for name in known})) for table in (found, header))
     for name in now | then:
@@ -75,7 +95,11 @@ def _conditions(prepared: Prepared) -> dict[str, Any]:
 def changed_conditions(prepared: Prepared, header: Mapping[str, Any]) -> list[str]:
     """A sentence for each condition that is another than when the run began."""
     now = _conditions(prepared)
-    return [
+    moved = prepared.inputs.config.data.path != header["configuration"]["data"].get("path")
+    unknown = (
+        "the data have another path than before, and records of version 0.1 have no checksum of them: only labels and counts were compared"
+    )
+    return [unknown] * (moved and "data" not in header) + [
         f"{name}: this run began with {header.get(name)} and is resumed with {now[name]}; the last bits of its numbers may differ"
         for name in now
         if header.get(name) != now[name]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .build import Prepared, ReadData, prepare
 from .clients import Connect, in_process
-from .config import Config, config_hash, load, to_toml
+from .config import Config, load, lost, refuse_lasting, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
@@ -22,11 +22,11 @@ from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, worst_decile
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
-from .engine.log import Log, read_records
+from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
-from .provenance import changed_conditions, header_of, refuse_other_inputs
+from .provenance import changed_conditions, header_of, refuse_other_inputs, refuse_other_settings
 
 LOCK = "lock"
 Listener = Callable[[Event], None]
@@ -70,10 +70,12 @@ def resume(
     weights: KeptWeights | None = None,
     read_data: ReadData | None = None,
     connect: Connect = in_process,
+    overrides: Sequence[str] = (),
 ) -> tuple[dict[str, Any], bool]:
     """Resume the run in a folder; its summary, and whether it was finished before.
 
     Args:
+        overrides: `key=value` of what may change: where files lie that were moved, and what the run computes on.
         adapters, weights, read_data, connect: as for `start`.
 
     Raises:
@@ -88,14 +90,19 @@ def resume(
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     if (out / SUMMARY).is_file():
         return read_summary(out), True
-    config = load(out / CONFIG).config
+    refuse_lasting(overrides)
+    if moved := lost(out / CONFIG, overrides):
+        again = f"fibecfed resume {_quoted(out)} {' '.join(f'{key}=NEW' for key in moved)}"
+        raise UserError(f"{out / CONFIG}: nothing is at the place of {' and '.join(moved)}; if it was moved, say where it is now: {again}")
+    config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
     with _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
-        if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):
-            raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with; put the recorded file back")
-        return _Session(prepare(config, weights, read_data), out, on_event, adapters, connect).go(checkpoint), False
+        if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
+            refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
+        prepared = prepare(config, weights, read_data)
+        return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
 
 
 def completed_rounds(out: Path, config: Config) -> int:
@@ -132,6 +139,11 @@ def _disk_errors(out: Path) -> Iterator[None]:
         raise type(error)(f"{str(error).rstrip('.')}. Resume with: fibecfed resume {_quoted(out)}") from error
 
 
+def _reaches(path: Path, size: int) -> bool:
+    """Whether a file is that long; what opens it says so where it is not."""
+    return path.is_file() and path.stat().st_size >= size
+
+
 def _quoted(out: Path) -> str:
     return shlex.quote(str(out))
 
@@ -139,8 +151,11 @@ def _quoted(out: Path) -> str:
 class _Session:
     """One process's work on a run's folder."""
 
-    def __init__(self, prepared: Prepared, out: Path, on_event: Listener, adapters: bool, connect: Connect) -> None:
+    def __init__(
+        self, prepared: Prepared, out: Path, on_event: Listener, adapters: bool, connect: Connect, keep_config: bool = True
+    ) -> None:
         self.adapters = adapters
+        self.keep_config = keep_config  # False: config.toml names other places than the run is resumed with
         self.prepared = prepared
         self.config = prepared.inputs.config
         self.out = out
@@ -192,6 +207,8 @@ class _Session:
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
+            if not self.keep_config:
+                write_atomically(self.out / CONFIG, to_toml(self.config).encode())
             steps = run(
                 self.method,
                 transport,
@@ -220,7 +237,7 @@ class _Session:
                     best = better_by_validation(best, scored)
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
-                    extra = {"records_bytes": log.sync(), "config": config_hash(self.config), "standing": standing.table()}
+                    extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
                 cpu = time.process_time()
         final = Final(clients, server, rounds[-1])

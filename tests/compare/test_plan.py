@@ -104,6 +104,22 @@ def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[.
         look(job(compared(), tmp_path, "reviews", "lora", 0))
 
 
+def test_a_run_whose_data_were_moved_counts_as_done_and_its_old_place_is_said(
+    compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old").mkdir()
+    before = tmp_path / "old/reviews.csv"
+    before.write_text((inputs / "reviews.csv").read_text())
+    old = job(compared(f"task.reviews.data.path={before}"), tmp_path, "reviews", "lora", 0)
+    summary = finished(old)
+    before.unlink()
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+    assert look(one) == Held(summary, moved=(f"data.path was {before}, now {inputs / 'reviews.csv'}",))
+    (old.folder / "config.toml").write_text((old.folder / "config.toml").read_text().replace("old/reviews.csv", "old/others.csv"))
+    with pytest.raises(UserError, match=r"config\.toml is a run of another comparison: data\.path differ"):
+        look(one)
+
+
 def test_the_cheapest_run_is_next_by_its_size_then_by_the_seconds_of_its_task(compared: Callable[..., Comparison], tmp_path: Path) -> None:
     long = compared("tasks=sst2,rte", "base.data.max_train=500")
     sst2, rte = (job(long, tmp_path, task, "lora", 0) for task in long.tasks)

@@ -17,6 +17,7 @@ from fibecfed.config import to_toml
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import read
 from fibecfed.core.rng import Key
+from fibecfed.engine.events import RoundDone
 from fibecfed.models.backbones import AutoModelForSequenceClassification, find, load_model
 from fibecfed.models.kept import KeptWeights
 from fibecfed.models.options import ModelOptions
@@ -118,3 +119,19 @@ def test_records_of_another_version_are_named_by_file_and_line(compared: Callabl
     records.write_bytes(records.read_bytes().replace(b'"version":1', b'"version":9'))
     failed = worker.do(to_toml(one.config), one.folder, lambda message: None, None)
     assert "records.jsonl, line 1: records of version 9, expected 1" in failed["reason"]
+
+
+def test_a_run_whose_data_were_moved_is_resumed(compared: Callable[..., Comparison], inputs: Path, tmp_path: Path) -> None:
+    before = tmp_path / "reviews.csv"
+    before.write_text((inputs / "reviews.csv").read_text())
+    old = job(compared(f"task.reviews.data.path={before}"), tmp_path, "reviews", "lora", 0)
+
+    def stop(event: object) -> None:
+        if isinstance(event, RoundDone) and event.index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.start(old.config, old.folder, stop, adapters=False)
+    before.unlink()
+    one = job(compared(), tmp_path, "reviews", "lora", 0)
+    assert worker.do(to_toml(one.config), one.folder, lambda message: None, KeptWeights())["kind"] == "done"

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from saved import run_config
 
-from fibecfed import saving, session
+from fibecfed import provenance, saving, session
 from fibecfed.config import to_toml
 from fibecfed.core import files
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import RoundRecord, read
-from fibecfed.engine import packs
+from fibecfed.engine import log, packs
 from fibecfed.engine.events import Evaluated, Finished, RoundDone, Started, Warned
 
 
@@ -59,10 +59,11 @@ def as_if_nothing_had_happened(out: Path, summary: dict[str, Any], whole: Any) -
         {name: value for name, value in one.items() if name not in ("seconds", "cpu_s", "compute_s", "evaluation")}
         for one in (summary, expected)
     ]
-    adapters = [
-        {str(path.relative_to(at)): path.read_bytes() for path in sorted(at.rglob("adapter_model.safetensors"))} for at in (out, folder)
-    ]
-    return timeless[0] == timeless[1] and adapters[0] == adapters[1] and facts(out) == facts(folder)
+    return timeless[0] == timeless[1] and adapter_files(out) == adapter_files(folder) and facts(out) == facts(folder)
+
+
+def adapter_files(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("adapter_model.safetensors"))}
 
 
 def test_a_finished_run_says_so_and_nothing_is_written(whole: Any) -> None:
@@ -153,8 +154,66 @@ def test_checkpoints_that_are_all_corrupt_are_refused_by_name(inputs: Path, tmp_
 def test_another_configuration_is_not_resumed(inputs: Path, tmp_path: Path) -> None:
     begun(inputs, tmp_path, 6)
     (tmp_path / "config.toml").write_text(to_toml(run_config(inputs, training={"learning_rate": 0.01})))
-    with pytest.raises(UserError, match="not the configuration that the checkpoint was made with"):
+    said = r"not the configuration that the checkpoint was made with: training\.learning_rate: got 0\.01, expected 0\.02; set it back"
+    with pytest.raises(UserError, match=said):
         session.resume(tmp_path)
+    with pytest.raises(UserError, match=r"got training\.learning_rate, but a resumed run keeps its configuration; .* data\.path"):
+        session.resume(tmp_path, overrides=["training.learning_rate=0.01"])
+
+
+def moved_run(inputs: Path, tmp_path: Path) -> Path:
+    """A run that was stopped, and whose data, model and own folder lie under other names since then."""
+    shutil.copytree(inputs / "backbone", tmp_path / "old-model")
+    shutil.copy(inputs / "reviews.csv", tmp_path / "old.csv")
+    config = run_config(inputs, data={"path": str(tmp_path / "old.csv")}, model={"name": str(tmp_path / "old-model")})
+    with pytest.raises(KeyboardInterrupt):
+        session.start(config, tmp_path / "old-run", interrupted_at(6))
+    for old, new in (("old-model", "new-model"), ("old.csv", "new.csv"), ("old-run", "new-run")):
+        (tmp_path / old).rename(tmp_path / new)
+    return tmp_path / "new-run"
+
+
+def test_a_run_whose_files_were_moved_is_resumed_from_their_new_place(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    out = moved_run(inputs, tmp_path)
+    with pytest.raises(UserError, match=r"place of model\.name and data\.path; .*: fibecfed resume \S+ model\.name=NEW data\.path=NEW$"):
+        session.resume(out)
+    events: list[Any] = []
+    overrides = [f"data.path={tmp_path / 'new.csv'}", f"model.name={tmp_path / 'new-model'}"]
+    with pytest.raises(KeyboardInterrupt):
+        session.resume(out, interrupted_at(2), overrides=overrides)
+    session.resume(out, events.append)  # config.toml names the new places by now
+    assert events[0].completed > 0 and not [event for event in events if isinstance(event, Warned)]
+    assert adapter_files(out) == adapter_files(whole[0]) and facts(out) == facts(whole[0])
+
+
+def test_a_run_whose_files_were_moved_is_resumed_once_its_configuration_names_them(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    out = moved_run(inputs, tmp_path)
+    text = (out / "config.toml").read_text()
+    (out / "config.toml").write_text(text.replace("old.csv", "new.csv").replace("old-model", "new-model"))
+    session.resume(out)
+    assert adapter_files(out) == adapter_files(whole[0]) and facts(out) == facts(whole[0])
+
+
+def test_other_bytes_at_the_new_place_are_refused(inputs: Path, tmp_path: Path) -> None:
+    out = moved_run(inputs, tmp_path)
+    (tmp_path / "new.csv").write_text((tmp_path / "new.csv").read_text().replace("film", "cast"))
+    before = (out / "config.toml").read_bytes()
+    with pytest.raises(UserError, match=r"data\.sha256: got \w{64}, expected \w{64}, which the run began with"):
+        session.resume(out, overrides=[f"data.path={tmp_path / 'new.csv'}", f"model.name={tmp_path / 'new-model'}"])
+    assert (out / "config.toml").read_bytes() == before
+
+
+def test_a_key_of_a_later_version_does_not_make_the_configuration_another_one(inputs: Path, whole: Any, tmp_path: Path) -> None:
+    """Records hold the keys of the version that made them."""
+    begun(inputs, tmp_path, 6)
+    records = tmp_path / "records.jsonl"
+    header, rest = records.read_bytes().split(b"\n", 1)
+    table = json.loads(header)
+    del table["configuration"]["evaluation"]["batch_size"]
+    older = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    records.write_bytes(older + b" " * (len(header) - len(older)) + b"\n" + rest)
+    summary, _ = session.resume(tmp_path)
+    assert as_if_nothing_had_happened(tmp_path, summary, whole)
 
 
 def test_records_that_were_cut_short_are_refused(inputs: Path, tmp_path: Path) -> None:
@@ -235,7 +294,7 @@ def test_a_summary_that_was_cut_short_is_named_and_made_anew_without_it(inputs: 
 
 def test_other_versions_or_threads_than_before_are_said(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(inputs, tmp_path, 6)
-    monkeypatch.setattr(session, "versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "1.0"})
     events: list[Any] = []
     session.resume(tmp_path, events.append)
     (warning,) = [event.text for event in events if isinstance(event, Warned)]
@@ -256,7 +315,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on_and_says_the_command(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        for module in (files, packs, session):
+        for module in (files, packs, log):
             patch.setattr(module, "write_all", full)
         with pytest.raises(RunFailed, match=r"No space left on device.*fibecfed resume '.*/my run'"):
             session.start(run_config(inputs), out)

@@ -25,7 +25,6 @@ from fibecfed.report.comparison import read_comparison
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(path.name for path in HERE.iterdir() if (path / "message.bin").is_file())
-MOVED = pytest.mark.xfail(strict=True, reason="where data and model lie is part of what is compared")
 TOLERANCE = 2e-3  # of numbers that learning rate 0.05 moved by about 0.5
 
 
@@ -62,7 +61,6 @@ def test_a_finished_run_is_read(left: Path, kind: str) -> None:
     assert len(adapters(left / "finished" / kind)) > 0
 
 
-@MOVED
 @pytest.mark.parametrize("kind", METHODS)
 def test_an_interrupted_run_goes_on_to_the_numbers_of_the_finished_one(left: Path, kind: str) -> None:
     out = left / "interrupted" / kind
@@ -89,7 +87,6 @@ def test_the_report_of_a_comparison_is_read(left: Path) -> None:
     assert scores.keys() == {("fibecfed", "reviews"), ("lora", "reviews")}
 
 
-@MOVED
 def test_a_comparison_has_nothing_left_to_do(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = {path: path.stat().st_mtime_ns for path in (left / "comparison").rglob("records.jsonl")}
     done = compare_in(load(left / "compare.toml", ()), left / "comparison", console())

@@ -146,8 +146,12 @@ class _Maker:
         """All summaries, the folders that cannot be used, and how the new runs ended. A finished run that is damaged is made again."""
         done: dict[Job, dict[str, Any]] = {}
         unusable: dict[Job, str] = {}
+        said: set[str] = set()
         for one in jobs:
             held = look(one)
+            for text in [text for text in held.moved if text not in said]:
+                said.add(text)
+                self.watcher.warned(one, f"{text}; runs that are done are taken to be of the same bytes")
             if held.unusable is not None:
                 unusable[one] = held.unusable
             elif held.summary is not None:

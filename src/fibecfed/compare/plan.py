@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, differences, from_table, load
-from ..config.read import resolve_paths
+from ..config import PLACES, Config, differences, flat, from_table, leaves, load, places, same_name
+from ..config.read import read_toml, resolve_paths
 from ..core.errors import UserError
 from ..core.files import CONFIG, RECORDS, SUMMARY
 from ..data.tasks import TASKS
@@ -83,17 +83,19 @@ def job(
 
 @dataclass(frozen=True)
 class Held:
-    """State of a job's folder. All fields are None if the job must be started or resumed.
+    """State of a job's folder. No field is set if the job must be started or resumed.
 
     Attributes:
         summary: of a run that is done, whose records are whole too.
         damaged: what is wrong with a finished run, which is to be made again.
         unusable: why the folder can neither be used nor resumed, and what to do.
+        moved: for a run that is done: files of the same name in another place than they had in it, a sentence for each.
     """
 
     summary: dict[str, Any] | None = None
     damaged: str | None = None
     unusable: str | None = None
+    moved: tuple[str, ...] = ()
 
 
 def look(one: Job) -> Held:
@@ -107,10 +109,14 @@ def look(one: Job) -> Held:
         begun = [name for name in (RECORDS, SUMMARY) if (one.folder / name).is_file()]
         return Held(damaged=f"{one.folder}: got no {CONFIG} beside {' and '.join(begun)}") if begun else Held()
     try:
-        held = load(path).config
+        before = dict(leaves(read_toml(path)))
+        held = load(path, places(one.config)).config  # the places of its own may have nothing by now
     except UserError as error:
         return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command makes the run again")
-    if changed := differences(held, one.config):
+    new = flat(one.config)
+    moved = [name for name in PLACES if before.get(name) != new[name]]
+    changed = differences(held, one.config)
+    if changed := sorted({*changed, *(name for name in moved if not same_name(name, before.get(name), new[name]))}):
         raise UserError(
             f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
             "made, or choose another folder with --out"
@@ -127,7 +133,7 @@ def look(one: Job) -> Held:
         return Held(unusable=str(error))
     match summary:
         case {"scores": dict(), "seconds": int() | float(), "evaluation": {"seconds": int() | float()}}:
-            return Held(summary)
+            return Held(summary, moved=tuple(f"{name} was {before[name]}, now {new[name]}" for name in moved))
         case _:
             return Held(damaged=f"{path}: expected a summary with scores, seconds and evaluation.seconds")
 

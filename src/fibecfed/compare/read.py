@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from ..config import keys
+from ..config import keys, same_name
 from ..config.mistakes import examine, get
 from ..config.model import DEFAULT_KIND, leaves
 from ..config.read import is_comparison as is_comparison_table
@@ -102,7 +102,13 @@ def differences(old: Comparison, new: Comparison) -> list[str]:
 
 def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     left, right = dict(leaves(old)), dict(leaves(new))
-    return [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
+    found = [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
+    return [name for name in found if not was_moved(name, left.get(name), right.get(name))]
+
+
+def was_moved(name: str, old: Any, new: Any) -> bool:
+    """Whether a key, also below [base] or [task.<name>], names files of the same name in another place."""
+    return same_name(".".join(name.split(".")[-2:]), old, new)
 
 
 # ---- pairs

@@ -53,7 +53,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
         weights: the `KeptWeights` of this process.
     """
     from .. import session
-    from ..config import from_table
+    from ..config import from_table, places
     from ..core.errors import Diverged, RunFailed, UserError
     from ..engine.events import RoundDone, Started, Warned
 
@@ -73,10 +73,11 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
         say({"kind": "round", "done": rounds[0], "of": rounds[1]})
 
     try:
+        config = from_table(tomllib.loads(config_toml))
         if (folder / session.CONFIG).is_file():
-            summary, _ = session.resume(folder, listen, adapters=False, weights=weights)
+            summary, _ = session.resume(folder, listen, adapters=False, weights=weights, overrides=places(config))
         else:
-            summary = session.start(from_table(tomllib.loads(config_toml)), folder, listen, adapters=False, weights=weights)
+            summary = session.start(config, folder, listen, adapters=False, weights=weights)
     except ConnectionError:  # the parent is gone
         raise
     except UserError as error:

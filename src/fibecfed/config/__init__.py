@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from .common import common
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
+from .places import PLACES, changed_settings, lost, places, refuse_lasting, same_name
 from .read import Loaded, from_table, load
 from .text import Setting
 
 __all__ = [
+    "PLACES",
     "Config",
     "Loaded",
     "Setting",
+    "changed_settings",
     "common",
     "config_hash",
     "differences",
@@ -20,6 +23,10 @@ __all__ = [
     "keys",
     "leaves",
     "load",
+    "lost",
     "own_data_toml",
+    "places",
+    "refuse_lasting",
+    "same_name",
     "to_toml",
 ]

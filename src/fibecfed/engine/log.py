@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,19 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRec
         return read(path)
     except ValueError as error:
         raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a run's records; behind the last checkpoint the file may end in half a line.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.readline())
+    except ValueError as error:
+        raise UserError(f"{path}, line 1: not JSON ({error}); put the file back from a copy, or start a new run") from None
 
 
 class Log:
