@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.records import EvalRecord
-from .core.wire import decode, encode
+from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, worst_decile
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
+from .engine.states import OnServer
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .provenance import changed_conditions, header_of, refuse_other_inputs, refuse_other_settings
@@ -168,7 +169,8 @@ class _Session:
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train from a checkpoint, or from the start, to the end."""
         checkpoints = Checkpoints(self.out / CHECKPOINTS, self.config.resources.keep_checkpoints)
-        states = checkpoints.open_states(checkpoint, self.config.resources.client_memory_mb * 2**20)
+        limit, repeatable = self.config.resources.client_memory_mb * 2**20, self.config.federation.round_attempts > 1
+        states = checkpoints.open_states(checkpoint, limit, repeatable=repeatable)
         batch_size = self.config.evaluation.batch_size
         number = 0 if checkpoint is None else checkpoint.number
         clients = self.connect(self.prepared, states, self.out, number)
@@ -201,8 +203,8 @@ class _Session:
                     self.say(DataInspected(tuple(header["warnings"])))
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
-                server = decode(self.method.server_state, checkpoint.server)
                 header, records = read_records(self.out / RECORDS)
+                server = self._server(checkpoint, header)
                 best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds])
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
@@ -219,6 +221,7 @@ class _Session:
                 start=number,
                 tolerance=tolerance,
                 standing=standing,
+                kept=OnServer(states),
             )
             phase = None
             cpu = time.process_time()
@@ -260,6 +263,17 @@ class _Session:
             self.say(Warned(f"{error}; it held the models of round {best.rounds}, the best one; those of the last round are saved instead"))
             return last
         return of_round(self.prepared, self.out, checkpoint, schedule(self.method)[best.rounds - 1])
+
+    def _server(self, checkpoint: Checkpoint, header: Mapping[str, Any]) -> Any:
+        """The server's state at a checkpoint."""
+        try:
+            return decode(self.method.server_state, checkpoint.server)
+        except WireError as error:
+            version = header.get("versions", {}).get("fibecfed", "an unknown version")
+            raise UserError(
+                f"{checkpoint.path}: got the server's state as fibecfed {version} wrote it, which this version cannot read ({error}); "
+                "resume the run with the version that began it, or start a new run"
+            ) from None
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""

@@ -16,7 +16,7 @@ from made import KEY, TRAINING, Federation, Shuffled, Spy, federation, made_data
 from fibecfed.core.task import DELTA
 from fibecfed.core.trees import checksum, pick
 from fibecfed.core.types import Params, Round
-from fibecfed.core.wire import decode, encode, field_kinds
+from fibecfed.core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
 from fibecfed.engine.checks import expected
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
@@ -119,8 +119,18 @@ def begun(variant: str, **more: Any) -> Federation:
 
 
 def blobs(world: Federation) -> dict[str, bytes]:
-    """The server's and every client's state, as bytes."""
-    return {"": encode(world.server), **{client: world.states.get(client) or b"" for client in world.states.clients()}}
+    """The server's and every client's state, as bytes; under a client's name and `KEPT` what the server keeps of it."""
+    own = {client: world.states.get(client) or b"" for client in world.states.clients()}
+    return {"": encode(world.server), **own, **{client + KEPT: blob for client, blob in world.kept().items()}}
+
+
+KEPT = " on the server"
+
+
+def split(moment: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The clients' states, and what the server keeps of them."""
+    kept = {name.removesuffix(KEPT): blob for name, blob in moment.items() if name.endswith(KEPT)}
+    return {name: blob for name, blob in moment.items() if name and not name.endswith(KEPT)}, kept
 
 
 @cache
@@ -227,7 +237,7 @@ def test_on_the_server_only_what_was_sent_moves(variant: str):
 def test_a_client_changes_in_the_rounds_it_takes_part_in_alone(variant: str):
     _, moments, records = finished(variant)
     for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
-        for client in set(after) - {"", *record.cohort}:
+        for client in set(after) - {"", *record.cohort, *(client + KEPT for client in record.cohort)}:
             assert after[client] == before[client]
 
 
@@ -246,11 +256,23 @@ def test_a_client_that_never_takes_part_has_no_state(variant: str):
 def test_a_run_continued_after_any_round_ends_with_the_same_bits(variant: str):
     world, moments, _ = finished(variant)
     for number, moment in enumerate(moments):
-        states = {client: blob for client, blob in moment.items() if client}
+        states, kept = split(moment)
         server = decode(world.method.server_state, moment[""])
-        resumed = begun(variant, states=states, server=server)
+        resumed = begun(variant, states=states, kept=kept, server=server)
         resumed.finish(start=number)
         assert blobs(resumed) == moments[-1], f"continued after {number} rounds"
+
+
+@every_method
+def test_the_servers_state_does_not_grow_with_the_clients_that_took_part(variant: str):
+    """Tensors as many and as large after the last round of a phase as after its first, by when others have taken part."""
+    world, moments, records = finished(variant)
+    sizes: dict[str, set[int]] = {}
+    for record, moment in zip(records, moments[1:], strict=True):
+        state = decode(world.method.server_state, moment[""])
+        sizes.setdefault(record.phase, set()).add(sum(payload_bytes(state)[field] for field in tensors_of(state)))
+    assert all(len(found) == 1 for found in sizes.values()), sizes
+    assert len({client for record in records for client in record.cohort}) > min(len(record.cohort) for record in records)
 
 
 @every_method

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from toy import Count, Reply, Toy
 
 from fibecfed.core.method import Phase, Update, Work
 from fibecfed.core.types import Failure, Round
-from fibecfed.core.wire import WireError, decode, encode
-from fibecfed.engine.client import NotFinite, check_finite, confusion, frame, unframe
+from fibecfed.core.wire import WireError, decode, encode, message
+from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, confusion, frame, unframe
+from fibecfed.engine.states import ClientStates
 
 NOW = Round("tune", 1, 3, 1)
 TASK, DATA = made_task(2), made_data(4, 5, test_per_client=9, num_classes=2)
@@ -69,6 +72,52 @@ def test_the_same_request_twice_in_a_round_gives_the_same_reply_and_state():
         replies = [unframe(dict(world.transport.exchange("train", now, {"1": blob, "2": blob}))["1"])[0] for _ in range(2)]
         assert replies[0] == replies[1]
         assert world.state("1").times == times
+
+
+@message
+class Large:
+    """A state of a megabyte."""
+
+    values: torch.Tensor
+
+
+class Keeping(Toy):
+    """The toy, with clients that add one to a megabyte of numbers in each round."""
+
+    client_state = Large
+
+    @property
+    def phases(self) -> tuple[Phase[Any, Any, Any, Any], ...]:
+        def update(client: Any, down: Any, now: Round) -> Update[Any, Any]:
+            return Update(Reply(down.shared, 1), Large(client.state.values + 1))
+
+        return (replace(Toy().phases[0], client_update=update),)
+
+    def init_client(self, task: Any, client: str, key: Any) -> Any:
+        return Large(torch.zeros(2**18))
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_the_limit_of_memory_holds_with_a_cohort_of_any_size(tmp_path: Path, repeatable: bool):
+    limit, clients = 4 * 2**20, [f"{n:02d}" for n in range(40)]
+    states = ClientStates(tmp_path, limit, repeatable=repeatable)
+    runtime = ClientRuntime(Keeping(), TASK, lambda client: DATA.client("0"), states, KEY, 64)
+    blob = encode(Toy().init(None, KEY))
+    tracemalloc.start()
+    try:
+        for number in (0, 1):
+            for client in clients:
+                runtime.train(client, blob, replace(NOW, number=number))
+            held = tracemalloc.get_traced_memory()[0]
+            assert held < limit + 2**20, f"{held / 2**20:.1f} MiB after round {number}"
+        if repeatable:
+            for client in clients:  # asked again, they start from where they stood before the round
+                runtime.train(client, blob, replace(NOW, number=1))
+            assert tracemalloc.get_traced_memory()[0] < limit + 2**20
+    finally:
+        tracemalloc.stop()
+    assert states.memory_bytes > limit // 2
+    assert all(decode(Large, states.get(client) or b"").values.eq(2).all() for client in clients)
 
 
 def test_what_a_client_draws_hangs_on_its_id_and_the_round_alone():

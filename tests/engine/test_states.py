@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fibecfed.core.errors import RunFailed
 from fibecfed.engine import packs
-from fibecfed.engine.states import ClientStates
+from fibecfed.engine.states import ClientStates, OnServer
 
 CLIENTS = ["a", "b/c", "../up", "", "é", "日本", "\ud800", "nul\0", "x" * 300, " ", "A"]
 
@@ -27,11 +27,11 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def reopened(states: ClientStates, memory_limit_bytes: int, pack_bytes: int = 2**20) -> ClientStates:
+def reopened(states: ClientStates, memory_limit_bytes: int, pack_bytes: int = 2**20, *, repeatable: bool = False) -> ClientStates:
     """A new store with what a checkpoint taken now would name."""
     prefixes = states.sync()
     where = {client: location for prefix in prefixes for client, location in packs.scan(states.folder, prefix)}
-    other = ClientStates(states.folder, memory_limit_bytes, pack_bytes)
+    other = ClientStates(states.folder, memory_limit_bytes, pack_bytes, repeatable=repeatable)
     other.restore(prefixes, where, ())
     return other
 
@@ -45,34 +45,58 @@ class AgainstADict(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.states = ClientStates(self.folder, self.LIMIT, self.PACK)
+        self.states = ClientStates(self.folder, self.LIMIT, self.PACK, repeatable=True)
+        self.states.begin(0)
         self.truth: dict[str, bytes] = {}
+        self.on_server: dict[str, bytes] = {}
+        self.number = 0
+        self.before: dict[str, bytes] = {}  # the round under way
 
     @rule(client=st.sampled_from(CLIENTS), blob=st.binary(max_size=80))
     def put(self, client: str, blob: bytes) -> None:
         self.states.put(client, blob)
         self.truth[client] = blob
 
+    @rule(client=st.sampled_from(CLIENTS), blob=st.binary(max_size=80))
+    def keep_on_server(self, client: str, blob: bytes) -> None:
+        OnServer(self.states).put(client, blob)
+        self.on_server[client] = blob
+
     @rule(client=st.sampled_from(CLIENTS))
     def get(self, client: str) -> None:
         assert self.states.get(client) == self.truth.get(client)
+        assert OnServer(self.states).get(client) == self.on_server.get(client)
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def ask_again(self, client: str) -> None:
+        assert self.states.before(client) == self.before.get(client)
+
+    @rule(another=st.booleans())
+    def begin(self, another: bool) -> None:
+        if another:
+            self.number += 1
+            self.before = dict(self.truth)
+        self.states.begin(self.number)
 
     @rule()
     def checkpoint(self) -> None:
         prefixes = self.states.sync()
         assert not self.states.dirty
         where = {client: location for prefix in prefixes for client, location in packs.scan(self.folder, prefix)}
-        assert {client: packs.read(self.folder, client, location) for client, location in where.items()} == self.truth
+        assert {client: packs.read(self.folder, client, where[client]) for client in self.truth} == self.truth
+        assert len(where) == len(self.truth) + len(self.on_server)
         self.states.retain({prefix.number for prefix in prefixes})
 
     @rule()
     def restart(self) -> None:
-        self.states = reopened(self.states, self.LIMIT, self.PACK)
+        self.states = reopened(self.states, self.LIMIT, self.PACK, repeatable=True)
+        self.states.begin(self.number)
+        self.before = dict(self.truth)
 
     @invariant()
     def holds_the_same_clients(self) -> None:
         assert self.states.clients() == sorted(self.truth)
-        assert len(self.states) == len(self.truth)
+        assert len(self.states) == len(self.truth) + len(self.on_server)
         assert all((client in self.states) == (client in self.truth) for client in CLIENTS)
 
     @invariant()
@@ -178,6 +202,29 @@ def test_packs_that_a_checkpoint_names_stay_until_it_is_gone(tmp_path: Path) -> 
     assert packs.read(tmp_path, "a", location) == b"old"
     states.retain([new.number])
     assert packs.pack_numbers(tmp_path) == [new.number]
+
+
+def test_the_state_before_a_round_stays_on_disk_until_the_next_one(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path, 0, pack_bytes=1, repeatable=True)
+    states.put("a", b"old")
+    states.begin(1)
+    for blob in (b"new", b"newer", b"newest"):
+        states.put("a", blob)
+        states.put("b", blob)
+        states.sync()
+        states.retain([])
+        assert (states.before("a"), states.before("b"), states.get("a")) == (b"old", None, blob)
+    states.begin(2)
+    states.retain([])
+    assert (states.before("a"), states.before("b"), len(packs.pack_numbers(tmp_path))) == (b"newest", b"newest", 2)
+
+
+def test_what_the_server_keeps_of_a_client_is_no_state_of_it(tmp_path: Path) -> None:
+    states = ClientStates(tmp_path, 100)
+    OnServer(states).put("a", b"kept")
+    assert states.get("a") is None and states.clients() == [] and OnServer(states).get("a") == b"kept"
+    states.put("a", b"own")
+    assert states.clients() == ["a"] and OnServer(reopened(states, 100)).get("a") == b"kept"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from fibecfed.data.planted import planted_federation
 from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import Step, run
 from fibecfed.engine.simulator import Action, Simulator, Transport
-from fibecfed.engine.states import ClientStates
+from fibecfed.engine.states import ClientStates, OnServer
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, Setting, make
 from fibecfed.models.tiny import tiny_task
@@ -109,7 +109,7 @@ class Federation:
             key=KEY.fold("run"),
             server=self.server,
             start=start,
-            **options,
+            **{"kept": OnServer(self.states), **options},
         )
         for step in steps:
             self.server = step.server
@@ -117,6 +117,10 @@ class Federation:
 
     def finish(self, **options: Any) -> list[Step]:
         return list(self.run(**options))
+
+    def kept(self) -> dict[ClientId, bytes]:
+        """What the server keeps of clients."""
+        return {client: blob for client in self.data.clients if (blob := OnServer(self.states).get(client)) is not None}
 
     def state(self, client: ClientId) -> Any:
         blob = self.states.get(client)
@@ -131,14 +135,16 @@ def federation(
     per_round: int = 2,
     wrap: Callable[[Any], Any] = Spy,
     states: Mapping[ClientId, bytes] | None = None,
+    kept: Mapping[ClientId, bytes] | None = None,
     server: Any = None,
 ) -> Federation:
-    """A federation at its start, or where `states` and `server` say."""
+    """A federation at its start, or where `states`, what the server has `kept` of clients, and `server` say."""
     task, data = task or made_task(), data or made_data()
     folder = tempfile.TemporaryDirectory(prefix="fibecfed-test-")
-    store = ClientStates(Path(folder.name), 2**30)
-    for client, blob in (states or {}).items():
-        store.put(client, blob)
+    store = ClientStates(Path(folder.name), 2**30, repeatable=True)
+    for place, blobs in ((store, states), (OnServer(store), kept)):
+        for client, blob in (blobs or {}).items():
+            place.put(client, blob)
     runtime = ClientRuntime(method, task, data.client, store, KEY.fold("run"), 64)
     first = method.init(task, KEY.fold("run", "init")) if server is None else server
     return Federation(method, task, data, store, runtime, wrap(Simulator(runtime)), per_round, first, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
     v = {name: np.zeros_like(value) for name, value in tensors.items()}
     c_k = {(k, name): np.zeros_like(value) for k in "abc" for name, value in tensors.items()}
     d_before: dict[str, np.ndarray] = {}
+    kept: dict[str, Any] = {}
     for t, cohort in enumerate([("a", "b"), ("b", "c"), ("a", "c")]):
         sizes, steps = dict(zip(cohort, (3, 5), strict=True)), dict(zip(cohort, (2, 4), strict=True))
         sent = {
@@ -107,7 +109,8 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
             }
             for k in cohort
         }
-        received = [Received(k, LocalLayersAndSteps(sent[k], sizes[k], steps[k])) for k in cohort]
+        received = [Received(k, LocalLayersAndSteps(sent[k], sizes[k], steps[k]), kept.get(k)) for k in cohort]
+        kept |= {r.client: method.phases[1].keep(server, r) for r in received}
         server = method.phases[1].aggregate(server, received, Round("tune", t, 3, t + 1))
         server_rate *= 0.99 if t else 1.0
         for name, w in list(tensors.items()):
@@ -129,6 +132,8 @@ def test_the_servers_step_is_a_transcription_of_its_formulas_over_three_rounds(g
                 d_before[name] = d
                 np.testing.assert_allclose(server.velocity[name].numpy(), v[name], rtol=1e-10, atol=1e-12)
                 np.testing.assert_allclose(server.control[name].numpy(), c[name], rtol=1e-10, atol=1e-12)
+                for k in cohort:
+                    np.testing.assert_allclose(kept[k].control[name].numpy(), c_k[k, name], rtol=1e-10, atol=1e-12)
             np.testing.assert_allclose(server.params[name].numpy(), tensors[name], rtol=1e-10, atol=1e-12)
     stays = names_of_layers(TASK, [0, 3])
     assert all(torch.equal(server.params[name], world.server.params[name]) for name in stays)

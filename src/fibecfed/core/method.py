@@ -105,10 +105,15 @@ class Update(Generic[C, U]):
 
 @dataclass(frozen=True)
 class Received(Generic[U]):
-    """One client's answer, as the server sees it."""
+    """One client's answer, as the server sees it.
+
+    Attributes:
+        kept: what the server keeps of this client, made by the phase's `keep`; None before it first took part.
+    """
 
     client: ClientId
     message: U
+    kept: Any = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,9 @@ class Phase(Generic[S, C, D, U]):
         address: what one client gets of a broadcast, given the server's state. Left out, everybody gets the same.
         problem: extra validation of an answer, given the server's state: returns an error message, or None if the answer is valid. An
             invalid answer is rejected.
+        keep: what the server keeps of one client from now on, given its state before the round and the client's answer. It lies beside
+            the server's state, whose size thus does not depend on the number of clients, and comes with that client's next answer.
+        kept: message class of what `keep` makes.
     """
 
     name: str
@@ -139,6 +147,8 @@ class Phase(Generic[S, C, D, U]):
     template: Callable[[S, Round], U] | None = None
     address: Callable[[S, D, ClientId], D] | None = None
     problem: Callable[[S, U], str | None] | None = None
+    keep: Callable[[S, Received[U]], Any] | None = None
+    kept: type | None = None
 
 
 class Method(Protocol[S, C]):

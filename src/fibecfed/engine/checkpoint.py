@@ -75,17 +75,20 @@ class Checkpoints:
         self._keep = keep
         self._kept: list[_Manifest] = []  # usable as far as is known, oldest first
 
-    def open_states(self, checkpoint: Checkpoint | None, memory_limit_bytes: int) -> ClientStates:
+    def open_states(self, checkpoint: Checkpoint | None, memory_limit_bytes: int, *, repeatable: bool = False) -> ClientStates:
         """The store of clients' states as it was at `checkpoint`, or an empty one; to be called once, before the first `save`.
 
         Files that a killed process left behind are removed. Checkpoints newer than the given one go with the next `save`.
+
+        Args:
+            repeatable: as for `ClientStates`.
 
         Raises:
             ValueError: no checkpoint was given though there is one: its states would be lost.
         """
         if checkpoint is None and _manifests(self.folder):
             raise ValueError(f"{self.folder} holds checkpoints; load the newest one")
-        states = ClientStates(self.folder / "clients", memory_limit_bytes)
+        states = ClientStates(self.folder / "clients", memory_limit_bytes, repeatable=repeatable)
         readable: list[_Manifest] = []
         for path in reversed(_manifests(self.folder)):
             with contextlib.suppress(_Unusable):

@@ -101,6 +101,14 @@ class States(Protocol):
 
     def put(self, client: ClientId, blob: bytes) -> None: ...
 
+    def begin(self, number: int) -> None:
+        """The round `number` is under way from now on."""
+        ...
+
+    def before(self, client: ClientId) -> bytes | None:
+        """The state before the round under way, from which a client starts that is asked again in it."""
+        ...
+
 
 class ClientRuntime:
     """Answers for clients: looks up their data and state, runs the method's half, keeps the new state.
@@ -128,8 +136,6 @@ class ClientRuntime:
         self.key = key
         self.evaluation_batch_size = evaluation_batch_size
         self._phases = {phase.name: phase for phase in method.phases}
-        self._number: int | None = None  # of the round under way
-        self._before: dict[ClientId, bytes | None] = {}  # states before it, of the clients that were asked
 
     def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
         """The reply to a broadcast, and the client's notes. Its state is replaced only when everything went well.
@@ -140,11 +146,8 @@ class ClientRuntime:
         """
         start = time.perf_counter()
         phase = self._phases[now.phase]
-        if now.number != self._number:
-            self._number, self._before = now.number, {}
-        if client not in self._before:
-            self._before[client] = self.states.get(client)
-        state = self._decoded(client, self._before[client])
+        self.states.begin(now.number)
+        state = self._decoded(client, self.states.before(client))
         key = self.key.fold("client", client, "round", now.number)
         seat = Client(client, self.task, self.data(client), state, key)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.errors import Diverged, RunFailed
 from ..core.method import Method, Phase, Received, Work
@@ -15,9 +15,9 @@ from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
 from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Round
-from ..core.wire import WireError, encode, payload_bytes, tensors_of
+from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
 from .checks import Expected, Refused, checked, expected, num_samples
-from .client import named
+from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .simulator import Transport
 
@@ -27,7 +27,26 @@ REPEATS = (
 )
 STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
 USABLE = "The checkpoint before it stays usable"
-_LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are refused"
+LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are refused"
+
+
+class Kept(Protocol):
+    """Where the server keeps something of each client."""
+
+    def get(self, client: ClientId) -> bytes | None: ...
+
+    def put(self, client: ClientId, blob: bytes) -> None: ...
+
+
+class _InMemory:
+    def __init__(self) -> None:
+        self._blobs: dict[ClientId, bytes] = {}
+
+    def get(self, client: ClientId) -> bytes | None:
+        return self._blobs.get(client)
+
+    def put(self, client: ClientId, blob: bytes) -> None:
+        self._blobs[client] = blob
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,7 @@ def run(
     start: int = 0,
     tolerance: Tolerance = STOP,
     standing: Standing = NEW,
+    kept: Kept | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -102,18 +122,20 @@ def run(
         server: the server's state before round `start`.
         tolerance: what becomes of clients that fail, and of rounds in which too few answer.
         standing: what is remembered of the clients' answers before round `start`.
+        kept: where phases keep something of each client; left out, in memory alone.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
         Diverged: the same, where a loss or a tensor is not finite, so that it would happen again.
     """
     phases = {phase.name: phase for phase in method.phases}
+    kept = _InMemory() if kept is None else kept
     rounds = schedule(method)
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
     for now in rounds[start:]:
         phase = phases[now.phase]
         choose = partial(cohort, phase, clients, per_round, key, sampled)
-        server, record, standing = _round(phase, transport, choose, server, now, tolerance, standing)
+        server, record, standing = _round(phase, transport, choose, server, now, tolerance, standing, kept)
         sampled += phase.cohort == "sampled"
         yield Step(now.number + 1, now, server, record, standing)
 
@@ -144,6 +166,7 @@ def _round(
     now: Round,
     tolerance: Tolerance,
     standing: Standing,
+    kept: Kept,
 ) -> tuple[Any, RoundRecord, Standing]:
     start = time.perf_counter()
     broadcast = phase.broadcast(server, now)
@@ -164,8 +187,10 @@ def _round(
         hopeless = hopeless and len(chosen) - len(got.repeats) < tolerance.needed(len(chosen)) and bool(chosen)
         if len(attempts) == tolerance.round_attempts:
             raise (Diverged if hopeless else RunFailed)(_too_few(got, now, tolerance, standing))
-    answers = [Received(client, message) for client, message in got.messages.items()]
+    answers = [Received(client, message, _kept(phase, kept.get(client))) for client, message in got.messages.items()]
     after = _aggregated(phase, server, answers, now)
+    for client, blob in _to_keep(phase, server, answers, now).items():
+        kept.put(client, blob)
     useful = sum(got.bytes_up[answer.client] for answer in answers)
     bytes_down = _added([*(attempt.bytes_down for attempt in attempts), sizes])
     bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
@@ -202,13 +227,28 @@ def _aggregated(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence
     try:
         after = phase.aggregate(server, answers, now)
     except FloatingPointError as error:
-        raise Diverged(f"{where}: {error}. {_LIMIT}") from error
+        raise Diverged(f"{where}: {error}. {LIMIT}") from error
     except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
         raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {USABLE}") from error
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:
-            raise Diverged(f"{where}: they make {named(field, bad)} of the server's state not finite. {_LIMIT}")
+            raise Diverged(f"{where}: they make {named(field, bad)} of the server's state not finite. {LIMIT}")
     return after
+
+
+def _kept(phase: Phase[Any, Any, Any, Any], blob: bytes | None) -> Any:
+    return None if blob is None or phase.kept is None else decode(phase.kept, blob)
+
+
+def _to_keep(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence[Received[Any]], now: Round) -> dict[ClientId, bytes]:
+    """What is to be kept of each client that answered; nothing that is not finite."""
+    found: dict[ClientId, bytes] = {}
+    for answer in answers if phase.keep is not None else ():
+        value = phase.keep(server, answer)  # pyright: ignore[reportOptionalCall]
+        if (problem := not_finite(value)) is not None:
+            raise Diverged(f"{now.phase} round {now.index}, answer of {answer.client}: {problem}, as the server keeps it. {LIMIT}")
+        found[answer.client] = encode(value)
+    return found
 
 
 def _exchange(

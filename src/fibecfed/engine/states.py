@@ -3,12 +3,15 @@
 Memory holds at most a given number of bytes of states, and about 300 bytes for each client that ever had one. A state is *dirty* while it
 lies in memory alone. `sync` writes the dirty ones and flushes; what it returns, a few packs and how much of each, is all that a checkpoint
 has to remember, however many clients there are.
+
+Where a round may be asked of a client again, the record of its state before the round is *held*: it stays on disk until the next round.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import RunFailed
@@ -16,6 +19,8 @@ from ..core.files import sync_folder
 from ..core.types import ClientId
 from . import packs
 from .packs import Location, PackError, Prefix
+
+_ON_SERVER = "\udc00server\udc00"  # before the name of a client; halves of pairs like these are in no text that was ever decoded
 
 PACK_BYTES = 32 * 2**20
 """A pack that has reached this length is not appended to any more."""
@@ -26,9 +31,13 @@ class ClientStates:
 
     A pack of which less than half is still current has that part copied behind the newest records; a pack with nothing current in it is
     removed once no checkpoint names it. The packs thus take at most about twice the states' own bytes, beside what old checkpoints name.
+
+    Args:
+        repeatable: whether `before` gives the states before a round to clients that are asked again in it, as `begin` marks them. Else it
+            gives the newest ones, and nothing is held.
     """
 
-    def __init__(self, folder: Path, memory_limit_bytes: int, pack_bytes: int = PACK_BYTES) -> None:
+    def __init__(self, folder: Path, memory_limit_bytes: int, pack_bytes: int = PACK_BYTES, *, repeatable: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._limit = memory_limit_bytes
@@ -40,6 +49,9 @@ class ClientStates:
         self._packs: dict[int, Prefix] = {}  # in the order of writing, which decides between two records of a client
         self._live: dict[int, int] = {}  # bytes of current records, by pack
         self._pinned: frozenset[int] = frozenset()
+        self._repeatable = repeatable
+        self._round: int | None = None
+        self._held: dict[ClientId, Location | None] = {}  # records before the round under way, of clients with a newer state
         self._unflushed: set[int] = set()
         self._unlisted = False  # a pack was created whose name may not be on the device yet
         self._open: int | None = None  # never a pack of an earlier process: there may be more in it than a checkpoint knows of
@@ -62,8 +74,8 @@ class ClientStates:
         return len(self._dirty) + len(self._where)
 
     def clients(self) -> list[ClientId]:
-        """Every client that has a state, sorted."""
-        return sorted([*self._dirty, *self._where])
+        """Every client that has a state of its own, sorted."""
+        return sorted(client for client in (*self._dirty, *self._where) if not client.startswith(_ON_SERVER))
 
     def get(self, client: ClientId) -> bytes | None:
         """The state of `client`; None if it has none.
@@ -76,11 +88,28 @@ class ClientStates:
             return self._memory[client]
         if client not in self._where:
             return None
-        blob = self._read(client)
+        blob = self._read(client, self._where[client])
         if len(blob) <= self._limit:
             self._remember(client, blob)
             self._evict()
         return blob
+
+    def begin(self, number: int) -> None:
+        """The round `number` is under way from now on."""
+        if number != self._round:
+            self._round = number
+            self._held.clear()
+
+    def before(self, client: ClientId) -> bytes | None:
+        """The state of `client` before the round under way; None if it had none.
+
+        Raises:
+            RunFailed: as for `get`.
+        """
+        if client not in self._held:
+            return self.get(client)
+        location = self._held[client]
+        return None if location is None else self._read(client, location)
 
     def put(self, client: ClientId, blob: bytes) -> None:
         """Make `blob` the state of `client`.
@@ -89,6 +118,11 @@ class ClientStates:
             RunFailed: the disk is full.
         """
         blob = bytes(blob)
+        if self._repeatable and client not in self._held:
+            if client in self._dirty:
+                self._write(client, self._memory[client])
+                del self._dirty[client]
+            self._held[client] = self._where.get(client)
         unchanged = self._memory.get(client) == blob
         self._remember(client, blob)
         if not unchanged:
@@ -127,6 +161,8 @@ class ClientStates:
     def restore(self, prefixes: Collection[Prefix], where: Mapping[ClientId, Location], pinned: Collection[Prefix]) -> None:
         """Take over what a checkpoint named; `pinned` are the packs that other checkpoints name. Packs that none names are removed."""
         self._where = dict(where)
+        self._round = None
+        self._held.clear()
         self._packs = {prefix.number: prefix for prefix in sorted((*pinned, *prefixes), key=lambda prefix: prefix.number)}
         self._packs.update({prefix.number: prefix for prefix in prefixes})
         self._live = dict.fromkeys(self._packs, 0)
@@ -152,9 +188,9 @@ class ClientStates:
             del self._dirty[client]
         self._memory_bytes -= len(self._memory.pop(client))
 
-    def _read(self, client: ClientId) -> bytes:
+    def _read(self, client: ClientId, location: Location) -> bytes:
         try:
-            return packs.read(self.folder, client, self._where[client])
+            return packs.read(self.folder, client, location)
         except PackError as error:
             raise RunFailed(f"the state of client {client!r} cannot be read back from {self.folder}: {error}; resume the run") from error
 
@@ -183,10 +219,11 @@ class ClientStates:
         sparse = {number for number, prefix in self._packs.items() if number != self._open and 0 < 2 * self._live[number] < prefix.length}
         if sparse:
             for client in [client for client, location in self._where.items() if location.pack in sparse]:
-                self._write(client, self._read(client))
+                self._write(client, self._read(client, self._where[client]))
 
     def _remove_dead(self) -> None:
-        for number in [number for number, live in self._live.items() if not live and number not in self._pinned]:
+        needed = self._pinned | {location.pack for location in self._held.values() if location is not None}
+        for number in [number for number, live in self._live.items() if not live and number not in needed]:
             packs.pack_path(self.folder, number).unlink(missing_ok=True)
             del self._packs[number], self._live[number]
             self._unflushed.discard(number)
@@ -207,8 +244,8 @@ class StatesAt:
         self._where = where
 
     def clients(self) -> list[ClientId]:
-        """Every client that has a state, sorted."""
-        return sorted(self._where)
+        """Every client that has a state of its own, sorted."""
+        return sorted(client for client in self._where if not client.startswith(_ON_SERVER))
 
     def get(self, client: ClientId) -> bytes | None:
         """The state of `client`; None if it has none.
@@ -223,6 +260,13 @@ class StatesAt:
         except PackError as error:
             raise RunFailed(f"the state of client {client!r} cannot be read back from {self._folder}: {error}; resume the run") from error
 
+    def begin(self, number: int) -> None:
+        """No round is under way."""
+
+    def before(self, client: ClientId) -> bytes | None:
+        """As `get`."""
+        return self.get(client)
+
     def put(self, client: ClientId, blob: bytes) -> None:
         """Nothing is trained from here on.
 
@@ -230,3 +274,18 @@ class StatesAt:
             TypeError: always.
         """
         raise TypeError("these states belong to a checkpoint and cannot be replaced")
+
+
+@dataclass(frozen=True)
+class OnServer:
+    """What the server keeps of each client, in the store of the clients' own states: under its limit, and in the same checkpoints."""
+
+    states: ClientStates
+
+    def get(self, client: ClientId) -> bytes | None:
+        """What is kept of `client`; None if nothing is."""
+        return self.states.get(_ON_SERVER + client)
+
+    def put(self, client: ClientId, blob: bytes) -> None:
+        """Keep `blob` of `client`."""
+        self.states.put(_ON_SERVER + client, blob)

@@ -4,7 +4,7 @@ docs/methods/fedpeptao.md. [S] marks what the paper or its published code states
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -60,8 +60,7 @@ class FedPepTaoServer:
 
     tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: share of the layers that is to travel.
     scores: of each layer. layers: those that travel.
-    difference: d of the round before. velocity: v. control: c. client_controls: c_k as `client/tensor`, of the clients that took part.
-    rounds: rounds of tuning that are over.
+    difference: d of the round before. velocity: v. control: c. rounds: rounds of tuning that are over.
     """
 
     params: Tensors
@@ -72,8 +71,14 @@ class FedPepTaoServer:
     difference: Tensors
     velocity: Tensors
     control: Tensors
-    client_controls: Tensors
     rounds: int
+
+
+@message
+class ClientControl:
+    """c_k, which the server keeps of each client that took part."""
+
+    control: Tensors
 
 
 @dataclass(frozen=True)
@@ -114,14 +119,14 @@ class FedPepTao:
             rows.append(Phase(*row, problem=no_share))
         rows.append(Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose))
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate)
-        rows.append(Phase(*row, problem=_no_steps))
+        rows.append(Phase(*row, problem=_no_steps, keep=self._keep, kept=ClientControl))
         return tuple(rows)
 
     def init(self, task: Task, key: Key) -> FedPepTaoServer:
         """P at the start; no layer is chosen yet."""
         params = task.init_params(key)
         where = tuple(-1 if (layer := task.layer_of(name)) is None else layer for name in sorted(params))
-        return FedPepTaoServer(params, where, self.layers, torch.zeros(task.num_layers, dtype=torch.float64), (), {}, {}, {}, {}, 0)
+        return FedPepTaoServer(params, where, self.layers, torch.zeros(task.num_layers, dtype=torch.float64), (), {}, {}, {}, 0)
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
         """P at the start, until it knows which layers stay with it."""
@@ -180,17 +185,18 @@ class FedPepTao:
     def _aggregate(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], now: Round) -> FedPepTaoServer:
         """The corrected step for the layers that travel; the head takes the mean [C: the published model has none]."""
         mean = mean_by_size(received)
-        where = dict(zip(sorted(server.params), server.tensor_layers, strict=True))
-        after = replace(server, params={**server.params, **mean}, rounds=server.rounds + 1)
-        for name in sorted(mean):
-            if where[name] >= 0:
-                after = self._step(after, server, received, name)
-        return after
+        steps = {name: self._step(server, received, name, mean[name]) for name in _in_layers(server, mean)}
+        return replace(
+            server,
+            params={**server.params, **mean, **{name: step.moved for name, step in steps.items()}},
+            difference={**server.difference, **{name: step.difference for name, step in steps.items()}},
+            velocity={**server.velocity, **{name: step.velocity for name, step in steps.items()}},
+            control={**server.control, **{name: step.control for name, step in steps.items()}},
+            rounds=server.rounds + 1,
+        )
 
-    def _step(
-        self, after: FedPepTaoServer, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], name: str
-    ) -> FedPepTaoServer:
-        """`after` with one tensor, its velocity and its controls moved on; from the second round on [S] the tensor leaves the mean.
+    def _step(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], name: str, mean: Tensor) -> _Step:
+        """One tensor, its velocity and its control moved on; from the second round on [S] the tensor leaves the mean.
 
         With m clients k of K, w_k their tensors, w the one before and w_mean the mean by n_k, all in float64:
 
@@ -200,34 +206,48 @@ class FedPepTao:
             v   <- momentum v + (1 - momentum) g + c - mean_k c_k, weighted by n_k
             w   <- w_mean - server_learning_rate v
         """
-        old, mean = server.params[name].double(), after.params[name].double()
+        old, target = server.params[name].double(), mean.double()
         zero = torch.zeros_like(old)
         control, velocity = server.control.get(name, zero).double(), server.velocity.get(name, zero).double()
-        keys, sizes = [f"{r.client}/{name}" for r in received], [float(r.message.num_samples) for r in received]
-        before = [server.client_controls.get(key, zero).double() for key in keys]
-        paces = [r.message.steps * self.training.learning_rate for r in received]
-        changed = [
-            own - control + (old - r.message.shared[name].double()) / pace for own, r, pace in zip(before, received, paces, strict=True)
-        ]
-        change = _mean([new - own for new, own in zip(changed, before, strict=True)], paces)
+        sizes, paces = [float(r.message.num_samples) for r in received], [self._pace(r) for r in received]
+        changed = [self._client_control(server, r, name) for r in received]
+        change = _mean([new - _control_before(r, name, zero) for new, r in zip(changed, received, strict=True)], paces)
         control = control + len(received) / self.num_clients * change
-        update, moved = old - mean, after.params[name]
+        update, moved = old - target, mean
         if server.rounds:
             gradient = update if self.gradient == "update" else server.difference[name].double() - update
             velocity = self.momentum * velocity + (1 - self.momentum) * gradient + control - _mean(changed, sizes)
-            moved = (mean - self.server_rate(server.rounds) * velocity).to(moved)
-        return replace(
-            after,
-            params={**after.params, name: moved},
-            difference={**after.difference, name: update.to(moved)},
-            velocity={**after.velocity, name: velocity.to(moved)},
-            control={**after.control, name: control.to(moved)},
-            client_controls={**after.client_controls, **{key: value.to(moved) for key, value in zip(keys, changed, strict=True)}},
-        )
+            moved = (target - self.server_rate(server.rounds) * velocity).to(moved)
+        return _Step(moved, update.to(moved), velocity.to(moved), control.to(moved))
+
+    def _keep(self, server: FedPepTaoServer, received: Received[LocalLayersAndSteps]) -> ClientControl:
+        """c_k after the round, of the layers that travel."""
+        names = _in_layers(server, received.message.shared)
+        return ClientControl({name: self._client_control(server, received, name).to(server.params[name]) for name in names})
+
+    def _client_control(self, server: FedPepTaoServer, received: Received[LocalLayersAndSteps], name: str) -> Tensor:
+        """c_k of one tensor after the round, in float64."""
+        old = server.params[name].double()
+        zero = torch.zeros_like(old)
+        drift = (old - received.message.shared[name].double()) / self._pace(received)
+        return _control_before(received, name, zero) - server.control.get(name, zero).double() + drift
+
+    def _pace(self, received: Received[LocalLayersAndSteps]) -> float:
+        return received.message.steps * self.training.learning_rate
 
     def server_rate(self, step: int) -> float:
         """The server's learning rate in its step number 1, 2, ..."""
         return max(self.server_learning_rate * self.server_decay**step, LEAST_SERVER_RATE)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a round makes of one tensor: w, d, v, c."""
+
+    moved: Tensor
+    difference: Tensor
+    velocity: Tensor
+    control: Tensor
 
 
 def build(options: FedPepTaoOptions, setting: Setting) -> FedPepTao:
@@ -277,6 +297,16 @@ def _ask_scores(server: FedPepTaoServer, now: Round) -> AskScores:
 
 def _broadcast(server: FedPepTaoServer, now: Round) -> SharedModel:
     return SharedModel(of_layers(server.params, server.tensor_layers, server.layers))
+
+
+def _in_layers(server: FedPepTaoServer, names: Iterable[str]) -> list[str]:
+    """Those of the tensors that lie in a layer and not in the head, sorted."""
+    where = dict(zip(sorted(server.params), server.tensor_layers, strict=True))
+    return [name for name in sorted(names) if where[name] >= 0]
+
+
+def _control_before(received: Received[LocalLayersAndSteps], name: str, zero: Tensor) -> Tensor:
+    return zero if received.kept is None else received.kept.control[name].double()
 
 
 def _no_steps(server: FedPepTaoServer, message: LocalLayersAndSteps) -> str | None:

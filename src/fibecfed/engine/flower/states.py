@@ -16,7 +16,7 @@ _NAME = re.compile(r"state-(\d{8})\.safetensors")
 class RoundStates:
     """One client's states of one run.
 
-    `now` is the number of the round at work: `get` gives the state before it, `put` keeps the one after it.
+    `now` is the number of the round under way: `get` gives the state before it, `put` keeps the one after it.
 
     Args:
         folder: made when there is something to keep.
@@ -47,6 +47,14 @@ class RoundStates:
         except WireError as error:
             raise WireError(f"{path}: {error}; put it back from a copy, or remove it: the client then has its state before that") from None
         return blob
+
+    def begin(self, number: int) -> None:
+        """The round `number` is under way from now on."""
+        self.now = number
+
+    def before(self, client: ClientId) -> bytes | None:
+        """As `get`."""
+        return self.get(client)
 
     def put(self, client: ClientId, blob: bytes) -> None:
         """Keep the state after the round `now`."""
