@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-
-import torch
 
 from .adapters.options import positions_used
 from .config import Config
 from .core.errors import UserError
 from .core.method import Method
+from .core.process import environment
 from .core.rng import Key
 from .core.types import ClientId, Round
 from .data.federated import FederatedData, absent, federate, federate_one
@@ -74,12 +72,16 @@ class Prepared:
     sources: tuple[SourceWork, ...] = ()
 
 
+_one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
+"""Tokenizers look at this variable each time; a fork after they had threads of their own warns."""
+
 PromptFor: TypeAlias = Callable[[Sequence[str]], Prompt | None]
 ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
 """What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
 prompt for the names of the classes."""
 
 
+@_one_tokenizer_thread
 def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     """Find the model, read and partition the data.
 
@@ -89,8 +91,6 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     Raises:
         UserError: whatever the user can fix about model, data or their combination.
     """
-    # An environment variable would be read too late by the tokenizer's threads, and a fork after them warns
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     key = Key(config.seed)
     if isinstance(config.method, AttemptOptions):
         source_tasks(config.method, config.data.task)
@@ -197,8 +197,9 @@ def _num_clients(config: Config, data: FederatedData) -> int:
     return config.federation.clients if config.federation.partition == "machines" else len(data.clients)
 
 
+@_one_tokenizer_thread
 def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadData | None = None, *, trial: bool = False) -> Prepared:
-    """Load the model and put everything together; sets the number of threads.
+    """Load the model and put everything together. The caller sets the number of threads (`core.process.threads`).
 
     Args:
         weights: where the backbone's weights are looked for first, and kept for the next run of this process.
@@ -208,7 +209,6 @@ def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadD
     Raises:
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
     """
-    torch.set_num_threads(config.resources.threads)
     inputs = read_inputs(config, read_data)
     pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
     sources, works = None, ()

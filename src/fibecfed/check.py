@@ -23,6 +23,7 @@ from .build import Prepared, data_warnings, prepare
 from .config import Config
 from .core.method import Client, Phase, Received, Work
 from .core.options import Options
+from .core.process import threads
 from .core.trees import num_values
 from .core.types import Params, Round
 from .core.wire import encode
@@ -82,11 +83,12 @@ def report(config: Config, console: Console) -> None:
     Raises:
         UserError: a mistake that only shows when model and data are read.
     """
-    prepared = prepare(config, trial=True)
-    for title, table in _sections(prepared):
-        console.print(Text(title, style="bold"))
-        console.print(table)
-        console.print()
+    with threads(config.resources.threads):
+        prepared = prepare(config, trial=True)
+        for title, table in _sections(prepared):
+            console.print(Text(title, style="bold"))
+            console.print(table)
+            console.print()
     console.print(Text("The configuration holds. Nothing was trained or written."))
 
 

@@ -17,6 +17,7 @@ from ..build import Prepared, only, prepare
 from ..config import Config, common, load
 from ..core.errors import UserError
 from ..core.files import read_table, write_atomically
+from ..core.process import threads
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import RunLock
 from ..engine.flower.resident import Resident
@@ -66,6 +67,7 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         with _writable(options.folder):
             held.enter_context(RunLock(options.folder))
             name, identity = _who(options, config)
+        held.enter_context(threads(config.resources.threads))
         began = time.perf_counter()
         prepared = prepare(config, read_data=only(name))
         data = prepared.inputs.data

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from ..core.errors import UserError
 from ..core.files import expanded
 from ..core.options import Options
+from ..core.process import environment
 from ..core.rng import Key
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
@@ -209,8 +210,7 @@ def load_model(
     if words is not None:
         kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
-    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    with _as_user_error(source), seeded(key):
+    with _as_user_error(source), seeded(key), environment("DISABLE_SAFETENSORS_CONVERSION", "1"):
         identity = (source, kind.__name__)
         kept = None if weights is None else weights.find(identity, source.files)
         common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
@@ -371,7 +371,11 @@ def sha256_of(path: Path) -> str:
 @contextlib.contextmanager
 def _as_user_error(source: Source) -> Iterator[None]:
     """What transformers says when a model cannot be had, as one sentence; its own log is kept quiet meanwhile."""
-    level = transformers_logging.get_verbosity()
+    level, bars, hub_bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+        not are_progress_bars_disabled(),
+    )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -386,3 +390,7 @@ def _as_user_error(source: Source) -> Iterator[None]:
         raise UserError(f"model.name: {source.location} could not be loaded: {first}") from error
     finally:
         transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # the hub's as well
+            if not hub_bars:
+                disable_progress_bars()
