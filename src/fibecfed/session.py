@@ -99,20 +99,12 @@ def resume(
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
-<<<<<<< HEAD
-    with _disk_errors(out), RunLock(out):
+    with threads(config.resources.threads), _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
         prepared = prepare(config, weights, read_data)
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
-=======
-    with threads(config.resources.threads), _disk_errors(out), RunLock(out):
-        checkpoint = Checkpoints(out / "checkpoints", config.resources.keep_checkpoints).load_latest()
-        if checkpoint is not None and checkpoint.extra.get("config") != config_hash(config):
-            raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with; put the recorded file back")
-        return _Session(prepare(config, weights, read_data), out, on_event, adapters, connect).go(checkpoint), False
->>>>>>> 1571e0e (A run leaves the process as it found it: threads, environment variables and progress bars are put back)
 
 
 def completed_rounds(out: Path, config: Config) -> int:
