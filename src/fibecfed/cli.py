@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .core.errors import UserError
-from .core.files import CONFIG, expanded
+from .core.files import CONFIG, FLOWER, expanded
 from .core.streams import keep_streams
 from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
 
@@ -95,7 +95,7 @@ def resume(
     their checksums must be the same.
     """
     with exit_codes():
-        if (folder / "flower.json").is_file():  # which the server of a federation across machines has written
+        if (folder / FLOWER).is_file():  # which the server of a federation across machines has written
             from .deploy import again
 
             if overrides:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
 
+from .core.files import CONFIG, FLOWER, RECORDS, SUMMARY
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .report.baselines import remarks
 from .report.selected import in_words
@@ -142,9 +143,9 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     for remark in remarks(summary):
         console.print(Text(f"note: {remark}"), soft_wrap=True)
     hints = ["To classify text with a model, see the model card."]
-    if not (folder / "flower.json").is_file():  # a federation across machines cannot be run again here
+    if not (folder / FLOWER).is_file():  # a federation across machines cannot be run again here
         other = "fibecfed" if summary["method"] == "lora" else "lora"
-        again = ["fibecfed", "run", str(folder / "config.toml"), f"method.kind={other}", "--out", f"{folder}-{other}"]
+        again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]
         hints.append(f"To compare: {shlex.join(again)}")
     console.print(Text("\n".join(hints)), soft_wrap=True)
 
@@ -182,6 +183,6 @@ _WHERE = {
     "global model": "global",
     "clients' models": "clients",
     "model card": "global/README.md",
-    "records": "records.jsonl",
-    "summary": "summary.json",
+    "records": RECORDS,
+    "summary": SUMMARY,
 }

@@ -323,6 +323,49 @@ def test_a_tree_with_a_comparison_in_it_takes_names_from_its_paths_and_leaves_it
     assert [(run.method, run.seed) for run in read_comparison(tmp_path / "all" / "c" / "runs" / "rte").runs] == names
 
 
+def test_a_run_that_is_not_finished_is_reported_with_its_round(tmp_path: Path):
+    run = tmp_path / "run"
+    made_runs.write_run(run, rounds=10, every=2)
+    (run / "summary.json").unlink()
+    lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
+    (run / "records.jsonl").write_text("".join(lines[:8]))  # header, untrained, importance, 4 rounds with an evaluation after the second
+    found = read_comparison(run)
+    assert len(found.runs[0].points) == 2 and found.runs[0].last.rounds == 3
+    assert found.problems == (f"{run}: unfinished, round 4 of 10: these are its numbers so far; resume with: fibecfed resume {run}",)
+    write_report(run)
+    assert "unfinished, round 4 of 10" in (run / "report.md").read_text() and "unfinished" in (run / "report.html").read_text()
+
+
+def test_the_number_of_clients_is_that_of_the_data(tmp_path: Path):
+    """With a column of clients the configuration keeps its default, which nobody had."""
+    made_runs.write_run(tmp_path / "run")
+    records = tmp_path / "run/records.jsonl"
+    records.write_text(records.read_text().replace('"clients":20,"clients_per_round":5', '"clients":50,"clients_per_round":30', 1))
+    assert dict(conditions(read_comparison(tmp_path / "run")))["Federation"].startswith("20 clients, 20 per round, 10 rounds")
+
+
+def test_what_is_handed_on_names_no_place_on_this_machine(tmp_path: Path):
+    place = tmp_path / "private-place"
+    made_runs.write_comparison(place / "c", ("fibecfed", "lora"), ("sst2", "mine"), (0, 1), rounds=4)
+    for records in place.rglob("records.jsonl"):
+        text = records.read_text().replace('"name":"minilm"', f'"name":"{place}/models/mine"', 1)
+        text = text.replace('"path":null', f'"path":"{place}/data.csv","root":"{place}","test_path":"{place}/test.csv"', 1)
+        records.write_text(text.replace('"task":"mine"', '"task":null', 1))
+    (place / "c/runs/sst2/lora/1/summary.json").unlink()
+    (place / "c/runs/sst2/lora/0/summary.json").unlink()
+    (place / "c/runs/sst2/lora/0/failure.json").write_text(json.dumps({"why": "stopped", "reason": f"{place}/elsewhere/x.csv: is gone"}))
+    assert str(place) in " ".join(read_comparison(place / "c").problems)
+    write_report(place / "c", out=tmp_path / "out", export=tmp_path / "out/short.jsonl")
+    files = sorted((tmp_path / "out").iterdir())
+    assert {"report.html", "report.md", "report-runs.csv", "short.jsonl"} <= {path.name for path in files}
+    for path in files:
+        assert "private-place" not in path.read_text(), path.name
+    assert (
+        "Model: mine, head full" in (tmp_path / "out/report.md").read_text()
+        and "x.csv: is gone" in (tmp_path / "out/report.md").read_text()
+    )
+
+
 def test_a_target_of_an_unknown_task_is_refused_with_the_tasks_there_are(folder: Path):
     with pytest.raises(UserError, match="got sst, expected a task of this folder: cola, sst2"):
         read_comparison(folder, targets={"sst": 0.8})

@@ -14,6 +14,8 @@ CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.jso
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
 CHECKPOINTS = "checkpoints"
 """Folder in a run's folder."""
+FLOWER = "flower.json"
+"""What the folder of a federation across machines holds beside: how its run was started."""
 COMPARISON, TUNING = "comparison.toml", "tuning.json"
 """What a comparison's folder holds beside its runs: what was asked for, and the rates that were tried and chosen."""
 

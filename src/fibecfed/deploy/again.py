@@ -12,10 +12,9 @@ from typing import Any
 
 from ..config import load
 from ..core.errors import RunFailed, UserError
-from ..core.files import CONFIG, SUMMARY, read_summary, read_table
+from ..core.files import CONFIG, FLOWER, SUMMARY, read_summary, read_table
 from ..engine.options import CLIENT_NAME
 
-FLOWER = "flower.json"
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",

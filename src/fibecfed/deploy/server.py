@@ -17,7 +17,7 @@ from ..build import Prepared, nobody
 from ..clients import Messages
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
-from ..core.files import CONFIG, write_atomically
+from ..core.files import CONFIG, FLOWER, write_atomically
 from ..core.types import ClientId, Round
 from ..engine.events import Warned
 from ..engine.flower.apps import server_app
@@ -27,7 +27,7 @@ from ..engine.states import ClientStates
 from ..models.backbones import find
 from ..progress import Progress
 from ..saving import checksum_of_files, versions
-from .again import FLOWER, about
+from .again import about
 
 FINISH_S = 600.0
 """How long clients have to save their own models at the end."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import UserError
-from ..core.files import COMPARISON, write_atomically
+from ..core.files import COMPARISON, CONFIG, RECORDS, write_atomically
 from .clock import Network
-from .export import to_lines
+from .export import to_lines, without_folders
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
 from .planned import Plan, read_plan, read_tuning
 from .results import Comparison, Run
-from .runs import CONFIG, RECORDS, read_run
+from .runs import progress_of, read_run
 from .standing import Standings, standings
 from .tables import to_csv
 from .whole import ASIDE, Place
@@ -60,13 +61,15 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     problems = found.problems
     for path, place in found.places.items():
         try:
-            run = read_run(path, network, place)
+            run = read_run(path, network, place, unfinished=path == folder)
         except UserError as error:
             problems.append(str(error))
             continue
         except OSError as error:
             problems.append(_closed(error, path))
             continue
+        if path == folder and (progress := progress_of(folder)):
+            problems.append(f"{path}: {progress}: these are its numbers so far; resume with: fibecfed resume {shlex.quote(str(path))}")
         name = (run.task, run.method, run.seed)
         if name in runs:
             problems.append(f"{path}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
@@ -101,6 +104,8 @@ def write_files(found: Standings, folder: Path, out: Path | None = None, export:
         UserError: a file cannot be written; it names it.
     """
     out = folder if out is None else out
+    handed_on = replace(found.comparison, problems=without_folders(found.comparison.problems, folder))
+    found = replace(found, comparison=handed_on)
     tables = all_tables(found)
     files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
     files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}

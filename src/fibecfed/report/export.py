@@ -26,7 +26,6 @@ def to_lines(comparison: Comparison, folder: Path) -> str:
     Args:
         folder: of the comparison, as its problems call it; they are told without it, and without any other absolute path.
     """
-    below = re.compile(rf"(?<![\w./-]){re.escape(str(folder))}/")
     told: list[dict[str, Any]] = []
     lines = []
     for run in comparison.runs:
@@ -44,12 +43,18 @@ def to_lines(comparison: Comparison, folder: Path) -> str:
         "version": EXPORT_VERSION,
         "title": comparison.title,
         "network": asdict(comparison.network),
-        "problems": [_FOLDERS.sub("", below.sub("", problem)) for problem in comparison.problems],
+        "problems": without_folders(comparison.problems, folder),
         "tuning": dict(comparison.tuning),
         "fixed_targets": dict(comparison.fixed_targets),
         "conditions": told,
     }
     return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in (header, *lines))
+
+
+def without_folders(problems: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Problems as they are handed on: without where the comparison's folder lies, and without any other absolute path."""
+    below = re.compile(rf"(?<![\w./-]){re.escape(str(folder))}/")
+    return tuple(_FOLDERS.sub("", below.sub("", problem)) for problem in problems)
 
 
 def from_lines(path: Path) -> Comparison:

@@ -10,21 +10,23 @@ from typing import Any
 
 from ..core import metrics
 from ..core.errors import UserError
+from ..core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ..core.records import EvalRecord, RoundRecord, read
+from ..engine.evaluation import worst_decile
 from .baselines import baselines
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
 from .units import count
 from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
 
-RECORDS, SUMMARY, CONFIG, FAILURE = "records.jsonl", "summary.json", "config.toml", "failure.json"
 _BINS = 24
 
 
-def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
-    """A finished run.
+def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinished: bool = False) -> Run:
+    """A finished run, or one that is under way or was stopped.
 
     Args:
+        unfinished: whether a run without results is read as far as its records go.
         place: in a comparison; what it leaves open is taken from the run's configuration. A federation across machines, which names neither
             task nor file, is called as its folder.
 
@@ -46,18 +48,18 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except ValueError as error:
         raise Damaged(str(error), _advice(folder, place)) from None
-    if not finished:
+    if not finished and not unfinished:
         done = sum(isinstance(record, RoundRecord) for record in records)
         raise UserError(
             f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
         )
-    summary = _summary(folder, place)
     if absent := lacking(header):
         raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))
     configuration = header["configuration"]
     if wrong := list(misfits(configuration, place)):
         advice = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
         raise Damaged(f"{path}, line 1: the records of another run than its folder says: {', '.join(wrong)}", advice)
+    summary = _summary(folder, place) if finished else _so_far(records)
     if broken := gap(records, summary):
         raise Damaged(f"{path}, {broken}", _advice(folder, place))
     data = configuration["data"]
@@ -73,6 +75,23 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE) -> Run:
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", _advice(folder, place)) from None
+
+
+def _so_far(records: Sequence[RoundRecord | EvalRecord]) -> dict[str, Any]:
+    """What `_reduced` takes from a summary, of a run that has none yet."""
+    evaluations = [record for record in records if isinstance(record, EvalRecord)]
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    selected = next((record.server for record in reversed(rounds) if record.server), {})
+    return {"scores": {"worst_decile": worst_decile(evaluations[-1].clients) if evaluations else None}, "selected": selected}
+
+
+def progress_of(folder: Path) -> str | None:
+    """How far a run is that has no results, as in "unfinished, round 3 of 40"; None for one that has."""
+    if (folder / SUMMARY).is_file():
+        return None
+    header, records = read(folder / RECORDS)
+    trained = sum(isinstance(record, RoundRecord) and any(record.steps.values()) for record in records)
+    return f"unfinished, round {trained} of {header['configuration']['federation']['rounds']}"
 
 
 def _advice(folder: Path, place: Place) -> str:
@@ -206,12 +225,13 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
     configuration = header["configuration"]
     federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
     machine = header.get("machine", {})
-    clients = f"{federation['clients']} clients, {federation['clients_per_round']} a round, {count(federation['rounds'], 'round')}"
+    of = len(header["partition"]) or federation["clients"]  # as many as there were, which a column of the data decides as well
+    clients = f"{count(of, 'client')}, {min(of, federation['clients_per_round'])} per round, {count(federation['rounds'], 'round')}"
     spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
     cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
-    cores = f"{machine.get('cores')} cores, {header.get('threads')} thread a run, {header.get('precision')}"
+    cores = f"{machine.get('cores')} cores, {count(header.get('threads') or 1, 'thread')} per run, {header.get('precision')}"
     return {
-        "model": f"{configuration['model'].get('name')}, head {configuration['model'].get('head')}",
+        "model": f"{_without_folder(configuration['model'].get('name'))}, head {configuration['model'].get('head')}",
         "federation": f"{clients}, {spread}",
         "training": f"{count(training['local_epochs'], 'local epoch')}, batches of {training['batch_size']}, {training['optimizer']}",
         "learning_rate": training["learning_rate"],
@@ -236,4 +256,15 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"{above}.{name}": value for above, table in tables.items() if isinstance(table, Mapping) for name, value in table.items()}
     if header.get("precision"):
         found["training.precision"] = header["precision"]
+    if header["partition"]:
+        found["federation.clients"] = len(header["partition"])
+    if "model.name" in found:
+        found["model.name"] = _without_folder(found["model.name"])
+        digests = sorted(header.get("model", {}).get("files", {}).values())
+        found["model.weights"] = ", ".join(digest[:12] for digest in digests) or None  # folders of one name may hold different ones
     return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+
+
+def _without_folder(name: Any) -> Any:
+    """A model's name for a report that is handed on: of a local one without its place on this machine."""
+    return Path(name).name if isinstance(name, str) and Path(name).is_absolute() else name
