@@ -16,6 +16,7 @@ from .config import Config, load, lost, refuse_lasting, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
+from .core.process import threads
 from .core.records import EvalRecord
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
