@@ -13,7 +13,7 @@ from .core.method import Method
 from .core.process import environment
 from .core.rng import Key
 from .core.types import ClientId, Round
-from .data.federated import FederatedData, absent, federate, federate_one
+from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
 from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
@@ -148,6 +148,18 @@ def only(client: ClientId) -> ReadData:
 def nobody(clients: Sequence[ClientId]) -> ReadData:
     """No data, only the clients' ids: for a server whose clients are machines of their own."""
     return lambda config, tokenizer, key, prompt_for: absent(clients, config.data.labels or ())
+
+
+def assumed(each: int) -> ReadData:
+    """Clients that are machines of their own as they may be, for estimates: each with so many training examples, as long as may be."""
+
+    def read(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
+        labels, options = config.data.labels or (), config.federation
+        clients = options.client_names or [f"client-{number}" for number in range(1, options.clients + 1)]
+        different = max(config.training.batch_size, len(labels))
+        return made_up(clients, labels, tokenizer, config.data, different=different, each=each, prompt=prompt_for(labels))
+
+    return read
 
 
 def data_warnings(inputs: Inputs) -> tuple[str, ...]:

@@ -7,19 +7,18 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
 from .adapters.options import called
-from .build import Prepared, data_warnings, prepare
+from .build import Prepared, prepare
 from .config import Config
 from .core.method import Client, Phase, Received, Work
 from .core.options import Options
@@ -27,9 +26,8 @@ from .core.process import threads
 from .core.trees import num_values
 from .core.types import Params, Round
 from .core.wire import encode
-from .data.inspect import quantiles
-from .data.names import plain
 from .engine.client import frame
+from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .local import curriculum, selection
 from .local.optimise import fit
 from .methods import fedavg, fedpeptao, fibecfed
@@ -84,42 +82,34 @@ def report(config: Config, console: Console) -> None:
         UserError: a mistake that only shows when model and data are read.
     """
     with threads(config.resources.threads):
-        prepared = prepare(config, trial=True)
-        for title, table in _sections(prepared):
-            console.print(Text(title, style="bold"))
-            console.print(table)
-            console.print()
+        show(_sections(prepare(config, trial=True)), console)
     console.print(Text("The configuration holds. Nothing was trained or written."))
 
 
-def _sections(prepared: Prepared) -> Iterator[tuple[str, Table]]:
-    task = prepared.task
-    params = task.init_params(prepared.inputs.key)
-    # PEFT keeps the head it replaced as "original_module"; it computes nothing
-    frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
-    published = prepared.inputs.source.published
-    yield (
-        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}; "
-        f"trained: {_adapter(prepared.inputs.config)}",
-        _table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params)),
-    )
-    yield _data(prepared)
-    yield f"Clients: {len(prepared.inputs.data.clients)}", _clients(prepared)
-    if warned := data_warnings(prepared.inputs):
-        yield "Warnings", _table(("", ""), [("-", text) for text in warned])
-    traffic = plan_traffic(prepared)
-    yield "Messages", _table(("phase", "rounds", "clients per round", "down, each", "up, each", "together"), _messages(traffic))
-    yield "Estimates for this machine", _table(("", ""), _estimates(prepared, params))
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(*header, box=None, pad_edge=False, show_header=any(header))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+def _sections(prepared: Prepared) -> Iterator[Section]:
+    params = prepared.task.init_params(prepared.inputs.key)
+    yield model_section(prepared, params)
+    yield data_section(prepared)
+    yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
+    yield from warnings_section(prepared)
+    yield messages_section(prepared)
+    yield "Estimates for this machine", as_table(("", ""), _estimates(prepared, params))
 
 
 # ---- model and data
+
+
+def model_section(prepared: Prepared, params: Params) -> Section:
+    """What is trained of the model."""
+    task = prepared.task
+    # PEFT keeps the head it replaced as "original_module"; it computes nothing
+    frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
+    published = prepared.inputs.source.published
+    title = (
+        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}; "
+        f"trained: {_adapter(prepared.inputs.config)}"
+    )
+    return title, as_table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params))
 
 
 def _adapter(config: Config) -> str:
@@ -149,65 +139,13 @@ def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     ]
 
 
-_CLASSES_SHOWN, _CLIENTS_SHOWN = 8, 20
-"""[C] With more classes or clients than these their numbers are summed up."""
-
-
-def _data(prepared: Prepared) -> tuple[str, Table]:
-    """What was read, and what became of it: a row for each part."""
-    data = prepared.inputs.data
-    sides = {examples.table.cut_side for examples in (data.train, data.test)}
-    header = ("", "examples", "by class", "tokens before the cut: half, 95 %, longest", f"cut to {data.max_length} at the {_end_of(sides)}")
-    rows = []
-    for part in ("train", "validation", "test"):
-        examples = getattr(data, part)
-        if not len(examples):
-            rows.append((part, "0", "", "", ""))
-            continue
-        lengths = examples.whole_lengths
-        spread = ", ".join(f"{length:,}" for length in quantiles(lengths))
-        cut = int((lengths > data.max_length).sum())
-        rows.append(
-            (part, f"{len(examples):,}", _by_class(data.class_counts(part).sum(axis=0).tolist(), data.label_names), spread, f"{cut:,}")
-        )
-    return "\n".join(("Data", *data.read)), _table(header, rows)
-
-
-def _end_of(sides: set[str]) -> str:
-    return "beginning" if sides == {"left"} else "end"
-
-
-def _by_class(counts: Sequence[int], names: Sequence[str]) -> str:
-    if len(names) > _CLASSES_SHOWN:
-        return f"{len(names)} classes of {min(counts):,} to {max(counts):,}"
-    return ", ".join(f"{plain(name)} {count:,}" for name, count in zip(names, counts, strict=True))
-
-
-def _clients(prepared: Prepared) -> Table:
-    """A row for each client, or the spread of their sizes where they are many."""
-    parts, data = ("train", "validation", "test"), prepared.inputs.data
-    if len(data.clients) > _CLIENTS_SHOWN:
-        rows = []
-        for part in parts:
-            sizes = _sizes(prepared, part)
-            rows.append((f"{part} examples", str(min(sizes)), f"{statistics.median(sizes):g}", str(max(sizes))))
-        return _table(("", "least", "middle", "most"), rows)
-    sizes = [_sizes(prepared, part) for part in parts]
-    named = [(plain(client), *(f"{column[k]:,}" for column in sizes)) for k, client in enumerate(data.clients)]
-    train = data.class_counts("train").tolist()
-    if len(data.label_names) > _CLASSES_SHOWN:
-        most = [max(row) / max(1, sum(row)) for row in train]
-        classes = [f"{sum(map(bool, row))} of {len(row)}, the largest {100 * share:.0f} %" for row, share in zip(train, most, strict=True)]
-        return _table(("client", *parts, "classes in train"), [(*row, text) for row, text in zip(named, classes, strict=True)])
-    header = ("client", *parts, *(f"train: {plain(name)}" for name in data.label_names))
-    return _table(header, [(*row, *(f"{count:,}" for count in counts)) for row, counts in zip(named, train, strict=True)])
-
-
-def _sizes(prepared: Prepared, part: str) -> list[int]:
-    return [len(held) for held in prepared.inputs.data.partition.indices[part].values()]
-
-
 # ---- messages
+
+
+def messages_section(prepared: Prepared) -> Section:
+    """What is sent."""
+    header = ("phase", "rounds", "clients per round", "down, each", "up, each", "together")
+    return "Messages", as_table(header, _messages(plan_traffic(prepared)))
 
 
 def plan_traffic(prepared: Prepared) -> list[Traffic]:
@@ -244,7 +182,7 @@ def _tried_out(prepared: Prepared, phase: Phase[Any, Any, Any, Any], server: Any
 def _fibecfed_sizes(prepared: Prepared, method: fibecfed.FibecFed, phase: Phase[Any, Any, Any, Any], server: Any) -> list[tuple[int, int]]:
     """Bytes down and up of FibecFed's phases, for each number of shared layers that may come out."""
     num_layers = prepared.task.num_layers
-    num_samples = round(statistics.mean(_sizes(prepared, "train")))
+    num_samples = round(statistics.mean(examples_by_client(prepared, "train")))
     sizes = []
     for possible in _possible_servers(method, server, num_layers):
         down = phase.broadcast(possible, Round(phase.name, 0, phase.num_rounds, 0))
@@ -291,7 +229,7 @@ def _span(sizes: tuple[int, int]) -> str:
 def plan_effort(prepared: Prepared) -> Effort:
     """Steps and passes of the run, from the clients' mean sizes."""
     config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
-    sizes, training = _sizes(prepared, "train"), config.training
+    sizes, training = examples_by_client(prepared, "train"), config.training
     clients, cohort = len(sizes), min(config.federation.clients_per_round, len(sizes))
     steps = passes = evaluations = 0.0
     for phase in method.phases:
@@ -335,15 +273,15 @@ def _batches_used(method: Any, phase: Phase[Any, Any, Any, Any], now: Round, siz
 def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     config, data = prepared.inputs.config, prepared.inputs.data
     effort = plan_effort(prepared)
-    batch_size = min(config.training.batch_size, max(_sizes(prepared, "train")))  # no client has a larger batch
-    step_s, predict_s = _measure(prepared, params, batch_size)
+    batch_size = min(config.training.batch_size, max(examples_by_client(prepared, "train")))  # no client has a larger batch
+    step_s, predict_s = measure(prepared, params, batch_size)
     per_example = step_s / batch_size
     seconds = effort.steps * step_s + effort.passes * per_example + effort.predicted * predict_s
     clients = len(data.clients)
     size = sum(value.nbytes for value in params.values())
-    states = clients * _state_bytes(prepared, size)
+    states = clients * state_bytes(prepared, size)
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory()
     evaluating = duration(effort.predicted * predict_s)
     beside: list[tuple[str, ...]] = []
     if isinstance(config.method, AttemptOptions):
@@ -361,14 +299,19 @@ def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     ]
 
 
-def _state_bytes(prepared: Prepared, size: int) -> int:
+def peak_memory() -> int:
+    """Bytes of this process's memory at its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def state_bytes(prepared: Prepared, size: int) -> int:
     """What a client keeps: its state at the start, or the whole model where it ends up with one of its own."""
     method, client = prepared.method, prepared.inputs.data.clients[0]
     state = len(encode(method.init_client(prepared.task, client, prepared.inputs.key)))
     return max(state, size) if any(phase.up is fedavg.Done for phase in method.phases) else state
 
 
-def _measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float, float]:
+def measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float, float]:
     """Seconds of a training step, and of the prediction of one example, on examples of the run; the middle of three."""
     config, data, key = prepared.inputs.config, prepared.inputs.data, prepared.inputs.key.fold("check")
     batch = data.train.batch(key.permutation(len(data.train)).tolist()[:batch_size])

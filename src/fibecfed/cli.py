@@ -9,22 +9,34 @@ import enum
 import importlib.metadata
 import math
 import shlex
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER, expanded
-from .core.streams import keep_streams
+from .core.streams import keep_streams, without_library_warnings
 from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
 
 if TYPE_CHECKING:
     from .config import Config
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        """Older versions of typer escape brackets for rich, also where rich does not show them."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+class _Typer(typer.Typer):
+    def command(self, *arguments: Any, **options: Any) -> Any:
+        return super().command(*arguments, **{"cls": _Command, **options})
+
+
+app = _Typer(
     name="fibecfed",
     help="Fine-tune language models on text that cannot leave its owners.",
     no_args_is_help=True,
@@ -34,7 +46,7 @@ app = typer.Typer(
 )
 
 
-flower = typer.Typer(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
+flower = _Typer(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(flower, name="flower")
 
 
@@ -154,8 +166,8 @@ def compare(
 def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
     """Dry run; shows every mistake in a file.
 
-    What would be trained, sent and stored, with estimates of memory and time; of a comparison, by the shapes of its models. Starts and
-    writes nothing.
+    What would be trained, sent and stored, with estimates of memory and time; of a comparison, by the shapes of its models; of a
+    federation across machines, without its clients' data. Starts and writes nothing.
     """
     with exit_codes():
         from .compare.read import is_comparison
@@ -167,8 +179,10 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
             price_comparison(load_comparison(config, overrides or ()), console())
             return
         loaded = _load(config, overrides)
-        from .check import report
-
+        if loaded.federation.partition == "machines":
+            from .deploy.check import report
+        else:
+            from .check import report
         report(loaded, console())
 
 
@@ -266,13 +280,14 @@ def client(
     name: Annotated[str | None, typer.Option(help="Its stable name. [default: the one of its folder, else a new one]")] = None,
     device: Annotated[str | None, typer.Option(help="What it computes on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="Processor threads. [default: as in the configuration]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only show what data and model are like here; sends and writes nothing.")] = False,
 ) -> None:
     """Be one client of a federation across machines.
 
     Loads model and data once and stays, until it is stopped with Ctrl-C or SIGTERM.
     """
     with exit_codes(), terminated_like_interrupted():
-        from .deploy.client import Options
+        from .deploy.client import Options, try_out
         from .deploy.client import run as be_client
 
         own = {
@@ -286,7 +301,11 @@ def client(
         }
         overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
         place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
-        be_client(Options(config, overrides, socket, place, name), _now)
+        options = Options(config, overrides, socket, place, name)
+        if check:
+            try_out(options, console())
+        else:
+            be_client(options, _now, console())
 
 
 @flower.command("init")
@@ -323,8 +342,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     """Fine-tune language models on text that cannot leave its owners."""
-    # What libraries announce to those who program with them says nothing to a user of the command line
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+    without_library_warnings()
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from typing import Any
 
 
@@ -51,3 +52,8 @@ def _lossy(number: int, before: Any) -> io.TextIOWrapper:
         line_buffering=getattr(before, "line_buffering", False),
         write_through=getattr(before, "write_through", False),
     )
+
+
+def without_library_warnings() -> None:
+    """Drop what libraries announce to those who program with them: it says nothing to a user of the command line."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

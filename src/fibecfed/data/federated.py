@@ -20,7 +20,7 @@ from .options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, DataOptions
 from .partition import PARTS, Kind, Partition
 from .partition import partition as spread_examples
 from .prompt import Prompt
-from .sources import TextDataset
+from .sources import TextDataset, TextSplit
 from .text import TableExamples, token_table, tokenise
 
 
@@ -177,6 +177,35 @@ def absent(clients: Sequence[ClientId], label_names: Sequence[str]) -> Federated
         partition=Partition("column", tuple(sorted(clients)), held, counts),
         noisy=torch.zeros(0, dtype=torch.bool),
     )
+
+
+def made_up(
+    clients: Sequence[ClientId],
+    label_names: Sequence[str],
+    tokenizer: Any,
+    options: DataOptions,
+    *,
+    different: int,
+    each: int,
+    prompt: Prompt | None = None,
+) -> FederatedData:
+    """Training examples as long as `options` lets them be, for estimates where the data lie elsewhere.
+
+    Args:
+        different: so many texts are made; a client holds them over and over.
+        each: training examples of a client.
+    """
+    length = options.max_length or DEFAULT_MAX_LENGTH_PAIRS
+    texts = ["data " * length] * different
+    labels = torch.arange(different) % len(label_names)
+    split = TextSplit(texts, texts if options.pair_column is not None else None, labels, None)
+    dataset = TextDataset(split, split, tuple(label_names), options.pair_column is not None, None, "made up")
+    plain = options.model_copy(update={"max_train": None, "max_test": None, "validation_fraction": 0.0, "label_noise": 0.0})
+    whole = federate(dataset, tokenizer, plain, clients=1, partition="iid", key=Key(0), prompt=prompt)
+    held = {"train": torch.arange(each) % different}
+    indices = {part: dict.fromkeys(clients, held.get(part, torch.empty(0, dtype=torch.int64))) for part in PARTS}
+    counts = {part: np.zeros((len(clients), len(label_names)), dtype=np.int64) for part in PARTS}
+    return replace(whole, partition=Partition("column", tuple(sorted(clients)), indices, counts))
 
 
 def flip_labels(labels: Tensor, num_classes: int, share: float, key: Key) -> tuple[Tensor, Tensor]:

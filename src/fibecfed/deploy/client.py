@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from ..build import Prepared, only, prepare
 from ..config import Config, common, load
 from ..core.errors import UserError
@@ -23,7 +26,9 @@ from ..engine.checkpoint import RunLock
 from ..engine.flower.resident import Resident
 from ..engine.flower.sockets import SocketError, listening, serve
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
+from ..inspection import show
 from ..saving import checksum_of_files, save, versions
+from .check import data_sections, site_sections, states_kept
 
 ABOUT = "client.json"
 _ADVICE = (
@@ -51,18 +56,13 @@ class Options:
     name: str | None
 
 
-def run(options: Options, say: Callable[[str], None]) -> None:
-    """Load data and model, then answer until interrupted.
+def run(options: Options, say: Callable[[str], None], console: Console) -> None:
+    """Load data and model, show what they are like, then answer until interrupted.
 
     Raises:
         UserError: whatever the user can fix; nothing was answered then.
     """
-    config = load(options.config, options.overrides).config
-    if config.federation.partition != "machines":
-        raise UserError(
-            f'{options.config}: federation.partition: got "{config.federation.partition}", expected "machines"; take the file of the '
-            "federation, which `fibecfed flower init` wrote"
-        )
+    config = _config(options)
     with contextlib.ExitStack() as held:
         with _writable(options.folder):
             held.enter_context(RunLock(options.folder))
@@ -71,6 +71,7 @@ def run(options: Options, say: Callable[[str], None]) -> None:
         began = time.perf_counter()
         prepared = prepare(config, read_data=only(name))
         data = prepared.inputs.data
+        show(data_sections(prepared), console)
         say(
             f"client {name}: loaded {prepared.inputs.source.published} in {time.perf_counter() - began:.1f} s; {len(data.train)} training, "
             f"{len(data.validation)} validation and {len(data.test)} test examples"
@@ -84,9 +85,31 @@ def run(options: Options, say: Callable[[str], None]) -> None:
             raise UserError(f"--socket: {error}") from None
 
 
+def try_out(options: Options, console: Console) -> None:
+    """Show what data and model are like on this machine; nothing is sent or written.
+
+    Raises:
+        UserError: whatever the user can fix.
+    """
+    config = _config(options)
+    name = _name(options, config, _known(options)) or "this client"
+    with threads(config.resources.threads):
+        show(site_sections(prepare(config, read_data=only(name), trial=True)), console)
+    console.print(Text("This client can take part. Nothing was sent or written."))
+
+
+def _config(options: Options) -> Config:
+    config = load(options.config, options.overrides).config
+    if config.federation.partition != "machines":
+        raise UserError(
+            f'{options.config}: federation.partition: got "{config.federation.partition}", expected "machines"; take the file of the '
+            "federation, which `fibecfed flower init` wrote"
+        )
+    return config
+
+
 def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, say: Callable[[str], None]) -> Resident:
     inputs = prepared.inputs
-    resources = inputs.config.resources
 
     def save_own(where: Path, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         save(prepared, where, f"client {name}", params, summary, header)
@@ -102,7 +125,7 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         config=common(inputs.config, checksum_of_files(inputs.source)),
         versions=versions(),
         folder=folder,
-        keep_states=resources.keep_checkpoints * resources.checkpoint_every + 2,
+        keep_states=states_kept(inputs.config),
         save=save_own,
         say=say,
     )
@@ -117,21 +140,33 @@ def _writable(folder: Path) -> Iterator[None]:
         raise UserError(f"--folder: {folder} cannot be written ({error.filename}: {error.strerror}); choose another one") from None
 
 
-def _who(options: Options, config: Config) -> tuple[ClientId, str]:
-    """Name and identity of this client: those of its folder, or new ones that are written there."""
+def _known(options: Options) -> dict[str, Any]:
+    """What the client's folder says of it; empty before its first start."""
     path = options.folder / ABOUT
     before = read_table(path, _ADVICE) if path.is_file() else {}
     if before and not all(isinstance(before.get(key), str) for key in ("name", "identity")):
         raise UserError(f"{path}: got other keys or values, expected a name and an identity, both strings; {_ADVICE}")
-    name = options.name or before.get("name") or f"client-{secrets.token_hex(4)}"
+    return before
+
+
+def _name(options: Options, config: Config, before: Mapping[str, Any]) -> ClientId | None:
+    """The client's name, of --name or of its folder; None: one is still to be drawn."""
+    name = options.name or before.get("name")
     if before and name != before["name"]:
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
-    if not re.fullmatch(CLIENT_NAME, name):
+    if name is not None and not re.fullmatch(CLIENT_NAME, name):
         raise UserError(f"--name: got {name!r}, {EXPECTED_NAME}; choose another one")
     names = config.federation.client_names
     if names is not None and name not in names:
-        raise UserError(f"--name: got {options.name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")
+        raise UserError(f"--name: got {name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")
+    return name
+
+
+def _who(options: Options, config: Config) -> tuple[ClientId, str]:
+    """Name and identity of this client: those of its folder, or new ones that are written there."""
+    before = _known(options)
+    name = _name(options, config, before) or f"client-{secrets.token_hex(4)}"
     if not before:
         before = {"name": name, "identity": secrets.token_hex(8)}
-        write_atomically(path, (json.dumps(before) + "\n").encode())
+        write_atomically(options.folder / ABOUT, (json.dumps(before) + "\n").encode())
     return name, before["identity"]

@@ -18,6 +18,7 @@ from ..clients import Messages
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
+from ..core.streams import without_library_warnings
 from ..core.types import ClientId, Round
 from ..engine.events import Warned
 from ..engine.flower.apps import server_app
@@ -57,6 +58,7 @@ def serve(grid: Any, settings: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: with the sentence that was said before; Flower then marks the run as failed.
     """
+    without_library_warnings()
     with Progress(Console(highlight=False, width=160)) as progress:
         try:
             _run(grid, settings, progress)

@@ -1,0 +1,99 @@
+"""`fibecfed check` of a federation across machines, whose data this machine does not hold; and what a client says of the data it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.text import Text
+
+from .. import check
+from ..build import Prepared, assumed, max_length, prepare
+from ..config import Config
+from ..core.process import threads
+from ..inspection import Section, as_table, data_section, show, warnings_section
+from ..report.units import duration
+
+EXAMPLES = 1000
+"""[C] Training examples of each client that steps and time are estimated for."""
+
+
+def report(config: Config, console: Console) -> None:
+    """Prints what a federation would train, send and take, as far as that is known without the clients' data.
+
+    Raises:
+        UserError: a mistake that only shows when the model is read.
+    """
+    with threads(config.resources.threads):
+        show(_sections(prepare(config, read_data=assumed(EXAMPLES), trial=True)), console)
+    console.print(Text("The configuration holds. Nothing was trained or written."))
+
+
+def data_sections(prepared: Prepared) -> Iterator[Section]:
+    """What a client has read, and what is likely to spoil it."""
+    yield data_section(prepared)
+    yield from warnings_section(prepared)
+
+
+def site_sections(prepared: Prepared) -> Iterator[Section]:
+    """What `fibecfed client --check` shows: the client's data, and what a training step takes on its machine."""
+    yield from data_sections(prepared)
+    params = prepared.task.init_params(prepared.inputs.key)
+    batch_size = min(prepared.inputs.config.training.batch_size, len(prepared.inputs.data.train))
+    step_s, predict_s = check.measure(prepared, params, batch_size)
+    scored = len(prepared.inputs.data.test) + len(prepared.inputs.data.validation)
+    rows = [
+        (
+            "time",
+            f"{1000 * step_s:.0f} ms a training step of {batch_size} texts, {duration(scored * predict_s)} an evaluation",
+        ),
+        ("memory", f"{decimal(check.peak_memory())} at the peak of a training step now"),
+    ]
+    yield "This machine", as_table(("", ""), rows)
+
+
+def states_kept(config: Config) -> int:
+    """How many of its states a client keeps, so that it can go back with the server to a checkpoint."""
+    return config.resources.keep_checkpoints * config.resources.checkpoint_every + 2
+
+
+def _sections(prepared: Prepared) -> Iterator[Section]:
+    config = prepared.inputs.config
+    params = prepared.task.init_params(prepared.inputs.key)
+    yield check.model_section(prepared, params)
+    yield "Data and clients", as_table(("", ""), _clients(config))
+    yield check.messages_section(prepared)
+    yield "Estimates, on a machine like this one", as_table(("", ""), _estimates(prepared))
+
+
+def _clients(config: Config) -> list[tuple[str, ...]]:
+    options = config.federation
+    who = f"{options.clients}: {', '.join(options.client_names)}" if options.client_names else f"the first {options.clients} that answer"
+    return [
+        ("clients", who),
+        ("classes", ", ".join(config.data.labels or ())),
+        ("data", "with the clients, not read here; each says what it has read as it starts, or with: fibecfed client --check"),
+        ("assumed below", f"{EXAMPLES:,} training examples at each client, of {max_length(config)} tokens, the longest (data.max_length)"),
+    ]
+
+
+def _estimates(prepared: Prepared) -> list[tuple[str, ...]]:
+    config, data = prepared.inputs.config, prepared.inputs.data
+    params = prepared.task.init_params(prepared.inputs.key)
+    effort, batch_size = check.plan_effort(prepared), config.training.batch_size
+    step_s, _ = check.measure(prepared, params, batch_size)
+    together = min(config.federation.clients_per_round, len(data.clients))  # they train at the same time
+    seconds = (effort.steps + effort.passes / batch_size) * step_s / together
+    size = sum(value.nbytes for value in params.values())
+    kept, state = states_kept(config), check.state_bytes(prepared, size)
+    return [
+        ("optimiser steps", f"about {effort.steps:,} of all clients together"),
+        (
+            "time",
+            f"about {duration(seconds)} for training, without network and evaluations; a step measured now took {1000 * step_s:.0f} ms",
+        ),
+        ("memory of a client", f"{decimal(check.peak_memory())} at the peak of a training step now"),
+        ("disk of a client", f"about {decimal(kept * state + size)}: up to {kept} states of {decimal(state)} or more, and its own adapter"),
+        ("disk of the server", f"about {decimal((config.resources.keep_checkpoints + 1) * size)}: checkpoints and the global adapter"),
+    ]
