@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,7 @@ class _Session:
 
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train from a checkpoint, or from the start, to the end."""
+        server = None if checkpoint is None else self._server(checkpoint)  # what cannot be read is refused before anything is written
         checkpoints = Checkpoints(self.out / CHECKPOINTS, self.config.resources.keep_checkpoints)
         limit, repeatable = self.config.resources.client_memory_mb * 2**20, self.config.federation.round_attempts > 1
         states = checkpoints.open_states(checkpoint, limit, repeatable=repeatable)
@@ -206,7 +207,6 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
                 header, records = read_records(self.out / RECORDS)
-                server = self._server(checkpoint, header)
                 best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds])
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
@@ -266,12 +266,12 @@ class _Session:
             return last
         return of_round(self.prepared, self.out, checkpoint, schedule(self.method)[best.rounds - 1])
 
-    def _server(self, checkpoint: Checkpoint, header: Mapping[str, Any]) -> Any:
+    def _server(self, checkpoint: Checkpoint) -> Any:
         """The server's state at a checkpoint."""
         try:
             return decode(self.method.server_state, checkpoint.server)
         except WireError as error:
-            version = header.get("versions", {}).get("fibecfed", "an unknown version")
+            version = read_header(self.out / RECORDS).get("versions", {}).get("fibecfed", "an unknown version")
             raise UserError(
                 f"{checkpoint.path}: got the server's state as fibecfed {version} wrote it, which this version cannot read ({error}); "
                 "resume the run with the version that began it, or start a new run"
