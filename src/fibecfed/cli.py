@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import importlib.metadata
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.core import TyperCommand
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER, expanded
 from .core.streams import keep_streams, without_library_warnings
-from .exits import DONE, FAILED, INTERRUPTED, console, exit_codes, say, terminated_like_interrupted, watched
+from .exits import DONE, FAILED, MISTAKE, console, exit_codes, say, terminated_like_interrupted, watched
 
 if TYPE_CHECKING:
     from .config import Config
@@ -135,9 +136,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write to, or to resume in. [default: runs/<file>]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, _option("Folder to write to, or to resume in. [default: runs/<file>]")] = None,
 ) -> None:
     """Methods x tasks x seeds, in parallel.
 
@@ -151,12 +150,8 @@ def compare(
         again = shlex.join(["fibecfed", "compare", str(config), *(overrides or ()), *(() if out is None else ("--out", str(out)))])
         from .compare.command import compare_in
 
-        try:
-            with terminated_like_interrupted():
-                left = compare_in(comparison, folder, console()).sentence(again)
-        except KeyboardInterrupt:
-            say(f"Interrupted. Resume with: {again}")
-            raise typer.Exit(INTERRUPTED) from None
+        with exit_codes(again=again), terminated_like_interrupted():
+            left = compare_in(comparison, folder, console()).sentence(again)
         if left is not None:
             say(f"error: {left}")
             raise typer.Exit(FAILED)
@@ -257,9 +252,10 @@ def init(
     with exit_codes():
         from .config import own_data_toml
 
+        text = own_data_toml()
         try:
             with out.open("x", encoding="utf-8") as file:
-                file.write(own_data_toml())
+                file.write(text)
         except FileExistsError:
             raise UserError(f"--out: {out} exists already, and nothing is overwritten; choose another name with --out") from None
         except OSError as error:
@@ -348,6 +344,11 @@ def _options(
 def main() -> None:
     """The entry point `fibecfed`; leaves with one of the exit codes."""
     keep_streams()
+    try:
+        os.getcwd()
+    except OSError:  # PyTorch cannot be imported there either
+        say("error: the current folder does not exist any more; change to one that does, and run the same command again")
+        raise SystemExit(MISTAKE) from None
     app(prog_name="fibecfed")
 
 

@@ -32,34 +32,33 @@ def watched(folder: Path, go: Callable[[Progress], R]) -> R:
     """What `go` returns, its progress shown; what stops it as an exit code, with the command that resumes."""
     from .progress import Progress
 
-    try:
-        with terminated_like_interrupted(), Progress(console()) as progress:
-            return go(progress)
-    except UserError:
-        raise
-    except KeyboardInterrupt:
-        say(f"Interrupted. {_how_to_resume(folder)}")
-        raise typer.Exit(INTERRUPTED) from None
-    except RunFailed as error:
-        text = str(error).rstrip(".")
-        say(f"error: {text}." + ("" if "fibecfed resume" in text else f" {_how_to_resume(folder)}"))
-        raise typer.Exit(FAILED) from None
-    except Exception as error:
-        _unexpected(error, folder)
-        raise typer.Exit(FAILED) from None
+    with exit_codes(folder), terminated_like_interrupted(), Progress(console()) as progress:
+        return go(progress)
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """The user's mistakes as a sentence and exit code 2; Ctrl-C before there is anything to resume as 130."""
+def exit_codes(folder: Path | None = None, again: str | None = None) -> Iterator[None]:
+    """Every way in which a command can end, as its exit code and a sentence on standard error.
+
+    Args:
+        folder: of a run, which can be resumed once it has begun.
+        again: the command line that resumes what is not a single run.
+    """
     try:
         yield
+        return
+    except typer.Exit:
+        raise
     except UserError as error:
-        say(f"error: {error}")
-        raise typer.Exit(MISTAKE) from None
+        code, text = MISTAKE, f"error: {error}"
     except KeyboardInterrupt:
-        say("Interrupted.")
-        raise typer.Exit(INTERRUPTED) from None
+        code, text = INTERRUPTED, _with_hint("Interrupted.", folder, again)
+    except RunFailed as error:
+        code, text = FAILED, _with_hint(f"error: {str(error).rstrip('.')}.", folder, again)
+    except Exception as error:
+        code, text = FAILED, _with_hint(f"error: {_unexpected(error, folder)}.", folder, again)
+    say(text)
+    raise typer.Exit(code)
 
 
 @contextmanager
@@ -76,29 +75,31 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _begun(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+def _begun(folder: Path | None) -> bool:
+    return folder is not None and (folder / CONFIG).is_file()
 
 
-def _how_to_resume(folder: Path) -> str:
-    return (
-        f"Resume with: fibecfed resume {shlex.quote(str(folder))}"
-        if _begun(folder)
-        else "Nothing was trained yet: run the same command again."
-    )
+def _with_hint(text: str, folder: Path | None, again: str | None) -> str:
+    """The text, and which command resumes, unless it says so itself."""
+    if again is not None:
+        return f"{text} Resume with: {again}"
+    if folder is None or "fibecfed resume" in text:
+        return text
+    hint = f"Resume with: fibecfed resume {shlex.quote(str(folder))}"
+    return f"{text} {hint if _begun(folder) else 'Nothing was trained yet: run the same command again.'}"
 
 
-def _unexpected(error: Exception, folder: Path) -> None:
+def _unexpected(error: Exception, folder: Path | None) -> str:
     """One line for what nobody foresaw; its traceback goes into a file, in the folder of a run only once that has begun."""
     text = " ".join(str(error).split()) or "no message"
-    where = (folder if _begun(folder) else Path.cwd()) / "traceback.txt"
+    where = Path("traceback.txt") if folder is None or not _begun(folder) else folder / "traceback.txt"
     try:
         with where.open("a", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)) + "\n")
         trace = f"its traceback is in {where}"
     except OSError as second:
         trace = f"its traceback could not be written to {where} ({second.strerror})"
-    say(f"error: unexpected {type(error).__name__}: {text}; {trace}. {_how_to_resume(folder)}")
+    return f"unexpected {type(error).__name__}: {text}; {trace}"
 
 
 def console() -> Any:

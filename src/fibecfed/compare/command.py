@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ..core.errors import UserError
+from ..core.errors import RunFailed, UserError
+from ..core.files import COMPARISON
 from ..engine.checkpoint import RunLock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
@@ -54,6 +55,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
 
     Raises:
         UserError: a folder of another comparison, or one that cannot be written.
+        RunFailed: it can no longer be written.
         KeyboardInterrupt: stopped; the same command resumes.
     """
     began = time.monotonic()
@@ -71,14 +73,16 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
 
 @contextlib.contextmanager
 def _as_user_error(out: Path) -> Iterator[None]:
-    """A folder that cannot be written, as a sentence."""
+    """A folder that cannot be written, or a disk that is full once runs are under way, as a sentence."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
         where = error.filename or out
-        raise UserError(f"{where}: {error.strerror}; what was done before stays. Fix it, or choose another folder with --out") from error
+        if (out / COMPARISON).is_file():
+            raise RunFailed(f"{where}: {error.strerror}; what was done before stays") from error
+        raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
 
 
 def _show(console: Console, results: Results, out: Path, seconds: float) -> None:
