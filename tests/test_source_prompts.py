@@ -65,9 +65,10 @@ def test_each_source_is_trained_once_whatever_the_seed_of_the_run(folder: Path, 
     assert done == ["subj", "sst2"]
     a, b = (prepared.task.model.adapter.sources for prepared in (first, again))
     assert torch.equal(a, b) and a.shape == (2, 3, 64) and not torch.equal(a[0], a[1])
-    assert first.sources == again.sources
-    assert [(work.task, work.examples) for work in first.sources] == [("subj", 20), ("sst2", 20)]
-    assert all(work.seconds > 0 for work in first.sources)
+    works = first.beforehand.summary["sources"]
+    assert works == again.beforehand.summary["sources"]
+    assert [(work["task"], work["examples"]) for work in works] == [("subj", 20), ("sst2", 20)]
+    assert all(work["seconds"] > 0 for work in works)
     assert not any("sources" in name for name in first.task.names)
 
 
@@ -108,7 +109,7 @@ def test_another_budget_or_length_gives_another_prompt(folder: Path, monkeypatch
 def test_a_trial_trains_and_writes_nothing(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = trainings(monkeypatch)
     prepared = prepare(config(folder), trial=True)
-    assert not done and not cache.exists() and prepared.sources == ()
+    assert not done and not cache.exists() and prepared.beforehand.summary == {}
     assert not prepared.task.model.adapter.sources.any()
 
 

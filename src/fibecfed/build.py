@@ -12,7 +12,7 @@ from .core.errors import UserError
 from .core.method import Method
 from .core.process import environment
 from .core.rng import Key
-from .core.types import ClientId, Round
+from .core.types import ClientId
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
 from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
@@ -20,8 +20,7 @@ from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .local.options import LayerOptions
-from .methods.catalogue import AttemptOptions, Setting, SlwOptions, make
-from .methods.fedavg import FedAvg
+from .methods import catalogue
 from .models.backbones import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -37,7 +36,6 @@ from .models.backbones import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.transformer_task import TransformerTask
-from .source_prompts import SourceWork, source_prompts, source_tasks
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,13 @@ class Prepared:
     """Everything a run is made of.
 
     Attributes:
-        sources: what the source prompts of ATTEMPT cost, apart from the federation.
+        beforehand: what the method needed before the federation.
     """
 
     inputs: Inputs
     task: TransformerTask
     method: Method[Any, Any]
-    sources: tuple[SourceWork, ...] = ()
+    beforehand: catalogue.Prepared = catalogue.NOTHING
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
@@ -92,8 +90,8 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         UserError: whatever the user can fix about model, data or their combination.
     """
     key = Key(config.seed)
-    if isinstance(config.method, AttemptOptions):
-        source_tasks(config.method, config.data.task)
+    if (beforehand := catalogue.beforehand(config.method)) is not None:
+        beforehand.refuse(config)
     source = find(config.model)
     model_config = load_config(source)
     tokenizer = load_tokenizer(source)
@@ -223,10 +221,10 @@ def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadD
     """
     inputs = read_inputs(config, read_data)
     pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
-    sources, works = None, ()
-    if isinstance(config.method, AttemptOptions):
+    beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
+    if beforehand is not None:
         hidden = inputs.model_config.get_text_config().hidden_size
-        sources, works = source_prompts(config, inputs.source, inputs.tokenizer, hidden=hidden, trial=trial)
+        made = beforehand.prepare(config, inputs.source, inputs.tokenizer, hidden=hidden, trial=trial)
     task = build_task(
         inputs.source,
         config.model,
@@ -237,29 +235,28 @@ def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadD
         adapter=getattr(config.method, "adapter", None),
         words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
         weights=weights,
-        sources=sources,
+        sources=made.tensors,
     )
     method = build_method(inputs)
     _leaves_room(inputs, method)
-    return Prepared(inputs, task, method, works)
+    return Prepared(inputs, task, method, made)
 
 
 def build_method(inputs: Inputs) -> Method[Any, Any]:
     """The method of a configuration."""
     config = inputs.config
     key = inputs.key.fold("method")
-    setting = Setting(config.training, config.federation.rounds, _num_clients(config, inputs.data), key, max_length(config))
-    return make(config.method, setting)
+    setting = catalogue.Setting(config.training, config.federation.rounds, _num_clients(config, inputs.data), key, max_length(config))
+    return catalogue.make(config.method, setting)
 
 
 def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
     """Refuse a curriculum that cuts the texts away between the words of a template, which are never cut."""
-    if inputs.prompt is None or not isinstance(method, FedAvg):
+    if inputs.prompt is None or (shortest := method.shortest()) is None:
         return
-    cut = method.curriculum.max_length(Round("tune", 0, method.num_rounds, 0))
+    cut, key = shortest
     template = int(inputs.data.train.added.max()) if len(inputs.data.train) else 0
-    if cut is not None and cut <= template:
-        key = "method.start" if isinstance(inputs.config.method, SlwOptions) else "method.cut"
+    if cut <= template:
         raise UserError(
             f"{key}: got texts of {cut} tokens in the first rounds, of which the template takes {template}; expected more; raise {key}"
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
@@ -20,20 +18,17 @@ from torch import Tensor
 from .adapters.options import called
 from .build import Prepared, prepare
 from .config import Config
-from .core.method import Client, Phase, Received, Work
+from .core.method import Phase, Work
 from .core.options import Options
 from .core.process import threads
 from .core.trees import num_values
-from .core.types import Params, Round
-from .core.wire import encode
+from .core.types import ClientId, Params, Round
+from .core.wire import encode, field_kinds, plain_value, tensors_of
+from .engine.checks import expected
 from .engine.client import frame
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
-from .local import curriculum, selection
 from .local.optimise import fit
-from .methods import fedavg, fedpeptao, fibecfed
-from .methods.catalogue import AttemptOptions
 from .report.units import duration
-from .source_prompts import source_tasks
 
 _TIMED_STEPS = 3
 
@@ -149,67 +144,42 @@ def messages_section(prepared: Prepared) -> Section:
 
 
 def plan_traffic(prepared: Prepared) -> list[Traffic]:
-    """What each phase would send, from messages made of the model at the start and encoded as in a run."""
-    inputs, method, task = prepared.inputs, prepared.method, prepared.task
-    server = method.init(task, inputs.key)
-    plans = []
+    """What each phase would send, from messages of the shapes that the run's will have, encoded as in a run."""
+    inputs, method = prepared.inputs, prepared.method
+    clients, plans = inputs.data.clients, list[Traffic]()
+    states = method.outlook(method.init(prepared.task, inputs.key))
     for phase in method.phases:
-        if isinstance(method, fibecfed.FibecFed):
-            sizes = _fibecfed_sizes(prepared, method, phase, server)
-        else:
-            size, server = _tried_out(prepared, phase, server)
-            sizes = [size]
-        asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
+        first = Round(phase.name, 0, phase.num_rounds, 0)
+        sizes = [size for server in states for size in _sizes_of_messages(phase, server, first, clients, round(statistics.mean(examples_by_client(prepared, "train"))))]
         downs, ups = zip(*sizes, strict=True)
-        cohort = min(asked, len(inputs.data.clients))
+        asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
+        cohort = min(asked, len(clients))
         plans.append(Traffic(phase.name, phase.num_rounds, cohort, (min(downs), max(downs)), (min(ups), max(ups))))
     return plans
 
 
-def _tried_out(prepared: Prepared, phase: Phase[Any, Any, Any, Any], server: Any) -> tuple[tuple[int, int], Any]:
-    """Bytes down and up of a phase's first round with one client that holds one example, and the server's state behind the phase."""
-    inputs, method, task = prepared.inputs, prepared.method, prepared.task
-    client = inputs.data.clients[0]
-    one = replace(inputs.data.client(client), train=inputs.data.train.select(torch.tensor([0])))
-    seat = Client(client, task, one, method.init_client(task, client, inputs.key), inputs.key.fold("check"))
-    first = Round(phase.name, 0, phase.num_rounds, 0)
-    down = phase.broadcast(server, first)
-    update = phase.client_update(seat, down, first)
-    after = phase.aggregate(server, [Received(client, update.message)], replace(first, index=phase.num_rounds - 1))
-    return (len(encode(down)), len(frame(encode(update.message), update.work))), after
+def _sizes_of_messages(
+    phase: Phase[Any, Any, Any, Any], server: Any, first: Round, clients: Sequence[ClientId], num_samples: int
+) -> list[tuple[int, int]]:
+    """Bytes down and up of a phase's first round; one pair where every client gets the same, else one a client, of the first hundred."""
+    broadcast = phase.broadcast(server, first)
+    downs = [broadcast] if phase.address is None else [phase.address(server, broadcast, client) for client in clients[:100]]
+    like = expected(phase, server, broadcast, first).like
+    return [(len(encode(down)), len(frame(encode(_reply(phase, down, like, num_samples)), Work()))) for down in downs]
 
 
-def _fibecfed_sizes(prepared: Prepared, method: fibecfed.FibecFed, phase: Phase[Any, Any, Any, Any], server: Any) -> list[tuple[int, int]]:
-    """Bytes down and up of FibecFed's phases, for each number of shared layers that may come out."""
-    num_layers = prepared.task.num_layers
-    num_samples = round(statistics.mean(examples_by_client(prepared, "train")))
-    sizes = []
-    for possible in _possible_servers(method, server, num_layers):
-        down = phase.broadcast(possible, Round(phase.name, 0, phase.num_rounds, 0))
-        sizes.append((len(encode(down)), len(frame(encode(_reply(phase, down, possible, num_layers, num_samples)), Work()))))
-    return sizes
-
-
-def _possible_servers(method: fibecfed.FibecFed, server: Any, num_layers: int) -> list[Any]:
-    """The server's state as it may be in tuning: which layers are shared is not known before phase 1, how many sometimes is."""
-    if server.layers:
-        return [server]
-    if method.layers.rule in ("coverage", "layer_gap", "plateau"):
-        numbers = (1, num_layers)
-    else:
-        numbers = (selection.number_of_layers(method.layers, server.importance),)
-    return [replace(server, layers=tuple(range(number))) for number in numbers]
-
-
-def _reply(phase: Phase[Any, Any, Any, Any], down: Any, server: Any, num_layers: int, num_samples: int) -> Any:
-    """A message of the size of a client's reply."""
-    if phase.up is fibecfed.LocalLayers:
-        return fibecfed.LocalLayers(down.shared, num_samples)
-    if phase.up is fibecfed.AllLayers:
-        return fibecfed.AllLayers(server.params, num_samples)
-    if phase.up is fibecfed.Importance:
-        return fibecfed.Importance(torch.zeros(num_layers), num_samples)
-    return fibecfed.Ratio(0.5, num_samples)
+def _reply(phase: Phase[Any, Any, Any, Any], down: Any, like: Mapping[str, Mapping[str, Tensor]], num_samples: int) -> Any:
+    """A message of the size of a client's reply: tensors like those expected, or where their size is left open, like those sent."""
+    sent, values = tensors_of(down), dict[str, Any]()
+    for field, kind in field_kinds(phase.up).items():
+        tensors = {
+            name: sent.get(field, {}).get(name, tensor) if 0 in tensor.shape else tensor for name, tensor in like.get(field, {}).items()
+        }
+        if kind in ("tensor", "tensors"):
+            values[field] = tensors[""] if kind == "tensor" else tensors
+        else:
+            values[field] = num_samples if field == "num_samples" else plain_value(phase.up, field)
+    return phase.up(**values)
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
@@ -229,45 +199,20 @@ def _span(sizes: tuple[int, int]) -> str:
 def plan_effort(prepared: Prepared) -> Effort:
     """Steps and passes of the run, from the clients' mean sizes."""
     config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
-    sizes, training = examples_by_client(prepared, "train"), config.training
+    sizes = examples_by_client(prepared, "train")
     clients, cohort = len(sizes), min(config.federation.clients_per_round, len(sizes))
     steps = passes = evaluations = 0.0
     for phase in method.phases:
         people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)
-        if phase.up is fedpeptao.Scores:
-            passes += people * training.batch_size
-        for index in range(phase.num_rounds) if phase.up not in _WITHOUT_TRAINING else ():
+        for index in range(phase.num_rounds):
             now = Round(phase.name, index, phase.num_rounds, index)
-            batches = [_batches_used(method, phase, now, size, training.batch_size) for size in sizes]
-            steps += people * getattr(method, "local_epochs", training.local_epochs) * statistics.mean(batches)
-            if isinstance(method, fedavg.FedAvg):
-                passes += people * method.targets.passes(now) * statistics.mean(sizes)
-            evaluations += (index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds
-    if isinstance(method, fibecfed.FibecFed):
-        options = method.curriculum
-        if options.pace != "none" and options.order == "fisher":
-            rounds = max(0, config.federation.rounds - method.score_after)
-            scored = clients * (1 - (1 - cohort / clients) ** rounds)
-            passes += scored * statistics.mean(sizes)
-        if method.phases[0].name == "importance":  # a gradient, then two passes forward
-            asked = min(method.layers.importance_clients, clients)
-            passes += 2 * asked * min(method.layers.importance_examples, statistics.mean(sizes))
+            loads = [method.load(size, now, cohort / clients) for size in sizes]
+            steps += people * statistics.mean(load.steps for load in loads)
+            passes += people * statistics.mean(load.passes for load in loads)
+            evaluations += phase.trains and ((index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds)
     scored_each_time = len(data.test) + len(data.validation)
     models = 2 if method.is_personal else 1
     return Effort(round(steps), round(passes), round((1 + models * evaluations) * scored_each_time))
-
-
-_WITHOUT_TRAINING = (fibecfed.Importance, fibecfed.Ratio, fedpeptao.Scores)
-
-
-def _batches_used(method: Any, phase: Phase[Any, Any, Any, Any], now: Round, size: int, batch_size: int) -> int:
-    """The batches that a client with `size` examples trains on in an epoch of a round."""
-    if isinstance(method, fibecfed.FibecFed) and phase.up is fibecfed.LocalLayers and method.curriculum.pace != "none":
-        share = curriculum.share(method.curriculum, now.index, now.num_rounds)
-        return curriculum.num_batches_used(share, math.ceil(size / batch_size))
-    if isinstance(method, fedavg.FedAvg):
-        size = method.curriculum.num_examples(size, now, batch_size)
-    return math.ceil(size / batch_size)
 
 
 def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
@@ -283,14 +228,8 @@ def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
     peak = peak_memory()
     evaluating = duration(effort.predicted * predict_s)
-    beside: list[tuple[str, ...]] = []
-    if isinstance(config.method, AttemptOptions):
-        asked, kept = len(source_tasks(config.method, config.data.task)), len(prepared.sources)
-        beside.append(
-            ("source prompts", f"{asked}, of which {kept} in the cache; {config.method.source_steps} steps for each of the others")
-        )
     return [
-        *beside,
+        *prepared.beforehand.lines,
         ("optimiser steps", f"about {effort.steps:,}"),
         ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
         ("memory", f"{decimal(peak)} at the peak of a training step now; clients' states add up to {decimal(in_memory)}"),
@@ -308,7 +247,7 @@ def state_bytes(prepared: Prepared, size: int) -> int:
     """What a client keeps: its state at the start, or the whole model where it ends up with one of its own."""
     method, client = prepared.method, prepared.inputs.data.clients[0]
     state = len(encode(method.init_client(prepared.task, client, prepared.inputs.key)))
-    return max(state, size) if any(phase.up is fedavg.Done for phase in method.phases) else state
+    return max(state, size) if "tuned" in field_kinds(method.client_state) else state
 
 
 def measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float, float]:

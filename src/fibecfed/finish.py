@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,7 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
         "seed": config.seed,
         **summarise(records, metric=data.metric, selected=selected, partition=header["partition"], saved=last.number + 1),
     }
-    if prepared.sources:
-        summary["sources"] = [asdict(work) for work in prepared.sources]
+    summary |= prepared.beforehand.summary
     if adapters:
         save(prepared, out / "global", "the global model", params, summary, header)
     phase = next(phase for phase in method.phases if phase.name == last.phase)

@@ -31,7 +31,8 @@ from .data.tasks import TASKS
 from .local.batches import shuffled_batches
 from .local.optimise import fit
 from .local.options import TrainingOptions
-from .methods.catalogue import AttemptOptions
+from .methods.catalogue import Prepared
+from .methods.options import AttemptOptions
 from .models.backbones import Source, build_task, sha256_of
 
 ENVIRONMENT = "FIBECFED_CACHE"
@@ -68,6 +69,21 @@ def source_tasks(options: AttemptOptions, task: str | None) -> tuple[str, ...]:
     if not options.sources or len(set(options.sources)) < len(options.sources):
         raise UserError(f"method.sources: got {', '.join(options.sources) or 'none'}, expected at least one name, and each once")
     return options.sources
+
+
+def refuse(config: Config) -> None:
+    """As `source_tasks`."""
+    options: Any = config.method
+    source_tasks(options, config.data.task)
+
+
+def prepare(config: Config, source: Source, tokenizer: Any, *, hidden: int, trial: bool) -> Prepared:
+    """The source prompts of a run, as `source_prompts`."""
+    options: Any = config.method
+    prompts, works = source_prompts(config, source, tokenizer, hidden=hidden, trial=trial)
+    asked = len(source_tasks(options, config.data.task))
+    line = f"{asked}, of which {len(works)} in the cache; {options.source_steps} steps for each of the others"
+    return Prepared(prompts, {"sources": [asdict(work) for work in works]} if works else {}, (("source prompts", line),))
 
 
 def source_prompts(

@@ -11,8 +11,9 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import Round
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
-from fibecfed.methods.fedavg import Done, LocalModel, SharedModel
-from fibecfed.methods.parts import ServerModel
+from fibecfed.methods.aggregation import ServerModel
+from fibecfed.methods.fedavg import LocalModel, SharedModel
+from fibecfed.methods.finetune import Done
 
 TASK, DATA = made_task(2), made_data()
 NOW = Round("tune", 0, 4, 0)

@@ -9,6 +9,7 @@ from made import federation, made_data, made_method, same
 from fibecfed.core.task import DELTA
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode
+from fibecfed.methods.aggregation import RESIDUAL
 from fibecfed.methods.fedavg import LocalModel
 from fibecfed.models.tiny import tiny_task
 
@@ -28,10 +29,10 @@ def test_what_the_model_adds_to_each_weight_is_the_mean_of_the_clients_products_
                 for reply in replies
             )  # alpha / r = 2
             product = 2.0 * (server.params[found.b].double() @ server.params[found.a].double()).numpy()
-            got = product + server.residual[found.weight].double().numpy()
+            got = product + server.extra[RESIDUAL + found.weight].double().numpy()
             np.testing.assert_allclose(got, added[found.weight] + exact, atol=1e-9)  # the residual is kept in float32
             assert np.abs(exact - product).max() > 1e-5  # the mean of the factors alone is something else
-            added[found.weight] = server.residual[found.weight].double().numpy()
+            added[found.weight] = server.extra[RESIDUAL + found.weight].double().numpy()
 
 
 def test_the_models_answers_are_those_of_the_frozen_weights_with_the_residual_added():
@@ -40,7 +41,7 @@ def test_the_models_answers_are_those_of_the_frozen_weights_with_the_residual_ad
     params = world.method.server_params(world.server)
     merged = {name: value for name, value in params.items() if not name.endswith(DELTA)}
     for name, value in TASK.adapted_weights().items():
-        merged[name] = value + world.server.residual[name]
+        merged[name] = value + world.server.extra[RESIDUAL + name]
     batch = DATA.test.batch([0, 1, 2])
     torch.testing.assert_close(TASK.logits(params, batch), TASK.logits(merged, batch))
     down = world.method.phases[0].broadcast(world.server, last.now)
@@ -50,13 +51,13 @@ def test_the_models_answers_are_those_of_the_frozen_weights_with_the_residual_ad
 def test_the_residual_travels_down_and_is_counted_and_never_up():
     world = federation(made_method("fedex-lora"), TASK, DATA, per_round=2)
     for step in world.run():
-        assert step.record.fields_down["residual"] == 2 * 4 * 16 * 16 * world.server.residual[next(iter(world.server.residual))].itemsize
+        assert step.record.fields_down["residual"] == 2 * 4 * 16 * 16 * next(iter(world.server.extra.values())).itemsize
         assert "residual" not in step.record.fields_up
 
 
 def test_with_one_client_nothing_is_left_over():
     world = federation(made_method("fedex-lora", clients=1), TASK, made_data(1, 12), per_round=1)
     world.finish()
-    assert all(not value.any() for value in world.server.residual.values())
+    assert all(not value.any() for value in world.server.extra.values())
     assert world.method.summary(world.server)["residual_ratio"] == 0.0
     assert world.method.phases[0].broadcast(world.server, Round("tune", 0, 4, 0)).shared.keys() == set(TASK.names)

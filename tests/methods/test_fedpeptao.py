@@ -19,9 +19,9 @@ from fibecfed.engine.checks import Refused, checked, expected
 from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
 from fibecfed.local.curriculum import ceil_share
+from fibecfed.methods.aggregation import ServerMomentum
 from fibecfed.methods.catalogue import METHODS
 from fibecfed.methods.fedpeptao import LocalLayersAndSteps, Scores, layer_scores
-from fibecfed.methods.parts import ServerMomentum
 from fibecfed.methods.ratio import Ratio
 from fibecfed.models.tiny import tiny_task
 
@@ -150,7 +150,7 @@ def test_the_rows_with_momentum_train_prefixes_of_five_and_say_where_the_momentu
         assert METHODS[kind]().adapter == PrefixAdapter(num_tokens=5)  # pyright: ignore[reportAttributeAccessIssue]
     on_clients, on_server = made_method("momd"), made_method("moms-adamw")
     assert (on_clients.training.optimizer, on_clients.training.momentum) == ("sgd", 0.9)
-    assert (on_server.training.optimizer, on_server.server) == ("adamw", ServerMomentum(0.3, 0.9))
+    assert (on_server.training.optimizer, on_server.aggregation) == ("adamw", ServerMomentum(0.3, 0.9))
 
 
 @pytest.mark.parametrize("steps", [0, -3])

@@ -10,7 +10,8 @@ import torch
 from made import KEY, LENGTH, TRAINING, federation, made_data, made_method, made_task, names_of_layers, same, seat
 
 from fibecfed.core.types import Round
-from fibecfed.methods.parts import EVERYTHING, NOTHING, Competence, GrowingLength, Mean, Names, SelfEvolution, ServerMomentum, ShortFirst
+from fibecfed.methods.aggregation import Mean
+from fibecfed.methods.parts import EVERYTHING, NOTHING, Competence, GrowingLength, Names, SelfEvolution, ShortFirst
 
 TASK, DATA = made_task(2), made_data()
 HEAD = names_of_layers(TASK, [None])
@@ -168,32 +169,7 @@ def test_a_run_of_self_evolution_is_plain_in_its_first_half_and_not_in_its_secon
     assert [same(a, b) for a, b in zip(plain, other, strict=True)] == [True, True, False, False]
 
 
-# ---- server
-
-
-def test_momentum_on_the_server_is_its_formula_over_three_rounds():
-    generator = torch.Generator().manual_seed(0)
-    start = {"w": torch.randn(3, 2, generator=generator, dtype=torch.float64), "stays": torch.ones(1)}
-    rule = ServerMomentum(0.5, 0.9)
-    state = rule.start(start)
-    w, v = start["w"].numpy(), np.zeros((3, 2))
-    for _ in range(3):
-        mean = torch.randn(3, 2, generator=generator, dtype=torch.float64)
-        v = 0.9 * v + (mean.numpy() - w)
-        w = w + 0.5 * v
-        state = rule.step(state, {"w": mean})
-        np.testing.assert_allclose(state.params["w"].numpy(), w, atol=1e-12)
-    assert state.params["stays"] is start["stays"]
-
-
-def test_the_plain_rule_is_the_mean_and_momentum_without_momentum_at_rate_one_equals_it():
-    start, mean = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, -1.0])}
-    assert same(Mean().step(Mean().start(start), mean).params, mean)
-    rule = ServerMomentum(1.0, 0.0)
-    torch.testing.assert_close(rule.step(rule.start(start), mean).params["w"], mean["w"])
-
-
 def test_a_method_is_made_of_the_parts_its_options_ask_for():
     method = made_method("voc", training=TRAINING, start=0.2)
-    assert method.curriculum == Competence(0.2, 0.9) and method.server == Mean() and method.travels == EVERYTHING
+    assert method.curriculum == Competence(0.2, 0.9) and method.aggregation == Mean() and method.travels == EVERYTHING
     assert made_method("slw").curriculum == GrowingLength(8, 8, 0.3, LENGTH)

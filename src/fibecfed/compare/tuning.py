@@ -70,8 +70,8 @@ def rates(kind: str, step: int, factor: float) -> dict[str, float]:
     """The values of a step, to three digits."""
     found = {RATE: _three_digits(CATALOGUE[kind].learning_rate * factor**step)}
     for key in keys(kind):
-        if key.name == SERVER_RATE:
-            found[SERVER_RATE] = _three_digits(key.default * factor ** (step * CATALOGUE[kind].server_rate_power))
+        if key.name == SERVER_RATE and (power := CATALOGUE[kind].server_rate_power):
+            found[SERVER_RATE] = _three_digits(key.default * factor ** (step * power))
     return found
 
 

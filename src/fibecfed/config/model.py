@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache, reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ from .text import Setting, commented_toml, settings
 DEFAULT_KIND = "fibecfed"
 
 if TYPE_CHECKING:
-    MethodOptions: TypeAlias = Options
+    from ..methods.options import MethodOptions
 else:
     MethodOptions = Annotated[reduce(or_, METHODS.values()), Field(discriminator="kind")]
 

@@ -12,6 +12,7 @@ from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME, FederationOptions
 from ..local.options import LayerOptions, NeuronOptions, TrainingOptions
+from ..methods.options import LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from .text import nearest
 
@@ -33,6 +34,7 @@ def contradictions(config: Config) -> list[str]:
         *_score_after(getattr(config.method, "score_after", None), config.federation),
         *(_layers(layers) if isinstance(layers, LayerOptions) else ()),
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
+        *_parts(config.method, config.model),
     ]
 
 
@@ -202,6 +204,19 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
         yield f'method.layers.value: got {value}, expected a share, at most 1, with `method.layers.rule` = "{rule}"; or take "count"'
     elif rule in ("layer_gap", "plateau", "all"):
         yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; take it out'
+
+
+def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
+    if model.head == "label-words" and getattr(method, "head", None) == "personal":
+        yield 'method.head: got "personal" with `model.head` = "label-words", which trains no head; take it out'
+    if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):
+        return
+    if changed := [name for name in ServerOptions.model_fields if getattr(method.server, name) != getattr(ServerOptions(), name)]:
+        got, name = getattr(method.server, changed[0]), method.aggregation
+        yield (
+            f'method.server.{changed[0]}: got {got} with `method.aggregation` = "{name}", which has no server optimiser; '
+            'take "fedavgm", "fedadam" or "fedyogi", or take it out'
+        )
 
 
 def _neurons(neurons: NeuronOptions) -> Iterator[str]:

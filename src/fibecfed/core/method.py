@@ -86,6 +86,19 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What one client is expected to compute in a round, for `fibecfed check`.
+
+    Attributes:
+        steps: optimiser steps.
+        passes: examples that go forward and backward, or forward twice, without a step: to score examples or layers.
+    """
+
+    steps: float = 0.0
+    passes: float = 0.0
+
+
+@dataclass(frozen=True)
 class Update(Generic[C, U]):
     """What a client makes of a message.
 
@@ -149,6 +162,7 @@ class Phase(Generic[S, C, D, U]):
     problem: Callable[[S, U], str | None] | None = None
     keep: Callable[[S, Received[U]], Any] | None = None
     kept: type | None = None
+    trains: bool = True
 
 
 class Method(Protocol[S, C]):
@@ -190,3 +204,35 @@ class Method(Protocol[S, C]):
     def summary(self, server: S) -> Mapping[str, Any]:
         """What was selected and learnt besides the tensors, as JSON values."""
         ...
+
+    # What `fibecfed check` asks
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """What a client with `size` training examples computes in a round; `chance`: of being asked in a sampled round."""
+        ...
+
+    def outlook(self, server: S) -> Sequence[S]:
+        """Given the state at the start, states of which the phases may send the least and the most."""
+        ...
+
+    def shortest(self) -> tuple[int, str] | None:
+        """Tokens that texts are cut to in the first rounds beyond `data.max_length`, and the key that says so; None where they are not."""
+        ...
+
+
+class Defaults:
+    """What most methods answer to the questions that not every method has to think about; a class to inherit from."""
+
+    is_personal = False
+
+    def summary(self, server: Any) -> Mapping[str, Any]:
+        """Nothing to tell."""
+        return {}
+
+    def outlook(self, server: Any) -> Sequence[Any]:
+        """What is sent does not depend on the run."""
+        return (server,)
+
+    def shortest(self) -> tuple[int, str] | None:
+        """Texts are not cut further."""
+        return None

@@ -39,7 +39,8 @@ class WireError(ValueError):
 def message(cls: type[M]) -> type[M]:
     """Make `cls` a frozen dataclass that can go on the wire.
 
-    Fields may be `Tensors`, `Tensor`, int, float, str, bool, or a tuple of one of the last four.
+    Fields may be `Tensors`, `Tensor`, int, float, str, bool, or a tuple of one of the last four. A plain field at its default is not
+    written, so that a class can gain a field and still read what was written before.
 
     Raises:
         TypeError: at import, for a field of any other type.
@@ -84,9 +85,21 @@ def _kind(hint: Any) -> str | None:
     return None
 
 
+def _defaults(cls: type) -> dict[str, Any]:
+    """Plain field -> its default, for those that have one."""
+    fields = dataclasses.fields(cls)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 def field_kinds(cls: type) -> dict[str, str]:
     """Field name -> "tensor", "tensors", "scalar" or "tuple", in the order of declaration."""
     return {name: typing.cast("str", _kind(hint)) for name, hint in _hints(cls).items()}
+
+
+def plain_value(cls: type, name: str) -> Any:
+    """A value of a plain field, for a message whose size alone is of interest."""
+    hint = _hints(cls)[name]
+    return () if _kind(hint) == "tuple" else hint(1)
 
 
 def encode(value: Any) -> bytes:
@@ -99,6 +112,7 @@ def encode(value: Any) -> bytes:
     hints = _hints(cls)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
+    defaults = _defaults(cls)
     for name, kind in field_kinds(cls).items():
         item = getattr(value, name)
         if kind == "tensor":
@@ -110,11 +124,16 @@ def encode(value: Any) -> bytes:
             plain[name] = [_written(cls, name, inner, entry) for entry in item]
         else:
             plain[name] = _written(cls, name, hints[name], item)
+    plain = {name: item for name, item in plain.items() if name not in defaults or item != _plain(defaults[name])}
     header = json.dumps({"type": type(value).__name__, "version": WIRE_VERSION, "fields": plain}, sort_keys=True, separators=(",", ":"))
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{cls.__name__}.{key}: got {type(tensor).__name__}, expected a tensor")
     return safetensors.torch.save(_own_memory(tensors), metadata={"message": header})
+
+
+def _plain(default: Any) -> Any:
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -155,6 +174,7 @@ def decode(cls: type[M], blob: bytes) -> M:
     expected = {name for name, kind in kinds.items() if kind in ("scalar", "tuple")}
     if not isinstance(plain, dict):
         raise WireError(f"{cls.__name__}: got {type(plain).__name__} for the plain fields, expected a table")
+    plain = {name: _plain(default) for name, default in _defaults(cls).items() if name in expected} | plain
     if plain.keys() != expected:
         raise WireError(f"{cls.__name__}: got plain fields {sorted(plain)}, expected {sorted(expected)}")
     values: dict[str, Any] = {}

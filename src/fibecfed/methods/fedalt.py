@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.method import Client, Phase, Received, Update
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
@@ -16,9 +16,11 @@ from ..local.batches import plain_epochs
 from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
-from .catalogue import FedAltOptions, Setting
+from .aggregation import mean_by_size
+from .catalogue import Setting
 from .fedavg import LocalModel, OwnTensors, SharedModel, answer
-from .parts import mean_by_size
+from .options import FedAltOptions
+from .parts import trained_on
 
 
 @message
@@ -30,7 +32,7 @@ class FedAltServer:
 
 
 @dataclass(frozen=True)
-class FedAlt:
+class FedAlt(Defaults):
     """The upper layers stay on each client; the others and the head are averaged.
 
     Attributes:
@@ -75,6 +77,10 @@ class FedAlt:
     def server_params(self, server: FedAltServer) -> Params:
         """The shared tensors as averaged, the personal layers as at the start."""
         return server.params
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """All examples, in both halves."""
+        return trained_on(size, self.training, epochs=self.local_epochs)
 
     def summary(self, server: FedAltServer) -> Mapping[str, Any]:
         """How many tensors travel."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..core.method import Client, Phase, Received, Update, Work
+import torch
+from torch import Tensor
+
+from ..core.method import Client, Defaults, Load, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
@@ -15,22 +18,21 @@ from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
-from .catalogue import (
-    AdapterOptions,
-    AttemptOptions,
+from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio
+from .catalogue import Setting
+from .options import (
+    FedExLoraOptions,
     FedPromptOptions,
+    FedProxOptions,
     FedSALoraOptions,
     FFALoraOptions,
-    IdpgOptions,
     LocalOptions,
-    LoraOptions,
-    LptOptions,
+    LoraParts,
+    MethodOptions,
     MomdOptions,
     MomsAdamwOptions,
-    PromptTuningOptions,
-    PTuningOptions,
     SelfEvolutionOptions,
-    Setting,
+    ServerParts,
     ShortformerOptions,
     SlwOptions,
     VocOptions,
@@ -39,8 +41,8 @@ from .parts import (
     ADAPTER,
     ALL_DATA,
     EVERYTHING,
+    FROZEN_A,
     HEAD,
-    MEAN,
     NOTHING,
     TRUE_LABELS,
     Competence,
@@ -48,19 +50,18 @@ from .parts import (
     GrowingLength,
     Names,
     SelfEvolution,
-    ServerMomentum,
-    ServerRule,
     ShortFirst,
     Targets,
-    mean_by_size,
+    trained_on,
 )
 
 
 @message
 class SharedModel:
-    """Server to client: the tensors that everybody shares."""
+    """Server to client: the tensors that everybody shares, and by weight what is added to the frozen ones (exact aggregation alone)."""
 
     shared: Tensors
+    residual: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @message
@@ -72,11 +73,6 @@ class LocalModel:
 
 
 @message
-class Done:
-    """Client to server: it has trained for itself; nothing of it leaves."""
-
-
-@message
 class OwnTensors:
     """A client's state: the tensors that stay with it; they take the place of the shared ones."""
 
@@ -84,7 +80,7 @@ class OwnTensors:
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Defaults):
     """Every sampled client trains on its examples; the server takes the mean weighted by n_k.
 
     With the parts as they are by default: on all of them in random order, every tensor, and the mean is the next shared model.
@@ -94,42 +90,35 @@ class FedAvg:
         travels: which tensors are sent both ways; the others stay on each client, which begins with those of the start.
         curriculum: which examples a client trains on in a round.
         targets: what the loss compares with.
-        server: what becomes of the mean.
-        finetune: after the last round every client trains once more from the shared model, and keeps the result for itself.
+        aggregation: how the answers become the next shared model.
+        proximal: mu of FedProx, 0 = off: mu/2 times the squared distance to the model that a client was sent is added to its loss.
     """
 
     training: TrainingOptions
     num_rounds: int
-    num_clients: int
     trained: Names = EVERYTHING
     travels: Names = EVERYTHING
     curriculum: Curriculum = ALL_DATA
     targets: Targets = TRUE_LABELS
-    server: ServerRule = MEAN
-    finetune: bool = False
+    aggregation: Aggregation = MEAN
+    proximal: float = 0.0
 
+    server_state = ServerModel
     client_state = OwnTensors
-
-    @property
-    def server_state(self) -> type[Any]:
-        """As the server's rule needs it."""
-        return self.server.state
 
     @property
     def is_personal(self) -> bool:
         """Where something stays on the clients."""
-        return self.finetune or self.travels != EVERYTHING
+        return self.travels != EVERYTHING
 
     @property
-    def phases(self) -> tuple[Phase[Any, OwnTensors, Any, Any], ...]:
-        """Tuning, then personal training if asked for."""
-        tune = Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
-        alone = Phase("finetune", 1, self.num_clients, SharedModel, Done, self._broadcast, self._finetune, _keep)
-        return (tune, alone) if self.finetune else (tune,)
+    def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
+        """Tuning."""
+        return (Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate),)
 
-    def init(self, task: Task, key: Key) -> Any:
+    def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""
-        return self.server.start(task.init_params(key))
+        return ServerModel(task.init_params(key), **self.aggregation.start(task))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
         """What does not travel, as it is at the start."""
@@ -139,20 +128,31 @@ class FedAvg:
         return OwnTensors({name: value for name, value in task.init_params(key).items() if name not in travelling})
 
     def personalise(self, message: SharedModel, state: OwnTensors) -> Params:
-        """The shared tensors, under its own."""
-        return {**message.shared, **state.own}
+        """The shared tensors, under its own; residuals beside the frozen weights."""
+        return {**message.shared, **state.own, **deltas(message.residual)}
 
-    def server_params(self, server: Any) -> Params:
+    def server_params(self, server: ServerModel) -> Params:
         """The shared model; what does not travel is as at the start."""
-        return server.params
+        return {**server.params, **deltas(self.aggregation.beside(server, self.travels.of(server.params)))}
 
-    def summary(self, server: Any) -> Mapping[str, Any]:
-        """What travels."""
-        return {"shared_tensors": len(self.travels.of(server.params))}
+    def summary(self, server: ServerModel) -> Mapping[str, Any]:
+        """What travels; with exact aggregation also how large the residuals are."""
+        ratio = {"residual_ratio": residual_ratio(server)} if server.maps else {}
+        return {"shared_tensors": len(self.travels.of(server.params)), **ratio}
 
-    def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
-        """What a client makes of a model in round `now`."""
-        train, key = client.data.train, client.key
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """The examples of the curriculum, and a pass over all of them where the targets ask for one."""
+        used = self.curriculum.num_examples(size, now, self.training.batch_size)
+        return trained_on(used, self.training, passes=self.targets.passes(now) * size)
+
+    def shortest(self) -> tuple[int, str] | None:
+        """As the curriculum cuts them in its first round."""
+        cut = self.curriculum.max_length(Round("tune", 0, self.num_rounds, 0))
+        return None if cut is None else (cut, self.curriculum.key)
+
+    def train(self, client: Client[Any], params: Params, now: Round, penalty: Callable[[Params], Tensor] | None = None) -> Fit:
+        """What a client makes of a model in round `now`, with `penalty` on top of the loss."""
+        train, key, trained = client.data.train, client.key, self.trained.of(client.task.names)
         positions = self.curriculum.positions(train, now, self.training.batch_size)
         max_length = self.curriculum.max_length(now)
         beside = self.targets.beside(client.task, params, train, now)
@@ -160,22 +160,28 @@ class FedAvg:
             shuffled_batches(train, positions, self.training, key.fold("order", epoch), max_length=max_length, beside=beside)
             for epoch in range(self.training.local_epochs)
         ]
-        return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=self.trained.of(client.task.names))
+        if self.proximal and penalty is None:
+            penalty = proximal_term(self.proximal, pick(params, trained))
+        return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=trained, penalty=penalty)
 
-    def _broadcast(self, server: Any, now: Round) -> SharedModel:
-        return SharedModel(pick(server.params, self.travels.of(server.params)))
+    def _broadcast(self, server: ServerModel, now: Round) -> SharedModel:
+        shared = pick(server.params, self.travels.of(server.params))
+        return SharedModel(shared, self.aggregation.beside(server, shared.keys()))
 
     def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
-    def _finetune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, Done]:
-        # as in the round behind the last one: the schedules of the parts have come to their ends
-        last = replace(now, index=self.num_rounds, num_rounds=self.num_rounds)
-        result = self.train(client, self.personalise(message, client.state), last)
-        return Update(Done(), OwnTensors(result.params), work_of(result))
+    def _aggregate(self, server: ServerModel, received: Sequence[Received[LocalModel]], now: Round) -> ServerModel:
+        return self.aggregation.step(server, received)
 
-    def _aggregate(self, server: Any, received: Sequence[Received[LocalModel]], now: Round) -> Any:
-        return self.server.step(server, mean_by_size(received))
+
+def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:
+    """FedProx (Li et al., MLSys 2020): weight/2 times the squared L2 distance of the trained tensors to where they started."""
+
+    def term(params: Params) -> Tensor:
+        return weight / 2 * torch.stack([(params[name] - value.to(params[name])).square().sum() for name, value in start.items()]).sum()
+
+    return term
 
 
 def answer(client: Client[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
@@ -189,27 +195,22 @@ def work_of(result: Fit) -> Work:
     return Work(result.steps, result.examples, result.loss)
 
 
-AdapterMethods = AdapterOptions | PromptTuningOptions | PTuningOptions | IdpgOptions | AttemptOptions | LptOptions
-FedAvgOptions = (
-    LoraOptions
-    | LocalOptions
-    | VocOptions
-    | SlwOptions
-    | ShortformerOptions
-    | SelfEvolutionOptions
-    | FFALoraOptions
-    | FedSALoraOptions
-    | FedPromptOptions
-    | AdapterMethods
-)
-
-
-def build(options: FedAvgOptions, setting: Setting) -> FedAvg:
+def build(options: MethodOptions, setting: Setting) -> FedAvg:
     """The method whose options these are."""
-    plain = FedAvg(setting.training, setting.num_rounds, setting.num_clients)
+    training = setting.training
+    plain = FedAvg(training, setting.num_rounds)
     match options:
-        case LoraOptions():
-            return replace(plain, finetune=options.finetune)
+        case ServerParts():
+            name = options.aggregation if isinstance(options, LoraParts) else options.optimizer
+            still = FROZEN_A.only if name == "ffa" else ()
+            head = (HEAD,) if options.head == "personal" else ()
+            return replace(
+                plain,
+                trained=Names(without=still),
+                travels=Names(without=(*still, *head)),
+                aggregation=aggregation_of(name, options.server),
+                proximal=options.proximal if isinstance(options, FedProxOptions) else 0.0,
+            )
         case LocalOptions():
             return replace(plain, travels=NOTHING)
         case VocOptions():
@@ -221,20 +222,17 @@ def build(options: FedAvgOptions, setting: Setting) -> FedAvg:
         case SelfEvolutionOptions():
             return replace(plain, targets=SelfEvolution(options.after, options.smoothing, options.weight))
         case FFALoraOptions():
-            return replace(plain, trained=Names(without=("lora_A",)), travels=Names(without=("lora_A",)))
+            return replace(plain, trained=Names(without=FROZEN_A.only), travels=Names(without=FROZEN_A.only))
+        case FedExLoraOptions():
+            return replace(plain, aggregation=Exact())
         case FedSALoraOptions():
-            return replace(plain, travels=Names(only=("lora_A",) if options.head == "stays" else ("lora_A", HEAD)))
+            return replace(plain, travels=Names(only=("lora_A",) if options.head == "personal" else ("lora_A", HEAD)))
         case FedPromptOptions():
             return replace(plain, travels=Names(only=(ADAPTER,)))
-        case AdapterOptions() | PromptTuningOptions() | PTuningOptions() | IdpgOptions() | AttemptOptions() | LptOptions():
-            return plain  # what sets it apart is the adapter of its task
         case MomdOptions():
-            training = setting.training.model_copy(update={"optimizer": "sgd", "momentum": options.momentum})
-            return replace(plain, training=training)
+            return replace(plain, training=training.model_copy(update={"optimizer": "sgd", "momentum": options.momentum}))
         case MomsAdamwOptions():
-            training = setting.training.model_copy(update={"optimizer": "adamw", "momentum": 0.0})
-            return replace(plain, training=training, server=ServerMomentum(options.server_learning_rate, options.momentum))
-
-
-def _keep(server: Any, received: Sequence[Received[Done]], now: Round) -> Any:
-    return server
+            adamw = training.model_copy(update={"optimizer": "adamw", "momentum": 0.0})
+            return replace(plain, training=adamw, aggregation=ServerMomentum(options.server_learning_rate, options.momentum))
+        case _:
+            return plain  # what sets it apart is the adapter of its task

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.method import Client, Phase, Received, Update
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick, weighted_mean
@@ -23,9 +23,11 @@ from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.selection import choose_layers
-from .catalogue import FedPepTaoOptions, Setting
+from .aggregation import mean_by_size
+from .catalogue import Setting
 from .fedavg import OwnTensors, SharedModel, work_of
-from .parts import mean_by_size, of_layers
+from .options import FedPepTaoOptions
+from .parts import of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 EIGENVALUE_SHIFT = 1e-5
@@ -82,7 +84,7 @@ class ClientControl:
 
 
 @dataclass(frozen=True)
-class FedPepTao:
+class FedPepTao(Defaults):
     """The method of a configuration.
 
     Attributes:
@@ -116,8 +118,9 @@ class FedPepTao:
         rows: list[Phase[FedPepTaoServer, OwnTensors, Any, Any]] = []
         if self.rule == "plateau":
             row = ("spectrum", 1, self.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
-            rows.append(Phase(*row, problem=no_share))
-        rows.append(Phase("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose))
+            rows.append(Phase(*row, problem=no_share, trains=False))
+        row = ("score", 1, self.num_clients, AskScores, Scores, _ask_scores, self._score, self._choose)
+        rows.append(Phase(*row, trains=False))
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate)
         rows.append(Phase(*row, problem=_no_steps, keep=self._keep, kept=ClientControl))
         return tuple(rows)
@@ -140,6 +143,12 @@ class FedPepTao:
         """The layers that travel and the head as the server holds them, the others as at the start."""
         return server.params
 
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """All examples in tuning; one batch to score the layers."""
+        if now.phase == "spectrum":
+            return Load()
+        return Load(passes=self.training.batch_size) if now.phase == "score" else trained_on(size, self.training)
+
     def summary(self, server: FedPepTaoServer) -> Mapping[str, Any]:
         """The layers that travel, every layer's score, and the share that the curvature called for."""
         return {
@@ -148,6 +157,12 @@ class FedPepTao:
             "scores": [float(f"{score:.6g}") for score in server.scores],
             "ratio": server.ratio if self.rule == "plateau" else None,
         }
+
+    def outlook(self, server: FedPepTaoServer) -> Sequence[FedPepTaoServer]:
+        """How many layers travel is known by the rule share alone."""
+        most = len(server.scores)
+        numbers = (1, most) if self.rule == "plateau" else (ceil_share(server.ratio, most),)
+        return tuple(replace(server, layers=tuple(range(number))) for number in numbers)
 
     def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples."""

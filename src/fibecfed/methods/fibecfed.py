@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Phase, Received, Update, Work
+from ..core.method import Client, Defaults, Load, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches, shuffled_batches
+from ..local.batches import batches, plain_epochs, shuffled_batches
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
-from ..local.optimise import fit
+from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.sensitivity import layer_sensitivity
-from .catalogue import FibecFedOptions, Setting
-from .parts import mean_by_size, of_layers
+from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
+from .catalogue import Setting
+from .options import FibecFedOptions
+from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 PASS_BATCH = 32
@@ -48,10 +50,12 @@ class Importance:
 
 @message
 class GlobalLayers:
-    """Server to client: the global aggregation layers (GAL), and their tensors and the head's."""
+    """Server to client: the global aggregation layers (GAL), their tensors and the head's, and by weight what is added to the frozen ones
+    (exact aggregation alone)."""
 
     layers: tuple[int, ...]
     shared: Tensors
+    residual: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @message
@@ -74,7 +78,8 @@ class AllLayers:
 class Server:
     """The server's state. `importance` is 0 until measured; `ratio` is 1 where no rule asks for it.
 
-    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head.
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. extra, maps, scaling: of the aggregation, as in
+    `ServerModel`.
     """
 
     params: Tensors
@@ -82,6 +87,9 @@ class Server:
     importance: Tensor
     ratio: float
     layers: tuple[int, ...]
+    extra: Tensors = field(default_factory=dict[str, Tensor])
+    maps: tuple[str, ...] = ()
+    scaling: float = 1.0
 
 
 @message
@@ -101,10 +109,13 @@ class Own:
 
 
 @dataclass(frozen=True)
-class FibecFed:
+class FibecFed(Defaults):
     """The method of a configuration; see the option tables for each part.
 
     Attributes:
+        aggregation: how answers become the next global layers.
+        shares_head: whether the head is averaged, or stays with each client.
+        still: which tensors of the shared layers are neither trained nor sent.
         score_after: round from which on a client is scored, at the start of its first local training.
         key: random stream of the method's own draws (random rules and orders).
     """
@@ -117,6 +128,9 @@ class FibecFed:
     score_after: int
     closing_round: bool
     key: Key
+    aggregation: Aggregation = MEAN
+    shares_head: bool = True
+    still: Names = NOTHING
 
     server_state = Server
     client_state = Own
@@ -128,13 +142,15 @@ class FibecFed:
         rows: list[Phase[Server, Own, Any, Any]] = []
         if self._measures_importance:
             measurers = self.layers.importance_clients
-            rows.append(Phase("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose))
+            row = ("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose)
+            rows.append(Phase(*row, trains=False))
         if self._measures_ratio:
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
-            rows.append(Phase(*row, problem=no_share))
-        rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, _aggregate))
+            rows.append(Phase(*row, problem=no_share, trains=False))
+        rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate))
         if self.closing_round:
-            rows.append(Phase("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, _aggregate, _all_layers))
+            row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
+            rows.append(Phase(*row, template=_all_layers))
         return tuple(rows)
 
     @property
@@ -151,19 +167,46 @@ class FibecFed:
         chosen = () if self._measures_importance else selection.global_layers(self.layers, unknown, None, self.key.fold("layers"))
         params = task.init_params(key)
         where = [task.layer_of(name) for name in sorted(params)]
-        return Server(params, tuple(-1 if layer is None else layer for layer in where), unknown, 1.0, chosen)
+        tensor_layers = tuple(-1 if layer is None else layer for layer in where)
+        return Server(params, tensor_layers, unknown, 1.0, chosen, **self.aggregation.start(task))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> Own:
         """P at the start, not scored."""
         return Own(task.init_params(key), {}, {}, torch.empty(0, dtype=torch.int64), 0, 0)
 
     def personalise(self, message: GlobalLayers, state: Own) -> Params:
-        """The shared tensors beside its own [S]."""
-        return {**state.own, **message.shared}
+        """The shared tensors beside its own [S]; residuals beside the frozen weights."""
+        return {**state.own, **message.shared, **deltas(message.residual)}
 
     def server_params(self, server: Server) -> Params:
         """Global layers and head as averaged; the other layers as at the start, unless a closing round has sent them."""
-        return server.params
+        return {**server.params, **deltas(self.aggregation.beside(server, self._shared(server).keys()))}
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """The round's share of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
+        if now.phase == "importance":
+            return Load(passes=2 * min(self.layers.importance_examples, size))
+        if now.phase == "spectrum":
+            return Load()
+        used, options = size, self.curriculum
+        if options.pace != "none":
+            batch_size = self.training.batch_size
+            now = now if now.phase == "tune" else replace(now, index=self.num_rounds, num_rounds=self.num_rounds)
+            share = curriculum.share(options, now.index, now.num_rounds)
+            used = min(size, batch_size * curriculum.num_batches_used(share, math.ceil(size / batch_size)))
+        scores = options.pace != "none" and options.order == "fisher" and now.index >= self.score_after
+        is_new = (1 - chance) ** (now.index - self.score_after) if scores else 0.0
+        return trained_on(used, self.training, passes=is_new * size)
+
+    def outlook(self, server: Server) -> Sequence[Server]:
+        """Which layers are shared is not known before phase 1, how many sometimes is."""
+        if server.layers:
+            return (server,)
+        if self.layers.rule in ("coverage", "layer_gap", "plateau"):
+            numbers = (1, len(server.importance))
+        else:
+            numbers = (selection.number_of_layers(self.layers, server.importance),)
+        return tuple(replace(server, layers=tuple(range(number))) for number in numbers)
 
     def summary(self, server: Server) -> Mapping[str, Any]:
         """Global layers, importance of each layer, share that the curvature called for."""
@@ -173,6 +216,7 @@ class FibecFed:
             "importance": [round(float(i), 6) for i in server.importance] if self._measures_importance else None,
             "ratio": server.ratio if self._measures_ratio else None,
             "score_after": self.score_after,
+            **({"residual_ratio": residual_ratio(server)} if server.maps else {}),
         }
 
     # Phase 1
@@ -205,7 +249,17 @@ class FibecFed:
     # Phase 2
 
     def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
-        return GlobalLayers(server.layers, of_layers(server.params, server.tensor_layers, server.layers))
+        shared = self._shared(server)
+        return GlobalLayers(server.layers, shared, self.aggregation.beside(server, shared.keys()))
+
+    def _shared(self, server: Server) -> dict[str, Tensor]:
+        """The tensors that travel: those of the global layers, and the head's where it is shared."""
+        found = of_layers(server.params, server.tensor_layers, server.layers, head=self.shares_head)
+        return {name: value for name, value in found.items() if name not in self.still.of(found)}
+
+    def _aggregate(self, server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
+        """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
+        return self.aggregation.step(server, received)
 
     def _tune(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         trained, state, work, notes = self._train(client, message, now)
@@ -213,12 +267,20 @@ class FibecFed:
 
     def _close(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         trained, state, work, notes = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
-        return Update(AllLayers(trained, len(client.data.train)), state, work, notes)
+        return Update(AllLayers(pick(trained, client.task.names), len(client.data.train)), state, work, notes)
+
+    def train(self, client: Client[Own], params: Params, now: Round) -> Fit:
+        """Every tensor, on all examples: what a client does of a model for itself alone."""
+        epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
+        return fit(client.task, params, epochs, self.training, client.key.fold("dropout"))
 
     def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> tuple[dict[str, Tensor], Own, Work, dict[str, Any]]:
         task, train, state = client.task, client.data.train, client.state
         params = self.personalise(message, state)
-        own_names = sorted(params.keys() - message.shared.keys())
+        own_names = sorted(set(task.names) - message.shared.keys())
+        layer_of = {name: task.layer_of(name) for name in own_names}
+        still = set(self.still.of([name for name in own_names if layer_of[name] in message.layers]))
+        chosen_from = [name for name in own_names if layer_of[name] is not None and name not in still]  # neurons of a head are its classes
         notes: dict[str, Any] = {}
 
         scored = self._score(client, params, now)
@@ -228,14 +290,14 @@ class FibecFed:
         positions = self._positions(client, order, now)
 
         # Which neurons of its own layers it updates
-        selects = self.neurons.rule != "all" and bool(own_names)
+        selects = self.neurons.rule != "all" and bool(chosen_from)
         fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
         masks: dict[str, Tensor] = {}
         if selects:
             if fisher is None and self.neurons.rule != "random":
                 first = scored or self._pass(task, params, client, positions)
-                fisher = _only(first.neurons, own_names)
-            masks = selection.neuron_masks(self.neurons, pick(params, own_names), fisher, self.key.fold("client", client.id, "neurons"))
+                fisher = _only(first.neurons, chosen_from)
+            masks = selection.neuron_masks(self.neurons, pick(params, chosen_from), fisher, self.key.fold("client", client.id, "neurons"))
             notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
             notes["own_neurons"] = sum(map(len, masks.values()))
 
@@ -247,9 +309,11 @@ class FibecFed:
             for epoch in range(self.training.local_epochs)
         ]
         collects = selects and self.neurons.rule != "random"
-        result = fit(task, params, epochs, self.training, client.key.fold("dropout"), masks=masks, collect_fisher=collects)
+        trained = sorted(set(task.names) - still)
+        dropout = client.key.fold("dropout")
+        result = fit(task, params, epochs, self.training, dropout, trained=trained, masks=masks, collect_fisher=collects)
         if collects and result.neurons is not None:
-            fisher = momentum(fisher, _only(result.neurons, own_names), self.neurons.momentum)
+            fisher = momentum(fisher, _only(result.neurons, chosen_from), self.neurons.momentum)
 
         since = 0 if scored is not None else state.since_scoring
         rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
@@ -305,11 +369,6 @@ def _all_layers(server: Server, now: Round) -> AllLayers:
     return AllLayers(server.params, 1)
 
 
-def _aggregate(server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
-    """Mean of what came back, weighted by n_k over the clients that answered [S]."""
-    return replace(server, params={**server.params, **mean_by_size(received)})
-
-
 def default_score_after(num_rounds: int) -> int:
     """ceil(0.2 T) [C]: before that, gradients say more about the head that was just drawn than about the examples."""
     return math.ceil(0.2 * num_rounds - 1e-9)
@@ -326,4 +385,7 @@ def build(options: FibecFedOptions, setting: Setting) -> FibecFed:
         score_after=default_score_after(setting.num_rounds) if options.score_after is None else options.score_after,
         closing_round=options.closing_round,
         key=setting.key,
+        aggregation=aggregation_of(options.aggregation, options.server),
+        shares_head=options.head == "shared",
+        still=FROZEN_A if options.aggregation == "ffa" else NOTHING,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Phase, Received, Update
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick, weighted_mean
@@ -22,8 +22,10 @@ from ..core.wire import Tensors, message
 from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
-from .catalogue import HetLoraOptions, Setting
+from .catalogue import Setting
 from .fedavg import LocalModel, SharedModel, work_of
+from .options import HetLoraOptions
+from .parts import trained_on
 
 A, B = "lora_A", "lora_B"
 
@@ -46,7 +48,7 @@ class OwnRank:
 
 
 @dataclass(frozen=True)
-class HetLora:
+class HetLora(Defaults):
     """Truncation on the way down, rank self-pruning on the client, zero padding and weights by Frobenius norm on the way up.
 
     Attributes:
@@ -100,6 +102,10 @@ class HetLora:
     def server_params(self, server: HetServer) -> Params:
         """The shared tensors at the largest rank."""
         return server.params
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """All examples."""
+        return trained_on(size, self.training)
 
     def summary(self, server: HetServer) -> Mapping[str, Any]:
         """The ranks of the clients that took part."""

@@ -5,7 +5,7 @@
 | names | `Names` | which tensors are trained; which of them travel |
 | curriculum | `AllData`, `Competence`, `GrowingLength`, `ShortFirst` | which examples a client trains on, cut to how many tokens |
 | targets | `TrueLabels`, `SelfEvolution` | what the loss compares with, and how much an example counts |
-| server | `Mean`, `ServerMomentum` | what becomes of the mean of the answers |
+| aggregation | those of aggregation.py | how the answers become the server's next model |
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.method import Received
+from ..core.method import Load
 from ..core.task import Task
-from ..core.trees import placed, weighted_mean
+from ..core.trees import placed
 from ..core.types import Examples, Params, Round
-from ..core.wire import Tensors, message
 from ..local.batches import batches, by_length
 from ..local.curriculum import ceil_share, easy_to_hard
+from ..local.options import TrainingOptions
 
 HEAD = "modules_to_save"
 """Part of the name of every tensor of a classification head."""
@@ -62,6 +62,8 @@ class Names:
 
 EVERYTHING = Names()
 NOTHING = Names(without=("",))
+FROZEN_A = Names(only=("lora_A",))
+"""What FFA-LoRA leaves as it was drawn."""
 
 
 # ---- curriculum
@@ -69,6 +71,11 @@ NOTHING = Names(without=("",))
 
 class Curriculum(Protocol):
     """Which of a client's examples are trained on in a round."""
+
+    @property
+    def key(self) -> str:
+        """The key of the configuration that says to how many tokens texts are cut at first; empty where they are not."""
+        ...
 
     def positions(self, train: Examples, now: Round, batch_size: int) -> Tensor:
         """Positions of the round's examples, int64; their order means nothing."""
@@ -86,6 +93,8 @@ class Curriculum(Protocol):
 @dataclass(frozen=True)
 class AllData:
     """Every example, whole, in every round."""
+
+    key = ""
 
     def positions(self, train: Examples, now: Round, batch_size: int) -> Tensor:
         return torch.arange(len(train))
@@ -108,6 +117,8 @@ class Competence:
 
     start: float
     share: float
+
+    key = ""
 
     def competence(self, now: Round) -> float:
         """c(t)."""
@@ -137,6 +148,8 @@ class GrowingLength:
     share: float
     longest: int
 
+    key = "method.start"
+
     def positions(self, train: Examples, now: Round, batch_size: int) -> Tensor:
         return torch.arange(len(train))
 
@@ -158,6 +171,8 @@ class ShortFirst:
 
     cut: int
     share: float
+
+    key = "method.cut"
 
     def positions(self, train: Examples, now: Round, batch_size: int) -> Tensor:
         return torch.arange(len(train))
@@ -239,88 +254,23 @@ def probabilities(task: Task, params: Params, examples: Examples) -> Float[Tenso
     return torch.empty_like(found).index_copy_(0, order, found)
 
 
-# ---- server
+# ---- what is planned
 
 
-@message
-class ServerModel:
-    """The server's state: all trainable tensors."""
-
-    params: Tensors
-
-
-@message
-class ServerModelAndVelocity:
-    """The server's state: all trainable tensors, and the momentum of those that travel."""
-
-    params: Tensors
-    velocity: Tensors
+def trained_on(used: int, training: TrainingOptions, *, epochs: int | None = None, passes: float = 0.0) -> Load:
+    """The load of a training on so many examples, `passes` examples going through the model besides."""
+    steps = (training.local_epochs if epochs is None else epochs) * math.ceil(used / training.batch_size)
+    return Load(steps, passes)
 
 
-class ServerRule(Protocol):
-    """What the server makes of the mean of the answers."""
-
-    @property
-    def state(self) -> type[Any]:
-        """Message class of the server's state; has a field `params`."""
-        ...
-
-    def start(self, params: Params) -> Any:
-        """The state at the start."""
-        ...
-
-    def step(self, server: Any, mean: Params) -> Any:
-        """The next state, given the mean of the tensors that travelled."""
-        ...
+# ---- layers
 
 
-@dataclass(frozen=True)
-class Mean:
-    """The mean itself (McMahan et al. 2017)."""
-
-    state = ServerModel
-
-    def start(self, params: Params) -> ServerModel:
-        return ServerModel(params)
-
-    def step(self, server: ServerModel, mean: Params) -> ServerModel:
-        return ServerModel({**server.params, **mean})
-
-
-MEAN = Mean()
-
-
-@dataclass(frozen=True)
-class ServerMomentum:
-    """Momentum on the server: v <- momentum v + (mean - w), w <- w + learning_rate v, v = 0 at the start."""
-
-    learning_rate: float
-    momentum: float
-
-    state = ServerModelAndVelocity
-
-    def start(self, params: Params) -> ServerModelAndVelocity:
-        return ServerModelAndVelocity(params, {})
-
-    def step(self, server: ServerModelAndVelocity, mean: Params) -> ServerModelAndVelocity:
-        velocity, params = dict(server.velocity), dict(server.params)
-        for name, value in mean.items():
-            change = value - params[name]
-            velocity[name] = change if name not in velocity else self.momentum * velocity[name] + change
-            params[name] = params[name] + self.learning_rate * velocity[name]
-        return ServerModelAndVelocity(params, velocity)
-
-
-def mean_by_size(received: Sequence[Received[Any]], field: str = "shared") -> dict[str, Tensor]:
-    """sum_k n_k w_k / sum_k n_k over the clients that answered, of the tensors in a field of their messages."""
-    return weighted_mean([getattr(r.message, field) for r in received], [r.message.num_samples for r in received])
-
-
-def of_layers(params: Params, tensor_layers: Sequence[int], layers: Sequence[int]) -> dict[str, Tensor]:
-    """The tensors of some layers, and the head's (layer -1).
+def of_layers(params: Params, tensor_layers: Sequence[int], layers: Sequence[int], *, head: bool = True) -> dict[str, Tensor]:
+    """The tensors of some layers, and the head's (layer -1) if asked for.
 
     Args:
         tensor_layers: the layer of each tensor of `params` in sorted order.
     """
-    kept = {-1, *layers}
+    kept = {*layers, *((-1,) if head else ())}
     return {name: params[name] for name, layer in zip(sorted(params), tensor_layers, strict=True) if layer in kept}

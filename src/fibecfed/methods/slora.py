@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Phase, Received, Update
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import DELTA, LowRank, Task
 from ..core.trees import pick
@@ -22,11 +22,12 @@ from ..core.wire import Tensors, message
 from ..local.batches import plain_epochs
 from ..local.curriculum import ceil_share
 from ..local.lowrank import best_factors
-from ..local.optimise import fit
+from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
-from .catalogue import Setting, SLoraOptions
+from .aggregation import mean_by_size
+from .catalogue import Setting
 from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, work_of
-from .parts import mean_by_size
+from .options import SLoraOptions
 
 
 @message
@@ -64,7 +65,7 @@ class SLoraServer:
 
 
 @dataclass(frozen=True)
-class SLora:
+class SLora(Defaults):
     """Stage 1 trains a fixed random `density` of the adapted weights and the head, stage 2 LoRA and the head.
 
     Attributes:
@@ -112,6 +113,10 @@ class SLora:
     def server_params(self, server: SLoraServer) -> Params:
         """As `personalise`: stage 1's model until a round of stage 2 is over."""
         return server.params if server.tuned else {**server.params, **self._deltas(server.values, server.params)}
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """All examples in both stages."""
+        return self.tuning.load(size, now, chance)
 
     def summary(self, server: SLoraServer) -> Mapping[str, Any]:
         """How many numbers stage 1 trains."""
@@ -162,6 +167,10 @@ class SLora:
         return training.model_copy(update={"learning_rate": self.rate_factor * training.learning_rate})
 
     # Stage 2
+
+    def train(self, client: Client[Any], params: Params, now: Round) -> Fit:
+        """FedAvg's, of LoRA and the head."""
+        return self.tuning.train(client, params, now)
 
     def _shared_model(self, server: SLoraServer, now: Round) -> SharedModel:
         return SharedModel(server.params if server.tuned else self.start(server))
@@ -219,7 +228,7 @@ def sparse_rounds(share: float, num_rounds: int) -> int:
 def build(options: SLoraOptions, setting: Setting) -> SLora:
     """SLoRA as its options say."""
     first = sparse_rounds(options.share, setting.num_rounds)
-    tuning = FedAvg(setting.training, setting.num_rounds - first, setting.num_clients)
+    tuning = FedAvg(setting.training, setting.num_rounds - first)
     return SLora(tuning, first, options.density, options.rate_factor, setting.key)
 
 

@@ -1,0 +1,136 @@
+"""One local training of every client after a method's last round, for any method (`method.finetune`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any
+
+from ..core.method import Client, Load, Method, Phase, Received, Update
+from ..core.rng import Key
+from ..core.task import Task
+from ..core.types import ClientId, Params, Round
+from ..core.wire import Tensors, message
+from .fedavg import work_of
+
+PHASE = "finetune"
+
+
+@message
+class Done:
+    """Client to server: it has trained for itself; nothing of it leaves."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A method, and after its last round one training of every client from the model it then has, whose result it keeps for itself.
+
+    Attributes:
+        inner: the method; its `train(client, params, now)` is the training.
+        num_clients: K.
+    """
+
+    inner: Any
+    num_clients: int
+
+    is_personal = True
+
+    @property
+    def server_state(self) -> type[Any]:
+        """The method's."""
+        return self.inner.server_state
+
+    @property
+    def client_state(self) -> type[Any]:
+        """The method's, and what the client keeps."""
+        return with_tuned(self.inner.client_state)
+
+    @property
+    def phases(self) -> tuple[Phase[Any, Any, Any, Any], ...]:
+        """The method's, and the last training, which gets what the method's last phase sends."""
+        rows = tuple(replace(phase, client_update=_on_inner(self.inner, phase.client_update)) for phase in self.inner.phases)
+        last = self.inner.phases[-1]
+        alone = Phase(PHASE, 1, self.num_clients, last.down, Done, last.broadcast, self._finetune, _keep, address=last.address)
+        return (*rows, alone)
+
+    def init(self, task: Task, key: Key) -> Any:
+        """The method's."""
+        return self.inner.init(task, key)
+
+    def init_client(self, task: Task, client: ClientId, key: Key) -> Any:
+        """The method's; nothing is kept yet."""
+        return _outer(self.inner, self.inner.init_client(task, client, key), {})
+
+    def personalise(self, message: Any, state: Any) -> Params:
+        """What the client kept, or until then the method's model."""
+        return state.tuned or self.inner.personalise(message, _inner(self.inner, state))
+
+    def server_params(self, server: Any) -> Params:
+        """The method's."""
+        return self.inner.server_params(server)
+
+    def summary(self, server: Any) -> Mapping[str, Any]:
+        """The method's."""
+        return self.inner.summary(server)
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """The method's; the last training is one of its last rounds."""
+        return self.inner.load(size, self._last(now) if now.phase == PHASE else now, chance)
+
+    def outlook(self, server: Any) -> Sequence[Any]:
+        """The method's."""
+        return self.inner.outlook(server)
+
+    def shortest(self) -> tuple[int, str] | None:
+        """The method's."""
+        return self.inner.shortest()
+
+    def train(self, client: Client[Any], params: Params, now: Round) -> Any:
+        """The method's."""
+        return self.inner.train(_with_inner_state(self.inner, client), params, now)
+
+    def _last(self, now: Round) -> Round:
+        """As in the round behind the last one: the schedules of the method's parts have come to their ends."""
+        last = self.inner.phases[-1]
+        return replace(now, phase=last.name, index=last.num_rounds, num_rounds=last.num_rounds)
+
+    def _finetune(self, client: Client[Any], message: Any, now: Round) -> Update[Any, Done]:
+        inner = _inner(self.inner, client.state)
+        result = self.train(client, self.inner.personalise(message, inner), self._last(now))
+        return Update(Done(), _outer(self.inner, inner, result.params), work_of(result))
+
+
+@lru_cache
+def with_tuned(state: type[Any]) -> type[Any]:
+    """The message class of a client's state with a field `tuned` for the model it keeps; reads the bytes of `state` as well."""
+    annotations = {**state.__wire_fields__, "tuned": Tensors}
+    defaults = {one.name: one.default for one in fields(state) if one.default is not one.default_factory}
+    body = {**defaults, "__annotations__": annotations, "__doc__": state.__doc__, "tuned": field(default_factory=dict)}
+    return message(type(state.__name__, (), body))
+
+
+def _inner(method: Method[Any, Any], state: Any) -> Any:
+    return method.client_state(**{one.name: getattr(state, one.name) for one in fields(method.client_state)})
+
+
+def _outer(method: Method[Any, Any], state: Any, tuned: Params) -> Any:
+    return with_tuned(method.client_state)(**{one.name: getattr(state, one.name) for one in fields(state)}, tuned=tuned)
+
+
+def _with_inner_state(method: Method[Any, Any], client: Client[Any]) -> Client[Any]:
+    return replace(client, state=_inner(method, client.state))
+
+
+def _on_inner(method: Method[Any, Any], update: Callable[..., Update[Any, Any]]) -> Callable[..., Update[Any, Any]]:
+    """A client's update of the method, on the state that also holds what the client keeps."""
+
+    def outer(client: Client[Any], message: Any, now: Round) -> Update[Any, Any]:
+        found = update(_with_inner_state(method, client), message, now)
+        return replace(found, state=_outer(method, found.state, client.state.tuned))
+
+    return outer
+
+
+def _keep(server: Any, received: Sequence[Received[Done]], now: Round) -> Any:
+    return server

@@ -1,0 +1,158 @@
+"""SCAFFOLD (Karimireddy et al., ICML 2020, arXiv 1910.06378): control variates against client drift. docs/methods/scaffold.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.rng import Key
+from ..core.task import Task
+from ..core.types import ClientId, Params, Round
+from ..core.wire import Tensors, message
+from ..local.optimise import Fit
+from .aggregation import mean_by_size
+from .catalogue import Setting
+from .fedavg import FedAvg, work_of
+from .options import ScaffoldOptions
+
+
+@message
+class ControlledModel:
+    """Server to client: the shared tensors x and the server's control variates c, none where they are still 0; also the server's state."""
+
+    shared: Tensors
+    control: Tensors = field(default_factory=dict[str, Tensor])
+
+
+@message
+class ScaffoldServer:
+    """The server's state: x as `params`, and c."""
+
+    params: Tensors
+    control: Tensors = field(default_factory=dict[str, Tensor])
+
+
+@message
+class ControlledUpdate:
+    """Client to server: its tensors after local training, by how much its control variates changed, and n_k."""
+
+    shared: Tensors
+    change: Tensors
+    num_samples: int
+
+
+@message
+class OwnControl:
+    """A client's state: its control variates c_k, none where they are still 0."""
+
+    control: Tensors = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True)
+class Scaffold(Defaults):
+    """FedAvg by SGD, each step of which is corrected by c - c_k.
+
+    With K_k steps of rate eta from x to y_k (option II of the paper, algorithm 1):
+
+        y   <- y - eta (g + c - c_k)
+        c_k <- c_k - c + (x - y_k) / (K_k eta)
+        x   <- x + server_learning_rate (mean_k y_k - x), by n_k [C; the paper: unweighted]
+        c   <- c + m/K mean_k (change of c_k), m of K clients
+
+    Weight decay is off [C]: x - y_k would count it as a gradient.
+
+    Attributes:
+        local: how a client trains.
+        num_clients: K.
+    """
+
+    local: FedAvg
+    num_clients: int
+    server_learning_rate: float
+
+    server_state = ScaffoldServer
+    client_state = OwnControl
+    is_personal = False
+
+    @property
+    def phases(self) -> tuple[Phase[ScaffoldServer, OwnControl, Any, Any], ...]:
+        """Tuning."""
+        row = ("tune", self.local.num_rounds, "sampled", ControlledModel, ControlledUpdate, _broadcast, self._tune, self._aggregate)
+        return (Phase(*row, template=_like),)
+
+    def init(self, task: Task, key: Key) -> ScaffoldServer:
+        """P at the start, c = 0."""
+        return ScaffoldServer(task.init_params(key))
+
+    def init_client(self, task: Task, client: ClientId, key: Key) -> OwnControl:
+        """c_k = 0."""
+        return OwnControl()
+
+    def personalise(self, message: ControlledModel, state: OwnControl) -> Params:
+        """The shared tensors."""
+        return message.shared
+
+    def server_params(self, server: ScaffoldServer) -> Params:
+        """x."""
+        return server.params
+
+    def load(self, size: int, now: Round, chance: float) -> Load:
+        """FedAvg's."""
+        return self.local.load(size, now, chance)
+
+    def summary(self, server: ScaffoldServer) -> Mapping[str, Any]:
+        """How many tensors are shared."""
+        return {"shared_tensors": len(server.params)}
+
+    def train(self, client: Client[OwnControl], params: Params, now: Round) -> Fit:
+        """FedAvg's, without a correction."""
+        return self.local.train(client, params, now)
+
+    def _tune(self, client: Client[OwnControl], message: ControlledModel, now: Round) -> Update[OwnControl, ControlledUpdate]:
+        own, server, pace = client.state.control, message.control, self.local.training.learning_rate
+        correction = {name: _or_zero(server, name, x) - _or_zero(own, name, x) for name, x in message.shared.items()}
+        result = self.local.train(client, message.shared, now, _linear(correction))
+        change = {name: (x - result.params[name]) / (result.steps * pace) - _or_zero(server, name, x) for name, x in message.shared.items()}
+        after = {name: _or_zero(own, name, moved) + moved for name, moved in change.items()}
+        return Update(ControlledUpdate(result.params, change, len(client.data.train)), OwnControl(after), work_of(result))
+
+    def _aggregate(self, server: ScaffoldServer, received: Sequence[Received[ControlledUpdate]], now: Round) -> ScaffoldServer:
+        mean, rate = mean_by_size(received), self.server_learning_rate
+        params = {name: x + rate * (mean[name] - x) for name, x in server.params.items()}
+        control = {
+            name: _or_zero(server.control, name, x) + sum(r.message.change[name] for r in received) / self.num_clients
+            for name, x in server.params.items()
+        }
+        return replace(server, params=params, control=control)
+
+
+def _linear(slopes: Params) -> Callable[[Params], Tensor]:
+    """A term whose gradient with respect to each tensor is its slope: what corrects every step."""
+
+    def term(params: Params) -> Tensor:
+        return torch.stack([(params[name] * slope.to(params[name])).sum() for name, slope in slopes.items()]).sum()
+
+    return term
+
+
+def _or_zero(control: Params, name: str, like: Tensor) -> Tensor:
+    return control[name] if name in control else torch.zeros_like(like)
+
+
+def _broadcast(server: ScaffoldServer, now: Round) -> ControlledModel:
+    return ControlledModel(server.params, server.control)
+
+
+def _like(server: ScaffoldServer, now: Round) -> ControlledUpdate:
+    return ControlledUpdate(server.params, server.params, 1)
+
+
+def build(options: ScaffoldOptions, setting: Setting) -> Scaffold:
+    """SCAFFOLD as its options say."""
+    training = setting.training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
+    return Scaffold(FedAvg(training, setting.num_rounds), setting.num_clients, options.server_learning_rate)
