@@ -147,10 +147,11 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     """What each phase would send, from messages of the shapes that the run's will have, encoded as in a run."""
     inputs, method = prepared.inputs, prepared.method
     clients, plans = inputs.data.clients, list[Traffic]()
+    num_samples = round(statistics.mean(examples_by_client(prepared, "train")))
     states = method.outlook(method.init(prepared.task, inputs.key))
     for phase in method.phases:
         first = Round(phase.name, 0, phase.num_rounds, 0)
-        sizes = [size for server in states for size in _sizes_of_messages(phase, server, first, clients, round(statistics.mean(examples_by_client(prepared, "train"))))]
+        sizes = [size for server in states for size in _sizes_of_messages(phase, server, first, clients, num_samples)]
         downs, ups = zip(*sizes, strict=True)
         asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
         cohort = min(asked, len(clients))
