@@ -40,24 +40,33 @@ def test_not_this_machine(address: str) -> None:
     assert not is_loopback(address)
 
 
-@pytest.mark.parametrize(("host", "option", "refused"), [("0.0.0.0", "", True), ("127.0.0.1", "", False), ("0.0.0.0", "allow", False)])
-def test_an_app_looks_at_the_processes_above_it(tmp_path: Path, host: str, option: str, refused: bool) -> None:
+@pytest.mark.parametrize(
+    ("host", "settings", "refused"),
+    [
+        ("0.0.0.0", {}, True),
+        ("127.0.0.1", {}, False),
+        ("0.0.0.0", {"allow-plain-http": True}, False),
+        ("0.0.0.0", {"allow-plain-http": False}, True),
+        ("0.0.0.0", {"allow-plain-http": "false"}, True),
+    ],
+)
+def test_an_app_looks_at_the_processes_above_it(tmp_path: Path, host: str, settings: dict[str, object], refused: bool) -> None:
     """flower-superlink > flower-superexec > app, as Flower starts them; stand-ins that only start the next one."""
     app = tmp_path / "app.py"
     app.write_text(
         "from fibecfed.engine.flower.plain_http import refuse_plain_http\n"
-        f"try:\n    refuse_plain_http({bool(option)})\nexcept ValueError as error:\n    print(error)\n"
+        f"try:\n    refuse_plain_http({settings}, 'say so')\nexcept ValueError as error:\n    print(error)\n"
     )
     exec_, link = tmp_path / "flower-superexec", tmp_path / "flower-superlink"
     exec_.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, {str(app)!r}])\n")
     link.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, {str(exec_)!r}, '--insecure'])\n")
     shown = subprocess.run([sys.executable, str(link), "--insecure", "--host", host], capture_output=True, text=True, check=True).stdout
-    assert (f"flower-superlink runs with --insecure on {host}" in shown and "allow-plain-http = true" in shown) == refused
+    assert (f"flower-superlink runs with --insecure on {host}" in shown and shown.strip().endswith("say so")) == refused
     assert bool(shown) == refused
 
 
 def test_without_flower_above_nothing_is_refused() -> None:
-    refuse_plain_http(False)
+    refuse_plain_http({}, "")
     found = _process(os.getpid())
     assert found is not None and found[0] == os.getppid() and found[1][0]
     assert _process(2**22 + 1) is None

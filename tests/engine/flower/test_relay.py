@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from made_flower import be_an_app
 
-from fibecfed.engine.flower import relay
+from fibecfed.engine.flower import plain_http, relay
 from fibecfed.engine.flower.relay import blob_of, content
+from fibecfed.engine.flower.sockets import SocketError
 
 pytestmark = pytest.mark.flower
 
@@ -40,3 +42,20 @@ def test_what_is_not_ours_is_refused() -> None:
     message.content[relay.RECORD]["00000000"].data = b"short"
     with pytest.raises(ValueError, match=r"without bytes of type 'fibecfed\.2'; use the same fibecfed on both sides"):
         blob_of(message)
+
+
+def answered(node_config: dict[str, Any], run_config: dict[str, Any]) -> str:
+    """The error that a relay answers with."""
+    context = Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config=run_config)
+    return str(relay.relay(sent(b"", timeout_s=1.0), context).content[relay.OPTIONS]["error"])
+
+
+def test_plain_http_is_allowed_on_a_client_by_its_own_word_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_http, "_ancestors", lambda: [["flower-supernode", "--insecure", "--superlink", "server.example:8000"]])
+    monkeypatch.setattr(relay, "ask", lambda *_: (_ for _ in ()).throw(SocketError("asked the client")))
+    own, allowed = {"socket": "c.sock"}, {"allow-plain-http": True}
+    for run_config in (allowed, {}):
+        error = answered(own, run_config)
+        assert "flower-supernode runs with --insecure on server.example:8000" in error
+        assert "start the SuperNode with allow-plain-http=true in its --node-config" in error
+        assert answered({**own, **allowed}, run_config) == "asked the client"

@@ -17,7 +17,7 @@ def server_app(main: Callable[[Any, Mapping[str, Any]], None]) -> ServerApp:
 
     @app.main()
     def run(grid: Grid, context: Context) -> None:
-        refuse_plain_http(bool(context.run_config.get("allow-plain-http", False)))
+        refuse_plain_http(context.run_config, "set allow-plain-http = true in the run configuration")
         main(grid, context.run_config)
 
     return app

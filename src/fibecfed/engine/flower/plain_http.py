@@ -1,12 +1,13 @@
-"""Refuses to work behind Flower processes that send in plain HTTP beyond this machine, unless the user asked for that by name."""
+"""Refuses to work behind Flower processes that send in plain HTTP beyond this machine, unless this machine's user allowed that by name."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _PROGRAMS = {"flower-superlink": "--host", "flower-supernode": "--superlink"}
 """Flower's programs, and the option that names the address each speaks to the network with."""
@@ -14,24 +15,29 @@ _PROGRAMS = {"flower-superlink": "--host", "flower-supernode": "--superlink"}
 _DEFAULTS = {"flower-superlink": "127.0.0.1", "flower-supernode": "127.0.0.1:8000"}
 
 
-def refuse_plain_http(allowed: bool) -> None:
+OPTION = "allow-plain-http"
+"""The key of Flower's run configuration (server) or of a SuperNode's --node-config (client) that allows it."""
+
+
+def refuse_plain_http(settings: Mapping[str, Any], how: str) -> None:
     """Look at the processes that this one was started by.
 
     Args:
-        allowed: the run configuration has `allow-plain-http = true`.
+        settings: what this machine's user has set; the other side's word does not count. Only `true` allows it, not a text.
+        how: what the user can do to allow it.
 
     Raises:
         ValueError: one of them is a SuperLink or SuperNode with --insecure whose address is not of this machine.
     """
-    if allowed:
+    if settings.get(OPTION) is True:
         return
     for command in _ancestors():
         found = plain_beyond_loopback(command)
         if found is not None:
             program, address = found
             raise ValueError(
-                f"{program} runs with --insecure on {address}: all would travel in plain HTTP. Give it certificates (docs/deploy.md), "
-                "or set allow-plain-http = true in the run configuration if another layer encrypts"
+                f"{program} runs with --insecure on {address}: everything would travel in plain HTTP. Give it certificates "
+                f"(docs/deploy.md), or, if another layer encrypts, {how}"
             )
 
 

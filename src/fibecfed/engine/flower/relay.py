@@ -57,7 +57,7 @@ def blob_of(message: Message) -> bytes:
 def relay(message: Message, context: Context) -> Message:
     """The resident client's answer, or an `error` as a sentence."""
     try:
-        refuse_plain_http(bool(context.run_config.get("allow-plain-http", False)))
+        refuse_plain_http(context.node_config, "start the SuperNode with allow-plain-http=true in its --node-config")
         timeout_s = float(message.content[OPTIONS]["timeout_s"])  # pyright: ignore[reportArgumentType, reportIndexIssue, reportCallIssue]
         answer = content(ask(socket_path(context), blob_of(message), timeout_s))
     except (SocketError, ValueError, KeyError) as error:
