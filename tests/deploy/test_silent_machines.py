@@ -1,0 +1,74 @@
+"""Real processes: what a SuperNode whose client never answers, and a client that never comes, cost the others."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
+
+from machines import BIN, Machines
+from tiny_federation import NAMES, make_tiny, rounds_of
+
+from fibecfed.core.records import RoundRecord
+
+pytestmark = [pytest.mark.flower, pytest.mark.slow]
+
+SILENT = """
+import socket, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("silent.sock")
+listener.listen()
+print("listening at silent.sock", flush=True)
+time.sleep(9999)
+"""
+
+
+def rounds_with(here: Machines, names: tuple[str, ...]) -> list[RoundRecord]:
+    """A run of the three clients and of whoever else is named, in which everybody is asked in every round."""
+    config = here.app / "federation.toml"
+    before, runs = config.read_text(), set((here.app / "runs").glob("*"))
+    keys = f"clients = {len(names)}\nclient_names = {list(names)}\nclients_per_round = {len(names)}\n"
+    config.write_text(before.replace("clients = 3\n", keys).replace("round_timeout_s = 120.0", "round_timeout_s = 40.0"))
+    for name in NAMES:
+        here.client(name)
+    for name in NAMES:
+        here.until(f"client-{name}", "listening at")
+    shown = here.run(str(BIN / "flwr"), "run", "fed", "production", "--stream", "--run-config", "wait-s=30.0")
+    for name in NAMES:
+        here.stop(f"client-{name}")
+    config.write_text(before)
+    new = set((here.app / "runs").glob("*")) - runs
+    assert len(new) == 1, shown
+    (out,) = new
+    assert (out / "summary.json").is_file(), shown
+    return rounds_of(out)
+
+
+def test_a_silent_and_an_absent_client_cost_the_others_no_round_and_no_time(tmp_path: Path) -> None:
+    here = make_tiny(tmp_path, every=99, rounds=4)
+    try:
+        here.link()
+        for name in (*NAMES, "silent"):
+            here.key(name)
+            here.register(name)
+        for name in NAMES:
+            here.node(name)
+        without = rounds_with(here, NAMES)
+        here.start("silent", sys.executable, "-c", SILENT)
+        here.until("silent", "listening at")
+        here.node("silent")
+        here.until("node-silent", "SuperNode ID")
+        rounds = rounds_with(here, (*NAMES, "silent", "absent"))
+    finally:
+        here.close()
+    alone, together = ([record.seconds for record in some] for some in (without, rounds))
+    ratio = mean(together) / mean(alone)
+    print(f"rounds without the two: {alone}; with them: {together}; ratio of the means {ratio:.2f}")
+    assert len(rounds) == len(without) >= 5
+    for record in rounds:
+        assert set(record.bytes_up) == set(NAMES) and set(record.failures) == {"silent", "absent"}
+    assert ratio <= 1.2
