@@ -76,3 +76,10 @@ def test_what_is_likely_to_spoil_the_data_stays_on_the_screen() -> None:
             progress(DataInspected(("classes that look alike: 'a' and 'A'", "b")))
         text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
         assert "warning: classes that look alike: 'a' and 'A'" in text and "warning: b" in text
+
+
+def test_a_clients_name_out_of_a_file_steers_no_terminal() -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=200))
+    progress(Warned("client \x1b]0;owned\x07\u202e\x9b31m was left out"))
+    assert out.getvalue() == "warning: client \\x1b]0;owned\\x07\\u202e\\x9b31m was left out\n"

@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER, expanded
 from .core.streams import keep_streams, without_library_warnings
+from .core.terminal import escaped
 from .exits import DONE, FAILED, MISTAKE, console, exit_codes, say, terminated_like_interrupted, watched
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def flower_init(folder: Annotated[Path, _argument("FOLDER", "Must not exist, or 
 
 def _now(text: str) -> None:
     """A line of a log, at once even into a file."""
-    print(text, flush=True)
+    print(escaped(text), flush=True)
 
 
 def _print_version(wanted: bool) -> None:

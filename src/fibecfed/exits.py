@@ -19,6 +19,7 @@ import typer
 
 from .core.errors import RunFailed, UserError
 from .core.files import CONFIG
+from .core.terminal import escaped
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -112,4 +113,4 @@ def console() -> Any:
 
 def say(text: str) -> None:
     """A sentence on standard error, apart from what a pipe takes."""
-    typer.echo(text, err=True)
+    typer.echo(escaped(text), err=True)

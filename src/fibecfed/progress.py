@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .core.files import CONFIG, FLOWER, RECORDS, SUMMARY
+from .core.terminal import escaped
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .report.baselines import remarks
 from .report.selected import in_words
@@ -107,7 +108,7 @@ class Progress:
     def _line(self, text: str, always: bool = False) -> None:
         """A line of a log; the live line says the same on a terminal, unless the text is to stay."""
         if always or not self._console.is_terminal:
-            self._console.print(Text(text), soft_wrap=True)
+            self._console.print(Text(escaped(text)), soft_wrap=True)
 
     def _refresh(self) -> None:
         if self._live is not None:

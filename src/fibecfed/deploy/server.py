@@ -19,6 +19,7 @@ from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
 from ..core.streams import without_library_warnings
+from ..core.terminal import escaped
 from ..core.types import ClientId, Round
 from ..engine.events import Warned
 from ..engine.flower.apps import server_app
@@ -63,8 +64,9 @@ def serve(grid: Any, settings: Mapping[str, Any]) -> None:
         try:
             _run(grid, settings, progress)
         except (UserError, RunFailed) as error:
-            print(f"error: {error}", flush=True)
-            raise RuntimeError(str(error)) from None
+            text = escaped(str(error))  # Flower logs it as well
+            print(f"error: {text}", flush=True)
+            raise RuntimeError(text) from None
 
 
 def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:

@@ -59,3 +59,10 @@ def test_plain_http_is_allowed_on_a_client_by_its_own_word_alone(monkeypatch: py
         assert "flower-supernode runs with --insecure on server.example:8000" in error
         assert "start the SuperNode with allow-plain-http=true in its --node-config" in error
         assert answered({**own, **allowed}, run_config) == "asked the client"
+
+
+@pytest.mark.parametrize("timeout_s", [None, "x", [1.0], 0.0, -1.0, 1e300, float("nan")])
+def test_a_message_without_a_sensible_timeout_is_answered_with_an_error(timeout_s: Any) -> None:
+    options = {} if timeout_s is None else {"timeout_s": timeout_s}
+    context = Context(run_id=1, node_id=1, node_config={"socket": "c.sock"}, state=RecordDict(), run_config={})
+    assert "as timeout_s, expected a number of seconds" in str(relay.relay(sent(b"", **options), context).content[relay.OPTIONS]["error"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,3 +100,19 @@ def test_a_damaged_file_of_a_client_is_named_with_what_to_do(resident: Resident,
     (tmp_path / RUN / name).write_bytes(b"damaged")
     failed = answer(resident, request("evaluate", encode(AskImportance())))
     assert failed.status == "failed" and str(tmp_path / RUN / name) in failed.reason and advice in failed.reason
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\x9b31m\nwarning: all is well\r\u2066"
+"""A terminal's title, a cleared screen, letters in another order, colours, lines that are none of ours."""
+
+
+def test_what_a_server_says_reaches_the_clients_terminal_as_one_line_that_steers_nothing(resident: Resident) -> None:
+    told: list[str] = []
+    resident = replace(resident, say=told.append)
+    asked = decode(Request, request("train", b"no message"))
+    for change in ({"action": HOSTILE}, {"phase": HOSTILE}, {"client": HOSTILE}, {"run": HOSTILE}, {"action": "a" * 10_000}):
+        resident.answer(encode(replace(asked, **change)))
+    resident.answer(request("hello", json.dumps({"seed": HOSTILE, HOSTILE: 1}).encode()))
+    assert len(told) == 7 and all(text.isprintable() and len(text) < 501 for text in told)
+    assert told[0].startswith("?]0;owned??[2J?gnp?31m?warning: all is w: ") and ": refused (unknown action" in told[0]
+    assert any("the server has another configuration" in text for text in told)

@@ -307,7 +307,7 @@ def test_what_a_client_says_of_its_versions_is_shown_for_what_the_server_knows_a
     transport, grid, told = connected(clients)
     grid.nodes[1] = greets_with(clients["0"], versions=json.dumps({"torch": "2\x1b[2J", **{f"x{i}": "1" for i in range(1000)}}))
     transport.wait_for(5, None, 1.0)
-    assert told == ["client 0 has torch 2?[2J, the server 1: results may differ in the last bits"]
+    assert told == ['client 0 has torch "2\\u001b[2J", the server "1": results may differ in the last bits']
     grid.nodes[1] = greets_with(clients["0"], config="[" * 200_000)
     again, grid2, told = connected(clients)
     grid2.nodes[1] = grid.nodes[1]
@@ -333,3 +333,49 @@ def test_initial_tensors_are_counted_whoever_they_were_sent_for(tmp_path: Path) 
     list(transport.exchange("evaluate", Round("importance", 0, 1, 0), {"3": ask()}, 5))
     list(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
     assert set(transport.notes()) == {"0", "3"} and not transport.notes()
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\u202egnp\x9b31m\nwarning: all is well\r\u2066"
+"""A terminal's title, a cleared screen, letters in another order, colours, lines that are none of ours."""
+
+
+def raises(text: str) -> Callable[[bytes], bytes]:
+    def answer(blob: bytes) -> bytes:
+        raise OSError(text)
+
+    return answer
+
+
+def test_nothing_that_a_client_says_steers_the_servers_terminal_or_ends_up_in_a_record(tmp_path: Path) -> None:
+    clients = residents(tmp_path)
+    honest = clients["0"]
+    answers: list[Callable[[bytes], bytes]] = [
+        raises(HOSTILE),
+        lambda blob: HOSTILE.encode(),
+        lambda blob: encode(Reply("failed", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0, packed(b""))),
+        lambda blob: encode(Reply("refused", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0, packed(json.dumps({HOSTILE: HOSTILE}).encode()))),
+        greets_with(honest, name=HOSTILE),
+        greets_with(honest, config=json.dumps({**CONFIG, "seed": HOSTILE, HOSTILE: 1})),
+        greets_with(honest, versions=json.dumps({"torch": HOSTILE})),
+    ]
+    answers += [on_reply(honest, lambda reply, name=name: replace(reply, **{name: HOSTILE})) for name in ("status", "reason", "run")]
+    for answer in answers:
+        transport, grid, told = connected({**clients, "0": honest})
+        grid.nodes[1] = answer
+        for step in trained(transport, rounds=1, per_round=5, tolerance=DROP):
+            assert all(reason.isprintable() for reason in step.record.failures.values())
+        assert all(text.isprintable() for text in told)
+        with pytest.raises(RunFailed) as failed:
+            transport.wait_for(6, None, 0.0)
+        assert str(failed.value).isprintable()
+
+
+@pytest.mark.parametrize("field", ["versions", "config"])
+def test_a_value_that_is_nested_as_deeply_as_can_be_read_does_not_end_the_server(tmp_path: Path, field: str) -> None:
+    honest = residents(tmp_path)["0"]
+    for depth in range(700, 1000, 10):
+        transport, grid, told = connected({"0": honest})
+        grid.nodes[1] = greets_with(honest, **{field: '{"torch": ' + "[" * depth + "]" * depth + "}"})
+        with pytest.raises(RunFailed):
+            transport.wait_for(2, None, 0.0)
+        assert len(told) == 1

@@ -17,12 +17,16 @@ def disagreements(server: Mapping[str, Any], client: Mapping[str, Any]) -> str:
     """The keys whose values differ, each with both values, as one line; "" where there are none."""
     absent = object()
     names = sorted(name for name in server.keys() | client.keys() if server.get(name, absent) != client.get(name, absent))
-    return "; ".join(f"{name} is {_shown(client, name)} on the client and {_shown(server, name)} on the server" for name in names)
+    values = {name: (shown(client.get(name)), shown(server.get(name))) for name in names}
+    return "; ".join(f"{name[:80]} is {own} on the client and {other} on the server" for name, (own, other) in values.items())
 
 
-def _shown(table: Mapping[str, Any], name: str) -> str:
-    value = table.get(name)
-    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+def shown(value: Any) -> str:
+    """A value of a table in a sentence, at most 80 characters."""
+    try:
+        text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # nested so deeply that it can just be read
+        return "a deeply nested value"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

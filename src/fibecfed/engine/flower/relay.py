@@ -19,6 +19,9 @@ STYPE = "fibecfed.2"
 
 RECORD, OPTIONS = "fibecfed", "fibecfed-options"
 
+_LONGEST_S = 1e7
+"""Longest timeout; sockets take no larger one everywhere."""
+
 _MARK, _PART = 16, 4 * 2**20
 """Bytes of a mark, and at most of what follows one: Flower itself cuts an Array into pieces of 5 * 2**20."""
 
@@ -58,11 +61,18 @@ def relay(message: Message, context: Context) -> Message:
     """The resident client's answer, or an `error` as a sentence."""
     try:
         refuse_plain_http(context.node_config, "start the SuperNode with allow-plain-http=true in its --node-config")
-        timeout_s = float(message.content[OPTIONS]["timeout_s"])  # pyright: ignore[reportArgumentType, reportIndexIssue, reportCallIssue]
-        answer = content(ask(socket_path(context), blob_of(message), timeout_s))
-    except (SocketError, ValueError, KeyError) as error:
+        answer = content(ask(socket_path(context), blob_of(message), _timeout_s(message)))
+    except (SocketError, ValueError) as error:
         answer = content(b"", error=str(error))
     return Message(answer, reply_to=message)
+
+
+def _timeout_s(message: Message) -> float:
+    options = message.content.get(OPTIONS)
+    seconds = options.get("timeout_s") if isinstance(options, ConfigRecord) else None
+    if not isinstance(seconds, float) or not 0 < seconds <= _LONGEST_S:
+        raise ValueError(f"got {str(seconds)[:80]} as timeout_s, expected a number of seconds; use the same fibecfed on both sides")
+    return seconds
 
 
 def socket_path(context: Context) -> str:

@@ -17,6 +17,7 @@ from ...core.trees import checksum
 from ...core.types import ClientData, ClientId, Params
 from ...core.wire import Tensors, WireError, decode, encode, message
 from ..client import ClientRuntime, NotFinite
+from ..failures import printable
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
 from .states import RoundStates
@@ -46,7 +47,7 @@ class Resident:
         config: what it must have in common with the server.
         folder: for its states and adapters, one folder in it for each run.
         keep_states: how many states of a run are kept.
-        say: is told in a sentence what goes on.
+        say: is told in a sentence what goes on; nothing in it can steer a terminal, although the server chose parts of it.
     """
 
     name: ClientId
@@ -70,9 +71,12 @@ class Resident:
         except WireError as error:
             return encode(Reply("refused", str(error), "", "", self.name, 0, packed(b"")))
         status, reason, payload = self._handle(request)
-        where = f"{request.phase} round {request.index}: " if request.phase else ""
-        self.say(f"{request.action}: {where}{status}" + (f" ({reason})" if reason else ""))
+        where = f"{request.phase[:40]} round {request.index}: " if request.phase else ""
+        self._tell(f"{request.action[:40]}: {where}{status}" + (f" ({reason})" if reason else ""))
         return encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
+
+    def _tell(self, text: str) -> None:
+        self.say(printable(text))
 
     def _handle(self, request: Request) -> tuple[str, str, bytes]:
         own = json.dumps(self.config, sort_keys=True)
@@ -81,7 +85,7 @@ class Resident:
         if request.action != "hello" and request.config != digest(self.config):
             return "refused", "the server has another configuration", own.encode()
         if request.action != "hello" and request.client != self.name:
-            return "refused", f"the request is for {request.client!r}, and this is {self.name!r}", b""
+            return "refused", f"the request is for {request.client[:80]!r}, and this is {self.name!r}", b""
         try:
             return self._hello(request, own) if request.action == "hello" else self._work(request)
         except (NotFinite, WireError) as error:
@@ -93,7 +97,7 @@ class Resident:
         server = unpacked(request.payload).decode(errors="replace")
         differing = disagreements(table_of(server), self.config)
         if differing:
-            self.say(f"the server has another configuration: {differing}")
+            self._tell(f"the server has another configuration: {differing}")
         else:
             self._states(request).forget_from(request.number)
         initial = checksum(self._start(request))
@@ -126,7 +130,7 @@ class Resident:
         if found != last.shared:
             folder = self._run_folder(request) / "adapter"
             self.save(folder, params, table_of(last.summary), table_of(last.header))
-            self.say(f"its own model is in {folder}")
+            self._tell(f"its own model is in {folder}")
         return found.encode()
 
     def _runtime(self, request: Request, now: int) -> ClientRuntime:

@@ -13,7 +13,7 @@ from ...core.trees import checksum
 from ...core.types import ClientId, Failure, Params, Round
 from ...core.wire import WireError, decode, encode
 from ..options import CLIENT_NAME, EXPECTED_NAME
-from .agreement import disagreements, table_of
+from .agreement import disagreements, shown, table_of
 from .envelope import Hello, Reply, unpacked
 from .post import Letter, Post
 from .resident import Start
@@ -221,7 +221,7 @@ class Seats:
         except WireError as error:
             return f"a SuperNode's client did not answer a greeting with one: {error}"
         if hello is None:
-            return f"client {reply.client} refused: {reply.reason}"
+            return f"client {reply.client[:80]} refused: {reply.reason}"
         if not re.fullmatch(CLIENT_NAME, hello.name):
             return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
         differing = disagreements(self._post.config, table_of(hello.config))
@@ -232,7 +232,8 @@ class Seats:
         told = table_of(hello.versions)
         for name, version in self._versions.items():
             if told.get(name) != version:
-                self._say(f"client {hello.name} has {name} {told.get(name)}, the server {version}: results may differ in the last bits")
+                own, ours = shown(told.get(name)), shown(version)
+                self._say(f"client {hello.name} has {name} {own}, the server {ours}: results may differ in the last bits")
         self._seats = {name: seat for name, seat in self._seats.items() if seat.node != node}
         self._seats[hello.name] = Seat(node, hello)
         self._doors[node] = hello.name
