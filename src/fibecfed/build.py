@@ -264,5 +264,9 @@ def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
 
 def max_length(config: Config) -> int:
     """Tokens that an example is cut to."""
-    pair = config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
-    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if pair else DEFAULT_MAX_LENGTH)
+    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if reads_pairs(config) else DEFAULT_MAX_LENGTH)
+
+
+def reads_pairs(config: Config) -> bool:
+    """Whether an example has two texts."""
+    return config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)

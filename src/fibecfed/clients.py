@@ -18,6 +18,9 @@ from .saving import folder_name, save
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
 """The encoded message to each of some clients."""
 
+Summary: TypeAlias = Callable[[ClientId], Mapping[str, Any]]
+"""What a client is told of the run's results."""
+
 
 class Clients(Protocol):
     """The clients of one run."""
@@ -26,14 +29,14 @@ class Clients(Protocol):
     def transport(self) -> Transport: ...
 
     def finish(
-        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """Have each client that ever trained save its own adapter, unless it is the global one.
 
         Args:
             messages: the last broadcast to clients, of the round `last`.
             shared: checksum of the global adapter.
-            summary, header: what is known of the run, for the model cards.
+            summary, header: what each is told of the run, for its model card.
             adapters: False: nothing is saved.
 
         Returns:
@@ -57,7 +60,7 @@ class InProcess:
     out: Path
 
     def finish(
-        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `Clients.finish`."""
         runtime, digests = self.transport.runtime, dict[ClientId, str]()
@@ -65,7 +68,8 @@ class InProcess:
             own = runtime.personal_params(client, blob, last)
             digests[client] = checksum(own)
             if adapters and digests[client] != shared:
-                save(self.prepared, self.out / "clients" / folder_name(client), f"client {client}", own, summary, header)
+                folder = self.out / "clients" / folder_name(client)
+                save(self.prepared, folder, client, own, summary(client), header, self.out / "global")
         return digests
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ def of_round(prepared: Prepared, out: Path, checkpoint: Checkpoint, now: Round) 
     return Final(in_process(prepared, states, out, checkpoint.number), decode(prepared.method.server_state, checkpoint.server), now)
 
 
+def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]]:
+    """What each client is told of the run: the scores of the federation and its own, and nobody else's."""
+    common = {name: value for name, value in summary.items() if name != "clients"}
+    return lambda client: {**common, "client": summary["clients"].get(client)}
+
+
 def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 
@@ -68,14 +74,14 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
     }
     summary |= prepared.beforehand.summary
     if adapters:
-        save(prepared, out / "global", "the global model", params, summary, header)
+        save(prepared, out / "global", None, params, summary, header)
     phase = next(phase for phase in method.phases if phase.name == last.phase)
     broadcast = phase.broadcast(server, last)
 
     def messages(names: Sequence[ClientId]) -> Mapping[ClientId, bytes]:
         return addressed(phase, server, broadcast, names)[1]
 
-    own = clients.finish(messages, last, shared, summary, header, adapters)
+    own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
     every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
     summary["adapters"] = {"personal": len(digests), "sha256": every}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -13,46 +14,85 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 
 from .adapters.options import called
-from .build import Prepared
-from .config import Config, to_toml
+from .build import Prepared, max_length, reads_pairs
+from .config import Config, flat, keys, show
 from .core.errors import RunFailed
 from .core.task import DELTA
 from .core.types import ClientId, Params
+from .data.text import pair_separator
 from .models.backbones import Source, sha256_of
-from .models.export import save_adapter
-from .report.card import model_card
+from .models.export import link_tokenizer, save_adapter, save_tokenizer
+from .models.packaged import PACKAGED
+from .models.revision import commit_of
+from .report.baselines import Parts, own_majority
+from .report.card import Adapter, model_card
+from .report.snippet import Base, Reading, about_labels
 
 
-def save(prepared: Prepared, folder: Path, who: str, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    """Write `params` as an adapter.
+def save(
+    prepared: Prepared,
+    folder: Path,
+    client: ClientId | None,
+    params: Params,
+    summary: Mapping[str, Any],
+    header: Mapping[str, Any],
+    tokenizer_in: Path | None = None,
+) -> None:
+    """Write `params` as an adapter that can be used by itself: with the tokenizer, the classes' names and the length in tokens.
 
     Args:
-        who: "the global model" or "client 07".
-        summary: as in summary.json.
+        client: whose it is; None: the global one.
+        summary: as in summary.json, with the client's own scores under `client`.
         header: of the run's records.
+        tokenizer_in: an adapter's folder with the same tokenizer, whose files are linked rather than written again.
 
     Raises:
         RunFailed: the disk is full.
     """
-    source, names, prompt = prepared.inputs.source, prepared.inputs.data.label_names, prepared.inputs.prompt
-    adapter = getattr(prepared.inputs.config.method, "adapter", None)
+    inputs = prepared.inputs
+    config, source, names = inputs.config, inputs.source, inputs.data.label_names
+    own = getattr(config.method, "adapter", None)
+    base = _base(prepared)
+    if client is not None:
+        summary = {**summary, "client": _with_majority(summary.get("client"), inputs.data.partition.table().get(client))}
+    pair = reads_pairs(config)
+    reading = Reading(pair, pair_separator(inputs.tokenizer) if pair and inputs.prompt is None else "", inputs.prompt)
     card = model_card(
-        who=who,
-        base=source.published,
+        Adapter(client, None if own is None else called(own), any(name.endswith(DELTA) for name in params)),
+        base,
+        reading,
         files=header["model"]["files"],
         labels=names,
-        prompt=prompt,
+        max_length=max_length(config),
         summary=summary,
-        config_toml=to_toml(_without_folders(prepared.inputs.config)),
+        settings=_settings(config),
         versions=header["versions"],
-        adapter=None if adapter is None else called(adapter),
-        beside_weights=any(name.endswith(DELTA) for name in params),
     )
-    labels = names if prompt is None else prompt.about(names)
+    labels = about_labels(names, max_length(config), reading)
     try:
-        save_adapter(prepared.task, params, folder, base=source.published, revision=source.revision, labels=labels, card=card)
+        save_adapter(prepared.task, params, folder, base=source.published, revision=base.revision, labels=labels, card=card)
+        if tokenizer_in is None or not link_tokenizer(tokenizer_in, folder):
+            save_tokenizer(inputs.tokenizer, folder, max_length(config))
     except SafetensorError as error:  # what its writer makes of a full disk
         raise RunFailed(f"{folder} could not be written: {error}") from error
+
+
+def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None) -> Mapping[str, Any] | None:
+    """A client's scores; a server whose clients are machines does not know which class is a client's most frequent one."""
+    if scores is None or scores["majority"] is not None or parts is None:
+        return scores
+    found = own_majority([parts])
+    return {**scores, "majority": None if math.isnan(found) else found}
+
+
+def _base(prepared: Prepared) -> Base:
+    """The backbone, as somebody who was given the adapter finds it."""
+    source, name = prepared.inputs.source, prepared.inputs.config.model.name
+    if name in PACKAGED:
+        return Base(source.published, name, packaged=True, gguf_file=source.gguf_file)
+    if source.files:
+        return Base(source.published, Path(source.location).resolve().name, local=True, gguf_file=source.gguf_file)
+    return Base(source.published, source.location, revision=commit_of(source) or source.revision)
 
 
 def folder_name(client: ClientId) -> str:
@@ -91,11 +131,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _without_folders(config: Config) -> Config:
-    """The configuration for a model card: files and folders by name, not by where they lie on this machine."""
-    paths = {name: value for name in ("path", "test_path", "root") if (value := getattr(config.data, name)) is not None}
-    data = config.data.model_copy(update={name: Path(value).name for name, value in paths.items()})
-    model = config.model
-    if Path(model.name).is_absolute():
-        model = model.model_copy(update={"name": Path(model.name).name})
-    return config.model_copy(update={"data": data, "model": model})
+def _settings(config: Config) -> str:
+    """What a model card says of the configuration, as TOML: the main keys, and those that differ from their defaults.
+
+    Where files lie and what columns and clients are called stays with the owner of the data.
+    """
+    table, kind = flat(config), config.method.model_dump()["kind"]
+    lines = []
+    for key in keys(kind):
+        value = table[key.name]
+        if key.name == "model.name":
+            value = Path(value).name if Path(value).exists() else value
+        elif value is None or (value == key.default and key.name not in _MAIN) or key.name in _PRIVATE or "resources." in key.name:
+            continue
+        lines.append(f"{key.name} = {show(value)}")
+    return "\n".join(lines)
+
+
+_MAIN = (
+    "seed", "model.rank", "federation.clients_per_round", "federation.rounds", "training.local_epochs", "training.batch_size",
+    "training.learning_rate", "evaluation.save", "method.kind",
+)  # fmt: skip
+_PRIVATE = (
+    "data.path", "data.test_path", "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
+    "data.labels", "federation.client_names", "federation.clients",
+)  # fmt: skip

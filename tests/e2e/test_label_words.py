@@ -41,7 +41,8 @@ def test_a_run_trains_lora_alone_and_plain_peft_predicts_what_was_reported(maske
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "backbone")
     about = json.loads((out / "global" / "labels.json").read_text(encoding="utf-8"))
     template = words["template"] if masked else "{x} . it was <mask>"
-    assert about == {"labels": ["bad", "good"], "template": template, "label_words": ["dull", "great"], "tokens": ["dull", "great"]}
+    expected = {"labels": ["bad", "good"], "template": template, "label_words": ["dull", "great"], "tokens": ["dull", "great"]}
+    assert expected.items() <= about.items() and about["max_length"] == 64
     ids = tokenizer.convert_tokens_to_ids(about["tokens"])
     kind = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     *_, last = [record for record in records if isinstance(record, EvalRecord)]

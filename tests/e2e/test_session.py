@@ -38,8 +38,16 @@ def test_a_run_leaves_everything_in_its_folder(whole: Any, inputs: Path) -> None
     assert json.loads((out / "summary.json").read_text()) == summary
     assert load(out / "config.toml").config == run_config(inputs)
     for adapter in (out / "global", *(out / "clients").iterdir()):
-        assert {path.name for path in adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "labels.json", "README.md"}
-        assert json.loads((adapter / "labels.json").read_text()) == ["bad", "good"]
+        assert {path.name for path in adapter.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "labels.json", "README.md", "tokenizer.json", "tokenizer_config.json",
+        }  # fmt: skip
+        about = json.loads((adapter / "labels.json").read_text())
+        assert (about["labels"], about["id2label"], about["label2id"]) == (
+            ["bad", "good"],
+            {"0": "bad", "1": "good"},
+            {"bad": 0, "good": 1},
+        )
+        assert (about["max_length"], about["pair"]) == (64, False)
         settings = json.loads((adapter / "adapter_config.json").read_text())
         assert settings["base_model_name_or_path"] == "backbone"
         assert str(inputs.parent) not in (adapter / "README.md").read_text() + (adapter / "adapter_config.json").read_text()

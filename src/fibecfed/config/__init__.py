@@ -6,7 +6,7 @@ from .common import common
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
 from .places import PLACES, changed_settings, lost, places, refuse_lasting, same_name
 from .read import Loaded, from_table, load
-from .text import Setting
+from .text import Setting, show
 
 __all__ = [
     "PLACES",
@@ -28,5 +28,6 @@ __all__ = [
     "places",
     "refuse_lasting",
     "same_name",
+    "show",
     "to_toml",
 ]

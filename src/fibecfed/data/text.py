@@ -106,7 +106,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
     if max_length > most:
         raise UserError(f"data.max_length: got {max_length}, expected at most {most}, the longest input of this model.")
     has_types = "token_type_ids" in tokenizer.model_input_names
-    between = SEPARATOR if split.pairs is not None and prompt is None and _runs_pairs_together(tokenizer) else ""
+    between = pair_separator(tokenizer) if split.pairs is not None and prompt is None else ""
     pieces, types, segments, lengths, whole = [], [], [], [], []
     for start in range(0, len(split), _CHUNK):
         part = slice(start, start + _CHUNK)
@@ -221,6 +221,11 @@ def _segments(encoded: Any, tokenizer: Any) -> Tensor:
             before = here
             found.append(min(text, 2) * here)
     return torch.tensor(found, dtype=torch.uint8)
+
+
+def pair_separator(tokenizer: Any) -> str:
+    """What the second text of a pair begins with: nothing, where the tokenizer itself puts something between the two."""
+    return SEPARATOR if _runs_pairs_together(tokenizer) else ""
 
 
 def _runs_pairs_together(tokenizer: Any) -> bool:

@@ -112,7 +112,7 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
     inputs = prepared.inputs
 
     def save_own(where: Path, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-        save(prepared, where, f"client {name}", params, summary, header)
+        save(prepared, where, name, params, summary, header)
 
     return Resident(
         name=name,

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from .. import session
 from ..build import Prepared, nobody
-from ..clients import Messages
+from ..clients import Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
@@ -43,11 +43,12 @@ class Machines:
     names: Sequence[ClientId]
 
     def finish(
-        self, messages: Messages, last: Round, shared: str, summary: Mapping[str, Any], header: Mapping[str, Any], adapters: bool
+        self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
-        about = shared, json.dumps(summary), json.dumps(header)
-        return self.transport.finish({name: Finish(packed(blob), *about) for name, blob in messages(self.names).items()}, last, FINISH_S)
+        told = json.dumps(header)
+        requests = {name: Finish(packed(blob), shared, json.dumps(summary(name)), told) for name, blob in messages(self.names).items()}
+        return self.transport.finish(requests, last, FINISH_S)
 
 
 def serve(grid: Any, settings: Mapping[str, Any]) -> None:

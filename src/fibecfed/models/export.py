@@ -4,6 +4,8 @@ the others as `own_adapters` says."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..core.files import write_atomically
+from ..core.errors import RunFailed
+from ..core.files import is_aside, write_atomically
 from ..core.task import DELTA
 from ..core.types import Params
-from .own_adapters import save_own_adapter
+from .own_adapters import TABLE, TENSORS, save_own_adapter
 from .transformer_task import TransformerTask
 
 DELTA_FILE = "delta.safetensors"
@@ -85,9 +88,50 @@ def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision:
     folder.mkdir(parents=True, exist_ok=True)
     # Asking for no embeddings keeps PEFT from looking the base up on the hub
     model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    for path in folder.glob("*.safetensors"):  # safetensors' writer lets only the owner read them, whatever the umask says
+        path.chmod((folder / "adapter_config.json").stat().st_mode)
     if deltas:
         write_atomically(folder / DELTA_FILE, safetensors.torch.save(deltas))
     path = folder / "adapter_config.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
     write_atomically(path, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+
+
+_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", TABLE, TENSORS, DELTA_FILE, "labels.json", "README.md")
+
+
+def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
+    """Write a tokenizer that cuts a text to `max_length` tokens where it is asked to cut.
+
+    Raises:
+        RunFailed: the disk is full.
+    """
+    before = tokenizer.model_max_length
+    tokenizer.model_max_length = max_length
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers library has no exception of its own for a full disk
+        raise RunFailed(f"{folder}: the tokenizer could not be written: {error}") from error
+    finally:
+        tokenizer.model_max_length = before
+
+
+def link_tokenizer(source: Path, folder: Path) -> bool:
+    """Give an adapter's folder the tokenizer of another one, as further names of the same files, or copies where there are no such.
+
+    Returns:
+        False if there is none in `source`.
+    """
+    found = sorted(source.iterdir()) if source.is_dir() else []
+    paths = [path for path in found if path.is_file() and path.name not in _OF_ADAPTER and not is_aside(path.name)]
+    for path in paths:
+        target = folder / path.name
+        target.unlink(missing_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+    return bool(paths)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ..adapters.make import attach
@@ -68,7 +69,7 @@ def save_own_adapter(model: Any, params: Params, folder: Path, *, base: str, rev
     options: Options = model.adapter.options
     table = {"format": 1, "kind": called(options), "options": options.model_dump(), "base": base, "revision": revision}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / TENSORS)
+    write_atomically(folder / TENSORS, save_tensors(tensors))
     write_atomically(folder / TABLE, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
 
 

@@ -62,7 +62,7 @@ def _no_better(saved: Mapping[str, Any]) -> list[str]:
         ("personalised", saved["pooled_personalised"], own, of_own),
         ("global", saved["global"], saved["majority"], "the most frequent class"),
     ):
-        if score is not None and simple is not None and score <= simple:
+        if score is not None and simple is not None and score <= simple and score < 1:
             than = "only equals" if score == simple else "is below"
             lines.append(f"The {name} score ({percent(score)}) {than} what always answering {what} gives ({percent(simple)}).")
     if lines:
