@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from fibecfed.compare.command import Left, compare_in
-from fibecfed.compare.conduct import refuse_foreign, write_down
+from fibecfed.compare.conduct import gpus, refuse_foreign, workers, write_down
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.plan import job
 from fibecfed.compare.pool import Outcome, Pool, record_failure
@@ -215,3 +217,35 @@ def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_
     (tmp_path / "tuning.json").unlink()
     assert shown(one, tmp_path)[0] == 0
     assert not (tmp_path / "runs/reviews/lora/0/failure.json").exists() and scripted[-1] == "reviews/lora/rate 0.0005"  # taken over
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "visible", "expected"),
+    [
+        (None, None, None, (2, ["0", "1"])),
+        ("cuda", None, "3,5", (2, ["3", "5"])),
+        ("cuda:1", None, None, (1, [])),
+        ("cpu", None, None, (6, [])),
+        (None, 5, None, (5, ["0", "1"])),
+    ],
+    ids=["all GPUs", "those visible", "one by name", "none used", "as many as asked"],
+)
+def test_runs_on_gpus_have_a_worker_per_gpu_and_no_more(
+    device: str | None,
+    asked: int | None,
+    visible: str | None,
+    expected: tuple[int, list[str]],
+    compared: Callable[..., Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    comparison = compared()
+    training = {"device": device} if device else {}
+    resources = comparison.resources.model_copy(update={"workers": asked})
+    comparison = comparison.model_copy(update={"base": {**comparison.base, "training": training}, "resources": resources})
+    assert (workers(comparison), gpus(comparison)) == expected

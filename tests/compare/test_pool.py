@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,15 @@ def test_an_interruption_stops_the_runs_under_way(jobs: Callable[..., list[Job]]
         pool.run(wanted)
     assert all((one.folder.parent / "stopped.txt").exists() for one in wanted)
     assert not any((one.folder / "failure.json").exists() for one in wanted)
+
+
+def test_workers_take_turns_at_the_gpus_and_leave_this_process_its_own(
+    jobs: Callable[..., list[Job]], listener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    wanted = jobs(*["brief"] * 8)
+    with Pool(4, listener, Clock(), obedient, gpus=["1", "3"]) as pool:
+        outcomes = pool.run(wanted)
+    used = {(summary["gpu"], summary["pid"]) for summary in (outcomes[one].summary for one in wanted) if summary}
+    assert sorted(gpu for gpu, _ in used) == ["1", "1", "3", "3"]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

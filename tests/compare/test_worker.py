@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from texts import bits
 
 from fibecfed import session
 from fibecfed.compare import worker
@@ -61,6 +62,26 @@ def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_on
         assert facts(one.folder) == facts(fresh)
     assert (fresh / "global").is_dir()
     assert {path.name for path in jobs[1].folder.iterdir()} == {"config.toml", "records.jsonl", "summary.json", "lock"}
+
+
+@pytest.mark.parametrize("method", ["lora", "slora", "fedex-lora", "adapter", "fibecfed"])
+def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
+    method: str, compared: Callable[..., Comparison], inputs: Path, tmp_path: Path
+) -> None:
+    one = job(compared(f'methods=["{method}"]'), tmp_path / "run", "reviews", method, 0)
+    source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
+    name = (source, "AutoModelForSequenceClassification")
+    first, _ = load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
+    kept = weights.find(name, source.files)
+    assert kept is not None
+    before = bits(kept[1])
+    assert worker.do(to_toml(one.config), one.folder, lambda message: None, weights).get("reason") is None
+    second, _ = load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(1), weights=weights)
+    kept = weights.find(name, source.files)
+    assert kept is not None and bits(kept[1]) == before
+    for model in (first, second):
+        own = model.state_dict()
+        assert all(value.data_ptr() == own[key].data_ptr() for key, value in kept[1].items())
 
 
 def test_a_changed_file_is_read_again(inputs: Path) -> None:

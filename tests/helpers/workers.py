@@ -18,7 +18,7 @@ def _stopped(mark: Path, *_: object) -> None:
 
 
 def obedient(pipe: Connection) -> None:
-    """`how.txt` in the parent folder of the job's folder: done, refused, killed, killed-once, killed-at-N or slow.
+    """`how.txt` in the parent folder of the job's folder: done, refused, killed, killed-once, killed-at-N, brief or slow.
 
     The last is killed when N bytes of a long message are on their way.
     """
@@ -43,7 +43,17 @@ def obedient(pipe: Connection) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "slow":
                 time.sleep(60)
-            last = {"kind": "done", "summary": {"pid": os.getpid(), "seconds": 1.0, "evaluation": {"seconds": 0.0}}}
+            if how == "brief":  # long enough that every worker gets one
+                time.sleep(0.5)
+            last = {
+                "kind": "done",
+                "summary": {
+                    "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                    "pid": os.getpid(),
+                    "seconds": 1.0,
+                    "evaluation": {"seconds": 0.0},
+                },
+            }
             if how == "refused":
                 last = {"kind": "failed", "why": "refused", "reason": "no such backbone"}
             pipe.send_bytes(json.dumps(last).encode())

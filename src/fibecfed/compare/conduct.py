@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..core.errors import UserError
 from ..core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
 from ..methods.catalogue import CATALOGUE
+from ..models.precision import choose_device
 from ..report.comparison import RUNS, TRIALS
 from ..report.whole import ASIDE
 from .options import Comparison
@@ -98,7 +101,7 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
         UserError: a folder of another comparison.
         KeyboardInterrupt: stopped; the runs under way can be resumed.
     """
-    with Pool(workers(comparison), watcher, clock) as pool:
+    with Pool(workers(comparison), watcher, clock, gpus=gpus(comparison)) as pool:
         maker = _Maker(pool, watcher, clock)
         tuned, not_tuned, trials = _tune(comparison, out, maker)
         jobs, failed, refused = [], {}, {}
@@ -124,10 +127,30 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
 
 
 def workers(comparison: Comparison) -> int:
-    """How many processes: as asked, else one a core that this process may use."""
+    """How many processes: as asked; else one per GPU where the runs compute on one, or one per core that this process may use."""
     if comparison.resources.workers is not None:
         return comparison.resources.workers
+    if _devices(comparison) != {"cpu"}:
+        return max(1, len(gpus(comparison)))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(comparison: Comparison) -> list[str]:
+    """The GPUs that the workers share in turn, as CUDA_VISIBLE_DEVICES names them; none where the runs use none, or name one themselves."""
+    if "cuda" not in (devices := _devices(comparison)) or not devices <= {"cuda", "cpu"}:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
+    return [name.strip() for name in names][: torch.cuda.device_count()]
+
+
+def _devices(comparison: Comparison) -> set[str]:
+    """What the runs say for `training.device`: "cpu" in place of an "auto" that finds nothing else."""
+    tables = [comparison.base, *comparison.task.values(), *comparison.method.values()]
+    said = {str(table["training"]["device"]) for table in tables if "device" in table.get("training", {})}
+    if "device" not in comparison.base.get("training", {}):
+        said.add("auto")
+    return {choose_device("auto").type if device == "auto" else device for device in said}
 
 
 def _made(outcomes: Mapping[Job, Outcome]) -> int:

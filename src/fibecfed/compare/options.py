@@ -31,7 +31,9 @@ class WorkerOptions(Options):
         description="Speed that `fibecfed check` assumes, 10^12 operations per second. 100: a third of an A100's.",
     )
     workers: int | None = Field(
-        default=None, ge=1, description="Worker processes, each with base.resources.threads. Default: one per core."
+        default=None,
+        ge=1,
+        description="Worker processes, each with base.resources.threads. Default: one per core, or per GPU where runs use them.",
     )
 
 

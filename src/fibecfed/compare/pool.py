@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ..config import to_toml
 from ..core.files import FAILURE, write_atomically
+from ..core.process import environment
 from .plan import Clock, Job
 from .worker import work
 
@@ -52,6 +53,7 @@ class Watcher(Protocol):
 class _Worker:
     process: BaseProcess
     pipe: Connection
+    gpu: str | None
     job: Job | None = None
 
 
@@ -60,13 +62,17 @@ class Pool:
 
     Args:
         target: what a worker's process does with its end of the pipe.
+        gpus: each worker sees one of them alone, and each serves as many workers as any other.
     """
 
-    def __init__(self, workers: int, watcher: Watcher, clock: Clock, target: Callable[[Connection], None] = work) -> None:
+    def __init__(
+        self, workers: int, watcher: Watcher, clock: Clock, target: Callable[[Connection], None] = work, gpus: Sequence[str] = ()
+    ) -> None:
         self._limit = workers
         self._watcher = watcher
         self._clock = clock
         self._target = target
+        self._gpus = gpus
         self._workers: list[_Worker] = []
         self._context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
 
@@ -130,9 +136,12 @@ class Pool:
             return None
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=self._target, args=(theirs,), daemon=True)
-        process.start()
+        taken = [worker.gpu for worker in self._workers]
+        gpu = min(self._gpus, key=taken.count, default=None)
+        with contextlib.nullcontext() if gpu is None else environment("CUDA_VISIBLE_DEVICES", gpu):
+            process.start()
         theirs.close()  # else its end would not be heard of
-        self._workers.append(_Worker(process, ours))  # pyright: ignore[reportArgumentType]
+        self._workers.append(_Worker(process, ours, gpu))  # pyright: ignore[reportArgumentType]
         return self._workers[-1]
 
     def _begin(self, worker: _Worker, one: Job) -> None:
