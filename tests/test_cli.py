@@ -95,6 +95,29 @@ def test_a_run_ends_with_0_and_a_summary_and_goes_to_a_new_folder_each_time(sess
     assert session.calls == [Path("runs/a-fibecfed-3"), Path("runs/a-fibecfed-3-2"), Path("runs/a-lora-0")]
 
 
+def test_a_run_of_another_runs_configuration_is_called_after_that_run(session: types.SimpleNamespace) -> None:
+    Path("runs/icd6").mkdir(parents=True)
+    Path("runs/icd6/config.toml").write_text('[data]\ntask = "sst2"\n')
+    assert call("run", "runs/icd6/config.toml", "method.kind=lora")[0] == 0
+    assert call("run", "runs/icd6/config.toml", "method.kind=lora")[0] == 0
+    assert session.calls == [Path("runs/icd6-lora-0"), Path("runs/icd6-lora-0-2")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "a.toml", "--out", "LONG"), ("run", "LONG"), ("run", "a.toml", "data.root=LONG"), ("resume", "LONG"), ("report", "LONG"),
+        ("compare", "c.toml", "--out", "LONG"), ("check", "LONG"), ("init", "--out", "LONG"), ("flower", "init", "LONG"),
+        ("client", "--config", "a.toml", "--data", "LONG"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_that_is_too_long_for_a_file_is_a_mistake(arguments: tuple[str, ...]) -> None:
+    Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
+    code, text = call(*(argument.replace("LONG", "n" * 300) for argument in arguments))
+    assert code == 2 and "too long" in text and "unexpected" not in text and len(text) < 700
+
+
 def test_mistakes_end_with_2_before_anything_starts(session: types.SimpleNamespace) -> None:
     code, text = call("run", "a.toml", "data.tsk=x", "federation.rounds=many")
     assert code == 2 and "error: a.toml has 2 mistakes" in text and "did you mean `data.task`?" in text and "federation.rounds: got" in text

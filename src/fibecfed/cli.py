@@ -354,7 +354,8 @@ def main() -> None:
 
 
 def _default_folder(file: Path, config: Config) -> Path:
-    stem = f"{file.stem}-{config.method.model_dump()['kind']}-{config.seed}"
+    name = file.absolute().parent.name if file.name == CONFIG else file.stem  # a run's own configuration: as the run is called
+    stem = f"{name}-{config.method.model_dump()['kind']}-{config.seed}"
     folder, number = Path("runs") / stem, 2
     while folder.exists():
         folder, number = Path("runs") / f"{stem}-{number}", number + 1

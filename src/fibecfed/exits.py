@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import sys
@@ -56,6 +57,11 @@ def exit_codes(folder: Path | None = None, again: str | None = None) -> Iterator
         code, text = INTERRUPTED, _with_hint("Interrupted.", folder, again)
     except RunFailed as error:
         code, text = FAILED, _with_hint(f"error: {str(error).rstrip('.')}.", folder, again)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            code, text = MISTAKE, f"error: {str(error.filename or '')[:77]}...: {error.strerror}; choose a shorter one"
+        else:
+            code, text = FAILED, _with_hint(f"error: {_unexpected(error, folder)}.", folder, again)
     except Exception as error:
         code, text = FAILED, _with_hint(f"error: {_unexpected(error, folder)}.", folder, again)
     say(text)

@@ -13,6 +13,7 @@ from fibecfed.compare.options import Comparison
 from fibecfed.compare.plan import Clock, Held, Job, job, look, move_aside, units
 from fibecfed.config import to_toml
 from fibecfed.core.errors import UserError
+from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import CATALOGUE
 
 
@@ -22,15 +23,17 @@ def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(compar
     fibecfed, lora = (job(both, tmp_path, "reviews", method, 4).config for method in ("fibecfed", "lora"))
     assert (fibecfed.training.batch_size, lora.training.batch_size) == (2, 3)
     assert lora.method.model_dump()["finetune"] is True and fibecfed.method.model_dump()["finetune"] is False and lora.seed == 4
-    assert lora.training.learning_rate == CATALOGUE["lora"].learning_rate
+    assert lora.training.learning_rate == TrainingOptions().learning_rate  # as that of a single run
 
 
-def test_the_learning_rate_is_the_tuned_one_or_the_one_given_or_that_of_the_paper(
+def test_the_learning_rate_is_the_tuned_one_or_the_one_given_and_while_it_is_sought_that_of_the_paper(
     compared: Callable[..., Comparison], tmp_path: Path
 ) -> None:
     given = compared("base.training.learning_rate=0.25")
     assert job(given, tmp_path, "reviews", "lora", 0).config.training.learning_rate == 0.25
     trial = job(compared(), tmp_path, "reviews", "lora", 0, {"training.learning_rate": 0.125}, "0.125")
+    sought = job(compared("tuning.trials=3"), tmp_path, "reviews", "lora", 0)
+    assert sought.config.training.learning_rate == CATALOGUE["lora"].learning_rate
     assert trial.config.training.learning_rate == 0.125 and trial.folder == tmp_path / "tuning/reviews/lora/0.125"
     assert job(compared(), tmp_path, "reviews", "lora", 3).folder == tmp_path / "runs/reviews/lora/3"
 

@@ -48,6 +48,10 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["seeds=0,0"], r"seeds: got \[0, 0\], expected at least one, each once"),
         (["methods=[]"], "methods: got .*at least one"),
         (["methods="], r"methods: got \[\], expected at least one, each once"),
+        (
+            [f"tasks={'t' * 200}", f"task.{'t' * 200}.data.path=compare.toml"],
+            r'tasks: got a name of 200 bytes, "t{40}"\.\.\., expected at most 140',
+        ),
         (["methods=fibecfed,lora,"], r'methods: got the name "", expected one that a folder can have'),
         (["methods=qqq"], 'methods: got "qqq", which is unknown, expected one of fibecfed, lora, .*; see `fibecfed list methods`'),
         (["tasks=qqq"], 'tasks: got "qqq", which is unknown, expected one of .*sst2.*, reviews; see `fibecfed list tasks`'),

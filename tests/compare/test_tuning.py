@@ -96,7 +96,8 @@ def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[...
     both = compared("tuning.trials=3", "method.lora.training.learning_rate=0.25")
     assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
     assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
-    assert fixed(compared(), "lora").source == CATALOGUE["lora"].rate_source
+    assert fixed(compared(), "lora").source == "the default of training.learning_rate"
+    assert fixed(compared(), "lora").rates == {"training.learning_rate": 0.002}
 
 
 def test_a_server_rate_in_a_methods_own_table_is_left_as_it_is(compared: Callable[..., Comparison]) -> None:

@@ -14,7 +14,9 @@ class TuningOptions(Options):
     """The table [tuning]: the learning rate that each method is compared at, found by the same number of trials for all."""
 
     trials: int = Field(
-        default=0, ge=0, description="Learning rates tried per method, around the one of its own paper; an odd number. 0 = no tuning."
+        default=0,
+        ge=0,
+        description="Learning rates tried per method, around the one of its own paper; odd. 0 = no tuning: the rate of [base].",
     )
     factor: float = Field(default=3.0, gt=1, description="Ratio between one rate and the next.")
     tasks: tuple[str, ...] = Field(default=("sst2", "rte"), description="A rate's score is the mean over these tasks' validation parts.")

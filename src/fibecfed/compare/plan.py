@@ -49,13 +49,19 @@ class Job:
 def table_of(comparison: Comparison, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
     """A run's configuration as a table: the base, over it the task's, over both the method's, then the rates.
 
-    Without `rates` the learning rate is what the tables say, else the centre that the method's own paper uses.
+    Without `rates` the learning rate is what the tables say, else in a comparison that tunes the centre that the method's own paper uses,
+    else the default that a single run has.
     """
     named = {"data": {"task": task}} if task in TASKS else {}
     table = _laid_over({}, comparison.base, named, comparison.task.get(task, {}), comparison.method.get(method, {}))
     table.setdefault("method", {})["kind"] = comparison.kind(method)
     table["seed"] = seed
-    if rates is None and comparison.kind(method) in CATALOGUE and "learning_rate" not in table.get("training", {}):
+    if (
+        rates is None
+        and comparison.tuning.trials
+        and comparison.kind(method) in CATALOGUE
+        and "learning_rate" not in table.get("training", {})
+    ):
         rates = {"training.learning_rate": CATALOGUE[comparison.kind(method)].learning_rate}
     for name, value in (rates or {}).items():
         above, _, leaf = name.partition(".")

@@ -25,6 +25,7 @@ from ..methods.catalogue import COMPARED, METHODS
 from .options import Comparison
 from .plan import table_of
 
+_LONGEST_NAME = 140  # bytes: file systems take 255, some of them 143
 _LISTS = ("methods", "tasks", "seeds")
 _ALL = {"methods": COMPARED, "tasks": tuple(name for name, task in TASKS.items() if task.package is None)}
 _NOT_IN_BASE = {
@@ -169,8 +170,11 @@ def _strange_names(comparison: Comparison) -> Iterator[str]:
         if not names or len(set(names)) < len(names):
             yield f"{key}: got {show(names)}, expected at least one, each once; fix the list"
     for key, name in (*(("methods", name) for name in comparison.methods), *(("tasks", name) for name in comparison.tasks)):
-        if not name or name.strip(".") != name or set(name) & set("/\\"):
+        if not name or name.strip(".") != name or set(name) & set("/\\\0"):
             yield f"{key}: got the name {show(name)}, expected one that a folder can have; fix it"
+        elif len(name.encode()) > _LONGEST_NAME:
+            got = f"{len(name.encode())} bytes, {show(name[:40])}..."
+            yield f"{key}: got a name of {got}, expected at most {_LONGEST_NAME}, since a folder is called after it; shorten it"
 
 
 def _unknown(key: str, name: str, names: Any, where: str) -> str:

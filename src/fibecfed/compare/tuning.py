@@ -17,6 +17,7 @@ from ..core import metrics
 from ..core.errors import UserError
 from ..core.files import FAILURE, RECORDS, TUNING, write_atomically
 from ..core.records import EvalRecord, read
+from ..local.options import TrainingOptions
 from ..methods.catalogue import CATALOGUE
 from .options import Comparison, TuningOptions
 from .plan import table_of
@@ -190,8 +191,8 @@ def _to_row(row: Tuned) -> dict[str, Any]:
 
 def fixed(comparison: Comparison, method: str) -> Tuned:
     """The rate of a method that is not tuned, in the form of one that is."""
-    kind = comparison.kind(method)
     table = table_of(comparison, comparison.tasks[0], method, 0)
-    rate = table["training"]["learning_rate"]
-    given = rate != CATALOGUE[kind].learning_rate
-    return Tuned("given by the comparison" if given else CATALOGUE[kind].rate_source, rates={RATE: rate})
+    rate = table.get("training", {}).get("learning_rate")
+    if rate is None:
+        return Tuned("the default of training.learning_rate", rates={RATE: TrainingOptions().learning_rate})
+    return Tuned("given by the comparison", rates={RATE: rate})
