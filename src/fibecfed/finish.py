@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from .build import Prepared
 from .clients import Clients, in_process
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
+from .core.json_text import to_json
 from .core.trees import checksum
 from .core.types import ClientId, Round
 from .core.wire import decode
@@ -85,7 +85,7 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
     every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
     summary["adapters"] = {"personal": len(digests), "sha256": every}
-    write_atomically(out / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+    write_atomically(out / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
     if not adapters:
         shutil.rmtree(out / CHECKPOINTS)
     return summary

@@ -22,6 +22,7 @@ from .adapters.options import PromptAdapter
 from .config import Config
 from .core.errors import UserError
 from .core.files import expanded, write_atomically
+from .core.json_text import to_json
 from .core.rng import Key
 from .core.types import Batch
 from .data.federated import federate
@@ -212,7 +213,7 @@ def _read(path: Path) -> tuple[Tensor, SourceWork] | None:
 
 def _write(path: Path, prompt: Tensor, work: SourceWork) -> None:
     try:
-        write_atomically(path, save({PROMPT: prompt.contiguous()}, {"work": json.dumps(asdict(work))}))
+        write_atomically(path, save({PROMPT: prompt.contiguous()}, {"work": to_json(asdict(work))}))
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from fibecfed.core.records import RECORDS_VERSION, EvalRecord, FailedAttempt, RoundRecord, read, to_line
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-NUMBERS = st.floats(allow_nan=False)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 COUNTS = st.dictionaries(TEXT, st.integers(0, 2**62), max_size=3)
 MATRIX = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=2), min_size=2, max_size=2)
 CLIENTS = st.lists(TEXT, max_size=3).map(tuple)
@@ -71,6 +73,59 @@ def test_records_come_back_equal(tmp_path: Path, header: dict[str, str], records
     assert back == records
 
 
+def strict(text: str | bytes) -> Any:
+    """What a parser makes of it that knows no more than JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+ANY_NUMBERS = st.floats()
+WITH_ANY_NUMBERS = st.builds(
+    replace,
+    ROUNDS,
+    loss=st.dictionaries(TEXT, ANY_NUMBERS, max_size=3),
+    compute_s=st.dictionaries(TEXT, ANY_NUMBERS, max_size=3),
+    seconds=ANY_NUMBERS,
+    cpu_s=ANY_NUMBERS,
+    server=st.dictionaries(TEXT, ANY_NUMBERS | st.lists(ANY_NUMBERS), max_size=2),
+    notes=st.dictionaries(TEXT, st.dictionaries(TEXT, st.lists(st.lists(ANY_NUMBERS)), max_size=2), max_size=2),
+) | st.builds(replace, EVALUATIONS, loss_pooled=ANY_NUMBERS, loss_server=ANY_NUMBERS, seconds=ANY_NUMBERS)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(WITH_ANY_NUMBERS)
+def test_every_line_is_strict_json_and_its_numbers_come_back_those_that_are_not_finite_as_nan(
+    tmp_path: Path, record: RoundRecord | EvalRecord
+) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(to_line({"at": math.inf}) + to_line(record), encoding="utf-8")
+    assert [strict(line)["kind"] for line in path.read_bytes().splitlines()] == ["header", json.loads(to_line(record))["kind"]]
+    (back,) = read(path)[1]
+    for field in dataclasses.fields(record):
+        then, now = getattr(record, field.name), getattr(back, field.name)
+        if field.name in ("loss", "compute_s"):
+            then, now = list(then.items()), list(now.items())
+            assert [name for name, _ in then] == [name for name, _ in now]
+            then, now = [number for _, number in then], [number for _, number in now]
+        elif field.type != "float":
+            continue
+        else:
+            then, now = [then], [now]
+        assert [math.isnan(b) if not math.isfinite(a) else a == b for a, b in zip(then, now, strict=True)] == [True] * len(then)
+
+
+def test_what_version_0_1_wrote_for_numbers_that_are_not_finite_is_read(tmp_path: Path) -> None:
+    line = to_line(EVALUATION).replace('"loss_pooled":0.5,"loss_server":null', '"loss_pooled":Infinity,"loss_server":NaN')
+    (tmp_path / "records.jsonl").write_text(to_line({}) + line)
+    (record,) = read(tmp_path / "records.jsonl")[1]
+    assert isinstance(record, EvalRecord)
+    assert record.loss_pooled == math.inf
+    assert math.isnan(record.loss_server)
+
+
 @settings(max_examples=50, deadline=None)
 @given(ROUNDS | EVALUATIONS)
 def test_a_record_is_one_line_of_json_that_begins_with_its_kind(record: RoundRecord | EvalRecord) -> None:
@@ -120,6 +175,8 @@ GOOD = to_line({}).encode()
         (GOOD + b"\xff\xfe\n", "line 2: not JSON"),
         (GOOD + b'{"kind":"evaluation","rounds":1}\n', "line 2: not a record of kind 'evaluation': .*missing"),
         (GOOD + b'{"kind":"round","index":1}\n', "line 2: not a record of kind 'round': .*cohort"),
+        (GOOD + to_line(EVALUATION).encode()[:-2] + b',"cpu_s":1}\n', "line 2: not a record of kind 'evaluation'"),
+        (GOOD + b'{"kind":"round","cohort":[],"loss":5}\n', "line 2: not a record of kind 'round'"),
         (GOOD + b'{"kind":"round","cohort":5}\n', "line 2: not a record of kind 'round'"),
         (GOOD + to_line(EVALUATION).encode().replace(b'"rounds"', b'"round"'), "line 2: not a record of kind 'evaluation'"),
     ],

@@ -305,3 +305,15 @@ def test_a_client_that_is_not_finite_is_dropped_by_choice(inputs: Path, tmp_path
     assert warnings == [f"client 2 was left out of tune round {t}: client 2, tune round {t}: the loss of step 0 is nan" for t in (0, 1)]
     assert summary["failures"] == 2 and summary["clients_that_took_part"] == 3
     assert {path.name for path in (tmp_path / "clients").iterdir()} == {"0", "1", "3"}
+
+
+def test_every_file_of_json_that_a_run_leaves_is_read_by_other_languages(whole: Any) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    out, _, _ = whole
+    files = [path for path in out.rglob("*.json*") if path.is_file()]
+    assert {path.name for path in files} >= {"records.jsonl", "summary.json", "adapter_config.json", "labels.json"}
+    for path in files:
+        texts = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
+        assert all(json.loads(text, parse_constant=refuse) is not None for text in texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +90,15 @@ def test_a_text_may_hold_any_character(tmp_path: Path):
     odd = replace(read_comparison(tmp_path / "run"), title="one\u2028two\x85three\nfour\r")
     (tmp_path / "c.jsonl").write_text(to_lines(odd, tmp_path / "run"), encoding="utf-8")
     assert from_lines(tmp_path / "c.jsonl").title == odd.title
+
+
+def test_numbers_that_are_not_there_come_back_as_nan(tmp_path: Path):
+    made_runs.write_comparison(tmp_path / "c", ("lora",), ("cola",), (0,), clients=6, rounds=4)
+    found = read_comparison(tmp_path / "c", Network(), {})
+    first = found.runs[0].points[0]
+    run = replace(found.runs[0], majority=math.nan, points=(replace(first, personalised=math.nan),))
+    path = tmp_path / "c.jsonl"
+    path.write_text(to_lines(replace(found, runs=(run,)), tmp_path), encoding="utf-8")
+    assert "NaN" not in path.read_text(encoding="utf-8")
+    (back,) = from_lines(path).runs
+    assert math.isnan(back.majority) and math.isnan(back.points[0].personalised) and back.points[0].server == round(first.server, 12)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ..config import to_toml
 from ..core.files import FAILURE, write_atomically
+from ..core.json_text import to_json
 from ..core.process import environment
 from .plan import Clock, Job
 from .worker import work
@@ -148,7 +149,7 @@ class Pool:
         (one.folder / FAILURE).unlink(missing_ok=True)
         worker.job = one
         with contextlib.suppress(OSError):  # one that died meanwhile is heard of like one that dies later
-            worker.pipe.send_bytes(json.dumps({"config": to_toml(one.config), "folder": str(one.folder)}).encode())
+            worker.pipe.send_bytes(to_json({"config": to_toml(one.config), "folder": str(one.folder)}).encode())
         self._watcher.started(one)
 
     def _hear(self, worker: _Worker, one: Job) -> Outcome | None:
@@ -187,5 +188,5 @@ def _death(code: int | None) -> str:
 def record_failure(one: Job, outcome: Outcome) -> None:
     """Why a job has no result, into its folder, for the report."""
     one.folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"why": outcome.why, "reason": outcome.reason}, indent=2)
+    text = to_json({"why": outcome.why, "reason": outcome.reason}, indent=2)
     write_atomically(one.folder / FAILURE, (text + "\n").encode())

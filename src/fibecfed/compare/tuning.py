@@ -16,6 +16,7 @@ from ..config.model import keys
 from ..core import metrics
 from ..core.errors import UserError
 from ..core.files import FAILURE, RECORDS, TUNING, write_atomically
+from ..core.json_text import to_json
 from ..core.records import EvalRecord, read
 from ..local.options import TrainingOptions
 from ..methods.catalogue import CATALOGUE
@@ -172,7 +173,7 @@ def write_tuning(out: Path, tuned: Mapping[str, Tuned]) -> None:
     by task; the learning rate `chosen` with all `rates` that go with it; and the `source` of the centre.
     """
     table = {kind: _to_row(row) for kind, row in tuned.items()}
-    write_atomically(out / TUNING, (json.dumps(table, indent=2) + "\n").encode())
+    write_atomically(out / TUNING, (to_json(table, indent=2) + "\n").encode())
 
 
 def _to_row(row: Tuned) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _say(pipe: Connection, message: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(message).encode())
+    from ..core.json_text import to_json
+
+    pipe.send_bytes(to_json(message).encode())
 
 
 def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]:

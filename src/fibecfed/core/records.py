@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .json_text import to_json, with_nan
+
 RECORDS_VERSION = 1
 
 
@@ -110,7 +112,7 @@ def to_line(record: RoundRecord | EvalRecord | Mapping[str, Any]) -> str:
         kind = "round" if isinstance(record, RoundRecord) else "evaluation"
         unused = {item.name for item in fields(record) if "if_any" in item.metadata and not getattr(record, item.name)}
         table = {"kind": kind, **{name: value for name, value in asdict(record).items() if name not in unused}}
-    return json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return to_json(table, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
@@ -133,8 +135,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
             if kind == "round":
                 line = _with_tuples(line)
                 line["attempts"] = tuple(FailedAttempt(**_with_tuples(attempt)) for attempt in line.get("attempts", ()))
-            records.append(_KINDS[kind](**line))
-        except (TypeError, KeyError) as error:
+            records.append(_KINDS[kind](**with_nan(_KINDS[kind], line)))
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
     return lines[0], records
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -20,6 +19,7 @@ from ..build import Prepared, only, prepare
 from ..config import Config, common, load
 from ..core.errors import UserError
 from ..core.files import read_table, write_atomically
+from ..core.json_text import to_json
 from ..core.process import threads
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import RunLock
@@ -168,5 +168,5 @@ def _who(options: Options, config: Config) -> tuple[ClientId, str]:
     name = _name(options, config, before) or f"client-{secrets.token_hex(4)}"
     if not before:
         before = {"name": name, "identity": secrets.token_hex(8)}
-        write_atomically(options.folder / ABOUT, (json.dumps(before) + "\n").encode())
+        write_atomically(options.folder / ABOUT, (to_json(before) + "\n").encode())
     return name, before["identity"]

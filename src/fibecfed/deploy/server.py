@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from ..clients import Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
+from ..core.json_text import to_json
 from ..core.streams import without_library_warnings
 from ..core.terminal import escaped
 from ..core.types import ClientId, Round
@@ -46,8 +46,8 @@ class Machines:
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
-        told = json.dumps(header)
-        requests = {name: Finish(packed(blob), shared, json.dumps(summary(name)), told) for name, blob in messages(self.names).items()}
+        told = to_json(header)
+        requests = {name: Finish(packed(blob), shared, to_json(summary(name)), told) for name, blob in messages(self.names).items()}
         return self.transport.finish(requests, last, FINISH_S)
 
 
@@ -89,7 +89,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     def connect(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
         told = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
-        write_atomically(out / FLOWER, (json.dumps(told, indent=2) + "\n").encode())
+        write_atomically(out / FLOWER, (to_json(told, indent=2) + "\n").encode())
         return Machines(transport, names)
 
     if again:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..core.errors import RunFailed, UserError
 from ..core.files import write_atomically
+from ..core.json_text import to_json
 from ..core.types import ClientId
 from . import packs
 from .packs import Location, PackError, Prefix
@@ -255,8 +256,8 @@ def _manifest_text(manifest: _Manifest) -> bytes:
         "packs": [[prefix.number, prefix.length, prefix.chain] for prefix in manifest.packs],
         "extra": manifest.extra,
     }
-    body = json.loads(json.dumps(body))  # as it will be read: a key that is a number becomes text, and changes its place in the order
-    return (json.dumps({**body, "sha256": _body_sha256(body)}, separators=(",", ":")) + "\n").encode()
+    body = json.loads(to_json(body))  # as it will be read: a key that is a number becomes text, and changes its place in the order
+    return (to_json({**body, "sha256": _body_sha256(body)}, separators=(",", ":")) + "\n").encode()
 
 
 def _body_sha256(body: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..core.errors import RunFailed
 from ..core.files import is_aside, write_atomically
+from ..core.json_text import to_json
 from ..core.task import DELTA
 from ..core.types import Params
 from .own_adapters import TABLE, TENSORS, save_own_adapter
@@ -77,7 +78,7 @@ def save_adapter(
         else:
             raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
     names = dict(labels) if isinstance(labels, Mapping) else list(labels)
-    write_atomically(folder / "labels.json", (json.dumps(names, ensure_ascii=False) + "\n").encode())
+    write_atomically(folder / "labels.json", (to_json(names, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", card.encode())
 
 
@@ -95,7 +96,7 @@ def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision:
     path = folder / "adapter_config.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
-    write_atomically(path, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(path, (to_json(table, indent=2, sort_keys=True) + "\n").encode())
 
 
 _OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", TABLE, TENSORS, DELTA_FILE, "labels.json", "README.md")

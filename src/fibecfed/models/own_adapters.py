@@ -21,6 +21,7 @@ from ..adapters.make import attach
 from ..adapters.options import ADAPTERS, called
 from ..core.errors import UserError
 from ..core.files import write_atomically
+from ..core.json_text import to_json
 from ..core.options import Options
 from ..core.rng import Key
 from ..core.types import Params
@@ -70,7 +71,7 @@ def save_own_adapter(model: Any, params: Params, folder: Path, *, base: str, rev
     table = {"format": 1, "kind": called(options), "options": options.model_dump(), "base": base, "revision": revision}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / TENSORS, save_tensors(tensors))
-    write_atomically(folder / TABLE, (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(folder / TABLE, (to_json(table, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load_adapter(model: Any, folder: str | Path) -> TransformerTask:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from ..core.json_text import to_json, with_nan
 from . import overview, tables
 from .clock import Network
 from .conditions import conditions
@@ -48,7 +49,7 @@ def to_lines(comparison: Comparison, folder: Path) -> str:
         "fixed_targets": dict(comparison.fixed_targets),
         "conditions": told,
     }
-    return "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in (header, *lines))
+    return "".join(to_json(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in (header, *lines))
 
 
 def without_folders(problems: Sequence[str], folder: Path) -> tuple[str, ...]:
@@ -78,9 +79,10 @@ def from_lines(path: Path) -> Comparison:
 
 
 def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
-    points = tuple(Point(*point) for point in table.pop("points"))
+    names = [item.name for item in fields(Point)]
+    points = tuple(Point(**with_nan(Point, dict(zip(names, values, strict=True)))) for values in table.pop("points"))
     known = told[table.pop("conditions")]
-    return Run(**table, points=points, clients=(), selection=Selection(), conditions=known)
+    return Run(**with_nan(Run, table), points=points, clients=(), selection=Selection(), conditions=known)
 
 
 def section(comparison: Comparison) -> str:
