@@ -38,15 +38,15 @@ def shown(terminal: bool) -> str:
 def test_a_log_has_a_line_an_evaluation_one_every_ten_rounds_and_the_warnings() -> None:
     lines = shown(terminal=False).splitlines()
     assert lines == [
-        "runs/a: 26 rounds",
+        "runs/a: 26 rounds (importance 1, tune 25)",
         "phase importance: 1 round",
         "importance 1/1: 200 bytes, 50 s left",
         "phase tune: 25 rounds",
         "after round 0: personalised 50.0 %, global 50.0 %, worst decile -",
-        "tune 10/25: score 50.0 %, loss 0.500, 10.0 MB, 30 s left",
+        "tune 10/25: untrained 50.0 %, loss 0.500, 10.0 MB, 30 s left",
         "warning: checkpoint 3 [was] corrupt",
-        "tune 20/25: score 50.0 %, loss 0.500, 20.0 MB, 10 s left",
-        "tune 25/25: score 50.0 %, loss 0.500, 25.0 MB, 0.0 s left",
+        "tune 20/25: untrained 50.0 %, loss 0.500, 20.0 MB, 10 s left",
+        "tune 25/25: untrained 50.0 %, loss 0.500, 25.0 MB, last evaluation, then saving",
         "after round 25 (2 of 3 clients): personalised 81.0 %, global 80.0 %, worst decile 70.0 % (last)",
     ]
 
@@ -54,7 +54,18 @@ def test_a_log_has_a_line_an_evaluation_one_every_ten_rounds_and_the_warnings() 
 def test_a_terminal_has_one_live_line_and_the_warnings() -> None:
     text = shown(terminal=True)
     assert "warning: checkpoint 3 [was] corrupt" in text and "phase importance" not in text
-    assert "26/26" in text and "score 81.0 %" in text
+    assert "26/26" in text and "score 81.0 %, loss 0.500, 25.0 MB, saving" in text and "0.0 s left" not in text
+
+
+def test_what_is_done_before_the_first_round_is_said_and_where_a_resumed_run_goes_on() -> None:
+    for terminal in (False, True):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+        with Progress(console, "loading model and data") as progress:
+            begun = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+            assert begun.startswith("\x1b[?25l") if terminal else begun == "loading model and data ...\n"  # a spinner is drawn later
+            progress(Started(Path("a"), (("tune", 9),), completed=4))
+        text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+        assert "a: 9 rounds, resumed after round 4: what came after the last checkpoint is repeated" in text
 
 
 def test_an_interrupted_run_gives_the_terminal_back() -> None:

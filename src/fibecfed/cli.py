@@ -116,7 +116,7 @@ def resume(
                 raise UserError(
                     f"{folder}: got {' '.join(overrides)}, but the run of a federation takes none; set them in {folder / CONFIG}"
                 )
-            summary, was_finished = watched(folder, lambda progress: again.resume(folder))
+            summary, was_finished = watched(folder, lambda progress: again.resume(folder), before="")
         else:
             from . import session
 
@@ -172,14 +172,18 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
             from .compare.price import price_comparison
             from .compare.read import load as load_comparison
 
-            price_comparison(load_comparison(config, overrides or ()), console())
+            compared, out = load_comparison(config, overrides or ()), console(piped=80)
+            with out.status("trying out each method on a small model ..."):  # a spinner on a terminal, nothing elsewhere
+                price_comparison(compared, out)
             return
         loaded = _load(config, overrides)
         if loaded.federation.partition == "machines":
             from .deploy.check import report
         else:
             from .check import report
-        report(loaded, console())
+        out = console(piped=80)
+        with out.status("loading model and data, then measuring a training step ..."):
+            report(loaded, out)
 
 
 @app.command("report")

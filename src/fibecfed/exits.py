@@ -30,11 +30,15 @@ R = TypeVar("R")
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
-def watched(folder: Path, go: Callable[[Progress], R]) -> R:
-    """What `go` returns, its progress shown; what stops it as an exit code, with the command that resumes."""
+def watched(folder: Path, go: Callable[[Progress], R], before: str = "loading model and data") -> R:
+    """What `go` returns, its progress shown; what stops it as an exit code, with the command that resumes.
+
+    Args:
+        before: what is done until there is progress; "" where something else says so.
+    """
     from .progress import Progress
 
-    with exit_codes(folder), terminated_like_interrupted(), Progress(console()) as progress:
+    with exit_codes(folder), terminated_like_interrupted(), Progress(console(), before) as progress:
         return go(progress)
 
 
@@ -109,12 +113,16 @@ def _unexpected(error: Exception, folder: Path | None) -> str:
     return f"unexpected {type(error).__name__}: {text}; {trace}"
 
 
-def console() -> Any:
-    """Where tables and progress go: standard output."""
+def console(piped: int = 160) -> Any:
+    """Where tables and progress go: standard output.
+
+    Args:
+        piped: columns where it is no terminal.
+    """
     from rich.console import Console
 
     # A pipe has no width; tables should not be folded there to that of an imagined terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else piped)
 
 
 def say(text: str) -> None:

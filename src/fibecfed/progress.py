@@ -21,7 +21,7 @@ from .core.terminal import escaped
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .report.baselines import remarks
 from .report.selected import in_words
-from .report.units import duration, percent
+from .report.units import count, duration, percent
 
 _ROUNDS_PER_LINE = 10
 _RECENT = 0.2  # weight of the newest round in the time a round takes
@@ -34,21 +34,31 @@ class Progress:
     every ten rounds, and one for each warning.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, before: str = "") -> None:
+        """Args: before: what is being done until the first event, which may take a while; "" says nothing."""
         self._console = console
+        self._before = before
+        self._status: Any = None
         self._live: Live | None = None
         self._task: Any = None
         self._total = self._done = self._bytes = 0
         self._phase, self._score, self._loss = "", math.nan, math.nan
         self._round_s: float | None = None
+        self._scored = self._last_scored = False
 
     def __enter__(self) -> Progress:
+        if self._before and self._console.is_terminal:
+            self._status = self._console.status(f"{self._before} ...")
+            self._status.start()
+        elif self._before:
+            self._line(f"{self._before} ...")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop()
 
     def __call__(self, event: Event) -> None:
+        self._end_status()
         match event:
             case Started():
                 self._start(event)
@@ -62,6 +72,7 @@ class Progress:
                 self._round(event)
             case Evaluated():
                 self._score = event.pooled_personalised
+                self._scored, self._last_scored = event.rounds > 0, event.is_last
                 some = f" ({event.answered} of {event.clients} clients)" if event.answered < event.clients else ""
                 scores = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
                 shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
@@ -74,7 +85,11 @@ class Progress:
 
     def _start(self, event: Started) -> None:
         self._total, self._done = event.total_rounds, event.completed
-        begun = f"from round {event.completed} of {self._total}" if event.completed else f"{self._total} rounds"
+        begun = count(self._total, "round")
+        if len(event.phases) > 1:
+            begun += f" ({', '.join(f'{name} {rounds}' for name, rounds in event.phases)})"
+        if event.completed:
+            begun += f", resumed after round {event.completed}: what came after the last checkpoint is repeated"
         self._line(f"{event.folder}: {begun}", always=True)
         if self._console.is_terminal:
             self._live = Live(
@@ -98,12 +113,18 @@ class Progress:
 
     def _facts(self) -> str:
         facts = [
-            "" if math.isnan(self._score) else f"score {percent(self._score)}",
+            "" if math.isnan(self._score) else f"{'score' if self._scored else 'untrained'} {percent(self._score)}",
             "" if math.isnan(self._loss) else f"loss {self._loss:.3f}",
             decimal(self._bytes),
-            "" if self._round_s is None else f"{duration(self._round_s * (self._total - self._done))} left",
+            self._left(),
         ]
         return ", ".join(fact for fact in facts if fact)
+
+    def _left(self) -> str:
+        """How long the rounds that are left take; what else is done after the last one takes its time too."""
+        if self._done == self._total:
+            return "saving" if self._last_scored else "last evaluation, then saving"
+        return "" if self._round_s is None else f"{duration(self._round_s * (self._total - self._done))} left"
 
     def _line(self, text: str, always: bool = False) -> None:
         """A line of a log; the live line says the same on a terminal, unless the text is to stay."""
@@ -114,7 +135,13 @@ class Progress:
         if self._live is not None:
             self._live.update(self._task, completed=self._done, description=self._phase, facts=self._facts())
 
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
     def _stop(self) -> None:
+        self._end_status()
         if self._live is not None:
             self._live.stop()
             self._live = None
