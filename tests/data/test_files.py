@@ -70,7 +70,7 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.csv", "", ["a.csv", "empty"]),
         ("a.csv", "text,label\n", ["a.csv", "no rows"]),
         ("a.jsonl", "", ["a.jsonl", "no rows"]),
-        ("a.txt", "x", [".txt", ".csv, .tsv, .jsonl, .json, .parquet"]),
+        ("a.doc", "x", [".doc", ".csv, .tsv, .txt, .jsonl, .json, .parquet"]),
         ("a.csv", "texts,label\na,1\nb,2\n", ["no column 'text'", "'texts', 'label'", "Did you mean 'texts'?", "data.text_column"]),
         ("a.jsonl", '{"text":"a","lable":1}\n', ["no column 'label'", "Did you mean 'lable'?"]),
         ("a.csv", "text,label,text\na,1,b\nb,2,c\n", ["a.csv", "got 2 columns 'text', expected one", "rename"]),

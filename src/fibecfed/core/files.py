@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,6 +58,25 @@ def _kind(value: Any) -> str:
 def expanded(path: str | Path) -> Path:
     """A path as a user writes it. `~` is a home; where there is no such user, the name of a file."""
     return Path(os.path.expanduser(path))
+
+
+def kind_of(path: Path) -> str | None:
+    """What lies at a path, in words: "a file", "a folder", "a pipe", ...; None where nothing does, or nothing that can be looked at."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "neither a file nor a folder")
+
+
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..core.options import Options
+from .names import canonical
 
 DEFAULT_MAX_LENGTH = 64
 DEFAULT_MAX_LENGTH_PAIRS = 128
@@ -50,9 +51,21 @@ class DataOptions(Options):
     root: str | None = Field(
         default=None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub."
     )
+    revision: str | None = Field(
+        default=None, description="Commit or tag of a task's data set on the hub; pin it for results that can be repeated."
+    )
+    skip_empty: bool = Field(
+        default=False, description="Leave out the rows of `path` and `test_path` without a text or label, and count them, instead of refusing them."
+    )
     label_noise: float = Field(
         default=0.0, ge=0, lt=1, description="Fraction of the training labels replaced by another class; for experiments."
     )
+
+    @field_validator("labels")
+    @classmethod
+    def _as_they_are_read(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Classes as those of a file are read."""
+        return None if labels is None else tuple(map(canonical, labels))
 
     @model_validator(mode="after")
     def _one_source(self) -> DataOptions:

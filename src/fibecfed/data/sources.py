@@ -7,8 +7,9 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..core.metrics import Metric
 from ..core.rng import Key
 from .cuts import stratified_cut
 from .files import Columns, RawSplit, check_columns, raw_split, read_split
+from .names import listed, look_alike, shown
 from .options import DataOptions
 from .tasks import TASKS, TextTask
 
@@ -127,10 +129,12 @@ def find_task(name: str) -> TextTask:
 
 
 def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> TextDataset:
-    columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column)
+    columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column, options.skip_empty)
     raw = read_split(path, columns)
+    read = [raw]
     if options.test_path is not None:
         raw_test = read_split(expanded(options.test_path), columns)
+        read.append(raw_test)
         names = class_names(raw, options.labels)
         train, test = (_numbered(part, names) for part in (raw, raw_test))
     else:
@@ -147,8 +151,13 @@ def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> 
         train, test = whole.take(rest), whole.take(cut)
     if len(train.labels.unique()) < min_classes:
         only = names[int(train.labels[0])]
-        raise UserError(f"{path}, column {options.label_column!r}: every label is {only!r}. Expected at least two classes.")
-    return TextDataset(train, test, names, options.pair_column is not None, None, str(path))
+        raise UserError(f"{path}, column {shown(options.label_column)}: every label is {shown(only)}. Expected at least two classes.")
+    return TextDataset(train, test, names, options.pair_column is not None, None, str(path), *_told(read))
+
+
+def _told(parts: Sequence[RawSplit]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What was read, and what has to be said of it."""
+    return tuple(part.about for part in parts), tuple(note for part in parts for note in part.notes)
 
 
 def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
@@ -163,7 +172,8 @@ def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(fixed)
     found: set[int | str] = set(raw.labels)
     if len(found) < 2:
-        raise UserError(f"{raw.source}: every label is {next(iter(found))!r}. Expected at least two classes; is `data.label_column` right?")
+        only = shown(next(iter(found)))
+        raise UserError(f"{raw.source}: every label is {only}. Expected at least two classes; is `data.label_column` right?")
     if all(isinstance(label, int) for label in found):
         return tuple(str(label) for label in sorted(found))
     return tuple(sorted(str(label) for label in found))
@@ -186,9 +196,19 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
     return TextSplit(raw.texts, raw.pairs, labels, raw.clients)
 
 
+def _hint(raw: RawSplit, unknown: Sequence[str], names: Sequence[str]) -> str:
+    """What may have happened to labels that are no classes."""
+    if set(raw.labels) == set(range(1, len(names) + 1)):
+        return f" These are 1 to {len(names)}: numbers count into `data.labels` from 0; subtract 1 from each."
+    for name in unknown:
+        if near := next((group for group in look_alike((name, *names)) if name in group), None):
+            return f" Is {shown(name)} the same as {shown(next(other for other in near if other != name))}?"
+    return ""
+
+
 def _folder(task: TextTask, root: Path, options: DataOptions, origin: str) -> TextDataset:
     columns = Columns("text_a", "text_b" if task.pair else None, "label", options.client_column)
-    parts = []
+    parts, read = [], []
     names: tuple[str, ...] = task.labels
     for part in ("train", "test"):
         path = root / task.name / f"{part}.parquet"
@@ -198,10 +218,11 @@ def _folder(task: TextTask, root: Path, options: DataOptions, origin: str) -> Te
                 f"text_a, text_b, label in {origin}."
             )
         raw = read_split(path, columns)
+        read.append(raw)
         if part == "train":
             names = _names_in_schema(path) or task.labels
         parts.append(_numbered(raw, names))
-    return TextDataset(parts[0], parts[1], names, task.pair, task.metric, str(root / task.name))
+    return TextDataset(parts[0], parts[1], names, task.pair, task.metric, str(root / task.name), *_told(read))
 
 
 def _names_in_schema(path: Path) -> tuple[str, ...] | None:
@@ -232,7 +253,8 @@ def _packaged(task: TextTask) -> TextDataset:
     count = round(_PACKAGED_TEST_FRACTION * len(sentences))
     rest, cut = stratified_cut(sentences.labels, count, _PACKAGED_TEST_KEY)
     origin = f"{task.package} {importlib.metadata.version(str(task.package))}"
-    return TextDataset(sentences.take(rest), sentences.take(cut), task.labels, False, None, origin)
+    read = f"{origin}: {len(sentences):,} sentences"
+    return TextDataset(sentences.take(rest), sentences.take(cut), task.labels, False, None, origin, (read,))
 
 
 def _hub(task: TextTask, options: DataOptions) -> TextDataset:
@@ -251,31 +273,39 @@ def _hub(task: TextTask, options: DataOptions) -> TextDataset:
         ) from None
     text, pair, label = task.hub_columns
     columns = Columns(text, pair, label, options.client_column)
-    parts = []
+    parts, read = [], []
+    revision = options.revision
     for split in task.hub_splits:
         try:
-            rows = datasets.load_dataset(str(task.hub), task.hub_config, split=split)
+            rows = datasets.load_dataset(str(task.hub), task.hub_config, split=split, revision=options.revision)
         except Exception as error:  # whatever the client of the hub raises: no network, offline mode, a data set that moved
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(
                 f"data.task = {task.name!r}: could not load {task.hub} from the hub ({reason}). "
                 f"{by_hand}, or connect this machine to the network and unset HF_HUB_OFFLINE."
             ) from error
-        parts.append(_numbered(_hub_split(f"{task.hub} ({split})", columns, rows, task), task.labels))
-    return TextDataset(parts[0], parts[1], task.labels, task.pair, task.metric, f"hub: {task.hub}")
+        revision = _commit(rows) or revision
+        raw = _hub_split(f"{task.hub} ({split})", columns, rows)
+        read.append(raw)
+        parts.append(_numbered(raw, task.labels))
+    origin = f"hub: {task.hub}" + ("" if revision is None else f" at revision {revision}")
+    told, notes = _told(read)
+    return TextDataset(parts[0], parts[1], task.labels, task.pair, task.metric, origin, (origin, *told), notes)
 
 
-def _hub_split(source: str, columns: Columns, rows: Any, task: TextTask) -> RawSplit:
+def _commit(rows: Any) -> str | None:
+    """The commit that a data set was loaded from, which stands in the addresses of its files (hf://datasets/<name>@<commit>/...)."""
+    for address in getattr(rows.info, "download_checksums", None) or ():
+        if found := re.search(r"@([0-9a-f]{40})/", str(address)):
+            return found[1]
+    return None
+
+
+def _hub_split(source: str, columns: Columns, rows: Any) -> RawSplit:
     check_columns(source, columns.names(), rows.column_names)
     table = {name: list(rows[name]) for name in columns.names()}
-    # published sets have a few rows without text (mpqa: 3), which nobody but their publisher can fix
-    kept = [
-        row
-        for row in range(len(rows))
-        if all(str(table[name][row] or "").strip() for name in (columns.text, columns.pair) if name is not None)
-    ]
-    table = {name: [values[row] for row in kept] for name, values in table.items()}
     for name in (columns.text, columns.pair):
         if name is not None:
-            table[name] = [value.strip() for value in table[name]]
-    return raw_split(source, columns, table)
+            table[name] = [value.strip() if isinstance(value, str) else value for value in table[name]]
+    # published sets have a few rows without text (mpqa: 3), which nobody but their publisher can fill in
+    return raw_split(source, replace(columns, skip_empty=True), table)
