@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,39 @@ def test_a_key_of_type_text_takes_what_is_written(text: str) -> None:
         write('[data]\npath = "d.csv"\nlabel_column = "the label of the row"\n'), [f"data.text_column={text}", "model.revision=true"]
     )
     assert (found.config.data.text_column, found.config.model.revision) == (text, "true")
+
+
+def test_nothing_behind_the_equals_sign_takes_a_key_out_of_the_file() -> None:
+    Path("d.csv").touch()
+    file = '[data]\npath = "d.csv"\ntest_path = "none.csv"\nlabels = ["a", "b"]\n[federation]\nrounds = 7\n[method]\nkind = "lora"\n'
+    taken = load(write(file), ["data.test_path=", "data.labels=", "federation.rounds=", "method.kind=", "model.revision="]).config
+    assert (taken.data.test_path, taken.data.labels, taken.federation.rounds) == (None, None, 40)
+    assert taken.method.model_dump()["kind"] == "fibecfed" and taken.model.revision is None
+    assert "data.test_pth: got an unknown key" in mistakes(file, "data.test_pth=")
+
+
+def test_what_follows_from_other_keys_is_set_unless_it_is_given() -> None:
+    few = config(federation={"clients": 3}).federation
+    assert (few.cohort_size(3), few.cohort_size(9)) == (3, 5)
+    assert config(federation={"clients_per_round": 4}).federation.cohort_size(9) == 4
+    assert from_table({"data": {"path": "x", "client_column": "who"}}).federation.partition == "column"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "nothing"])
+def test_what_is_no_file_is_called_what_it_is(kind: str) -> None:
+    path = {"folder": "f", "pipe": "p", "device": "/dev/null", "nothing": "n"}[kind]
+    if kind == "folder":
+        Path(path).mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    said = mistakes(f'[data]\npath = "{path}"\n')
+    assert {"folder": "(a folder)", "nothing": "(nothing there)"}.get(kind, f"(a {kind}, which can be read only once") in said
+
+
+def test_in_the_file_for_own_data_a_column_of_clients_is_all_that_has_to_be_set() -> None:
+    table = tomllib.loads(own_data_toml())
+    table["data"]["client_column"] = "site"
+    assert from_table(table).federation.partition == "column"
 
 
 def test_numbers_and_truth_values_stay_text_where_text_is_expected() -> None:
@@ -185,6 +219,7 @@ def test_every_mistake_is_told_in_one_go_with_what_to_do() -> None:
         device = "gpu"
         [federation]
         clients = 3
+        clients_per_round = 5
         round = 5
         [method.layers]
         rule = "count"
@@ -254,9 +289,14 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"data": {"task": "sst2", "test_fraction": 0.3}}, "has a mistake:\\n  data.test_fraction: got 0.3 beside `data.task`"),
         ({"data": {"path": "x", "pair_column": "text"}}, "data.pair_column: got 'text', which is `data.text_column` already"),
         ({"data": {"path": "x", "labels": ["a", "a"]}}, "data.labels: .* at least two classes, each once"),
-        ({"data": {"path": "x", "client_column": "c"}}, "data.client_column: got 'c' with `federation.partition` = \"dirichlet\""),
+        (
+            {"data": {"path": "x", "client_column": "c"}, "federation": {"partition": "dirichlet"}},
+            "data.client_column: got 'c' with `federation.partition` = \"dirichlet\"",
+        ),
         ({"federation": {"partition": "column"}}, "federation.partition: got \"column\" without `data.client_column`"),
-        ({"federation": {"clients": 3}}, "federation.clients_per_round: got 5, expected at most"),
+        ({"federation": {"clients": 3, "clients_per_round": 5}}, "federation.clients_per_round: got 5, expected at most"),
+        ({"data": {"path": "x", "revision": "v1"}}, "data.revision: got 'v1' without `data.task`"),
+        ({"data": {"task": "sst2", "skip_empty": True}}, "data.skip_empty: got True beside `data.task`"),
         ({"federation": {"quorum": 0.5}}, 'federation.quorum: got 0.5 with `federation.on_failure` = "stop"'),
         ({"federation": {"round_attempts": 2}}, 'federation.round_attempts: got 2 with `federation.on_failure` = "stop"'),
         ({"federation": {"exclude_after": 3}}, 'federation.exclude_after: got 3 with `federation.on_failure` = "stop"'),
@@ -301,7 +341,7 @@ def test_what_does_not_fit_is_refused(tables: dict[str, Any], sentence: str) -> 
 def test_a_configuration_made_in_python_is_checked_too() -> None:
     right = config()
     with pytest.raises(ValidationError, match=r"expected at most `federation\.clients`"):
-        Config(data=right.data, federation=right.federation.model_copy(update={"clients": 3}))
+        Config(data=right.data, federation=right.federation.model_copy(update={"clients": 3, "clients_per_round": 5}))
     assert Config(data=right.data) == right
 
 

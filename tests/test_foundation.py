@@ -59,7 +59,7 @@ def test_the_trials_setting_is_the_one_written_down(name: str) -> None:
     assert (config.model.name, config.model.rank, config.model.alpha) == ("minilm", 8, 16.0)
     assert (config.data.max_train, config.data.max_length) == (4000, 64)
     federation = config.federation
-    assert (federation.clients, federation.clients_per_round, federation.rounds) == (50, 5, 40)
+    assert (federation.clients, federation.cohort_size(federation.clients), federation.rounds) == (50, 5, 40)
     assert (federation.partition, federation.alpha) == ("dirichlet", 1.0)
     training = config.training
     assert (training.local_epochs, training.batch_size, training.optimizer) == (2, 8, "adamw")

@@ -194,15 +194,15 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
             f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
             'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
         )
-    asked, present = config.federation.clients_per_round, _num_clients(config, data)
-    if asked > present:
+    asked, present = config.federation.clients_per_round, num_clients(config, data)
+    if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
     layers, has = getattr(config.method, "layers", None), model_config.get_text_config().num_hidden_layers
     if isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
 
 
-def _num_clients(config: Config, data: FederatedData) -> int:
+def num_clients(config: Config, data: FederatedData) -> int:
     """K. A client of a federation across machines knows only itself, and takes the number from the configuration."""
     return config.federation.clients if config.federation.partition == "machines" else len(data.clients)
 
@@ -246,7 +246,7 @@ def build_method(inputs: Inputs) -> Method[Any, Any]:
     """The method of a configuration."""
     config = inputs.config
     key = inputs.key.fold("method")
-    setting = catalogue.Setting(config.training, config.federation.rounds, _num_clients(config, inputs.data), key, max_length(config))
+    setting = catalogue.Setting(config.training, config.federation.rounds, num_clients(config, inputs.data), key, max_length(config))
     return catalogue.make(config.method, setting)
 
 

@@ -153,7 +153,7 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
         first = Round(phase.name, 0, phase.num_rounds, 0)
         sizes = [size for server in states for size in _sizes_of_messages(phase, server, first, clients, num_samples)]
         downs, ups = zip(*sizes, strict=True)
-        asked = inputs.config.federation.clients_per_round if phase.cohort == "sampled" else phase.cohort
+        asked = inputs.config.federation.cohort_size(len(clients)) if phase.cohort == "sampled" else phase.cohort
         cohort = min(asked, len(clients))
         plans.append(Traffic(phase.name, phase.num_rounds, cohort, (min(downs), max(downs)), (min(ups), max(ups))))
     return plans
@@ -201,7 +201,7 @@ def plan_effort(prepared: Prepared) -> Effort:
     """Steps and passes of the run, from the clients' mean sizes."""
     config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
     sizes = examples_by_client(prepared, "train")
-    clients, cohort = len(sizes), min(config.federation.clients_per_round, len(sizes))
+    clients, cohort = len(sizes), min(config.federation.cohort_size(len(sizes)), len(sizes))
     steps = passes = evaluations = 0.0
     for phase in method.phases:
         people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)

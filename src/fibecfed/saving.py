@@ -14,7 +14,7 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 
 from .adapters.options import called
-from .build import Prepared, max_length, reads_pairs
+from .build import Prepared, max_length, num_clients, reads_pairs
 from .config import Config, flat, keys, show
 from .core.errors import RunFailed
 from .core.task import DELTA
@@ -65,7 +65,7 @@ def save(
         labels=names,
         max_length=max_length(config),
         summary=summary,
-        settings=_settings(config),
+        settings=_settings(config, num_clients(config, prepared.inputs.data)),
         versions=header["versions"],
     )
     labels = about_labels(names, max_length(config), reading)
@@ -131,12 +131,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _settings(config: Config) -> str:
+def _settings(config: Config, clients: int) -> str:
     """What a model card says of the configuration, as TOML: the main keys, and those that differ from their defaults.
 
     Where files lie and what columns and clients are called stays with the owner of the data.
     """
     table, kind = flat(config), config.method.model_dump()["kind"]
+    table["federation.clients_per_round"] = config.federation.cohort_size(clients)
     lines = []
     for key in keys(kind):
         value = table[key.name]

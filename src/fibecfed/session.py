@@ -217,7 +217,7 @@ class _Session:
                 self.method,
                 transport,
                 data.clients,
-                per_round=self.config.federation.clients_per_round,
+                per_round=self.config.federation.cohort_size(len(data.clients)),
                 key=self.key,
                 server=server,
                 start=number,

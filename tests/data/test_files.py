@@ -7,7 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from fibecfed.core.errors import UserError
-from fibecfed.data.files import Columns, read_split
+from fibecfed.data.files import read_split
+from fibecfed.data.values import Columns
 
 COLUMNS = Columns("text", None, "label", None)
 

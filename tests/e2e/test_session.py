@@ -16,6 +16,7 @@ from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.report.runs import _conditions
 from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -263,6 +264,19 @@ def test_more_clients_a_round_than_there_are_by_the_column_are_refused(inputs: P
     data = {"path": str(tmp_path / "named.csv"), "client_column": "who"}
     with pytest.raises(UserError, match=r"federation\.clients_per_round: got 4, expected at most 3"):
         session.start(run_config(inputs, data=data, federation={"partition": "column", "clients_per_round": 4}), tmp_path / "run")
+
+
+def test_a_round_asks_all_clients_of_a_column_where_there_are_fewer_than_by_default(inputs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    rows = (inputs / "reviews.csv").read_text().splitlines()
+    path.write_text("\n".join([f"{rows[0]},site", *(f"{row},{'abc'[n % 3]}" for n, row in enumerate(rows[1:]))]) + "\n")
+    wanted = run_config(inputs, data={"path": str(path), "client_column": "site"}, federation={"rounds": 2})
+    federation = wanted.federation.model_copy(update={"clients_per_round": None, "partition": "column"})
+    session.start(wanted.model_copy(update={"federation": federation}), tmp_path / "run", adapters=False)
+    header, records = read(tmp_path / "run" / "records.jsonl")
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    assert rounds and all(set(record.cohort) == {"a", "b", "c"} for record in rounds)
+    assert _conditions(header)["federation"].startswith("3 clients, 3 per round")
 
 
 def test_texts_longer_than_the_models_positions_are_refused(inputs: Path, tmp_path: Path) -> None:

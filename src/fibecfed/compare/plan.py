@@ -164,7 +164,7 @@ def units(config: Config) -> float:
     from ..build import max_length  # brings torch, which reading a comparison does without
 
     federation = config.federation
-    examples = (config.data.max_train or UNKNOWN_EXAMPLES) * federation.clients_per_round / federation.clients
+    examples = (config.data.max_train or UNKNOWN_EXAMPLES) * federation.cohort_size(federation.clients) / federation.clients
     return examples * config.training.local_epochs * federation.rounds * max_length(config)
 
 

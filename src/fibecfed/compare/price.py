@@ -121,9 +121,10 @@ def _of_run(prepared: Prepared, sized: _Sized, shape: Shape, speed: float) -> tu
     effort, length = plan_effort(prepared), max_length(prepared.inputs.config)
     trained = 4.0 * shape.block_values * length * (effort.steps * config.training.batch_size + effort.passes)
     scored = 2.0 * shape.block_values * length * effort.predicted
-    sent, seconds = 0.0, trained / config.federation.clients_per_round / speed
+    sampled = config.federation.cohort_size(config.federation.clients)
+    sent, seconds = 0.0, trained / sampled / speed
     for phase, (down, up) in zip(prepared.method.phases, sized.sizes, strict=True):
-        cohort = config.federation.clients_per_round if phase.cohort == "sampled" else min(phase.cohort, config.federation.clients)
+        cohort = sampled if phase.cohort == "sampled" else min(phase.cohort, config.federation.clients)
         sent += phase.num_rounds * cohort * (down + up)
         on_the_way = 8e-6 * (down / network.down_mbit + up / network.up_mbit) + 2e-3 * network.latency_ms
         seconds += phase.num_rounds * on_the_way

@@ -129,7 +129,10 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
             return
     as_written = {key.name for key in keys(DEFAULT_KIND) if key.takes_text}
     run_key = name.removeprefix("base.") if above[:1] == ["base"] else ".".join(name.split(".")[2:])
-    inner[leaf] = text if run_key in as_written else read_value(text)
+    if not text:
+        inner.pop(leaf, None)
+    else:
+        inner[leaf] = text if run_key in as_written else read_value(text)
 
 
 # ---- mistakes

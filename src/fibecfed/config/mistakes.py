@@ -24,6 +24,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
     rest: dict[str, Any] = _copy(table)
     mistakes: dict[str, str] = {}
     rest.setdefault("data", {})
+    _derive(rest)
     method = rest.setdefault("method", {})
     if isinstance(method, dict) and method.setdefault("kind", DEFAULT_KIND) not in list(METHODS):
         mistakes["method.kind"] = _unknown_kind(method["kind"])
@@ -60,6 +61,15 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
             mistakes[text] = text
     reported = {name: text for name, text in mistakes.items() if text}
     return (None if reported else config), reported
+
+
+def _derive(table: dict[str, Any]) -> None:
+    """Set what follows from other keys where it is not given itself."""
+    data, federation = table["data"], table.setdefault("federation", {})
+    if not isinstance(data, dict) or not isinstance(federation, dict):
+        return  # reported as such
+    if data.get("client_column") is not None:
+        federation.setdefault("partition", "column")
 
 
 def _copy(value: Any) -> Any:

@@ -132,7 +132,7 @@ def federation_toml() -> str:
 def own_data_toml() -> str:
     """A commented configuration for the user's own data: the keys one is likely to change, at their defaults."""
     chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_OWN_DATA]
-    values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv"}
+    values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv", "federation.partition": None}
     title = (
         "A configuration of fibecfed for your own data. Set data.path and the columns; then\n"
         "  fibecfed check FILE    shows what would be trained and sent, and every mistake in the file\n"

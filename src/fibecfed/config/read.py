@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import expanded
+from ..core.files import expanded, kind_of
 from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
@@ -37,7 +37,8 @@ class Loaded:
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Reads a TOML file and lays `key=value` pairs over it, later ones over earlier ones.
 
-    A value is read as TOML, else as text; a key whose type is text takes it as written. A pair for `method.kind` drops the file's other
+    A value is read as TOML, else as text; a key whose type is text takes it as written. Nothing behind the `=` takes the file's value
+    out, so that the key has its default. A pair for `method.kind` drops the file's other
     `method.*` keys that the new kind does not have, and says which in the notes.
 
     Raises:
@@ -49,7 +50,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise UserError(f"{path}: got the file of a comparison, expected that of a single run; {way_out}")
     pairs, mistakes = read_pairs(overrides)
     kind = pairs.get("method.kind")
-    notes = [] if kind is None else _drop_foreign(table, read_value(kind))
+    notes = [] if kind is None else _drop_foreign(table, read_value(kind) if kind.strip() else DEFAULT_KIND)
     for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):  # which keys there are hangs on the kind
         _put(table, name, text, mistakes)
     config, found = examine(table)
@@ -160,7 +161,10 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
             f"{name}: got a value for a table; set its keys one by one, e.g. {next(k for k in known if k.startswith(name))}=..."
         )
         return
-    inner[leaf] = text if name in known and known[name].takes_text else read_value(text)
+    if name in known and not text.strip(" "):
+        inner.pop(leaf, None)
+    else:
+        inner[leaf] = text if name in known and known[name].takes_text else read_value(text)
 
 
 def read_value(text: str) -> Any:
@@ -203,9 +207,11 @@ def missing_files(table: Mapping[str, Any]) -> dict[str, str]:
         value = data.get(name) if isinstance(data, Mapping) else None
         if not isinstance(value, str):
             continue  # not given, or reported as of a wrong type
-        path = expanded(value)
-        if not (path.is_dir() if kind == "folder" else path.is_file()):
-            got = ("a file" if kind == "folder" else "a folder") if path.exists() else "nothing there"
+        found = kind_of(expanded(value))
+        if found != f"a {kind}":
+            got = found or "nothing there"
+            if found not in (None, "a file", "a folder"):
+                got += ", which can be read only once; write its content to a file"
             mistakes[f"data.{name}"] = (
                 f"data.{name}: got {show(value)} ({got}), expected a {kind}; fix the path, which is taken from {Path.cwd()}"
             )

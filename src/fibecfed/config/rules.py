@@ -61,11 +61,13 @@ def _data(data: DataOptions) -> Iterator[str]:
             f"did you mean {near!r}?" if near else "for a file of your own set `data.path`"
         )
     if data.task is not None and data.path is None:
-        for name in ("text_column", "pair_column", "label_column", "labels", "test_fraction"):
+        for name in ("text_column", "pair_column", "label_column", "labels", "test_fraction", "skip_empty"):
             value = getattr(data, name)
             if value != DataOptions.model_fields[name].default:
                 own = "its own columns, classes and test set"
                 yield f"data.{name}: got {value!r} beside `data.task`, which brings {own}; take it out, or set `data.path`"
+    if data.revision is not None and data.task is None:
+        yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; take it out"
     columns: dict[str, str] = {}
     for name in ("text_column", "pair_column", "label_column", "client_column"):
         column = getattr(data, name)
@@ -114,7 +116,7 @@ def _label_words(config: Config) -> Iterator[str]:
 
 def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
     by_column = federation.partition == "column"
-    if federation.clients_per_round > federation.clients and not by_column:
+    if (federation.clients_per_round or 0) > federation.clients and not by_column:
         yield (
             f"federation.clients_per_round: got {federation.clients_per_round}, expected at most `federation.clients` "
             f"= {federation.clients}; ask fewer a round or have more clients"

@@ -18,13 +18,13 @@ class DataOptions(Options):
     task: str | None = Field(
         default=None, description="One of `fibecfed list tasks`; either this or `path`, or neither where the clients are machines."
     )
-    path: str | None = Field(default=None, description="Your own CSV, JSON lines or parquet file; either this or `task`.")
+    path: str | None = Field(default=None, description="Your own CSV, TSV, JSON, JSON lines or parquet file; either this or `task`.")
     test_path: str | None = Field(default=None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
     text_column: str = Field(default="text", description="Column of the (first) text.")
     pair_column: str | None = Field(default=None, description="Column of the second text, for tasks on pairs.")
     label_column: str = Field(default="label", description="Column of the label: strings or integers.")
     client_column: str | None = Field(
-        default=None, description='Column that names the client an example belongs to (partition = "column").'
+        default=None, description='Column that names the client an example belongs to; sets `federation.partition` = "column" by itself.'
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
@@ -55,7 +55,8 @@ class DataOptions(Options):
         default=None, description="Commit or tag of a task's data set on the hub; pin it for results that can be repeated."
     )
     skip_empty: bool = Field(
-        default=False, description="Leave out the rows of `path` and `test_path` without a text or label, and count them, instead of refusing them."
+        default=False,
+        description="Leave out the rows of `path` and `test_path` without a text or label, and count them, instead of refusing them.",
     )
     label_noise: float = Field(
         default=0.0, ge=0, lt=1, description="Fraction of the training labels replaced by another class; for experiments."

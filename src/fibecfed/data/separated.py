@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from ..core.errors import UserError
-from .names import canonical, listed, shown
+from .names import canonical, listed
 
+_ENCLOSED = re.compile('".*"', re.DOTALL)
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 
@@ -116,7 +117,9 @@ def _parsed(text: str, separator: str, quoting: int, *, skip_spaces: bool = Fals
                 found.rows.append(row)
                 found.lines.append((line, reader.line_num))
         except csv.Error as error:
-            what = "has a quotation mark that is never closed" if "end of data" in str(error) else "has text behind a closing quotation mark"
+            what = (
+                "has a quotation mark that is never closed" if "end of data" in str(error) else "has text behind a closing quotation mark"
+            )
             where = f"row {len(found.rows) + 1} (it begins in line {began})"
             way_out = "Put the whole text in quotation marks and double those inside it, or remove them"
             return replace(found, problem=f"{where}: {what}. {way_out}.")
@@ -146,7 +149,9 @@ def _literal(text: str, separator: str, columns: Sequence[int]) -> _Parsed | Non
     found = _parsed(text, separator, csv.QUOTE_NONE)
     if found.problem or any('"' in name for name in found.header):
         return None
-    enclosed = [[value[:1] == '"' and value[-1:] == '"' and len(value) > 1 for value in map(row.__getitem__, columns)] for row in found.rows]
+    enclosed = [
+        [value[:1] == '"' and value[-1:] == '"' and len(value) > 1 for value in map(row.__getitem__, columns)] for row in found.rows
+    ]
     if enclosed and any(map(all, zip(*enclosed, strict=True))):
         return None  # a whole column stands in quotation marks
     for row, marks in zip(found.rows, enclosed, strict=True):
@@ -173,10 +178,8 @@ def _swallowed(source: str, text: str, separator: str, quoted: _Parsed) -> tuple
     rows = [row for row, first, last in several if all(lines[n - 1].count(separator) == width for n in range(first, last + 1))]
     if not rows:
         return ()
-    return (
-        f"{source}: rows {listed(rows)} hold a text in quotation marks over several lines, each of which looks like a row of its own; if they "
-        "are rows, double the quotation marks that are parts of texts",
-    )
+    where = f"{source}: rows {listed(rows)} hold a text in quotation marks over several lines"
+    return (f"{where}, each of which looks like a row of its own; if they are rows, double the quotation marks that are parts of texts",)
 
 
 @contextmanager

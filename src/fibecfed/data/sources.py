@@ -23,10 +23,11 @@ from ..core.files import expanded
 from ..core.metrics import Metric
 from ..core.rng import Key
 from .cuts import stratified_cut
-from .files import Columns, RawSplit, check_columns, raw_split, read_split
-from .names import listed, look_alike, shown
+from .files import check_columns, read_split
+from .names import look_alike, shown
 from .options import DataOptions
 from .tasks import TASKS, TextTask
+from .values import Columns, RawSplit, raw_split
 
 ENVIRONMENT = "FIBECFED_DATA"
 """Environment variable with the folder of prepared tasks, for when `data.root` is not set."""

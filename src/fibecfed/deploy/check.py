@@ -83,7 +83,7 @@ def _estimates(prepared: Prepared) -> list[tuple[str, ...]]:
     params = prepared.task.init_params(prepared.inputs.key)
     effort, batch_size = check.plan_effort(prepared), config.training.batch_size
     step_s, _ = check.measure(prepared, params, batch_size)
-    together = min(config.federation.clients_per_round, len(data.clients))  # they train at the same time
+    together = min(config.federation.cohort_size(len(data.clients)), len(data.clients))  # they train at the same time
     seconds = (effort.steps + effort.passes / batch_size) * step_s / together
     size = sum(value.nbytes for value in params.values())
     kept, state = states_kept(config), check.state_bytes(prepared, size)

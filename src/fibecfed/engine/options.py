@@ -11,6 +11,8 @@ from ..core.options import Options
 CLIENT_NAME = r"[\w.@-]{1,64}"
 """What the name of a client on another machine must match."""
 
+DEFAULT_CLIENTS_PER_ROUND = 5
+
 EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
 
 
@@ -22,7 +24,9 @@ class FederationOptions(Options):
         default=None,
         description='With partition = "machines": the names of the clients. Without it: those of the first K machines that answer.',
     )
-    clients_per_round: int = Field(default=5, ge=1, description="m, clients sampled in each round.")
+    clients_per_round: int | None = Field(
+        default=None, ge=1, description="m, clients sampled in each round. Default: 5, or all clients where there are fewer."
+    )
     rounds: int = Field(default=40, ge=1, description="T, rounds of tuning.")
     partition: Literal["dirichlet", "iid", "shards", "column", "machines"] = Field(
         default="dirichlet", description='How examples are spread over the clients; "machines": each client is a machine with its own data.'
@@ -68,6 +72,10 @@ class FederationOptions(Options):
         ge=0,
         description="Reject updates whose L2 distance from the tensors the client was sent exceeds this; 0 = no limit.",
     )
+
+    def cohort_size(self, clients: int) -> int:
+        """How many of so many clients are sampled in a round."""
+        return min(DEFAULT_CLIENTS_PER_ROUND, clients) if self.clients_per_round is None else self.clients_per_round
 
 
 class EvaluationOptions(Options):

@@ -13,6 +13,7 @@ from ..core.errors import UserError
 from ..core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ..core.records import EvalRecord, RoundRecord, read
 from ..engine.evaluation import worst_decile
+from ..engine.options import DEFAULT_CLIENTS_PER_ROUND
 from .baselines import baselines
 from .clock import Network, round_seconds
 from .results import Point, Run, Selection
@@ -226,7 +227,8 @@ def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
     federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
     machine = header.get("machine", {})
     of = len(header["partition"]) or federation["clients"]  # as many as there were, which a column of the data decides as well
-    clients = f"{count(of, 'client')}, {min(of, federation['clients_per_round'])} per round, {count(federation['rounds'], 'round')}"
+    sampled = min(of, federation["clients_per_round"] or DEFAULT_CLIENTS_PER_ROUND)
+    clients = f"{count(of, 'client')}, {sampled} per round, {count(federation['rounds'], 'round')}"
     spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
     cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
     cores = f"{machine.get('cores')} cores, {count(header.get('threads') or 1, 'thread')} per run, {header.get('precision')}"

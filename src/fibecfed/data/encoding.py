@@ -1,0 +1,74 @@
+"""The text in a file: what the file is, whether it is packed, and in which encoding it was written."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+from ..core.errors import UserError
+
+_FIRST_BYTES = {
+    b"\x1f\x8b": "data packed with gzip; name it .gz",
+    b"PK\x03\x04": "a zip archive or an Excel workbook (.xlsx); save the sheet as CSV in UTF-8",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save the sheet as CSV in UTF-8",
+    b"PAR1": "a parquet file; name it .parquet",
+    b"BZh": "data packed with bzip2; unpack it",
+    b"\xfd7zXZ": "data packed with xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "data packed with zstd; unpack it",
+    b"%PDF": "a PDF; save its table as CSV in UTF-8",
+    b"SQLite format 3": "a database; write its table to a CSV file",
+}
+
+
+def looks_like(path: Path) -> str:
+    """What a file is by its first bytes, for an error; "" where they are not known."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return ""
+    return next((f" ({what})" for first, what in _FIRST_BYTES.items() if start.startswith(first)), "")
+
+
+def text_of(path: Path, packed: bool) -> tuple[str, str]:
+    """The text of a file, and its encoding.
+
+    Raises:
+        UserError: it cannot be read, is no text, or is in an encoding that its bytes do not tell.
+    """
+    try:
+        data = path.read_bytes()
+        if packed:
+            data = gzip.decompress(data)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}). Pack it anew, or rename it if it is not packed.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Change its rights, or copy it.") from None
+    for first, what in _FIRST_BYTES.items():
+        if data.startswith(first):
+            raise UserError(f"{path}: expected text, got {what}.")
+    encoding, name = _encoding(data)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: byte {error.object[error.start]:#04x} at position {error.start:,} is not {name}, but perhaps Latin-1 or "
+            f"Windows-1252. Save it as UTF-8, or: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(
+            f"{path}, line {line}: holds a NUL character, which no text has; it may be UTF-16 without its mark. Save it as UTF-8."
+        )
+    return text, name
+
+
+def _encoding(data: bytes) -> tuple[str, str]:
+    """By the mark at the beginning; without one a text is UTF-8."""
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32", "UTF-32"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16", "UTF-16"
+    return "utf-8-sig", "UTF-8"
