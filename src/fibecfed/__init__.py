@@ -10,6 +10,8 @@ The whole method: `fibecfed.run(config)`. Its parts, on any Hugging Face model w
     fibecfed.neuron_masks(options, params, neurons, key)          # which neurons
     fibecfed.PACES["linear"](0.5, 0.6)                            # how much data
 
+A method of your own follows `fibecfed.core.method`; `fibecfed.testing.check_method` puts it under the laws that all methods keep to.
+
 A batch is what a tokenizer returns plus `labels`. Importing the package is cheap: names are loaded when they are first used.
 """
 
@@ -24,22 +26,56 @@ if TYPE_CHECKING:
     from .config import load as load_config
     from .core.errors import RunFailed as RunFailed
     from .core.errors import UserError as UserError
+    from .core.method import Client as Client
+    from .core.method import Defaults as Defaults
+    from .core.method import Load as Load
+    from .core.method import Phase as Phase
+    from .core.method import Received as Received
+    from .core.method import Update as Update
+    from .core.method import Work as Work
     from .core.rng import Key as Key
+    from .core.wire import Tensors as Tensors
+    from .core.wire import message as message
+    from .local.batches import plain_epochs as plain_epochs
     from .local.curriculum import PACES as PACES
     from .local.fisher import fisher_pass as fisher_pass
     from .local.fisher import per_example_fisher_trace as per_example_fisher_trace
+    from .local.optimise import fit as fit
     from .local.options import CurriculumOptions as CurriculumOptions
     from .local.options import LayerOptions as LayerOptions
     from .local.options import NeuronOptions as NeuronOptions
+    from .local.options import TrainingOptions as TrainingOptions
     from .local.selection import choose_layers as choose_layers
     from .local.selection import neuron_masks as neuron_masks
     from .local.sensitivity import layer_sensitivity as layer_sensitivity
+    from .methods.aggregation import mean_by_size as mean_by_size
+    from .methods.catalogue import Row as Row
+    from .methods.catalogue import Setting as Setting
+    from .methods.fedavg import FedAvg as FedAvg
+    from .methods.options import MethodOptions as MethodOptions
     from .models.backbones import model_folder as model_folder
     from .models.own_adapters import load_adapter as load_adapter
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
 
 _HOME = {
+    "FedAvg": ".methods.fedavg",
+    "fit": ".local.optimise",
+    "plain_epochs": ".local.batches",
+    "mean_by_size": ".methods.aggregation",
+    "TrainingOptions": ".local.options",
+    "Client": ".core.method",
+    "Defaults": ".core.method",
+    "Load": ".core.method",
+    "Phase": ".core.method",
+    "Received": ".core.method",
+    "Update": ".core.method",
+    "Work": ".core.method",
+    "message": ".core.wire",
+    "Tensors": ".core.wire",
+    "MethodOptions": ".methods.options",
+    "Row": ".methods.catalogue",
+    "Setting": ".methods.catalogue",
     "run": ".api",
     "Config": ".config",
     "RunFailed": ".core.errors",
@@ -62,22 +98,39 @@ _HOME = {
 
 __all__ = [
     "PACES",
+    "Client",
     "Config",
     "CurriculumOptions",
+    "Defaults",
+    "FedAvg",
     "Key",
     "LayerOptions",
+    "Load",
+    "MethodOptions",
     "NeuronOptions",
+    "Phase",
+    "Received",
+    "Row",
     "RunFailed",
+    "Setting",
+    "Tensors",
+    "TrainingOptions",
     "TransformerTask",
+    "Update",
     "UserError",
+    "Work",
     "choose_layers",
     "fisher_pass",
+    "fit",
     "layer_sensitivity",
     "load_adapter",
     "load_config",
+    "mean_by_size",
+    "message",
     "model_folder",
     "neuron_masks",
     "per_example_fisher_trace",
+    "plain_epochs",
     "resume",
     "run",
 ]

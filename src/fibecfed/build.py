@@ -73,6 +73,7 @@ class Prepared:
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
 """Tokenizers look at this variable each time; a fork after they had threads of their own warns."""
 
+MakeMethod: TypeAlias = Callable[[catalogue.Setting], Method[Any, Any]]
 PromptFor: TypeAlias = Callable[[Sequence[str]], Prompt | None]
 ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
 """What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
@@ -208,13 +209,21 @@ def num_clients(config: Config, data: FederatedData) -> int:
 
 
 @_one_tokenizer_thread
-def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadData | None = None, *, trial: bool = False) -> Prepared:
+def prepare(
+    config: Config,
+    weights: KeptWeights | None = None,
+    read_data: ReadData | None = None,
+    *,
+    trial: bool = False,
+    method: MakeMethod | None = None,
+) -> Prepared:
     """Load the model and put everything together. The caller sets the number of threads (`core.process.threads`).
 
     Args:
         weights: where the backbone's weights are looked for first, and kept for the next run of this process.
         read_data: None: `everyone`.
         trial: train and write nothing, though source prompts are then zero where the cache has none.
+        method: makes the method of `method.kind` = "custom".
 
     Raises:
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
@@ -237,17 +246,22 @@ def prepare(config: Config, weights: KeptWeights | None = None, read_data: ReadD
         weights=weights,
         sources=made.tensors,
     )
-    method = build_method(inputs)
-    _leaves_room(inputs, method)
-    return Prepared(inputs, task, method, made)
+    made_method = build_method(inputs, method)
+    _leaves_room(inputs, made_method)
+    return Prepared(inputs, task, made_method, made)
 
 
-def build_method(inputs: Inputs) -> Method[Any, Any]:
-    """The method of a configuration."""
+def given(method: Any) -> MakeMethod:
+    """What makes a method that a user gives: the object itself, or a function of the setting."""
+    return method if callable(method) and not hasattr(method, "phases") else lambda setting: method
+
+
+def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any, Any]:
+    """The method of a configuration; `custom` makes the one whose kind is "custom"."""
     config = inputs.config
     key = inputs.key.fold("method")
     setting = catalogue.Setting(config.training, config.federation.rounds, num_clients(config, inputs.data), key, max_length(config))
-    return catalogue.make(config.method, setting)
+    return catalogue.make(config.method, setting, custom)
 
 
 def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:

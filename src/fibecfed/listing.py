@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from .methods.catalogue import METHODS
+from .methods.catalogue import METHODS, discover
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def methods() -> Listing:
-    """The values of `method.kind`."""
+    """The values of `method.kind`, those of installed packages among them."""
+    discover()
     return ("method.kind", "what it is"), [
         (kind, " ".join((options.__doc__ or "").split("\n\n")[0].split())) for kind, options in METHODS.items()
     ]

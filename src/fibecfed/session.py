@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .build import Prepared, ReadData, prepare
+from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .clients import Connect, in_process
 from .config import Config, load, lost, refuse_lasting, to_toml
 from .core import metrics
@@ -43,6 +43,7 @@ def start(
     weights: KeptWeights | None = None,
     read_data: ReadData | None = None,
     connect: Connect = in_process,
+    method: MakeMethod | None = None,
 ) -> dict[str, Any]:
     """Run a configuration in a new folder; its summary.
 
@@ -51,6 +52,7 @@ def start(
         weights: a process that makes many runs gives the same one to each, so that a backbone is read once.
         read_data: what this process knows of the data; None: all of it.
         connect: where the clients are.
+        method: makes the method of `method.kind` = "custom".
 
     Raises:
         UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
@@ -58,7 +60,7 @@ def start(
     """
     _refuse_used(out)
     with threads(config.resources.threads):
-        prepared = prepare(config, weights, read_data)
+        prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), RunLock(out):
             _refuse_used(out)  # another process may have been faster
             write_atomically(out / CONFIG, to_toml(config).encode())
@@ -74,11 +76,13 @@ def resume(
     read_data: ReadData | None = None,
     connect: Connect = in_process,
     overrides: Sequence[str] = (),
+    method: MakeMethod | Any = None,
 ) -> tuple[dict[str, Any], bool]:
     """Resume the run in a folder; its summary, and whether it was finished before.
 
     Args:
         overrides: `key=value` of what may change: where files lie that were moved, and what the run computes on.
+        method: the object, or the function that makes it, which `fibecfed.run` was given; left out for the package's methods.
         adapters, weights, read_data, connect: as for `start`.
 
     Raises:
@@ -104,7 +108,7 @@ def resume(
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
-        prepared = prepare(config, weights, read_data)
+        prepared = prepare(config, weights, read_data, method=None if method is None else given(method))
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
 
 

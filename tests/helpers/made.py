@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fibecfed.core.method import Client
 from fibecfed.core.options import Options
-from fibecfed.core.rng import Key
-from fibecfed.core.types import ClientId, Failure, Round
-from fibecfed.core.wire import decode
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
-from fibecfed.engine.client import ClientRuntime
-from fibecfed.engine.loop import Step, run
-from fibecfed.engine.simulator import Action, Simulator, Transport
-from fibecfed.engine.states import ClientStates, OnServer
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, Setting, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
+from fibecfed.testing.federation import KEY, Federation, Shuffled, Spy, same, seat
+from fibecfed.testing.federation import federation as begun
 
-KEY = Key(7)
+__all__ = ["KEY", "Federation", "Shuffled", "Spy", "federation", "made_data", "made_method", "made_options", "made_task", "same", "seat"]
+
 LENGTH = 12
 """Tokens of the longest planted example."""
 TRAINING = TrainingOptions(local_epochs=2, batch_size=4, learning_rate=0.01)
@@ -50,116 +42,9 @@ def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, tr
     return make(made_options(kind, **options), Setting(training, rounds, clients, KEY.fold("method"), LENGTH))
 
 
-class Spy:
-    """A transport that remembers what it carried, as (client, action, bytes down, bytes up)."""
-
-    def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-        self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
-
-    def exchange(
-        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
-            self.carried.append((client, action, now, requests[client], reply))
-            yield client, reply
-
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return self.inner.notes()
-
-
-class Shuffled:
-    """A transport whose replies come in an order of its own."""
-
-    def __init__(self, inner: Transport) -> None:
-        self.inner = inner
-
-    def exchange(
-        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        asked = list(requests)
-        order = KEY.fold("shuffle", now.number).permutation(len(asked)).tolist()
-        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}, timeout_s, max_bytes))
-        yield from reversed(replies.items())
-
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return self.inner.notes()
-
-
-@dataclass
-class Federation:
-    """A method at work on clients in this process."""
-
-    method: Any
-    task: Any
-    data: FederatedData
-    states: ClientStates
-    runtime: ClientRuntime
-    transport: Any
-    per_round: int
-    server: Any
-    folder: tempfile.TemporaryDirectory[str]  # goes with the federation
-
-    def run(self, start: int = 0, **options: Any) -> Iterator[Step]:
-        steps = run(
-            self.method,
-            self.transport,
-            self.data.clients,
-            per_round=self.per_round,
-            key=KEY.fold("run"),
-            server=self.server,
-            start=start,
-            **{"kept": OnServer(self.states), **options},
-        )
-        for step in steps:
-            self.server = step.server
-            yield step
-
-    def finish(self, **options: Any) -> list[Step]:
-        return list(self.run(**options))
-
-    def kept(self) -> dict[ClientId, bytes]:
-        """What the server keeps of clients."""
-        return {client: blob for client in self.data.clients if (blob := OnServer(self.states).get(client)) is not None}
-
-    def state(self, client: ClientId) -> Any:
-        blob = self.states.get(client)
-        return None if blob is None else decode(self.method.client_state, blob)
-
-
-def federation(
-    method: Any,
-    task: Any = None,
-    data: FederatedData | None = None,
-    *,
-    per_round: int = 2,
-    wrap: Callable[[Any], Any] = Spy,
-    states: Mapping[ClientId, bytes] | None = None,
-    kept: Mapping[ClientId, bytes] | None = None,
-    server: Any = None,
-) -> Federation:
-    """A federation at its start, or where `states`, what the server has `kept` of clients, and `server` say."""
-    task, data = task or made_task(), data or made_data()
-    folder = tempfile.TemporaryDirectory(prefix="fibecfed-test-")
-    store = ClientStates(Path(folder.name), 2**30, repeatable=True)
-    for place, blobs in ((store, states), (OnServer(store), kept)):
-        for client, blob in (blobs or {}).items():
-            place.put(client, blob)
-    runtime = ClientRuntime(method, task, data.client, store, KEY.fold("run"), 64)
-    first = method.init(task, KEY.fold("run", "init")) if server is None else server
-    return Federation(method, task, data, store, runtime, wrap(Simulator(runtime)), per_round, first, folder)
-
-
-def seat(world: Federation, client: ClientId, number: int = 0, state: Any = None) -> Client[Any]:
-    """What the method sees of a client in round `number`."""
-    key = KEY.fold("run", "client", client, "round", number)
-    state = state or world.state(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
-    return Client(client, world.task, world.data.client(client), state, key)
-
-
-def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Equal names and equal bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def federation(method: Any, task: Any = None, data: FederatedData | None = None, **more: Any) -> Federation:
+    """A federation at its start, or where `more` says; by default of the tiny task and the planted data."""
+    return begun(method, task or made_task(), data or made_data(), **more)
 
 
 def names_of_layers(task: Any, layers: Sequence[int | None]) -> set[str]:

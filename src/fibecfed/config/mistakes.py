@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core.options import Options
-from ..methods.catalogue import METHODS
-from .model import DEFAULT_KIND, Config, keys, leaves
+from ..methods.catalogue import BROKEN, METHODS
+from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .rules import contradictions
 from .text import nearest, show
 
@@ -26,7 +26,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
     rest.setdefault("data", {})
     _derive(rest)
     method = rest.setdefault("method", {})
-    if isinstance(method, dict) and method.setdefault("kind", DEFAULT_KIND) not in list(METHODS):
+    if isinstance(method, dict) and method.setdefault("kind", DEFAULT_KIND) not in list(OPTIONS):
         mistakes["method.kind"] = _unknown_kind(method["kind"])
         rest["method"] = {"kind": DEFAULT_KIND}
     for name, value in list(leaves(rest)):
@@ -88,7 +88,7 @@ def _lenient(options: type[Options], table: Mapping[str, Any]) -> Any:
     """The options without the checks between keys. The values of single keys have been checked before."""
     values: dict[str, Any] = {}
     for name, value in table.items():
-        inner = METHODS[value["kind"]] if name == "method" else options.model_fields[name].annotation
+        inner = OPTIONS[value["kind"]] if name == "method" else options.model_fields[name].annotation
         if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Options):
             values[name] = _lenient(inner, value)
         else:
@@ -139,6 +139,8 @@ def _unknown(name: str, got: Any, kind: str, mistakes: dict[str, str]) -> str:
 
 
 def _unknown_kind(kind: Any) -> str:
+    if isinstance(kind, str) and kind in BROKEN:
+        return f"method.kind: got {show(kind)}: {BROKEN[kind]}"
     near = nearest(kind, METHODS) if isinstance(kind, str) else None
     ask = f'did you mean "{near}"?' if near else "choose one (`fibecfed list methods`)"
     return f"method.kind: got {show(kind)}, expected one of {', '.join(map(show, METHODS))}; {ask}"

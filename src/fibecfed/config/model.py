@@ -15,17 +15,22 @@ from ..core.options import Options
 from ..data.options import DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import TrainingOptions
-from ..methods.catalogue import METHODS
+from ..methods.catalogue import METHODS, discover
+from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
 from .rules import contradictions
 from .text import Setting, commented_toml, settings
 
 DEFAULT_KIND = "fibecfed"
 
+discover()
+OPTIONS = {**METHODS, "custom": CustomOptions}
+"""`method.kind` -> its options, of every method that a run's configuration may name."""
+
 if TYPE_CHECKING:
     from ..methods.options import MethodOptions
 else:
-    MethodOptions = Annotated[reduce(or_, METHODS.values()), Field(discriminator="kind")]
+    MethodOptions = Annotated[reduce(or_, OPTIONS.values()), Field(discriminator="kind")]
 
 
 class Config(Options):
@@ -88,7 +93,7 @@ def keys(kind: str) -> tuple[Setting, ...]:
         KeyError: there is no such method.
     """
     common = tuple(key for key in settings(Config) if not key.name.startswith("method"))
-    return common + tuple(settings(METHODS[kind], "method.", kind))
+    return common + tuple(settings(OPTIONS[kind], "method.", kind))
 
 
 _FOR_OWN_DATA = (

@@ -18,7 +18,7 @@ from ..core.files import expanded, kind_of
 from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
-from .model import DEFAULT_KIND, Config, keys, leaves
+from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .text import show
 
 
@@ -155,7 +155,7 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
             return  # the file has a value where a table belongs, which is reported as such
     method = table.get("method")
     kind = method.get("kind", DEFAULT_KIND) if isinstance(method, dict) else DEFAULT_KIND
-    known = {key.name: key for key in keys(kind if kind in METHODS else DEFAULT_KIND)}
+    known = {key.name: key for key in keys(kind if kind in OPTIONS else DEFAULT_KIND)}
     if any(other.startswith(f"{name}.") for other in known):
         mistakes[name] = (
             f"{name}: got a value for a table; set its keys one by one, e.g. {next(k for k in known if k.startswith(name))}=..."

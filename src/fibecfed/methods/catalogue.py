@@ -7,14 +7,18 @@ is imported when the method is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from ..core.errors import UserError
 from .options import (
     AdapterOptions,
     AttemptOptions,
+    CustomOptions,
     FedAdamOptions,
     FedAltOptions,
     FedAvgMOptions,
@@ -57,7 +61,7 @@ class Row:
 
     Attributes:
         options: its table in a configuration.
-        file: the module of this package whose `build(options, setting)` makes it.
+        file: the module of this package whose `build(options, setting)` makes it, or that function itself.
         paper: where it comes from.
         learning_rate: centre of the rates that a comparison tries; `rate_source` says who uses it.
         server_rate_power: when a comparison tries f times the learning rate, it tries f to this power times the method's server rate. -1
@@ -69,7 +73,7 @@ class Row:
     """
 
     options: type[MethodOptions]
-    file: str
+    file: str | Callable[[Any, Setting], Method[Any, Any]]
     paper: str
     learning_rate: float
     rate_source: str
@@ -144,6 +148,39 @@ at the end."""
 METHODS: dict[str, type[MethodOptions]] = {kind: row.options for kind, row in CATALOGUE.items()}
 """`method.kind` -> its options."""
 
+GROUP = "fibecfed.methods"
+"""Entry points by which other packages add methods: the name is `method.kind`, the object a `Row`."""
+
+BROKEN: dict[str, str] = {}
+"""Methods of other packages that could not be loaded -> why, as a sentence."""
+
+
+@cache
+def discover() -> None:
+    """Add the methods of installed packages to `CATALOGUE` and `METHODS`, once. What cannot be loaded is left out: `BROKEN` says why."""
+    for entry in entry_points(group=GROUP):
+        package = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            row = entry.load()
+            if (problem := _misfit(entry.name, row)) is None:
+                CATALOGUE[entry.name], METHODS[entry.name] = row, row.options
+                continue
+        except Exception as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        BROKEN[entry.name] = f"the package {package} offers it, but it cannot be loaded ({problem}); update or uninstall that package"
+
+
+def _misfit(kind: str, row: Any) -> str | None:
+    if kind in CATALOGUE:
+        return "that name is taken"
+    if not isinstance(row, Row) or not callable(row.file):
+        return f"got {type(row).__name__}, expected a fibecfed.Row with a function as `file`"
+    if not (isinstance(row.options, type) and issubclass(row.options, MethodOptions)):
+        return f"its options are {row.options!r}, expected a class derived from fibecfed.MethodOptions"
+    if row.options().kind != kind:
+        return f"its options have kind = {row.options().kind!r}, expected {kind!r}"
+    return None
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -177,7 +214,7 @@ class Beforehand(Protocol):
 
 def beforehand(options: MethodOptions) -> Beforehand | None:
     """The module of a method that needs something before the federation."""
-    found = row_of(options).beforehand
+    found = None if isinstance(options, CustomOptions) else row_of(options).beforehand
     return None if found is None else cast("Beforehand", import_module(found))
 
 
@@ -219,13 +256,27 @@ def row_of(options: MethodOptions) -> Row:
     return row
 
 
-def make(options: MethodOptions, setting: Setting) -> Method[Any, Any]:
+def make(options: MethodOptions, setting: Setting, custom: Callable[[Setting], Method[Any, Any]] | None = None) -> Method[Any, Any]:
     """The method of a configuration.
+
+    Args:
+        custom: makes the one of `CustomOptions`.
 
     Raises:
         TypeError: options of no method.
+        UserError: a method from outside that does not follow the contract, or that is missing.
     """
-    method = import_module(f"{__package__}.{row_of(options).file}").build(options, setting)
-    if not options.finetune:
-        return method
-    return import_module(f"{__package__}.finetune").Finetuned(method, setting.num_clients)
+    if isinstance(options, CustomOptions):
+        if custom is None:
+            raise UserError(
+                f'method.kind: got "custom" ({options.name}), a method that is an object in Python; start and resume its runs from there: '
+                "fibecfed.run(config, out, method=...), fibecfed.resume(out, method=...)"
+            )
+        build = custom
+    else:
+        file = row_of(options).file
+        build = partial(import_module(f"{__package__}.{file}").build if isinstance(file, str) else file, options)
+    method = build(setting)
+    if problem := import_module(f"{__package__}.contract").lacks(method):
+        raise UserError(f"method: {problem}")
+    return import_module(f"{__package__}.finetune").Finetuned(method, setting.num_clients) if options.finetune else method

@@ -56,6 +56,13 @@ class LoraParts(ServerParts):
     )
 
 
+class CustomOptions(MethodOptions):
+    """A method given as an object to `fibecfed.run` from Python; it cannot be made from a configuration."""
+
+    kind: Literal["custom"] = Field(default="custom", description="The method.")
+    name: str = Field(default="", description="[C] What the object is called, for records and reports.")
+
+
 class FibecFedOptions(LoraParts):
     """FibecFed: Fisher curriculum, chosen layers shared, sparse updates of the others."""
 

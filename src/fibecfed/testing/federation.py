@@ -1,0 +1,136 @@
+"""Small federations for tests: the loop around a method, without a configuration or a folder of a run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.method import Client
+from ..core.rng import Key
+from ..core.types import ClientId, Failure, Round
+from ..core.wire import decode
+from ..data.federated import FederatedData
+from ..engine.client import ClientRuntime
+from ..engine.loop import Step, run
+from ..engine.simulator import Action, Simulator, Transport
+from ..engine.states import ClientStates, OnServer
+
+KEY = Key(7)
+"""What everything random in these federations is drawn from."""
+
+
+class Spy:
+    """A transport that remembers what it carried, as (client, action, bytes down, bytes up)."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+        self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
+
+    def exchange(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
+            self.carried.append((client, action, now, requests[client], reply))
+            yield client, reply
+
+    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
+        return self.inner.notes()
+
+
+class Shuffled:
+    """A transport whose replies come in an order of its own."""
+
+    def __init__(self, inner: Transport) -> None:
+        self.inner = inner
+
+    def exchange(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+        asked = list(requests)
+        order = KEY.fold("shuffle", now.number).permutation(len(asked)).tolist()
+        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}, timeout_s, max_bytes))
+        yield from reversed(replies.items())
+
+    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
+        return self.inner.notes()
+
+
+@dataclass
+class Federation:
+    """A method at work on clients in this process."""
+
+    method: Any
+    task: Any
+    data: FederatedData
+    states: ClientStates
+    runtime: ClientRuntime
+    transport: Any
+    per_round: int
+    server: Any
+    folder: tempfile.TemporaryDirectory[str]  # goes with the federation
+
+    def run(self, start: int = 0, **options: Any) -> Iterator[Step]:
+        steps = run(
+            self.method,
+            self.transport,
+            self.data.clients,
+            per_round=self.per_round,
+            key=KEY.fold("run"),
+            server=self.server,
+            start=start,
+            **{"kept": OnServer(self.states), **options},
+        )
+        for step in steps:
+            self.server = step.server
+            yield step
+
+    def finish(self, **options: Any) -> list[Step]:
+        return list(self.run(**options))
+
+    def kept(self) -> dict[ClientId, bytes]:
+        """What the server keeps of clients."""
+        return {client: blob for client in self.data.clients if (blob := OnServer(self.states).get(client)) is not None}
+
+    def state(self, client: ClientId) -> Any:
+        blob = self.states.get(client)
+        return None if blob is None else decode(self.method.client_state, blob)
+
+
+def federation(
+    method: Any,
+    task: Any,
+    data: FederatedData,
+    *,
+    per_round: int = 2,
+    wrap: Callable[[Any], Any] = Spy,
+    states: Mapping[ClientId, bytes] | None = None,
+    kept: Mapping[ClientId, bytes] | None = None,
+    server: Any = None,
+) -> Federation:
+    """A federation at its start, or where `states`, what the server has `kept` of clients, and `server` say."""
+    folder = tempfile.TemporaryDirectory(prefix="fibecfed-test-")
+    store = ClientStates(Path(folder.name), 2**30, repeatable=True)
+    for place, blobs in ((store, states), (OnServer(store), kept)):
+        for client, blob in (blobs or {}).items():
+            place.put(client, blob)
+    runtime = ClientRuntime(method, task, data.client, store, KEY.fold("run"), 64)
+    first = method.init(task, KEY.fold("run", "init")) if server is None else server
+    return Federation(method, task, data, store, runtime, wrap(Simulator(runtime)), per_round, first, folder)
+
+
+def seat(world: Federation, client: ClientId, number: int = 0, state: Any = None) -> Client[Any]:
+    """What the method sees of a client in round `number`."""
+    key = KEY.fold("run", "client", client, "round", number)
+    state = state or world.state(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
+    return Client(client, world.task, world.data.client(client), state, key)
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

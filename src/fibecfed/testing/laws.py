@@ -1,0 +1,257 @@
+"""What every federated method must keep to, whatever it computes: each law a function that raises `AssertionError` where it is broken."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..core.task import DELTA
+from ..core.trees import checksum
+from ..core.types import Round
+from ..core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
+from ..data.federated import FederatedData
+from ..engine.checks import expected
+from .federation import KEY, Federation, Shuffled, federation, same, seat
+
+KEPT = " on the server"
+"""Behind a client's name: what the server keeps of it."""
+WORK_BYTES = 32
+"""Behind every answer: what the client did, see `engine.client.frame`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method under test, and what it is run on.
+
+    Attributes:
+        make: makes the method; twice the same.
+        task: makes a task as the method trains it; twice the same.
+        data: of at least three clients.
+        asks_everybody: some phase asks every client, so that none is left that never took part.
+    """
+
+    make: Callable[[], Any]
+    task: Callable[[], Any]
+    data: FederatedData
+    asks_everybody: bool = False
+
+    @cached_property
+    def one_task(self) -> Any:
+        """A task for all laws that do not write to it."""
+        return self.task()
+
+    def begun(self, **more: Any) -> Federation:
+        """A federation at its start, or where `more` says."""
+        return federation(self.make(), **{"task": self.one_task, "data": self.data, **more})
+
+    @cached_property
+    def finished(self) -> tuple[Federation, list[dict[str, bytes]], list[Any]]:
+        """A run to its end, the states at its start and after each round, and its records."""
+        world = self.begun()
+        moments, records = [blobs(world)], []
+        for step in world.run():
+            moments.append(blobs(world))
+            records.append(step.record)
+        return world, moments, records
+
+
+def blobs(world: Federation) -> dict[str, bytes]:
+    """The server's and every client's state, as bytes; under a client's name and `KEPT` what the server keeps of it."""
+    own = {client: world.states.get(client) or b"" for client in world.states.clients()}
+    return {"": encode(world.server), **own, **{client + KEPT: blob for client, blob in world.kept().items()}}
+
+
+def split(moment: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The clients' states, and what the server keeps of them."""
+    kept = {name.removesuffix(KEPT): blob for name, blob in moment.items() if name.endswith(KEPT)}
+    return {name: blob for name, blob in moment.items() if name and not name.endswith(KEPT)}, kept
+
+
+def without_times(record: Any) -> dict[str, Any]:
+    """A round's record, but for seconds."""
+    return {name: value for name, value in asdict(record).items() if name not in ("seconds", "cpu_s", "compute_s")}
+
+
+def a_method_is_a_value_that_prints_pickles_and_compares(subject: Subject) -> None:
+    """Frozen dataclasses with functions of the module as fields are."""
+    one = subject.make()
+    assert pickle.loads(pickle.dumps(one)) == one == subject.make(), "two methods of the same options differ"
+    assert "object at 0x" not in repr(one), f"its text names a place in memory: {one!r}"
+
+
+def the_same_seed_gives_the_same_bits(subject: Subject) -> None:
+    """On another task of the same weights too: nothing random is drawn elsewhere than from the keys given."""
+    _, moments, records = subject.finished
+    again = subject.begun(task=subject.task())
+    repeated = [without_times(step.record) for step in again.run()]
+    assert blobs(again) == moments[-1], "a second run ends in other states"
+    assert repeated == [without_times(record) for record in records], "a second run has other records"
+
+
+def the_order_in_which_clients_answer_changes_nothing(subject: Subject) -> None:
+    """The loop sorts answers; a method that remembers more than its states would still show."""
+    everybody = len(subject.data.clients)
+    other, plain = subject.begun(wrap=Shuffled, per_round=everybody), subject.begun(per_round=everybody)
+    for a, b in zip(plain.run(), other.run(), strict=True):
+        assert encode(a.server) == encode(b.server), f"the server's state differs after round {a.number}"
+        assert without_times(a.record) == without_times(b.record), f"the record of round {a.number} differs"
+    assert blobs(plain) == blobs(other), "clients' states differ"
+
+
+def the_backbone_keeps_every_byte(subject: Subject) -> None:
+    """Nothing is left written, hooked or switched in the module that all clients share."""
+    task = subject.task()
+    before = checksum(copy.deepcopy(task.model.state_dict()))
+    subject.begun(task=task).finish()
+    assert checksum(task.model.state_dict()) == before, "a weight was written"
+    assert task.model.training is False, "the module was left in training mode"
+    assert not any(module._forward_hooks for module in task.model.modules()), "a hook was left"
+
+
+def the_recorded_bytes_are_those_that_travelled(subject: Subject) -> None:
+    """By client and by field, both ways."""
+    world, _, records = subject.finished
+    for record in records:
+        carried = [(client, down, up) for client, _, now, down, up in world.transport.carried if now.number == record.number]
+        assert dict(record.bytes_down) == {client: len(down) for client, down, _ in carried}, f"round {record.number}, down"
+        assert dict(record.bytes_up) == {client: len(up) for client, _, up in carried}, f"round {record.number}, up"
+        assert sum(record.fields_down.values()) == sum(record.bytes_down.values()), f"round {record.number}, fields down"
+        assert sum(record.fields_up.values()) == sum(record.bytes_up.values()), f"round {record.number}, fields up"
+
+
+def sizes_of_messages_do_not_depend_on_the_clock(subject: Subject) -> None:
+    """All clients of a round of tuning send the same tensors."""
+    _, _, records = subject.finished
+    for record in records:
+        if record.phase == "tune":
+            assert len(set(record.bytes_up.values())) == 1, f"round {record.number}: {sorted(set(record.bytes_up.values()))} bytes"
+
+
+def the_server_knows_what_every_answer_must_look_like(subject: Subject) -> None:
+    """Each field of tensors of an answer is in the broadcast, in the server's state, or in the phase's template."""
+    world, moments, records = subject.finished
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before in zip(records, moments[:-1], strict=True):
+        phase, server = phases[record.phase], decode(world.method.server_state, before[""])
+        now = Round(phase.name, record.index, phase.num_rounds, record.number)
+        known = expected(phase, server, phase.broadcast(server, now), now).like
+        fields = {field for field, kind in field_kinds(phase.up).items() if kind in ("tensor", "tensors")}
+        assert fields == known.keys() & fields, f"{phase.name}: give the phase a template for {sorted(fields - known.keys())}"
+
+
+def on_the_server_only_what_was_sent_moves(subject: Subject) -> None:
+    """A tensor of the global model that no client sent keeps its bits."""
+    world, moments, records = subject.finished
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
+        a, b = (world.method.server_params(decode(world.method.server_state, moment[""])) for moment in (before, after))
+        replies = [up for _, _, now, _, up in world.transport.carried if now.number == record.number]
+        sent = {name for up in replies for name in getattr(decode(phases[record.phase].up, up[:-WORK_BYTES]), "shared", {})}
+        moved = [name for name in subject.one_task.names if name not in sent and not torch.equal(a[name], b[name])]
+        assert not moved, f"round {record.number}: {moved[:3]} moved"
+        assert not sent or any(not torch.equal(a[name], b[name]) for name in sent), f"round {record.number}: nothing moved"
+
+
+def a_client_changes_only_in_the_rounds_it_takes_part_in(subject: Subject) -> None:
+    """Neither its state nor what the server keeps of it."""
+    _, moments, records = subject.finished
+    for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
+        for client in set(after) - {"", *record.cohort, *(client + KEPT for client in record.cohort)}:
+            assert after[client] == before[client], f"{client} in round {record.number}"
+
+
+def a_client_that_never_takes_part_has_no_state(subject: Subject) -> None:
+    """So that memory and disk follow the clients that train."""
+    world = subject.begun(per_round=1)
+    seen: set[str] = set()
+    for step in world.run():
+        seen |= set(step.record.cohort)
+        assert set(world.states.clients()) == seen, f"after round {step.number}"
+    assert subject.asks_everybody or seen < set(subject.data.clients), "every client took part; run fewer rounds"
+
+
+def a_run_continued_after_any_round_ends_with_the_same_bits(subject: Subject) -> None:
+    """Everything that matters is in the states."""
+    world, moments, _ = subject.finished
+    for number, moment in enumerate(moments):
+        states, kept = split(moment)
+        resumed = subject.begun(states=states, kept=kept, server=decode(world.method.server_state, moment[""]))
+        resumed.finish(start=number)
+        assert blobs(resumed) == moments[-1], f"continued after {number} rounds"
+
+
+def the_servers_state_does_not_grow_with_the_clients_that_took_part(subject: Subject) -> None:
+    """Tensors as many and as large after the last round of a phase as after its first, by when others have taken part."""
+    world, moments, records = subject.finished
+    sizes: dict[str, set[int]] = {}
+    for record, moment in zip(records, moments[1:], strict=True):
+        state = decode(world.method.server_state, moment[""])
+        sizes.setdefault(record.phase, set()).add(sum(payload_bytes(state)[field] for field in tensors_of(state)))
+    assert all(len(found) == 1 for found in sizes.values()), f"bytes of its tensors after each round: {sizes}"
+    assert len({client for record in records for client in record.cohort}) > min(len(record.cohort) for record in records)
+
+
+def a_message_that_came_in_is_never_written_to(subject: Subject) -> None:
+    """Nor the state that a client began with, nor the server's."""
+    world = subject.begun()
+    for phase in world.method.phases:
+        now = Round(phase.name, 0, phase.num_rounds, 0)
+        down = phase.broadcast(world.server, now)
+        client = seat(world, subject.data.clients[1])
+        before = encode(down), encode(client.state), encode(world.server)
+        update = phase.client_update(client, down, now)
+        encode(update.message), encode(update.state)
+        assert (encode(down), encode(client.state), encode(world.server)) == before, f"phase {phase.name}"
+
+
+def a_newcomer_has_a_model(subject: Subject) -> None:
+    """A client that never took part can answer with every tensor of the task."""
+    world, moments, _ = subject.finished
+    phase = world.method.phases[-1]
+    server = decode(world.method.server_state, moments[-1][""])
+    down = phase.broadcast(server, Round(phase.name, phase.num_rounds - 1, phase.num_rounds, 0))
+    model = world.method.personalise(down, world.method.init_client(subject.one_task, "new", KEY.fold("run", "init")))
+    beside = {name + DELTA for name in subject.one_task.adapted_weights()}
+    assert set(model) - beside == set(subject.one_task.names)
+
+
+def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subject) -> None:
+    """Where `is_personal` is False, an evaluation asks the clients alone and takes their scores for the global model's."""
+    world, moments, records = subject.finished
+    if world.method.is_personal:
+        return
+    for record, moment in zip(records, moments[1:], strict=True):
+        server = decode(world.method.server_state, moment[""])
+        phase = next(phase for phase in world.method.phases if phase.name == record.phase)
+        down = phase.broadcast(server, Round(phase.name, record.index, phase.num_rounds, record.number))
+        for client in (*world.data.clients, "new"):
+            stored = moment.get(client)
+            newcomer = world.method.init_client(subject.one_task, client, KEY.fold("run", "init"))
+            state = newcomer if stored is None else decode(world.method.client_state, stored)
+            assert same(world.method.personalise(down, state), world.method.server_params(server)), f"{client}, round {record.number}"
+
+
+LAWS: tuple[Callable[[Subject], None], ...] = (
+    a_method_is_a_value_that_prints_pickles_and_compares,
+    the_same_seed_gives_the_same_bits,
+    the_order_in_which_clients_answer_changes_nothing,
+    the_backbone_keeps_every_byte,
+    the_recorded_bytes_are_those_that_travelled,
+    sizes_of_messages_do_not_depend_on_the_clock,
+    the_server_knows_what_every_answer_must_look_like,
+    on_the_server_only_what_was_sent_moves,
+    a_client_changes_only_in_the_rounds_it_takes_part_in,
+    a_client_that_never_takes_part_has_no_state,
+    a_run_continued_after_any_round_ends_with_the_same_bits,
+    the_servers_state_does_not_grow_with_the_clients_that_took_part,
+    a_message_that_came_in_is_never_written_to,
+    a_newcomer_has_a_model,
+    unless_it_says_so_every_client_answers_with_the_global_model,
+)
+"""Every law, in the order they are tried."""

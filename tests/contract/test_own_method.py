@@ -1,0 +1,169 @@
+"""A method from a package of its own: installed, found, run, compared, put under the laws; and what is said of one that breaks them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from saved import run_config, save_backbone, write_reviews
+
+import fibecfed
+from fibecfed.core.errors import RunFailed, UserError
+from fibecfed.testing import BrokenLaw, check_method
+
+ROOT = Path(__file__).parents[2]
+TRAINING = fibecfed.TrainingOptions(local_epochs=1, batch_size=3, learning_rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the example's package was installed."""
+    target = tmp_path_factory.mktemp("site")
+    source = tmp_path_factory.mktemp("source")
+    for file in (ROOT / "examples" / "own-method").glob("*.*"):
+        (source / file.name).write_bytes(file.read_bytes())
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, source]
+    subprocess.run(list(map(str, pip)), check=True, capture_output=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_backbone(folder / "backbone")
+    write_reviews(folder / "reviews.csv", 60)
+    return folder
+
+
+def command(site: Path, *words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    program = ["-c", code] if code is not None else ["-m", "fibecfed", *words]
+    paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_an_installed_methods_kind_is_listed_checked_run_and_resumed(site: Path, inputs: Path, tmp_path: Path) -> None:
+    listed = command(site, "list", "methods")
+    assert "pull" in listed.stdout and "towards the model that a client was sent" in listed.stdout
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'[model]\nname = "{inputs}/backbone"\nrank = 2\n[data]\npath = "{inputs}/reviews.csv"\ntext_column = "review"\n'
+        'label_column = "verdict"\n[federation]\nclients = 4\nclients_per_round = 2\nrounds = 2\n[training]\nprecision = "float32"\n'
+        '[method]\nkind = "pull"\nmu = 0.5\n'
+    )
+    checked = command(site, "check", str(file))
+    assert checked.returncode == 0 and "tune" in checked.stdout, checked.stderr
+    done = command(site, "run", str(file), "method.mu=0.25", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["method"] == "pull" and "mu = 0.25" in (tmp_path / "out" / "config.toml").read_text()
+    wrong = command(site, "check", str(file), "method.nu=0.5")
+    assert wrong.returncode == 2 and "method.nu" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_a_package_that_cannot_be_loaded_is_left_out_and_named_to_who_asks_for_it(site: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    (broken / "bad-1.dist-info").mkdir(parents=True)
+    (broken / "bad-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1\n")
+    (broken / "bad-1.dist-info" / "entry_points.txt").write_text("[fibecfed.methods]\nbad = bad_module:ROW\nlora = bad_module:ROW\n")
+    (broken / "bad_module.py").write_text("raise RuntimeError('needs a newer thing')\n")
+    assert command(broken, "list", "methods").returncode == 0
+    file = tmp_path / "run.toml"
+    file.write_text('[data]\ntask = "sst2"\n[method]\nkind = "bad"\n')
+    found = command(broken, "check", str(file))
+    assert found.returncode == 2 and "Traceback" not in found.stderr
+    assert "the package bad offers it, but it cannot be loaded (RuntimeError: needs a newer thing)" in " ".join(found.stderr.split())
+
+
+def test_a_method_of_ten_lines_in_a_program_outside_keeps_every_law(site: Path) -> None:
+    code = """
+from dataclasses import dataclass
+import fibecfed
+from fibecfed.testing import check_method
+
+@dataclass(frozen=True)
+class HalfWay(fibecfed.FedAvg):
+    '''The server goes half of the way to the mean.'''
+    def _aggregate(self, server, received, now):
+        mean = super()._aggregate(server, received, now).params
+        return type(server)({name: (value + mean[name]) / 2 for name, value in server.params.items()})
+
+check_method(HalfWay(fibecfed.TrainingOptions(batch_size=3, learning_rate=0.01), 3))
+print("kept", len(fibecfed.testing.laws.LAWS))
+"""
+    found = command(site, code=code.replace("'''", '"""'))
+    assert found.returncode == 0 and found.stdout.strip() == "kept 15", found.stderr
+
+
+def test_a_method_given_as_an_object_runs_and_is_resumed_with_it(inputs: Path, tmp_path: Path) -> None:
+    from fibecfed.engine.events import RoundDone
+
+    config = run_config(inputs, federation={"rounds": 3})
+
+    def make(setting: fibecfed.Setting) -> Any:
+        return replace(fibecfed.FedAvg(setting.training, setting.num_rounds), proximal=0.5)
+
+    whole = fibecfed.run(config, tmp_path / "whole", method=make)
+    assert whole["method"] == "custom"
+
+    def stop(event: object) -> None:
+        if isinstance(event, RoundDone) and event.index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fibecfed.run(config, tmp_path / "part", stop, method=make)
+    with pytest.raises(UserError, match=r"fibecfed\.resume\(out, method=\.\.\.\)"):
+        fibecfed.resume(tmp_path / "part")
+    summary, _ = fibecfed.resume(tmp_path / "part", method=make)
+    assert summary["adapters"] == whole["adapters"]
+    plain = fibecfed.run(run_config(inputs, federation={"rounds": 3}, method={"kind": "fedprox", "proximal": 0.5}), tmp_path / "plain")
+    assert plain["adapters"] == whole["adapters"]
+    with pytest.raises((UserError, RunFailed), match="got the class FedAvg"):
+        fibecfed.run(config, tmp_path / "class", method=fibecfed.FedAvg)
+
+
+def test_what_breaks_the_contract_is_named_by_its_law() -> None:
+    plain = fibecfed.FedAvg(TRAINING, 3)
+    check_method(plain)
+
+    class Remembers(fibecfed.FedAvg):
+        """Keeps something outside its states."""
+
+        def _aggregate(self, server: Any, received: Any, now: Any) -> Any:
+            seen.append(now)
+            moved = super()._aggregate(server, received, now).params
+            return type(server)({name: value + 1e-3 * len(seen) for name, value in moved.items()})
+
+    class Writes(fibecfed.FedAvg):
+        """Writes into the message that came in."""
+
+        def _tune(self, client: Any, message: Any, now: Any) -> Any:
+            update = super()._tune(client, message, now)
+            next(iter(message.shared.values())).mul_(2)
+            return update
+
+    class Personal(fibecfed.FedAvg):
+        """Answers with a model of its own and does not say so."""
+
+        is_personal = False
+
+        def personalise(self, message: Any, state: Any) -> Any:
+            return {name: value * 2 for name, value in message.shared.items()}
+
+    seen: list[Any] = []
+    with pytest.raises(BrokenLaw, match="the_same_seed_gives_the_same_bits"):
+        check_method(Remembers(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
+    with pytest.raises(BrokenLaw, match="a_message_that_came_in_is_never_written_to"):
+        check_method(Writes(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
+    with pytest.raises(BrokenLaw, match="unless_it_says_so_every_client_answers_with_the_global_model"):
+        check_method(Personal(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
+    with pytest.raises(BrokenLaw, match="follows_the_contract: object has no phases, server_state"):
+        check_method(object())
+    with pytest.raises(BrokenLaw, match="prints_pickles_and_compares"):
+        check_method(Personal(TRAINING, 3))
