@@ -1,4 +1,4 @@
-"""A federated method of one's own, from nothing: FedAvg whose clients are pulled towards the model that they were sent (as FedProx's are)."""
+"""A federated method of one's own, from nothing: FedAvg whose clients are pulled towards the model that they were sent, as in FedProx."""
 
 from __future__ import annotations
 

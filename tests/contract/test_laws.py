@@ -18,6 +18,7 @@ from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
 from fibecfed.methods.catalogue import METHODS
 from fibecfed.methods.fibecfed import FibecFed, GlobalLayers
+from fibecfed.testing.laws import LAWS, Subject
 
 ROUNDS, CLIENTS = 3, 4
 SHORT = TRAINING.model_copy(update={"batch_size": 3})

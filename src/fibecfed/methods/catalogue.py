@@ -272,11 +272,12 @@ def make(options: MethodOptions, setting: Setting, custom: Callable[[Setting], M
                 f'method.kind: got "custom" ({options.name}), a method that is an object in Python; start and resume its runs from there: '
                 "fibecfed.run(config, out, method=...), fibecfed.resume(out, method=...)"
             )
-        build = custom
+        build: Callable[[Setting], Any] = custom
     else:
         file = row_of(options).file
         build = partial(import_module(f"{__package__}.{file}").build if isinstance(file, str) else file, options)
-    method = build(setting)
+    method: Any = build(setting)
     if problem := import_module(f"{__package__}.contract").lacks(method):
         raise UserError(f"method: {problem}")
-    return import_module(f"{__package__}.finetune").Finetuned(method, setting.num_clients) if options.finetune else method
+    finetuned = import_module(f"{__package__}.finetune").Finetuned if options.finetune else None
+    return method if finetuned is None else finetuned(method, setting.num_clients)

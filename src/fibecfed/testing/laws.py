@@ -206,7 +206,8 @@ def a_message_that_came_in_is_never_written_to(subject: Subject) -> None:
         client = seat(world, subject.data.clients[1])
         before = encode(down), encode(client.state), encode(world.server)
         update = phase.client_update(client, down, now)
-        encode(update.message), encode(update.state)
+        for part in (update.message, update.state):  # encoding them must not write to it either
+            encode(part)
         assert (encode(down), encode(client.state), encode(world.server)) == before, f"phase {phase.name}"
 
 
