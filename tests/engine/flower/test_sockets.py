@@ -126,3 +126,43 @@ def test_a_socket_left_behind_is_replaced_but_no_file_and_no_living_client(path:
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SocketError, match="choose a shorter one"), listening(tmp_path / ("x" * 120)):
         pass
+
+
+def pieces(connection: socket.socket, size: int, pause_s: float) -> bytes:
+    """What comes, taken in by and by."""
+    got = bytearray()
+    while piece := connection.recv(size):
+        got += piece
+        time.sleep(pause_s)
+    return bytes(got)
+
+
+def test_a_long_answer_may_take_long_as_long_as_it_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "STALL_S", 1.0)
+    answer = os.urandom(6_000_000)
+    with client(path, lambda request: answer) as told, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as relay:
+        relay.connect(str(path))
+        relay.sendall((0).to_bytes(8, "big"))
+        begun = time.monotonic()
+        got = pieces(relay, 2**17, 0.05)
+        took = time.monotonic() - begun
+    assert got == len(answer).to_bytes(8, "big") + answer and not told and took > 2 * sockets.STALL_S
+
+
+def test_an_answer_that_stops_in_the_middle_is_given_up_and_so_is_one_that_trickles_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "STALL_S", 0.2)
+
+    def trickle(server: socket.socket, pause_s: float) -> None:
+        with server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.sendall((1000).to_bytes(8, "big"))
+            for _ in range(1000):
+                connection.sendall(b"x")
+                time.sleep(pause_s)
+
+    for pause_s, timeout_s in ((5.0, 60.0), (0.02, 1.0)):
+        with listening(path) as server:
+            threading.Thread(target=trickle, args=(server, pause_s), daemon=True).start()
+            begun = time.monotonic()
+            with pytest.raises(SocketError, match="did not answer within"):
+                ask(str(path), b"", timeout_s)
+            assert time.monotonic() - begun < 4.0

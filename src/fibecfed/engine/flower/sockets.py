@@ -40,8 +40,7 @@ def ask(path: str, request: bytes, timeout_s: float, patience_s: float = 5.0, ma
     end = time.monotonic() + timeout_s
     with _connected(path, min(end, time.monotonic() + patience_s)) as connection:
         try:
-            connection.settimeout(timeout_s)  # the client may still be at work for another relay
-            send(connection, request)
+            send(connection, request, end)  # the client may still be at work for another relay
             return receive(connection, max_bytes, end)
         except TimeoutError:
             raise SocketError(f"the client at {path} did not answer within {timeout_s:g} s") from None
@@ -64,37 +63,52 @@ def _connected(path: str, end: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def send(connection: socket.socket, blob: bytes) -> None:
-    """Write the length and the bytes."""
-    connection.sendall(len(blob).to_bytes(_LENGTH, "big"))
-    if blob:  # behind an empty one the other side may have answered and closed by now
-        connection.sendall(blob)
+def send(connection: socket.socket, blob: bytes, end: float | None = None) -> None:
+    """Write the length and the bytes.
+
+    Args:
+        end: all must be written by then, by time.monotonic(); None: with no pause longer than `STALL_S`, however long it takes in all.
+
+    Raises:
+        TimeoutError: too slow.
+    """
+    for part in (len(blob).to_bytes(_LENGTH, "big"), blob):  # an empty one is not written: the other side may have answered by now
+        left = memoryview(part)
+        while left:
+            connection.settimeout(_wait(end))
+            left = left[connection.send(left[:_PIECE]) :]
+
+
+def _wait(end: float | None) -> float:
+    wait = STALL_S if end is None else end - time.monotonic()
+    if wait <= 0:
+        raise TimeoutError
+    return wait
 
 
 def receive(connection: socket.socket, max_bytes: int, end: float | None = None) -> bytes:
     """Read one message.
 
     Args:
-        end: wait for its beginning until then, by time.monotonic(); None: for `STALL_S`.
+        end: all must have come by then, by time.monotonic(); its beginning may take until then, and after that no pause may be longer
+            than `STALL_S`. None: no pause may, not even before its beginning.
 
     Raises:
         SocketError: closed before its end, or longer than `max_bytes`.
         TimeoutError: too slow.
     """
-    size = int.from_bytes(_exactly(connection, _LENGTH, time.monotonic() + STALL_S if end is None else end), "big")
+    begun = time.monotonic() + STALL_S if end is None else end
+    size = int.from_bytes(_exactly(connection, _LENGTH, lambda: _wait(begun)), "big")
     if size > max_bytes:
         raise SocketError(f"got a message of {size} bytes, expected at most {max_bytes}")
-    return _exactly(connection, size, None)
+    return _exactly(connection, size, lambda: STALL_S if end is None else min(STALL_S, _wait(end)))
 
 
-def _exactly(connection: socket.socket, size: int, end: float | None) -> bytes:
-    """`size` bytes, all of them before `end`; None: with no pause longer than `STALL_S`."""
+def _exactly(connection: socket.socket, size: int, wait: Callable[[], float]) -> bytes:
+    """`size` bytes; `wait`: seconds until the next of them must come."""
     pieces = bytearray()
     while len(pieces) < size:
-        wait = STALL_S if end is None else end - time.monotonic()
-        if wait <= 0:
-            raise TimeoutError
-        connection.settimeout(wait)
+        connection.settimeout(wait())
         piece = connection.recv(min(_PIECE, size - len(pieces)))
         if not piece:
             raise SocketError(f"the connection was closed after {len(pieces)} of {size} bytes")
@@ -153,7 +167,6 @@ def serve(server: socket.socket, answer: Callable[[bytes], bytes], say: Callable
             try:
                 request = receive(connection, max_bytes)
                 reply = answer(request)
-                connection.settimeout(STALL_S)
                 send(connection, reply)
             except (SocketError, TimeoutError, OSError) as error:
                 say(f"a relay went away: {error or type(error).__name__}")
