@@ -23,7 +23,7 @@ from fibecfed.engine.flower.envelope import Hello, Reply, Request, unpacked
 pytestmark = pytest.mark.flower
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(["hello", "start", "train"]), st.data())
 def test_any_reply_ends_in_bytes_for_the_loop_or_in_a_failure_and_every_sentence_can_be_shown(
     tmp_path_factory: pytest.TempPathFactory, action: str, data: st.DataObject

@@ -75,6 +75,13 @@ def test_tables_that_differ_are_told_key_by_key() -> None:
     assert table_of("[1]") == table_of("nonsense") == {}
 
 
+def test_a_value_that_can_be_read_but_is_nested_too_deeply_to_be_written_again_is_shown_in_words() -> None:
+    value: list[object] = []
+    for _ in range(10_000):
+        value = [value]
+    assert disagreements({}, {"a": value}) == "a is a deeply nested value on the client and not set on the server"
+
+
 def test_bytes_survive_their_tensor() -> None:
     for blob in (b"", b"\0\xff", bytes(range(256))):
         assert unpacked(packed(blob)) == blob and packed(blob).dtype == torch.uint8

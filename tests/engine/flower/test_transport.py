@@ -368,14 +368,3 @@ def test_nothing_that_a_client_says_steers_the_servers_terminal_or_ends_up_in_a_
         with pytest.raises(RunFailed) as failed:
             transport.wait_for(6, None, 0.0)
         assert str(failed.value).isprintable()
-
-
-@pytest.mark.parametrize("field", ["versions", "config"])
-def test_a_value_that_is_nested_as_deeply_as_can_be_read_does_not_end_the_server(tmp_path: Path, field: str) -> None:
-    honest = residents(tmp_path)["0"]
-    for depth in range(700, 1000, 10):
-        transport, grid, told = connected({"0": honest})
-        grid.nodes[1] = greets_with(honest, **{field: '{"torch": ' + "[" * depth + "]" * depth + "}"})
-        with pytest.raises(RunFailed):
-            transport.wait_for(2, None, 0.0)
-        assert len(told) == 1
