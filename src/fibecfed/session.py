@@ -201,6 +201,7 @@ class _Session:
         best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
+        header, records = ({}, []) if checkpoint is None else read_records(self.out / RECORDS, known)  # before anything of it is cut off
         with contextlib.closing(Log(self.out / RECORDS, known)) as log:
             if checkpoint is None:
                 server = self.method.init(self.prepared.task, self.key.fold("init"))
@@ -210,7 +211,6 @@ class _Session:
                     self.say(DataInspected(tuple(header["warnings"])))
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
-                header, records = read_records(self.out / RECORDS)
                 best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds])
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):

@@ -16,7 +16,7 @@ from ..config.model import keys
 from ..core import metrics
 from ..core.errors import UserError
 from ..core.files import FAILURE, RECORDS, TUNING, write_atomically
-from ..core.json_text import to_json
+from ..core.json_text import from_json, to_json
 from ..core.records import EvalRecord, read
 from ..local.options import TrainingOptions
 from ..methods.catalogue import CATALOGUE
@@ -122,7 +122,7 @@ def is_tuned(comparison: Comparison, method: str) -> bool:
 def has_diverged(folder: Path) -> bool:
     """Whether a trial was made and its numbers were no longer finite: that is a result, and it is not made again."""
     try:
-        return json.loads((folder / FAILURE).read_text(encoding="utf-8"))["why"] == "diverged"
+        return from_json((folder / FAILURE).read_bytes())["why"] == "diverged"
     except (OSError, ValueError, KeyError, TypeError):  # none there, or one that says nothing
         return False
 
@@ -155,7 +155,7 @@ def read_tuning(out: Path) -> dict[str, Tuned]:
     if not path.is_file():
         return {}
     try:
-        return {kind: _from_row(row) for kind, row in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {kind: _from_row(row) for kind, row in from_json(path.read_bytes()).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is made again from the trials") from None

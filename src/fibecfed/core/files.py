@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import stat
 from pathlib import Path
 from typing import Any, cast
 
 from .errors import UserError
+from .json_text import from_json
 
 CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
@@ -27,7 +27,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    return read_table(folder / SUMMARY, "remove it, and `fibecfed resume` makes it anew")
+    advice = "remove it, and `fibecfed resume` makes it anew"
+    table = read_table(folder / SUMMARY, advice)
+    scores = table.get("scores")
+    if lost := sorted(_IN_SUMMARY - table.keys()) or ([] if isinstance(scores, dict) and scores.keys() >= _IN_SCORES else ["scores"]):
+        raise UserError(f"{folder / SUMMARY}: got no {', '.join(lost)}, expected the results of a run; {advice}")
+    return table
+
+
+_IN_SUMMARY = {"method", "scores", "bytes_up", "bytes_down", "steps", "examples", "seconds", "selected"}
+_IN_SCORES = {"pooled_personalised", "global", "worst_decile"}
 
 
 def read_table(path: Path, advice: str) -> dict[str, Any]:
@@ -40,10 +49,10 @@ def read_table(path: Path, advice: str) -> dict[str, Any]:
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = from_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {advice}") from None
     if not isinstance(table, dict):
         raise UserError(f"{path}: got a JSON {_kind(table)}, expected an object; {advice}")

@@ -23,6 +23,18 @@ def to_json(value: Any, **layout: Any) -> str:
     return json.dumps(_finite(value), allow_nan=False, **layout)
 
 
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        ValueError: it is none; UnicodeDecodeError and JSONDecodeError are such.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def with_nan(cls: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a dataclass as read from JSON, with NaN for null where the class has a number or numbers by name."""
     found = dict(table)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .json_text import to_json, with_nan
+from .json_text import from_json, to_json, with_nan
 
 RECORDS_VERSION = 1
 
@@ -115,13 +115,16 @@ def to_line(record: RoundRecord | EvalRecord | Mapping[str, Any]) -> str:
     return to_json(table, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
+def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
     """The header and the records of a file.
+
+    Args:
+        length: bytes of the file to read; None: all.
 
     Raises:
         ValueError: naming the file and the line that is not a record of this version.
     """
-    lines = list(_lines(path))
+    lines = list(_lines(path, length))
     if not lines or lines[0].get("kind") != "header":
         raise ValueError(f"{path}, line 1: expected the header of a fibecfed run")
     if lines[0].get("version") != RECORDS_VERSION:
@@ -146,11 +149,12 @@ def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
     return {**table, **lists, "cohort": tuple(table["cohort"])}
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, length: int | None) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for number, text in enumerate(file, start=1):
+        whole = file if length is None else io.BytesIO(file.read(length))
+        for number, text in enumerate(whole, start=1):
             try:
-                line = json.loads(text)
+                line = from_json(text)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(line, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,14 +12,19 @@ from ..core.files import write_all
 from ..core.records import EvalRecord, RoundRecord, read, to_line
 
 
-def read_records(path: Path) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
+def read_records(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[RoundRecord | EvalRecord]]:
     """The header and the records of a run.
+
+    Args:
+        length: bytes of the file to read, which must be there; None: all.
 
     Raises:
         UserError: the file is damaged.
     """
+    if length is not None and (size := path.stat().st_size if path.exists() else 0) < length:
+        raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; put the file back")
     try:
-        return read(path)
+        return read(path, length)
     except ValueError as error:
         raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
 
@@ -31,11 +35,9 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with path.open("rb") as file:
-            return json.loads(file.readline())
-    except ValueError as error:
-        raise UserError(f"{path}, line 1: not JSON ({error}); put the file back from a copy, or start a new run") from None
+    with path.open("rb") as file:
+        length = len(file.readline())
+    return read_records(path, length)[0]
 
 
 class Log:
@@ -43,10 +45,6 @@ class Log:
 
     def __init__(self, path: Path, length: int) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        size = os.fstat(self._file).st_size
-        if size < length:
-            os.close(self._file)
-            raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; put the file back")
         os.ftruncate(self._file, length)
         self._length = length
 

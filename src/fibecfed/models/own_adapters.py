@@ -6,7 +6,6 @@ PEFT's formats are not used: on encoders its classifiers read the class from the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from ..adapters.make import attach
 from ..adapters.options import ADAPTERS, called
 from ..core.errors import UserError
 from ..core.files import write_atomically
-from ..core.json_text import to_json
+from ..core.json_text import from_json, to_json
 from ..core.options import Options
 from ..core.rng import Key
 from ..core.types import Params
@@ -86,10 +85,10 @@ def load_adapter(model: Any, folder: str | Path) -> TransformerTask:
     """
     folder = Path(folder)
     try:
-        table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+        table = from_json((folder / TABLE).read_bytes())
         options = ADAPTERS[table["kind"]].model_validate(table["options"])
         tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         said = str(error).splitlines()[0]
         raise UserError(f"{folder}: got no adapter that fibecfed saved ({said}), expected {TABLE} and {TENSORS}") from error
     if hasattr(model, "adapter"):

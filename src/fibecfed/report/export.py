@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..core.json_text import to_json, with_nan
+from ..core.json_text import from_json, to_json, with_nan
 from . import overview, tables
 from .clock import Network
 from .conditions import conditions
@@ -67,12 +66,12 @@ def from_lines(path: Path) -> Comparison:
     number = 1
     try:
         texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other ends of a line
-        header = json.loads(texts[0])
+        header = from_json(texts[0])
         if (header["kind"], header["version"]) != ("comparison", EXPORT_VERSION):
             raise ValueError(f"got {header['kind']} of version {header['version']}, expected comparison of version {EXPORT_VERSION}")
         problems, runs = tuple(header["problems"]), []
         for number, text in enumerate(texts[1:], start=2):  # noqa: B007 - the message below says where it stopped
-            runs.append(_run(json.loads(text), header["conditions"]))
+            runs.append(_run(from_json(text), header["conditions"]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
     return Comparison(header["title"], tuple(runs), Network(**header["network"]), problems, header["tuning"], header["fixed_targets"])

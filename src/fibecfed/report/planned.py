@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import COMPARISON, TUNING
+from ..core.json_text import from_json
 from ..methods.catalogue import CATALOGUE
 from .whole import Place
 
@@ -83,7 +84,7 @@ def read_tuning(folders: Iterable[Path], below: Path, problems: list[str]) -> di
 def _rows(path: Path, problems: list[str]) -> dict[str, Any]:
     again = "put the file back, or remove it: the next `fibecfed compare` makes it again from the trials"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:

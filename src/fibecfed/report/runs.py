@@ -11,6 +11,7 @@ from typing import Any
 from ..core import metrics
 from ..core.errors import UserError
 from ..core.files import CONFIG, FAILURE, RECORDS, SUMMARY
+from ..core.json_text import from_json
 from ..core.records import EvalRecord, RoundRecord, read
 from ..engine.evaluation import worst_decile
 from ..engine.options import DEFAULT_CLIENTS_PER_ROUND
@@ -107,7 +108,7 @@ def _advice(folder: Path, place: Place) -> str:
 def _failure(path: Path) -> str | None:
     """Why a run of a comparison stopped, where it left a word about it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_bytes())
         return f"no result, {found['why']}: {found['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -117,7 +118,7 @@ def _summary(folder: Path, place: Place) -> dict[str, Any]:
     path = folder / SUMMARY
     resume = f"remove it and resume with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except ValueError as error:
