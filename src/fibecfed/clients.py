@@ -16,7 +16,7 @@ from .engine.states import ClientStates, StatesAt
 from .saving import folder_name, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
-"""The encoded message to each of some clients."""
+"""The encoded message to each of some clients, made when it is asked for."""
 
 Summary: TypeAlias = Callable[[ClientId], Mapping[str, Any]]
 """What a client is told of the run's results."""

@@ -18,7 +18,7 @@ from .core.types import ClientId, Round
 from .core.wire import decode
 from .engine.checkpoint import Checkpoint
 from .engine.log import read_records
-from .engine.loop import addressed
+from .engine.requests import Requests
 from .engine.states import StatesAt
 from .report.summary import summarise
 from .saving import save
@@ -79,7 +79,7 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
     broadcast = phase.broadcast(server, last)
 
     def messages(names: Sequence[ClientId]) -> Mapping[ClientId, bytes]:
-        return addressed(phase, server, broadcast, names)[1]
+        return Requests(phase, server, broadcast, names)
 
     own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]

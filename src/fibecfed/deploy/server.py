@@ -25,6 +25,7 @@ from ..engine.events import Warned
 from ..engine.flower.apps import server_app
 from ..engine.flower.envelope import Finish, packed
 from ..engine.flower.transport import FlowerTransport
+from ..engine.requests import OnDemand
 from ..engine.states import ClientStates
 from ..models.backbones import find
 from ..progress import Progress
@@ -47,7 +48,8 @@ class Machines:
     ) -> Mapping[ClientId, str]:
         """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
         told = to_json(header)
-        requests = {name: Finish(packed(blob), shared, to_json(summary(name)), told) for name, blob in messages(self.names).items()}
+        blobs = messages(self.names)
+        requests = OnDemand(self.names, lambda name: Finish(packed(blobs[name]), shared, to_json(summary(name)), told))
         return self.transport.finish(requests, last, FINISH_S)
 
 

@@ -22,7 +22,8 @@ from ..core.wire import WireError, encode
 from .checks import MAX_COUNTS_BYTES, Refused, checked_both_counts, checked_counts, counted
 from .client import Changed, Counts, confusion, global_params
 from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
-from .loop import REPEATS, STOPS, USABLE, addressed
+from .loop import REPEATS, STOPS, USABLE
+from .requests import Requests, total_bytes
 from .simulator import Action, Transport
 
 
@@ -65,11 +66,11 @@ class Evaluator:
         phase = next(phase for phase in self.method.phases if phase.name == now.phase)
         asked = [client for client in self.clients if client not in standing.excluded]
         broadcast = phase.broadcast(server, now)
-        _, requests = addressed(phase, server, broadcast, asked)
+        requests = Requests(phase, server, broadcast, asked)
         with_global = self.start is not None and self.method.is_personal
         both = with_global and phase.address is None and self._clients_know_global(server, broadcast, asked)
         got = self._asked("evaluate_both" if both else "evaluate", now, requests, rounds, standing.counted)
-        bytes_down, bytes_up, of_global = sum(map(len, requests.values())), got.bytes_up, got.of_global
+        bytes_down, bytes_up, of_global = got.bytes_down, got.bytes_up, got.of_global
         if with_global and not both:
             same = {client: counted(counts) for client, counts in got.own.items()}
             more = self._asked_of_global(server, now, list(got.own), rounds, same)
@@ -160,7 +161,7 @@ class Evaluator:
         if failures and self.tolerance.on_failure == "stop":
             raise self._failed(failures, repeats, rounds)
         own, of_global = ({client: found[client] for client in requests if client in found} for found in (own, of_global))
-        return _Answers(own, of_global, failures, repeats, sum(map(len, requests.values())), bytes_up)
+        return _Answers(own, of_global, failures, repeats, total_bytes(requests), bytes_up)
 
     def _failed(self, failures: Mapping[ClientId, str], repeats: int, rounds: int) -> RunFailed:
         text = f"evaluation after {rounds} rounds: {failures[min(failures)]}"

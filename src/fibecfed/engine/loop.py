@@ -19,6 +19,7 @@ from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
 from .checks import Expected, Refused, checked, expected, num_samples
 from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
+from .requests import Requests
 from .simulator import Transport
 
 REPEATS = (
@@ -175,10 +176,9 @@ def _round(
     hopeless = True  # in each attempt the quorum would have been missed even if every client with finite numbers had answered
     while True:
         chosen = choose(len(attempts), standing.excluded)
-        messages, blobs = addressed(phase, server, broadcast, chosen)
-        sizes = {client: len(blob) for client, blob in blobs.items()}
-        fields_down = _added([fields_down, *(payload_bytes(messages[client], sizes[client]) for client in chosen)])
-        got = _exchange(transport, blobs, now, expect, tolerance, standing)
+        requests = Requests(phase, server, broadcast, chosen)
+        got = _exchange(transport, requests, now, expect, tolerance, standing)
+        sizes, fields_down = requests.sizes(), _added([fields_down, *requests.fields().values()])
         accepted = {client: num_samples(message) for client, message in got.messages.items()}
         standing = standing.after(accepted, got.refused, tolerance.exclude_after)
         if len(got.messages) >= tolerance.needed(len(chosen)):
@@ -306,16 +306,6 @@ def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standin
     text += f", expected at least {needed} (federation.quorum)" if needed > 1 else ""
     text += f", the last of {tolerance.round_attempts} cohorts that were asked" if tolerance.round_attempts > 1 else ""
     return f"{text}; the first: {next(iter(got.failures.values()))}. {REPEATS if got.repeats else USABLE}"
-
-
-def addressed(
-    phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, clients: Sequence[ClientId]
-) -> tuple[dict[ClientId, Any], dict[ClientId, bytes]]:
-    """The message to each client, and its bytes; encoded once where everybody gets the same."""
-    if phase.address is None:
-        return dict.fromkeys(clients, broadcast), dict.fromkeys(clients, encode(broadcast))
-    messages = {client: phase.address(server, broadcast, client) for client in clients}
-    return messages, {client: encode(message) for client, message in messages.items()}
 
 
 def _added(tables: Sequence[Mapping[str, int]]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from ...core.errors import RunFailed
 from ...core.types import ClientId, Failure, Params, Round
 from ...core.wire import encode
 from ..failures import printable
+from ..requests import OnDemand
 from ..simulator import Action
 from . import seats
 from .envelope import Finish
@@ -18,6 +19,9 @@ from .post import Grid, Letter, Post
 POLL_S = 0.5
 DAY_S = 86400.0
 """How long an answer is waited for where no deadline is set."""
+
+AT_ONCE = 16
+"""Messages that are made and handed to Flower together."""
 
 GREETING_SHARE = 0.1
 """At most this share of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
@@ -108,7 +112,7 @@ class FlowerTransport:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
         self._seats.at = now.number + 1
         digests: dict[ClientId, str] = {}
-        for client, reply in self._ask("finish", now, {client: encode(about) for client, about in last.items()}, timeout_s):
+        for client, reply in self._ask("finish", now, OnDemand(list(last), lambda client: encode(last[client])), timeout_s):
             if isinstance(reply, Failure):
                 self.say(f"client {client} may not have saved its own model: {reply.reason}")
             elif reply:
@@ -126,10 +130,13 @@ class FlowerTransport:
         list(self._fetch({}))  # greetings that were answered since the last exchange
         share = GREETING_SHARE if any(self._seats.node_of(client) is not None for client in blobs) else 1.0
         patience = time.monotonic() + min(seats.HELLO_S, share * (end - time.monotonic()))
-        waiting, asked = dict(blobs), dict[str, Letter]()
+        waiting, asked = dict.fromkeys(blobs), dict[str, Letter]()
         while True:
             self._seats.start_alike(waiting)
-            yield from self._send_to_those_here(action, now, waiting, asked, end)
+            here = [client for client in waiting if self._seats.node_of(client) is not None]
+            for some in range(0, len(here), AT_ONCE):
+                yield from self._send(action, now, OnDemand(here[some : some + AT_ONCE], blobs.__getitem__), asked, end)
+            waiting = {client: None for client in waiting if client not in here}
             if waiting and (time.monotonic() >= patience or not self._seats.is_expecting()):
                 self._seats.stop_waiting()
                 yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
@@ -151,12 +158,12 @@ class FlowerTransport:
             yield client, Failure(f"client {client} {late}")
         yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
 
-    def _send_to_those_here(
-        self, action: str, now: Round, waiting: dict[ClientId, bytes], asked: dict[str, Letter], end: float
+    def _send(
+        self, action: str, now: Round, blobs: Mapping[ClientId, bytes], asked: dict[str, Letter], end: float
     ) -> Iterator[tuple[ClientId, Failure]]:
-        """Move the clients that can be asked from `waiting` to `asked`; a `Failure` for each to which nothing can be sent."""
-        nodes = {node: client for client in waiting if (node := self._seats.node_of(client)) is not None}
-        requests = {node: self._post.request(action, client, now, waiting.pop(client)) for node, client in nodes.items()}
+        """Send to clients that are there, which belong to `asked` from then on; a `Failure` for each to which nothing can be sent."""
+        nodes = {node: client for client in blobs if (node := self._seats.node_of(client)) is not None}
+        requests = {node: self._post.request(action, client, now, blobs[client]) for node, client in nodes.items()}
         for (node, client), letter in zip(nodes.items(), self._post.send(requests, end - time.monotonic()), strict=True):
             if isinstance(letter, Failure):
                 self._seats.lose(client, node)
