@@ -107,7 +107,7 @@ class Machines:
         self.start(
             "link", str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
             "--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.crt"),
-            "--ssl-keyfile", str(certificates / "server.key"),
+            "--ssl-keyfile", str(certificates / "server.key"), "--database", str(self.app / "superlink.db"),
         )  # fmt: skip
         self.until("link", "Starting Flower SuperExec")
 
