@@ -18,6 +18,7 @@ from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.process import threads
 from .core.records import EvalRecord
+from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, worst_decile
@@ -59,7 +60,7 @@ def start(
         RunFailed: it stopped while it was under way, and can be resumed.
     """
     _refuse_used(out)
-    with threads(config.resources.threads):
+    with threads(config.resources.threads), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), RunLock(out):
             _refuse_used(out)  # another process may have been faster
@@ -104,7 +105,7 @@ def resume(
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
-    with threads(config.resources.threads), _disk_errors(out), RunLock(out):
+    with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,12 @@ def test_every_file_of_json_that_a_run_leaves_is_read_by_other_languages(whole: 
     for path in files:
         texts = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
         assert all(json.loads(text, parse_constant=refuse) is not None for text in texts)
+
+
+def test_a_run_from_python_shows_no_warnings_of_its_libraries_and_keeps_the_callers_filters(inputs: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        session.start(run_config(inputs, federation={"rounds": 1}), tmp_path / "run")
+        assert warnings.filters == before
+    assert [str(one.message) for one in seen if issubclass(one.category, FutureWarning)] == []

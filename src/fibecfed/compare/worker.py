@@ -11,13 +11,12 @@ import os
 import signal
 import tomllib
 import traceback
-import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..core.streams import keep_streams
+from ..core.streams import keep_streams, without_library_warnings
 
 
 def work(pipe: Connection) -> None:
@@ -25,7 +24,7 @@ def work(pipe: Connection) -> None:
     keep_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides what it means
     signal.signal(signal.SIGTERM, _interrupt)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+    without_library_warnings()
     try:
         from ..models.kept import KeptWeights
 

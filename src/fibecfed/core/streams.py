@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import warnings
+from collections.abc import Generator
 from typing import Any
 
 
@@ -57,3 +59,11 @@ def _lossy(number: int, before: Any) -> io.TextIOWrapper:
 def without_library_warnings() -> None:
     """Drop what libraries announce to those who program with them: it says nothing to a user of the command line."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Generator[None]:
+    """Inside, `without_library_warnings`; the filters are put back afterwards, since the process may be somebody's notebook."""
+    with warnings.catch_warnings():
+        without_library_warnings()
+        yield
