@@ -79,6 +79,11 @@ def test_every_option_of_every_command_is_one_that_the_program_has(tmp_path: Pat
     assert seen == set(OURS) and any("--database" in command for command in commands())
 
 
+def test_brackets_in_a_help_text_are_not_escaped(tmp_path: Path) -> None:
+    shown = help_of(["fibecfed", "client"], tmp_path)
+    assert "[required]" in shown and "\\" not in shown
+
+
 def test_the_units_start_the_commands_of_the_text_again_whenever_they_end() -> None:
     assert [Path(shlex.split(unit["Service"]["ExecStart"])[0]).name for unit in units()] == ["fibecfed", "flower-supernode"]
     for unit in units():

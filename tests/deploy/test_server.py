@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,14 @@ def test_a_run_that_goes_on_waits_for_the_clients_it_had(tmp_path: Path, monkeyp
     monkeypatch.setattr(server.session, "resume", lambda out, *_, **__: asked.append(out))
     server.serve(None, {"run": str(tmp_path), "wait-s": 5.0})
     assert asked == [(["a", "b"], 5.0), tmp_path]
+
+
+def test_what_libraries_announce_to_programmers_is_not_shown_to_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any) -> None:
+        warnings.warn_explicit("will be removed", FutureWarning, "modeling_utils.py", 1, module="transformers.modeling_utils")
+
+    monkeypatch.setattr(server, "_run", run)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        server.serve(None, {})
+    assert not shown
