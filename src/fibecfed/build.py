@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
+
 from .adapters.options import positions_used
 from .config import Config
 from .core.errors import UserError
@@ -23,18 +25,18 @@ from .local.options import LayerOptions
 from .methods import catalogue
 from .models.backbones import (
     PretrainedConfig,
-    PreTrainedTokenizerBase,
     Source,
     build_task,
     fills_masks,
     find,
     load_config,
-    load_tokenizer,
+    num_layers,
     num_positions,
     sliding_window,
 )
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
+from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, refuse_unknown
 from .models.transformer_task import TransformerTask
 
 
@@ -95,7 +97,7 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         beforehand.refuse(config)
     source = find(config.model)
     model_config = load_config(source)
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, model_config)
 
     def prompt_for(label_names: Sequence[str]) -> Prompt | None:
         if config.model.head != "label-words":
@@ -104,7 +106,9 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
 
     data = (read_data or everyone)(config, tokenizer, key, prompt_for)
     _fits(config, model_config, data)
-    return Inputs(config, source, model_config, tokenizer, data, key, prompt_for(data.label_names))
+    prompt = prompt_for(data.label_names)
+    _known(tokenizer, model_config, data, prompt, source)
+    return Inputs(config, source, model_config, tokenizer, data, key, prompt)
 
 
 def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
@@ -198,9 +202,20 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
     asked, present = config.federation.clients_per_round, num_clients(config, data)
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
-    layers, has = getattr(config.method, "layers", None), model_config.get_text_config().num_hidden_layers
-    if isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
+    layers, has = getattr(config.method, "layers", None), num_layers(model_config)
+    if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
+
+
+def _known(
+    tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, data: FederatedData, prompt: Prompt | None, source: Source
+) -> None:
+    """Refuse tokens that the model has no embeddings for, in the texts or as words that stand for classes."""
+    for part in (data.train, data.validation, data.test):
+        if len(part):
+            refuse_unknown(part.table.ids, tokenizer, model_config, source.published)
+    if prompt is not None:
+        refuse_unknown(torch.tensor(prompt.token_ids), tokenizer, model_config, source.published)
 
 
 def num_clients(config: Config, data: FederatedData) -> int:
@@ -230,9 +245,10 @@ def prepare(
     """
     inputs = read_inputs(config, read_data)
     pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
+    made_method = build_method(inputs, method)
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
-        hidden = inputs.model_config.get_text_config().hidden_size
+        hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is refused when its task is made
         made = beforehand.prepare(config, inputs.source, inputs.tokenizer, hidden=hidden, trial=trial)
     task = build_task(
         inputs.source,
@@ -245,8 +261,8 @@ def prepare(
         words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
         weights=weights,
         sources=made.tensors,
+        uses=getattr(made_method, "uses", ()),
     )
-    made_method = build_method(inputs, method)
     _leaves_room(inputs, made_method)
     return Prepared(inputs, task, made_method, made)
 

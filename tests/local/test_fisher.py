@@ -222,6 +222,14 @@ def test_the_gradients_of_a_map_that_is_used_twice_are_added_before_they_are_squ
     torch.testing.assert_close(found.columns, {"w.lora_B.x": of_weight.sum((0, 1))})
 
 
+def test_an_input_with_one_vector_per_head_and_token_counts_as_that_many_tokens() -> None:
+    g = torch.Generator().manual_seed(6)
+    x, e = torch.randn(4, 2, 3, 5, generator=g), torch.randn(4, 2, 3, 7, generator=g)
+    found = squares(Tape((TracedLinear("w", None, x, e),)), [e])
+    flat = squares(Tape((TracedLinear("w", None, x.view(4, 6, 5), e.view(4, 6, 7)),)), [e.view(4, 6, 7)])
+    assert torch.equal(found.trace, flat.trace) and torch.equal(found.rows["w"], flat.rows["w"])
+
+
 def test_a_map_that_no_loss_depends_on_has_no_fisher_information_and_counts_for_nothing_beside_another_use() -> None:
     g = torch.Generator().manual_seed(5)
     x, e = torch.randn(4, 6, 3, generator=g), torch.randn(4, 6, 2, generator=g)

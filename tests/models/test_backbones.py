@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from every_family import quiet, tiny
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from texts import bits, inputs, noisy, padded, save_backbone, save_tokenizer, sentences
@@ -28,13 +29,13 @@ from fibecfed.models.backbones import (
     find,
     load_config,
     load_model,
-    load_tokenizer,
     num_positions,
     sha256_of,
 )
 from fibecfed.models.export import save_adapter
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config
+from fibecfed.models.tokenizers import load_tokenizer
 from fibecfed.models.transformer_task import TransformerTask
 
 KEY = Key(2).fold("model")
@@ -226,25 +227,6 @@ def test_the_packaged_smollm2_loads_from_its_gguf_file_and_pads_with_its_end_of_
     torch.testing.assert_close(task.logits(params, row)[0], task.logits(params, batch)[1], rtol=1e-3, atol=1e-3)
 
 
-# Tokenizers
-
-
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(tmp_path: Path) -> None:
-    folder = save_backbone(tmp_path / "model", "gpt2")
-    save_tokenizer(folder, pad=None, eos_token="[END]")
-    tokenizer = load_tokenizer(find(options(folder)))
-    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[END]", 2)
-    save_tokenizer(folder)
-    assert load_tokenizer(find(options(folder))).pad_token == "[PAD]"
-
-
-def test_a_tokenizer_with_neither_is_refused(tmp_path: Path) -> None:
-    folder = save_backbone(tmp_path / "model", "gpt2")
-    save_tokenizer(folder, pad=None)
-    with pytest.raises(UserError, match="the tokenizer of model has neither a padding nor an end-of-text token"):
-        load_tokenizer(find(options(folder)))
-
-
 # Weights
 
 
@@ -337,6 +319,28 @@ def test_a_family_that_is_not_supported_is_refused_in_a_sentence(tmp_path: Path)
     folder = save_backbone(tmp_path / "pictures", transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(UserError, match=r"model\.name: .*pictures could not be loaded: Unrecognized configuration class"):
         build(options(folder))
+
+
+@pytest.mark.parametrize("family", ["bert", "opt", "xlnet", "bloom", *backbones.COUNT_FROM_PADDING])
+def test_as_many_tokens_fit_as_the_family_has_positions_for(family: str) -> None:
+    config = tiny(family)
+    if family == "esm":
+        config.position_embedding_type = "absolute"
+    if family == "xmod":
+        config.default_language = "en_XX"
+    longest = num_positions(config)
+    if family in ("xlnet", "bloom"):
+        assert longest is None  # there is no limit
+        return
+    with quiet():
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids = torch.full((1, longest), 5)
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        if family != "bert":
+            return
+        with pytest.raises(Exception, match=r"index|size"):
+            model(input_ids=torch.cat([ids, ids[:, :1]], 1))
 
 
 def test_a_model_that_counts_positions_from_its_padding_index_has_fewer_than_its_table_has_rows():

@@ -59,7 +59,10 @@ REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "T5": (lambda: transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2), "got the parts"),
     "XLNet": (lambda: transformers.XLNetConfig(vocab_size=64, d_model=16, n_layer=2, n_head=2, d_inner=32), "got the parts"),
     "ALBERT": (lambda: transformers.AlbertConfig(**ENCODER, embedding_size=8), "no list of 2 transformer blocks"),
-    "Longformer": (lambda: transformers.LongformerConfig(**ENCODER, attention_window=[4, 4]), "not those of its head on the first vector"),
+    "Longformer": (
+        lambda: transformers.LongformerConfig(**ENCODER, attention_window=[4, 4]),
+        "pooling the first token and applying its head does not reproduce",
+    ),
     "ConvBERT": (lambda: transformers.ConvBertConfig(**ENCODER, embedding_size=16), "depend on the padding"),
 }
 

@@ -364,5 +364,5 @@ def test_a_head_of_another_kind_is_refused() -> None:
         language_head(odd)
     config = transformers.GraniteConfig(**DECODER, logits_scaling=3.0)  # divides its scores, which is not known here
     words = LabelWords((10, 20), None)
-    with pytest.raises(UnsupportedModel, match="its logits are not those of its head on the last vector"):
+    with pytest.raises(UnsupportedModel, match="pooling the last token and applying its head does not reproduce"):
         TransformerTask(add_lora(language_model(config, words), ModelOptions(head="label-words"), dropout=0.0, key=KEY), words=words)

@@ -44,7 +44,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from .rng import Key
-from .task import Task
+from .task import Task, Use
 from .types import ClientData, ClientId, Params, Round
 
 S = TypeVar("S")  # the server's state
@@ -166,7 +166,11 @@ class Phase(Generic[S, C, D, U]):
 
 
 class Method(Protocol[S, C]):
-    """A federated method for one task. S and C are message classes, so that both can be stored and moved."""
+    """A federated method for one task. S and C are message classes, so that both can be stored and moved.
+
+    One that asks more of its task than losses and their gradients says so in an attribute `uses`, a collection of `core.task.Use`: a model
+    that cannot compute it is then rejected before anything starts.
+    """
 
     @property
     def phases(self) -> tuple[Phase[S, C, Any, Any], ...]: ...
@@ -224,6 +228,7 @@ class Defaults:
     """What most methods answer to the questions that not every method has to think about; a class to inherit from."""
 
     is_personal = False
+    uses: frozenset[Use] = frozenset()
 
     def summary(self, server: Any) -> Mapping[str, Any]:
         """Nothing to tell."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +61,10 @@ class LowRank:
     a: str
     b: str
     scaling: float
+
+
+Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden states", "curvature"]
+"""What a method may ask of a task beside losses and their gradients; see `Method.uses`."""
 
 
 class Task(Protocol):

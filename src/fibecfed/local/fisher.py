@@ -29,10 +29,10 @@ from ..core.types import Batch, Params
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """float32 where it was narrower; (batch, d) becomes (batch, 1, d)."""
+    """float32 where it was narrower; (batch, d) becomes (batch, 1, d), (batch, head, token, d) and the like (batch, head x token, d)."""
     tensor = tensor.detach()
     tensor = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
+    return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor.flatten(1, -2)
 
 
 def example_gradients(

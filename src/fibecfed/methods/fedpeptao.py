@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Task, Use
 from ..core.trees import pick, weighted_mean
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
@@ -124,6 +124,11 @@ class FedPepTao(Defaults):
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalLayersAndSteps, _broadcast, self._tune, self._aggregate)
         rows.append(Phase(*row, problem=_no_steps, keep=self._keep, kept=ClientControl))
         return tuple(rows)
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """What it asks of the task beside losses and their gradients."""
+        return frozenset({"hidden states", "curvature"} if self.rule == "plateau" else {"hidden states"})
 
     def init(self, task: Task, key: Key) -> FedPepTaoServer:
         """P at the start; no layer is chosen yet."""

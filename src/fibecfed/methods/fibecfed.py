@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.method import Client, Defaults, Load, Phase, Received, Update, Work
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Task, Use
 from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
@@ -152,6 +152,17 @@ class FibecFed(Defaults):
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
             rows.append(Phase(*row, template=_all_layers))
         return tuple(rows)
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """What it asks of the task beside losses and their gradients."""
+        scores = self.curriculum.pace != "none" and self.curriculum.order == "fisher"
+        asked: dict[Use, bool] = {
+            "per-example gradients": scores or self.neurons.rule not in ("all", "random"),
+            "layer importance": self._measures_importance,
+            "curvature": self._measures_ratio,
+        }
+        return frozenset(use for use, needed in asked.items() if needed)
 
     @property
     def _measures_ratio(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.method import Client, Load, Method, Phase, Received, Update
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Task, Use
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from .fedavg import work_of
@@ -35,6 +35,11 @@ class Finetuned:
     num_clients: int
 
     is_personal = True
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """The method's."""
+        return getattr(self.inner, "uses", frozenset())
 
     @property
     def server_state(self) -> type[Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,24 @@ from typing import Any
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
+from ..adapters.options import called
 from ..core.errors import UserError
 from ..core.files import expanded
 from ..core.options import Options
 from ..core.process import environment
 from ..core.rng import Key
+from ..core.task import Use
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
 from .kept import KeptWeights
@@ -40,7 +38,9 @@ from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
+from .targets import target_modules
 from .transformer_task import TransformerTask
+from .trial import refusing, try_out
 from .turns import seeded
 
 
@@ -121,10 +121,9 @@ _NO_SAFETENSORS = (
 
 def _packaged(name: str) -> Source:
     row = PACKAGED[name]
-    spec = importlib.util.find_spec(row.module)
-    if spec is None or not spec.submodule_search_locations:
+    path = row.find()
+    if path is None:
         raise UserError(f"model.name: the packaged model {name!r} is not installed; run: {row.install}")
-    path = Path(spec.submodule_search_locations[0]) / row.path
     if path.suffix == ".gguf":
         return Source(str(path.parent), path.name, row.published)
     return Source(str(path), None, row.published)
@@ -132,22 +131,26 @@ def _packaged(name: str) -> Source:
 
 def load_config(source: Source) -> PretrainedConfig:
     """The model's own configuration, without its weights."""
-    with _as_user_error(source):
+    with as_user_error(source):
         return AutoConfig.from_pretrained(source.location, **source.keywords())
 
 
-_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "roberta-prelayernorm")
+COUNT_FROM_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "roberta-prelayernorm", "longformer", "luke",
+    "layoutlmv3", "lilt", "markuplm", "xmod", "ibert", "esm",
+)  # fmt: skip
 
 
 def num_positions(config: PretrainedConfig) -> int | None:
-    """How many tokens the model has positions for; None where its configuration names no number.
+    """How many tokens the model has positions for; None where its configuration names no number, or one that means no limit.
 
     RoBERTa and its like count positions from behind the padding index, and so have fewer than their table has rows.
     """
     rows = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if rows and config.model_type in _COUNT_FROM_PADDING:
-        return rows - (config.pad_token_id or 0) - 1
-    return rows
+    if not isinstance(rows, int) or rows <= 0:
+        return None
+    padding = 1 if config.model_type == "mpnet" else config.pad_token_id or 0
+    return rows - padding - 1 if config.model_type in COUNT_FROM_PADDING else rows
 
 
 def sliding_window(config: PretrainedConfig) -> int | None:
@@ -156,15 +159,9 @@ def sliding_window(config: PretrainedConfig) -> int | None:
     return getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The tokenizer; one without a padding token pads with its end-of-text token."""
-    with _as_user_error(source):
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **source.keywords())
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"model.name: the tokenizer of {source.published} has neither a padding nor an end-of-text token")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def num_layers(config: PretrainedConfig) -> int | None:
+    """How many transformer blocks the model has; None where its configuration names no number."""
+    return getattr(config.get_text_config(), "num_hidden_layers", None)
 
 
 def fills_masks(source: Source, config: PretrainedConfig) -> bool:
@@ -203,14 +200,14 @@ def load_model(
             of the language-model head.
     """
     config = load_config(source)
-    config.num_labels = num_classes
-    config.pad_token_id = pad_token_id
-    set_dropout(config, dropout)
     kind: Any = AutoModelForSequenceClassification
     if words is not None:
         kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
-    with _as_user_error(source), seeded(key), environment("DISABLE_SAFETENSORS_CONVERSION", "1"):
+    with as_user_error(source), seeded(key), environment("DISABLE_SAFETENSORS_CONVERSION", "1"):
+        config.num_labels = num_classes
+        config.pad_token_id = pad_token_id
+        set_dropout(config, dropout)
         identity = (source, kind.__name__)
         kept = None if weights is None else weights.find(identity, source.files)
         common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
@@ -254,28 +251,6 @@ def set_dropout(config: PretrainedConfig, rate: float) -> None:
             setattr(config, name, rate)
 
 
-_QUERY_AND_VALUE = (("query", "value"), ("query_proj", "value_proj"), ("q_proj", "v_proj"), ("q_lin", "v_lin"), ("q", "v"))
-"""Names of the attention's query and value. The first that are both there are taken, whatever else PEFT's defaults for the family adapt."""
-
-_FUSED = ("qkv_proj", "query_key_value", "Wqkv")
-"""Names of one map for query, key and value, in families that PEFT has no default for."""
-
-
-def _target_modules(model: nn.Module, family: str, wanted: tuple[str, ...] | None) -> str | list[str]:
-    maps = sorted({path.rsplit(".", 1)[-1] for path, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")})
-    both = next((names for names in _QUERY_AND_VALUE if set(names) <= set(maps)), None)
-    fused = next(([name] for name in _FUSED if name in maps), None)
-    targets = wanted or both or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family) or fused
-    if not targets:
-        raise UserError(f"model.target_modules: no default is known for a {family} model; choose among {', '.join(maps)}")
-    if isinstance(targets, str):
-        return targets
-    known = {part for path, _ in model.named_modules() for part in (path, path.rsplit(".", 1)[-1])}
-    if not set(targets) <= known:
-        raise UserError(f"model.target_modules: got {', '.join(targets)}, expected names among {', '.join(maps)}")
-    return list(targets)
-
-
 def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[str] = (), dropout: float, key: Key) -> PeftModel:
     """`model` with LoRA beside the weights named in `options`, and its head trainable as `options.head` says.
 
@@ -293,7 +268,7 @@ def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[s
     saved = [*head, *(path for path in drawn if path.split(".")[0] not in head)]
     config = LoraConfig(
         task_type=task_type, r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
-        target_modules=_target_modules(model, model.config.model_type, options.target_modules), modules_to_save=saved or None,
+        target_modules=target_modules(model, model.config.model_type, options.target_modules, head), modules_to_save=saved or None,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
     with seeded(key):
@@ -321,6 +296,7 @@ def build_task(
     sources: Tensor | None = None,
     words: LabelWords | None = None,
     weights: KeptWeights | None = None,
+    uses: Collection[Use] = (),
 ) -> TransformerTask:
     """The task of a configuration: backbone, adapter and head, on its device, in its precision.
 
@@ -329,9 +305,11 @@ def build_task(
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
         words: tokens that stand for the classes; given if and only if `options.head` is "label-words", and with LoRA alone.
         weights: as for `load_model`.
+        uses: what the method asks of the task beside losses and their gradients.
 
     Raises:
-        UserError: a model that cannot be had or is not supported, an adapter that does not fit it, a device that is not there.
+        UserError: a model that cannot be had, or that does not compute what is asked of it when it is tried out; an adapter that does
+            not fit it; a device that is not there.
     """
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
@@ -344,7 +322,9 @@ def build_task(
         words=words,
         weights=weights,
     )
-    try:
+    family = model.config.model_type
+    what, use = ("a trial", "") if adapter is None else (f"a trial with a {called(adapter)}", " with this method")
+    with refusing(source.published, family, what, use):
         if adapter is None:
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
         else:
@@ -353,12 +333,11 @@ def build_task(
             )
             adapted = model
         task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, words=words)
-    except UnsupportedModel as error:
-        raise UserError(f"model.name: {source.published} cannot be used: {error}; docs/models.md lists what can") from error
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted, but=() if words is None else language_head(model))
         if device.type == "cpu":
             task.use_plain_attention_for_gradients()
+    try_out(task, source.published, family, pad=pad_token_id, words=words, uses=uses)
     return task
 
 
@@ -369,7 +348,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _as_user_error(source: Source) -> Iterator[None]:
+def as_user_error(source: Source) -> Iterator[None]:
     """What transformers says when a model cannot be had, as one sentence; its own log is kept quiet meanwhile."""
     level, bars, hub_bars = (
         transformers_logging.get_verbosity(),

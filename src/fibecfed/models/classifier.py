@@ -29,6 +29,10 @@ class Classifier(nn.Module):
         self.config: Any = base.config
         self.body: Any = getattr(base, base.base_model_prefix)
         number = getattr(self.config, "num_hidden_layers", 0)
+        if not number:
+            raise UnsupportedModel(
+                f"{self.kind} is not supported: its configuration names no number of transformer blocks, as where a model has several parts"
+            )
         blocks = _find_blocks(model, number)
         if blocks is None:
             raise UnsupportedModel(f"{self.kind} is not supported: got no list of {number} transformer blocks, each with its own weights")
@@ -40,10 +44,7 @@ class Classifier(nn.Module):
         else:
             self.head, self.pooling = LanguageHead(base), "last" if words.mask_id is None else "mask"
         self._takes = frozenset(inspect.signature(self.body.forward).parameters)
-        # RoBERTa and its like count positions from behind the padding index
-        table: Any = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)
-        self._first_position: int = 0 if padding is None else padding + 1
+        self._first_position = _first_position(getattr(self.body, "embeddings", None))
         self.adapter: Adapter | None = getattr(base, "adapter", None)
         vector = functools.partial(pool, pooling=self.pooling)
         self._frozen = Body(self.body, tuple(self.blocks), self._takes, self._first_position, self.pooling == "last", vector)
@@ -75,6 +76,15 @@ class Classifier(nn.Module):
 
 def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and number and len(module) == number and not name.startswith(ADAPTER) and "lora" not in name:
+        if isinstance(module, nn.ModuleList) and len(module) == number and not name.startswith(ADAPTER) and "lora" not in name:
             return name, module
     return None
+
+
+def _first_position(embeddings: Any) -> int:
+    """The position of a text's first token: RoBERTa and its like count from behind the padding index, Nyströmformer from 2."""
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    if padding is not None:
+        return padding + 1
+    own = getattr(embeddings, "position_ids", None)
+    return int(own.flatten()[0]) if isinstance(own, Tensor) and own.numel() else 0

@@ -53,8 +53,9 @@ class _Head(nn.Module):
         model, body = self._model[0], self._body[0]
         if hasattr(model, DECODER_HEAD):
             return model.score(vector)
-        if hasattr(_inner(model.classifier), "out_proj"):  # as RoBERTa's: takes the first token itself
-            return model.classifier(vector.unsqueeze(1))
+        if hasattr(_inner(model.classifier), "out_proj"):  # as RoBERTa's: takes the first token itself, while LayoutLMv3's takes each
+            scores = model.classifier(vector.unsqueeze(1))
+            return scores[:, 0] if scores.ndim == 3 else scores
         pooler = getattr(model, "pooler", getattr(body, "pooler", None))  # DeBERTa's, or the body's own as in BERT
         if pooler is not None:
             vector = pooler(vector.unsqueeze(1))

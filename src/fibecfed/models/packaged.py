@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class Packaged:
     published: str
     install: str
     about: str
+
+    def find(self) -> Path | None:
+        """Where the folder or file lies; None where the package is not installed."""
+        spec = importlib.util.find_spec(self.module)
+        if spec is None or not spec.submodule_search_locations:
+            return None
+        return Path(spec.submodule_search_locations[0]) / self.path
 
 
 PACKAGED = {

@@ -192,7 +192,7 @@ class TransformerTask:
         before = self._classifier.num_positions
 
         def record(_module: nn.Module, _args: Any, out: Any) -> None:
-            outputs.append((out[0] if isinstance(out, tuple) else out)[:, before:])
+            outputs.append((out[0] if isinstance(out, tuple | list) else out)[:, before:])
 
         handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
         with removing(handles):

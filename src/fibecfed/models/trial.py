@@ -1,0 +1,97 @@
+"""Whatever training will ask of a model is asked of it once before anything starts, on two short texts: what fails then is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+
+from ..core.errors import UserError
+from ..core.rng import Key
+from ..core.task import Use
+from ..core.types import Batch
+from ..local.fisher import fisher_pass
+from ..local.sensitivity import layer_sensitivity
+from ..local.spectrum import hessian_vector_product
+from .heads import UnsupportedModel
+from .label_words import LabelWords
+from .transformer_task import TransformerTask
+
+_LONGEST = 200
+"""Characters that are shown of what a library says."""
+
+
+@contextlib.contextmanager
+def refusing(published: str, family: str, what: str, use: str = "") -> Iterator[None]:
+    """Turns whatever a model's own code raises into a refusal of that model; memory that runs out stays what it is.
+
+    Args:
+        published: the model's name.
+        family: its `model_type`.
+        what: what is being done, for the sentence.
+        use: with what it cannot be used, where something else may do.
+
+    Raises:
+        UserError: instead of any other exception.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except UnsupportedModel as error:
+        raise UserError(f"model.name: {published} cannot be used{use}: {error}; docs/models.md lists what can") from error
+    except Exception as error:  # hundreds of families, each with its own code
+        said = next((line for line in str(error).splitlines() if line.strip()), "no message").strip()
+        raise UserError(
+            f"model.name: {published} cannot be used{use}: {what} of this {family} model failed with {type(error).__name__}: "
+            f"{said[:_LONGEST].rstrip('.')}; docs/models.md lists what can"
+        ) from error
+
+
+def try_out(task: TransformerTask, published: str, family: str, *, pad: int, words: LabelWords | None, uses: Collection[Use]) -> None:
+    """Compute on two texts, one of them padded, what training asks of a model.
+
+    Args:
+        pad: number of the padding token.
+        uses: what the method asks beside losses and their gradients.
+
+    Raises:
+        UserError: some of it cannot be computed, or does not depend on all that is trained.
+    """
+    with refusing(published, family, "a trial"):
+        params, batch = task.init_params(Key(0)), _two_texts(task, pad, words)
+
+    def gradients() -> None:
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses = task.losses(leaves, batch)
+        if not losses.isfinite().all():
+            raise UnsupportedModel(f"the losses of this {family} model are not finite numbers")
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        inside = [gradient for name, gradient in zip(leaves, found, strict=True) if task.layer_of(name) is not None]
+        if inside and all(gradient is None for gradient in inside):
+            raise UnsupportedModel(f"no gradient reaches the adapter in the layers of this {family} model")
+
+    trials: dict[Use, Callable[[], object]] = {
+        "per-example gradients": lambda: fisher_pass(task, params, [batch]),
+        "layer importance": lambda: layer_sensitivity(task, params, [batch]),
+        "hidden states": lambda: task.hidden_states(params, batch),
+        "curvature": lambda: hessian_vector_product(task.exact(), params, batch, params),
+    }
+    with refusing(published, family, "the gradient"):
+        gradients()
+    for use in sorted(uses):
+        with refusing(published, family, use, " with this method"):
+            trials[use]()
+
+
+def _two_texts(task: TransformerTask, pad: int, words: LabelWords | None) -> Batch:
+    """A batch of a text of four tokens and one of two, which is padded."""
+    mask = None if words is None else words.mask_id
+    number = task.model.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    tokens = [token for token in range(min(16, number)) if token not in (pad, mask)]
+    ids = torch.tensor([tokens[-4:], [*tokens[-2:], pad, pad]])
+    if mask is not None:
+        ids[:, 1] = mask
+    seen = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    return {"input_ids": ids, "attention_mask": seen, "labels": torch.tensor([0, task.num_classes - 1])}
