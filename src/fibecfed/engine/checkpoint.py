@@ -32,6 +32,8 @@ from .states import ClientStates
 CHECKPOINT_VERSION = 1
 
 _MANIFEST = re.compile(r"checkpoint-(\d+)\.json")
+_SERVER = re.compile(r"server-\d+-[0-9a-f]+\.state")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _OURS = re.compile(r"checkpoint-\d+\.json|server-\d+-[0-9a-f]+\.state|\.(checkpoint|server)-.*\.tmp")
 
 
@@ -271,14 +273,26 @@ def _read_manifest(path: Path) -> _Manifest:
         raise _Unusable(error.strerror or str(error)) from None
     except (ValueError, RecursionError) as error:
         raise _Unusable(f"it is not JSON ({error})") from None
-    if not isinstance(body, dict) or body.pop("sha256", None) != _body_sha256(body):
+    try:
+        written = isinstance(body, dict) and body.pop("sha256", None) == _body_sha256(body)
+    except RecursionError:  # tables in tables that were just shallow enough to be read
+        written = False
+    if not written:
         raise _Unusable("it is not what was written (its SHA-256 differs)")
     if body.get("version") != CHECKPOINT_VERSION:
         raise _Unusable(f"got checkpoint version {body.get('version')!r}, expected {CHECKPOINT_VERSION}; use the fibecfed that wrote it")
-    return _Manifest(
-        body["number"],
-        body["server"]["file"],
-        body["server"]["sha256"],
-        tuple(Prefix(*prefix) for prefix in body["packs"]),
-        body["extra"],
-    )
+    try:
+        server, extra = body["server"], body["extra"]
+        manifest = _Manifest(body["number"], server["file"], server["sha256"], tuple(Prefix(*prefix) for prefix in body["packs"]), extra)
+        plausible = (
+            manifest.number == int(_MANIFEST.fullmatch(path.name)[1])  # pyright: ignore[reportOptionalSubscript]
+            and _SERVER.fullmatch(manifest.server)
+            and isinstance(extra, dict)
+            and all(type(one.number) is type(one.length) is int and one.number > 0 and one.length >= 0 for one in manifest.packs)
+            and all(_SHA256.fullmatch(one.chain) for one in manifest.packs)
+        )
+    except (KeyError, TypeError, ValueError):
+        manifest, plausible = None, False
+    if manifest is None or not plausible:
+        raise _Unusable("its fields are not those of a checkpoint")
+    return manifest
