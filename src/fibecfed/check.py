@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from .engine.checks import expected
 from .engine.client import frame
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .local.optimise import fit
+from .rehearsal import rehearse
 from .report.units import duration
 
 _TIMED_STEPS = 3
@@ -227,21 +226,16 @@ def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     size = sum(value.nbytes for value in params.values())
     states = clients * state_bytes(prepared, size)
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
-    peak = peak_memory()
+    peak = rehearse(prepared) + in_memory
     evaluating = duration(effort.predicted * predict_s)
     return [
         *prepared.beforehand.lines,
         ("optimiser steps", f"about {effort.steps:,}"),
         ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
-        ("memory", f"{decimal(peak)} at the peak of a training step now; clients' states add up to {decimal(in_memory)}"),
+        ("memory", f"about {decimal(peak)} at the peak, of which {decimal(in_memory)} clients' states"),
         ("checkpoints", f"about {decimal(states + config.resources.keep_checkpoints * size)} on disk, more while they are rewritten"),
         ("adapters", f"up to {clients + 1:,} of {decimal(size)}, {decimal((clients + 1) * size)} together"),
     ]
-
-
-def peak_memory() -> int:
-    """Bytes of this process's memory at its peak."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def state_bytes(prepared: Prepared, size: int) -> int:

@@ -13,6 +13,7 @@ from ..build import Prepared, assumed, max_length, prepare
 from ..config import Config
 from ..core.process import threads
 from ..inspection import Section, as_table, data_section, show, warnings_section
+from ..rehearsal import rehearse
 from ..report.units import duration
 
 EXAMPLES = 1000
@@ -48,7 +49,7 @@ def site_sections(prepared: Prepared) -> Iterator[Section]:
             "time",
             f"{1000 * step_s:.0f} ms a training step of {batch_size} texts, {duration(scored * predict_s)} an evaluation",
         ),
-        ("memory", f"{decimal(check.peak_memory())} at the peak of a training step now"),
+        ("memory", f"about {decimal(rehearse(prepared))} at the peak"),
     ]
     yield "This machine", as_table(("", ""), rows)
 
@@ -93,7 +94,7 @@ def _estimates(prepared: Prepared) -> list[tuple[str, ...]]:
             "time",
             f"about {duration(seconds)} for training, without network and evaluations; a step measured now took {1000 * step_s:.0f} ms",
         ),
-        ("memory of a client", f"{decimal(check.peak_memory())} at the peak of a training step now"),
+        ("memory of a client", f"about {decimal(rehearse(prepared))} at the peak"),
         ("disk of a client", f"about {decimal(kept * state + size)}: up to {kept} states of {decimal(state)} or more, and its own adapter"),
         ("disk of the server", f"about {decimal((config.resources.keep_checkpoints + 1) * size)}: checkpoints and the global adapter"),
     ]

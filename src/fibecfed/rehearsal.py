@@ -1,0 +1,56 @@
+"""The memory of a run, found by doing once what takes the most: a client's part of each phase and an evaluation, on the longest texts."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .build import Prepared, build_method
+from .core.method import Client, Phase
+from .core.types import ClientData, Examples, Round
+from .engine.client import confusion
+
+_EXAMPLES = 32  # no method makes a larger batch of its own; those of training and of evaluation are of the configuration
+
+
+def peak_memory() -> int:
+    """Bytes of this process's memory at its peak."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def rehearse(prepared: Prepared) -> int:
+    """What `peak_memory` says after a client's part of the last round of each phase, and an evaluation, both on the longest texts.
+
+    Nothing is kept. Local training is one epoch, which takes no less memory than several.
+    """
+    inputs, task = prepared.inputs, prepared.task
+    config = inputs.config
+    brief = config.training.model_copy(update={"local_epochs": 1})
+    method = build_method(replace(inputs, config=config.model_copy(update={"training": brief})))
+    client, key = inputs.data.clients[0], inputs.key.fold("rehearsal")
+    train = _longest(inputs.data.train, 2 * max(_EXAMPLES, config.training.batch_size))
+    data = ClientData(train, inputs.data.validation, inputs.data.test)
+    server = method.outlook(method.init(task, inputs.key))[-1]
+    for number, phase in enumerate(method.phases):
+        now = Round(phase.name, phase.num_rounds - 1, phase.num_rounds, number)
+        seat = Client(client, task, data, method.init_client(task, client, inputs.key), key)
+        with contextlib.suppress(FloatingPointError):  # what diverges on these few texts need not in the run
+            phase.client_update(seat, _message(phase, server, now, client), now)
+    scored = inputs.data.test if len(inputs.data.test) else inputs.data.train
+    batch_size = config.evaluation.batch_size
+    confusion(task, method.server_params(server), _longest(scored, batch_size), batch_size)
+    return peak_memory()
+
+
+def _message(phase: Phase[Any, Any, Any, Any], server: Any, now: Round, client: str) -> Any:
+    sent = phase.broadcast(server, now)
+    return sent if phase.address is None else phase.address(server, sent, client)
+
+
+def _longest(examples: Any, number: int) -> Examples:
+    return examples.select(torch.argsort(examples.lengths, descending=True, stable=True)[:number])
