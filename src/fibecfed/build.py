@@ -199,6 +199,10 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
             f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
             'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
         )
+    weights = config.training.class_weights
+    if isinstance(weights, tuple) and len(weights) != len(data.label_names):
+        classes = ", ".join(data.label_names[:10])
+        raise UserError(f"training.class_weights: got {len(weights)}, expected {len(data.label_names)}, one for each of {classes}; fix it")
     asked, present = config.federation.clients_per_round, num_clients(config, data)
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fibecfed.core.rng import Key
 from fibecfed.data.planted import planted_tokens
 from fibecfed.data.text import token_table
-from fibecfed.local.batches import PADDING, batches, by_length, grouped_by_length, length_batches, shuffled_batches
+from fibecfed.local.batches import PADDING, batches, by_length, grouped_by_length, length_batches, shuffled_batches, weighed
 from fibecfed.local.options import TrainingOptions
 
 MADE = planted_tokens(200, 2, 32, 100, Key(0)).view()
@@ -87,3 +87,18 @@ def test_batches_by_length_hold_every_length_once_and_little_padding(lengths: li
     assert all(len(batch) <= batch_size for batch in found) and max(waste, default=0) <= PADDING
     for batch, lost, after in zip(found, waste, found[1:], strict=False):  # none ends without need
         assert len(batch) == batch_size or lost + len(batch) * (after[0] - batch[-1]) > PADDING
+
+
+def test_class_weights_are_laid_beside_each_example() -> None:
+    labels = torch.tensor([0, 2, 2, 2, 0, 2])
+    examples = token_table(torch.full((6, 4), 7), labels).view()
+    listed = weighed(examples, TrainingOptions(class_weights=(0.5, 1.0, 3.0)))
+    assert listed is not None and listed["weights"].tolist() == [0.5, 3.0, 3.0, 3.0, 0.5, 3.0]
+    balanced = weighed(examples, TrainingOptions(class_weights="balanced"))
+    assert balanced is not None and balanced["weights"].tolist() == [1.5, 0.75, 0.75, 0.75, 1.5, 0.75]
+    assert float(balanced["weights"].mean()) == 1.0
+    both = weighed(examples, TrainingOptions(class_weights="balanced"), {"weights": torch.arange(6.0)})
+    assert both is not None and both["weights"].tolist() == [0.0, 0.75, 1.5, 2.25, 6.0, 3.75]
+    assert weighed(examples, TrainingOptions()) is None
+    (batch, *_) = shuffled_batches(examples, torch.arange(6), TrainingOptions(class_weights="balanced", batch_size=6), Key(0))
+    assert torch.equal(batch["weights"], torch.where(batch["labels"] == 0, 1.5, 0.75))

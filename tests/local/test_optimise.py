@@ -14,6 +14,7 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
+from fibecfed.local.optimisers import MAKERS, WITH_MOMENTUM
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
@@ -275,3 +276,84 @@ def test_weights_of_the_examples_make_a_weighted_mean_of_the_losses():
         params = {name: params[name] - 0.02 * gradient for name, gradient in zip(leaves, found, strict=True)}
     for name, value in params.items():
         torch.testing.assert_close(result.params[name], value, rtol=1e-9, atol=1e-12)
+
+
+# ---- every optimiser, clipping, accumulation, step limits, class weights
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_every_optimiser_is_torchs_own_with_decoupled_decay(name: str) -> None:
+    momentum = 0.9 if name in WITH_MOMENTUM else 0.0
+    training = options(optimizer=name, momentum=momentum)
+    params = {key: torch.nn.Parameter(value.clone()) for key, value in TASK.params().items()}
+    extra = {"momentum": momentum} if momentum else {}
+    optimiser = MAKERS[name](params.values(), lr=0.02, weight_decay=0.0, foreach=False, **extra)
+    for batch in batches() * EPOCHS:
+        grads, _ = gradients({key: value.detach() for key, value in params.items()}, batch)
+        with torch.no_grad():
+            for key, value in params.items():
+                value.mul_(1 - 0.02 * 0.1)
+                value.grad = grads[key]
+        optimiser.step()
+    for key, value in trained(training).params.items():
+        torch.testing.assert_close(value, params[key].detach(), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_no_optimiser_moves_a_masked_row(name: str) -> None:
+    start = TASK.params()
+    masks = {key: torch.arange(len(value)) % 2 == 0 for key, value in start.items()}
+    found = trained(options(optimizer=name, momentum=0.9 if name in WITH_MOMENTUM else 0.0, max_grad_norm=0.5), masks=masks).params
+    for key, value in start.items():
+        assert torch.equal(found[key][1::2], value[1::2])
+    assert any(not torch.equal(found[key][::2], value[::2]) for key, value in start.items())
+
+
+def test_the_gradient_is_clipped_to_the_norm_over_all_tensors_that_move() -> None:
+    start = TASK.params()
+    batch = batches()[0]
+    grads, _ = gradients(start, batch)
+    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    for limit in (float(norm) / 3, float(norm) * 3):
+        training = options(optimizer="sgd", weight_decay=0.0, max_grad_norm=limit)
+        found = fit(TASK, start, [[batch]], training, Key(0)).params
+        shrunk = min(1.0, limit / float(norm))
+        for key, value in start.items():
+            torch.testing.assert_close(found[key], value - 0.02 * shrunk * grads[key], atol=1e-8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_accumulated_batches_are_one_large_one_whatever_their_sizes(weights: bool) -> None:
+    """Four optimisers' steps on the same examples, cut otherwise: no batch of the epoch's end counts more or less."""
+    whole = batches()
+    if weights:
+        whole = [{**batch, "weights": torch.arange(1.0, 1 + len(batch["labels"]))} for batch in whole]
+    parts = [{name: rows[i : i + 2] for name, rows in batch.items()} for batch in whole[:1] for i in range(0, len(batch["labels"]), 2)]
+    training = options(weight_decay=0.0)
+    large = fit(TASK, TASK.params(), [whole[:1]] * 2, training, Key(0))
+    small = fit(TASK, TASK.params(), [parts] * 2, training.model_copy(update={"gradient_accumulation": 3}), Key(0))
+    assert (large.steps, small.steps, large.examples, small.examples) == (2, 2, 10, 10)
+    assert small.loss == pytest.approx(large.loss)
+    for key, value in large.params.items():
+        torch.testing.assert_close(small.params[key], value, atol=1e-9, rtol=1e-7)
+    penalised = [
+        fit(TASK, TASK.params(), [cut], training.model_copy(update={"gradient_accumulation": n}), Key(0), penalty=_pull)
+        for cut, n in ((whole[:1], 1), (parts, 3))
+    ]
+    for key, value in penalised[0].params.items():
+        torch.testing.assert_close(penalised[1].params[key], value, atol=1e-9, rtol=1e-7)
+
+
+def _pull(params: Params) -> Tensor:
+    return 0.1 * torch.stack([value.square().sum() for value in params.values()]).sum()
+
+
+def test_no_more_steps_are_taken_than_allowed_and_what_was_not_seen_is_not_counted() -> None:
+    full, short = trained(options()), trained(options(max_steps=4))
+    assert (full.steps, short.steps, short.examples) == (EPOCHS * len(SIZES), 4, sum(SIZES) + SIZES[0])
+    assert trained(options(max_steps=100)).steps == full.steps
+    assert same_tensors(trained(options(max_steps=3)).params, fit(TASK, TASK.params(), [batches()], options(), Key(0)).params)
+
+
+def same_tensors(a: Params, b: Params) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)

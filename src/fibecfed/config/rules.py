@@ -182,8 +182,11 @@ def _save(config: Config) -> Iterator[str]:
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:
-    if training.momentum > 0 and training.optimizer != "sgd":
+    if training.momentum > 0 and training.optimizer not in ("sgd", "rmsprop"):
         yield f'training.momentum: got {training.momentum} with `training.optimizer` = "{training.optimizer}", which has none; set it to 0'
+    weights = training.class_weights
+    if isinstance(weights, tuple) and (len(weights) < 2 or not all(math.isfinite(weight) and weight > 0 for weight in weights)):
+        yield f'training.class_weights: got {list(weights)}, expected a positive number for each class, or "balanced"; fix it'
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", training.device):
         yield f'training.device: got {training.device!r}, expected "auto", "cpu", "mps", "cuda" or "cuda:<number>"; fix it'
 

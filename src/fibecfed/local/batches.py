@@ -50,7 +50,25 @@ def shuffled_batches(
     order = positions[key.permutation(len(positions))]
     if options.group_by_length:
         order = grouped_by_length(examples, order, options.batch_size, key.fold("groups"))
-    return batches(examples, order, options.batch_size, max_length=max_length, beside=beside)
+    return batches(examples, order, options.batch_size, max_length=max_length, beside=weighed(examples, options, beside))
+
+
+def weighed(examples: Examples, options: TrainingOptions, beside: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor] | None:
+    """`beside`, with the weight of each example's class among its rows where the options weigh classes.
+
+    "balanced": n / (C n_c) for a class with n_c of the client's n examples, C being the number of classes that it has: all classes count
+    the same, and the mean weight is 1.
+    """
+    if options.class_weights is None:
+        return beside
+    if options.class_weights == "balanced":
+        counts = torch.bincount(examples.labels)
+        table = len(examples) / (counts.count_nonzero() * counts.clamp(min=1))
+    else:
+        table = torch.tensor(options.class_weights)
+    own = table.float()[examples.labels]
+    others = dict(beside or {})
+    return {**others, "weights": own * others["weights"] if "weights" in others else own}
 
 
 def plain_epochs(examples: Examples, options: TrainingOptions, key: Key, epochs: int) -> list[Iterator[Batch]]:

@@ -15,10 +15,25 @@ class TrainingOptions(Options):
     local_epochs: int = Field(default=2, ge=1, description="Passes over the round's examples.")
     batch_size: int = Field(default=8, ge=1, description="Examples per optimiser step.")
     group_by_length: bool = Field(default=True, description="Shuffle so that a batch holds texts of similar length, which saves padding.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Constant over the run.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay.")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="Its state starts anew each time a client trains.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of SGD.")
+    gradient_accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step, which is that of one large batch.")
+    max_steps: int = Field(default=0, ge=0, description="Optimiser steps of one local training at most; 0 = no limit.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="At its highest, see schedule and warmup.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="How the learning rate falls over the rounds: not at all, linearly, or along half a cosine, to near 0.",
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="Share of the rounds over which the learning rate rises linearly first.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, with every optimizer.")
+    optimizer: Literal["adadelta", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"] = Field(
+        default="adamw", description="An optimiser of torch.optim. Its state starts anew each time a client trains."
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
+    max_grad_norm: float = Field(default=0.0, ge=0, description="Clip the norm of each step's gradient to this; 0 = off.")
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = Field(
+        default=None,
+        description="Weight of each class in the training loss, in the order of the classes; balanced = the rarer among the client's "
+        "training examples, the heavier.",
+    )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="[C] Dropout of backbone and adapter while training.")
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto = bf16 where the hardware supports it, else float32."

@@ -16,6 +16,7 @@ from ..local.batches import plain_epochs
 from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.schedule import in_round
 from .aggregation import mean_by_size
 from .catalogue import Setting
 from .fedavg import LocalModel, OwnTensors, SharedModel, answer
@@ -90,15 +91,15 @@ class FedAlt(Defaults):
         """Half of the local epochs on the personal layers with the shared tensors frozen, then as many on the shared ones beside the new
         personal layers; each with an optimiser of its own."""
         personal = self.personal_names(client.task)
-        first = self._half(client, params, personal, client.key.fold("personal"))
-        second = self._half(client, first.params, sorted(params.keys() - set(personal)), client.key.fold("shared"))
+        first = self._half(client, params, now, personal, client.key.fold("personal"))
+        second = self._half(client, first.params, now, sorted(params.keys() - set(personal)), client.key.fold("shared"))
         examples = first.examples + second.examples
         loss = (first.loss * first.examples + second.loss * second.examples) / examples
         return replace(second, steps=first.steps + second.steps, examples=examples, loss=loss)
 
-    def _half(self, client: Client[OwnTensors], params: Params, moving: Sequence[str], key: Key) -> Fit:
+    def _half(self, client: Client[OwnTensors], params: Params, now: Round, moving: Sequence[str], key: Key) -> Fit:
         epochs = plain_epochs(client.data.train, self.training, key, self.local_epochs // 2)
-        return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=moving)
+        return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=moving)
 
     def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         return answer(client, message, self.train(client, self.personalise(message, client.state), now))

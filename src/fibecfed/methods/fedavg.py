@@ -18,6 +18,7 @@ from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.schedule import in_round
 from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio
 from .catalogue import Setting
 from .options import (
@@ -162,7 +163,7 @@ class FedAvg(Defaults):
         ]
         if self.proximal and penalty is None:
             penalty = proximal_term(self.proximal, pick(params, trained))
-        return fit(client.task, params, epochs, self.training, key.fold("dropout"), trained=trained, penalty=penalty)
+        return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=trained, penalty=penalty)
 
     def _broadcast(self, server: ServerModel, now: Round) -> SharedModel:
         shared = pick(server.params, self.travels.of(server.params))

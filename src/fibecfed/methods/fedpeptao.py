@@ -22,6 +22,7 @@ from ..local.batches import plain_epochs
 from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.schedule import factor, in_round
 from ..local.selection import choose_layers
 from .aggregation import mean_by_size
 from .catalogue import Setting
@@ -172,7 +173,7 @@ class FedPepTao(Defaults):
     def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples."""
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
-        return fit(client.task, params, epochs, self.training, client.key.fold("dropout"))
+        return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
     # Which layers travel
 
@@ -229,7 +230,7 @@ class FedPepTao(Defaults):
         old, target = server.params[name].double(), mean.double()
         zero = torch.zeros_like(old)
         control, velocity = server.control.get(name, zero).double(), server.velocity.get(name, zero).double()
-        sizes, paces = [float(r.message.num_samples) for r in received], [self._pace(r) for r in received]
+        sizes, paces = [float(r.message.num_samples) for r in received], [self._pace(server, r) for r in received]
         changed = [self._client_control(server, r, name) for r in received]
         change = _mean([new - _control_before(r, name, zero) for new, r in zip(changed, received, strict=True)], paces)
         control = control + len(received) / self.num_clients * change
@@ -249,11 +250,11 @@ class FedPepTao(Defaults):
         """c_k of one tensor after the round, in float64."""
         old = server.params[name].double()
         zero = torch.zeros_like(old)
-        drift = (old - received.message.shared[name].double()) / self._pace(received)
+        drift = (old - received.message.shared[name].double()) / self._pace(server, received)
         return _control_before(received, name, zero) - server.control.get(name, zero).double() + drift
 
-    def _pace(self, received: Received[LocalLayersAndSteps]) -> float:
-        return received.message.steps * self.training.learning_rate
+    def _pace(self, server: FedPepTaoServer, received: Received[LocalLayersAndSteps]) -> float:
+        return received.message.steps * self.training.learning_rate * factor(self.training, server.rounds, self.num_rounds)
 
     def server_rate(self, step: int) -> float:
         """The server's learning rate in its step number 1, 2, ..."""

@@ -20,10 +20,11 @@ from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches, plain_epochs, shuffled_batches
+from ..local.batches import batches, plain_epochs, shuffled_batches, weighed
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..local.schedule import in_round
 from ..local.sensitivity import layer_sensitivity
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
 from .catalogue import Setting
@@ -283,7 +284,7 @@ class FibecFed(Defaults):
     def train(self, client: Client[Own], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples: what a client does of a model for itself alone."""
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
-        return fit(client.task, params, epochs, self.training, client.key.fold("dropout"))
+        return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
     def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> tuple[dict[str, Tensor], Own, Work, dict[str, Any]]:
         task, train, state = client.task, client.data.train, client.state
@@ -314,7 +315,7 @@ class FibecFed(Defaults):
 
         sorts = self.curriculum.order_within_round == "easy_to_hard" and self.curriculum.pace != "none"
         epochs = [
-            batches(train, positions, self.training.batch_size)
+            batches(train, positions, self.training.batch_size, beside=weighed(train, self.training))
             if sorts
             else shuffled_batches(train, positions, self.training, client.key.fold("order", epoch))
             for epoch in range(self.training.local_epochs)
@@ -322,7 +323,7 @@ class FibecFed(Defaults):
         collects = selects and self.neurons.rule != "random"
         trained = sorted(set(task.names) - still)
         dropout = client.key.fold("dropout")
-        result = fit(task, params, epochs, self.training, dropout, trained=trained, masks=masks, collect_fisher=collects)
+        result = fit(task, params, epochs, in_round(self.training, now), dropout, trained=trained, masks=masks, collect_fisher=collects)
         if collects and result.neurons is not None:
             fisher = momentum(fisher, _only(result.neurons, chosen_from), self.neurons.momentum)
 

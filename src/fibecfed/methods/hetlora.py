@@ -22,6 +22,7 @@ from ..core.wire import Tensors, message
 from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.schedule import in_round
 from .catalogue import Setting
 from .fedavg import LocalModel, SharedModel, work_of
 from .options import HetLoraOptions
@@ -113,16 +114,16 @@ class HetLora(Defaults):
 
     def train(self, client: Client[OwnRank], params: Params, now: Round) -> Fit:
         """What a client makes of a model; its tensors are filled up with zeros to the largest rank."""
-        result, _ = self._train(client, params)
+        result, _ = self._train(client, params, now)
         return replace(result, params=padded(result.params, client.state.largest))
 
-    def _train(self, client: Client[OwnRank], params: Params) -> tuple[Fit, int]:
+    def _train(self, client: Client[OwnRank], params: Params, now: Round) -> tuple[Fit, int]:
         """Training at the client's rank with the penalty on the tail, and the rank that is left: the tail goes if its norm has fallen."""
         rank, kept = client.state.rank, self.kept(client.state.rank)
         start = truncated(params, rank)
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
         penalty = _Penalty(self.penalty, kept) if kept < rank and self.penalty else None
-        result = fit(client.task, start, epochs, self.training, client.key.fold("dropout"), penalty=penalty)
+        result = fit(client.task, start, epochs, in_round(self.training, now), client.key.fold("dropout"), penalty=penalty)
         if kept < rank and tail_norm(result.params, kept) < tail_norm(start, kept):
             rank = kept
         return replace(result, params=truncated(result.params, rank)), rank
@@ -136,7 +137,7 @@ class HetLora(Defaults):
         return SharedModel(truncated(message.shared, known.get(client) or self.rank_at_start(client, largest_rank(server.params))))
 
     def _tune(self, client: Client[OwnRank], message: SharedModel, now: Round) -> Update[OwnRank, LocalModel]:
-        result, rank = self._train(client, message.shared)
+        result, rank = self._train(client, message.shared, now)
         update = LocalModel(result.params, len(client.data.train))
         return Update(update, replace(client.state, rank=rank), work_of(result), {"rank": rank})
 

@@ -259,7 +259,9 @@ def probabilities(task: Task, params: Params, examples: Examples) -> Float[Tenso
 
 def trained_on(used: int, training: TrainingOptions, *, epochs: int | None = None, passes: float = 0.0) -> Load:
     """The load of a training on so many examples, `passes` examples going through the model besides."""
-    steps = (training.local_epochs if epochs is None else epochs) * math.ceil(used / training.batch_size)
+    per_epoch = math.ceil(math.ceil(used / training.batch_size) / training.gradient_accumulation)
+    steps = (training.local_epochs if epochs is None else epochs) * per_epoch
+    steps = min(steps, training.max_steps) if training.max_steps else steps
     return Load(steps, passes)
 
 

@@ -15,6 +15,7 @@ from ..core.task import Task
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.optimise import Fit
+from ..local.schedule import in_round
 from .aggregation import mean_by_size
 from .catalogue import Setting
 from .fedavg import FedAvg, work_of
@@ -114,7 +115,7 @@ class Scaffold(Defaults):
         return self.local.train(client, params, now)
 
     def _tune(self, client: Client[OwnControl], message: ControlledModel, now: Round) -> Update[OwnControl, ControlledUpdate]:
-        own, server, pace = client.state.control, message.control, self.local.training.learning_rate
+        own, server, pace = client.state.control, message.control, in_round(self.local.training, now).learning_rate
         correction = {name: _or_zero(server, name, x) - _or_zero(own, name, x) for name, x in message.shared.items()}
         result = self.local.train(client, message.shared, now, _linear(correction))
         change = {name: (x - result.params[name]) / (result.steps * pace) - _or_zero(server, name, x) for name, x in message.shared.items()}

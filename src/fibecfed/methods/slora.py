@@ -24,6 +24,7 @@ from ..local.curriculum import ceil_share
 from ..local.lowrank import best_factors
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.schedule import in_round
 from .aggregation import mean_by_size
 from .catalogue import Setting
 from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, work_of
@@ -154,7 +155,7 @@ class SLora(Defaults):
         return self.positions(weight, b.shape[0] * a.shape[1]), (b.shape[0], a.shape[1])
 
     def _train_sparse(self, client: Client[OwnTensors], message: SparseModel, now: Round) -> Update[OwnTensors, LocalSparse]:
-        training = self._sparse_training()
+        training = in_round(self._sparse_training(), now)
         places = {name: self._place(name, client.state.own) for name in message.values}
         task = cast("Task", SparseTask(client.task, client.state.own, places))
         epochs = plain_epochs(client.data.train, training, client.key, training.local_epochs)
