@@ -214,7 +214,7 @@ def test_every_mistake_is_told_in_one_go_with_what_to_do() -> None:
         max_test = 2020-01-01
         [trainning]
         [training]
-        optimizer = "adam"
+        optimizer = "adamm"
         learning_rate = true
         device = "gpu"
         [federation]
@@ -237,7 +237,7 @@ def test_every_mistake_is_told_in_one_go_with_what_to_do() -> None:
         "data.test_fraction: got 2, expected a number, above 0 and below 1",
         "data.max_test: got 2020-01-01 (a date)",
         "trainning: got an unknown table; did you mean `training`?",
-        'training.optimizer: got "adam", expected one of "adamw", "sgd"; did you mean "adamw"?',
+        'training.optimizer: got "adamm", expected one of "adadelta", "adagrad", "adam", ',
         "training.learning_rate: got true, expected a number, above 0",
         "training.device: got 'gpu', expected",
         "federation.round: got an unknown key; did you mean `federation.rounds`?",
@@ -325,6 +325,9 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"model": {"rank": 99999999999}}, "model.rank: got 99999999999, expected an integer, at least 1 and at most 4096"),
         ({"resources": {"threads": 99999999999}}, "resources.threads: got 99999999999, expected an integer, .* at most 1024"),
         ({"method": {"kind": "lora", "server": {"tau": 0.1}}}, r'method\.server\.tau: got 0\.1 with `method\.aggregation` = "mean"'),
+        ({"training": {"class_weights": [1.0, -2.0]}}, r"training\.class_weights: got \[1\.0, -2\.0\], expected a positive number for each"),
+        ({"training": {"optimizer": "adamw", "momentum": 0.5}}, r"training\.momentum: got 0\.5 with `training\.optimizer` = .adamw."),
+        ({"training": {"optimizer": "lbfgs"}}, r"training\.optimizer: got .lbfgs., expected"),
         ({"method": {"kind": "fedavgm", "aggregation": "mean"}}, r"method\.aggregation"),
         ({"method": {"gal_fracton": 0.3}}, r"method\.gal_fracton: got an unknown key, expected one of method\.kind, method\.finetune"),
         ({"method": {"rul": "all"}}, "method.rul: got an unknown key; did you mean `method.layers.rule`"),

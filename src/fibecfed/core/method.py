@@ -147,6 +147,7 @@ class Phase(Generic[S, C, D, U]):
         keep: what the server keeps of one client from now on, given its state before the round and the client's answer. It lies beside
             the server's state, whose size thus does not depend on the number of clients, and comes with that client's next answer.
         kept: message class of what `keep` makes.
+        trains: whether clients take optimiser steps in it; evaluations follow such phases alone.
     """
 
     name: str
