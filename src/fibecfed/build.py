@@ -273,7 +273,8 @@ def prepare(
 
 def given(method: Any) -> MakeMethod:
     """What makes a method that a user gives: the object itself, or a function of the setting."""
-    return method if callable(method) and not hasattr(method, "phases") else lambda setting: method
+    makes: Any = method if callable(method) and not hasattr(method, "phases") else None
+    return makes or (lambda setting: method)
 
 
 def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any, Any]:

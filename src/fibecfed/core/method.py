@@ -229,7 +229,11 @@ class Defaults:
     """What most methods answer to the questions that not every method has to think about; a class to inherit from."""
 
     is_personal = False
-    uses: frozenset[Use] = frozenset()
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """Losses and their gradients alone."""
+        return frozenset()
 
     def summary(self, server: Any) -> Mapping[str, Any]:
         """Nothing to tell."""
