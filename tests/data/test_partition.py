@@ -167,3 +167,13 @@ def test_ten_thousand_clients_are_spread_in_seconds():
     spread = partition("dirichlet", parts, num_clients=10_000, alpha=0.1, key=Key(0))
     assert time.process_time() - start < 10
     assert spread.counts["train"].sum(1).min() == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_proportional_fitting_is_carried_on_until_clients_have_their_sizes(seed):
+    """One-sided clients and classes of very different sizes: the sizes come out to less than an example a class, which few steps do not."""
+    totals = [60_000, 25_000, 10_000, 5_000]
+    spread = partition("dirichlet", {"train": labels_of(totals, 0)}, num_clients=30, alpha=0.1, size_alpha=5.0, key=Key(seed))
+    sizes = np.random.default_rng(Key(seed).fold("dirichlet").seed()).dirichlet([5.0] * 30)
+    assert np.abs(spread.counts["train"].sum(1) - sizes * sum(totals)).max() < len(totals)
+    assert spread.counts["train"].sum(0).tolist() == totals

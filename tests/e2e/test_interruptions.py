@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from draws import drawn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from saved import run_config
@@ -383,7 +383,7 @@ for _ in sys.stdin:  # a process for each line; what takes long to import is imp
 
 
 def test_killed_at_ten_random_points_it_ends_with_the_adapters_of_the_run_that_was_not(inputs: Path, whole: Any, tmp_path: Path) -> None:
-    draw, out, killed = random.Random(), tmp_path / "run", 0
+    draw, out, killed = drawn(), tmp_path / "run", 0
     (tmp_path / "run.toml").write_text(to_toml(run_config(inputs)))
     environment = {**os.environ, "PYTHONPATH": ":".join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _STARTER, str(tmp_path / "run.toml"), str(out)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from draws import drawn
 
 from fibecfed.core.errors import UserError
 from fibecfed.engine.checkpoint import Checkpoints, RunLock
@@ -47,7 +47,7 @@ for _ in sys.stdin:  # a process for each line; what takes long to import is imp
 
 
 def test_a_run_killed_at_random_moments_always_finds_server_and_clients_of_one_round(tmp_path: Path) -> None:
-    draw = random.Random()
+    draw = drawn()
     last = 0
     command = [sys.executable, "-c", _LOOP, str(tmp_path)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as starter:
