@@ -13,7 +13,7 @@ from .core.types import ClientId, Round
 from .engine.client import ClientRuntime
 from .engine.simulator import Simulator, Transport
 from .engine.states import ClientStates, StatesAt
-from .saving import folder_name, save
+from .saving import folder_names, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
 """The encoded message to each of some clients, made when it is asked for."""
@@ -64,11 +64,12 @@ class InProcess:
     ) -> Mapping[ClientId, str]:
         """As `Clients.finish`."""
         runtime, digests = self.transport.runtime, dict[ClientId, str]()
+        folders = folder_names(self.prepared.inputs.data.clients)
         for client, blob in messages(list(self.states.clients())).items():
             own = runtime.personal_params(client, blob, last)
             digests[client] = checksum(own)
             if adapters and digests[client] != shared:
-                folder = self.out / "clients" / folder_name(client)
+                folder = self.out / "clients" / folders[client]
                 save(self.prepared, folder, client, own, summary(client), header, self.out / "global")
         return digests
 

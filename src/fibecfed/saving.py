@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,28 @@ def _base(prepared: Prepared) -> Base:
     return Base(source.published, source.location, revision=commit_of(source) or source.revision)
 
 
+def folder_names(clients: Iterable[ClientId]) -> dict[ClientId, str]:
+    """A folder for each of all clients: its `folder_name`, with a hash where others differ from it in nothing but capital letters.
+
+    There are file systems that do not tell these from small ones.
+    """
+    names = {client: folder_name(client) for client in clients}
+    times = Counter(name.casefold() for name in names.values())
+    return {client: name if times[name.casefold()] == 1 else _with_hash(name, client) for client, name in names.items()}
+
+
 def folder_name(client: ClientId) -> str:
     """The client's id as a name of a folder: anything but letters, digits, `-`, `_`, `~` and inner dots is percent-encoded.
 
     What is longer than `_LONGEST` is cut, and ends in a hash of the whole id.
     """
-    name = quote(client, safe="")
+    name = quote(client, safe="", errors="surrogatepass")  # an id may be any string, half a surrogate pair too
     name = name.replace(".", "%2E", 1) if name.startswith(".") else name
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 33]}-{hashlib.sha256(client.encode()).hexdigest()[:32]}"
+    return name if len(name) <= _LONGEST else _with_hash(name, client)
+
+
+def _with_hash(name: str, client: ClientId) -> str:
+    return f"{name[: _LONGEST - 33]}-{hashlib.sha256(client.encode(errors='surrogatepass')).hexdigest()[:32]}"
 
 
 _LONGEST = 140
