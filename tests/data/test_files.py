@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -122,3 +124,230 @@ def test_half_a_character_in_a_client_is_refused_and_a_whole_one_is_not(tmp_path
     assert read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d\ude00"}'), columns).clients == ["😀"]
     with pytest.raises(UserError, match=r"'who', row 1.*half of a character"):
         read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d"}'), columns)
+
+
+# ---- files as the world writes them
+
+TWO = '"good film",pos\nbad film,neg\n'
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars"), (",", "commas")])
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".txt"])
+def test_the_separator_is_the_one_that_gives_the_columns(tmp_path, separator, name, extension):
+    text = f"text{separator}label\ngood, film{separator}pos\nbad film{separator}neg\n" if separator != "," else "text,label\n" + TWO
+    raw = read_split(write(tmp_path, f"a{extension}", text), COLUMNS)
+    assert raw.labels == ["pos", "neg"] and raw.texts[1] == "bad film"
+    assert f"2 rows, separated by {name}, UTF-8; none left out" in raw.about and raw.notes == ()
+
+
+def test_a_column_that_is_not_there_is_missed_under_the_separator_that_makes_most_columns(tmp_path):
+    path = write(tmp_path, "a.csv", "review;stars\ngood, very good;5\n")
+    with pytest.raises(UserError, match=r"no column 'text'; the file has 'review', 'stars'. Did you mean 'review'\?"):
+        read_split(path, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("header", "hint"),
+    [("Text,label", "'Text'"), ("sentence,label", "'sentence'"), ("txt,label", "'txt'"), ("text,class", "'class'"), ("site,label", None)],
+)
+def test_the_column_that_is_likely_meant_is_named_and_no_other(tmp_path, header, hint):
+    with pytest.raises(UserError) as error:
+        read_split(write(tmp_path, "a.csv", f"{header}\na,b\n"), COLUMNS)
+    assert ("Did you mean" in str(error.value)) == (hint is not None) and (hint or "") in str(error.value)
+
+
+def test_quotation_marks_that_are_never_closed_are_parts_of_texts_and_are_told(tmp_path):
+    lines = ['"Never closed\tpos', "plain\tneg", '"Nor this one\tpos', 'he said "no"\tneg', '"Great film."\tpos']
+    raw = read_split(write(tmp_path, "a.tsv", "\n".join(["text\tlabel", *lines])), COLUMNS)
+    assert raw.texts == [line.split("\t")[0] for line in lines] and raw.labels == ["pos", "neg"] * 2 + ["pos"]
+    assert raw.notes[0].endswith("quotation marks are read as parts of the texts, not as enclosing them (rows 1, 3, 5 begin with one)")
+    assert "without quoting" in raw.about
+
+
+def test_a_mark_that_swallows_rows_is_refused_or_told_with_the_row(tmp_path):
+    with pytest.raises(UserError, match=r"row 2 \(it begins in line 3\): has text behind a closing quotation mark"):
+        read_split(write(tmp_path, "a.csv", 'text,label\n"a, ""b""",pos\n"c" d,neg\n'), COLUMNS)
+    with pytest.raises(UserError, match=r"row 1 \(it begins in line 2\): has a quotation mark that is never closed"):
+        read_split(write(tmp_path, "a.csv", 'text,label\n"a, b,pos\nc,neg\n'), COLUMNS)
+    raw = read_split(write(tmp_path, "a.csv", 'text,label\n"a,pos\nb",neg\nc,pos\n'), COLUMNS)
+    assert len(raw.texts) == 2 and "rows 1 hold a text in quotation marks over several lines" in raw.notes[0]
+    assert read_split(write(tmp_path, "a.csv", 'text,label\n"a\nb, c\nd",neg\n'), COLUMNS).notes == ()
+
+
+def test_spaces_behind_separators_are_no_parts_of_quoted_values(tmp_path):
+    raw = read_split(write(tmp_path, "a.csv", 'text, label\n"a, b", "pos"\n"c", neg\n'), COLUMNS)
+    assert (raw.texts, raw.labels) == (["a, b", "c"], ["pos", "neg"]) and "spaces behind separators are left out" in raw.notes[0]
+
+
+def test_names_are_read_without_spaces_and_in_one_form_and_it_is_told(tmp_path):
+    path = write(tmp_path, "a.csv", " text ,label\u00a0,who\na,pos ,Zu\u0308rich\nb,\u200bpos,Z\u00fcrich\nc,Pos,Bern\n")
+    raw = read_split(path, Columns("text", None, "label", "who"))
+    assert raw.labels == ["pos", "pos", "Pos"] and raw.clients == ["Z\u00fcrich", "Z\u00fcrich", "Bern"]
+    labels, clients = raw.notes
+    assert "column 'label': 2 of 3 names" in labels and "'pos ' as 'pos'" in labels and r"'\u200bpos' as 'pos'" in labels
+    assert "column 'who': 1 of 3 names" in clients and r"'Zu\u0308rich' as 'Zürich'" in clients
+
+
+def test_labels_that_are_numbers_in_some_rows_are_told(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text":"a","label":1}\n{"text":"b","label":"x"}\n')
+    assert "1 of 2 labels are numbers, the others text" in read_split(path, COLUMNS).notes[0]
+
+
+def test_words_for_missing_values_are_labels_and_texts_like_any_other(tmp_path):
+    words = ["NA", "nan", "None", "null", "N/A"]
+    for name, text in {
+        "a.csv": "text,label\n" + "".join(f"{word},{word}\n" for word in words),
+        "a.jsonl": "\n".join(json.dumps({"text": word, "label": word}) for word in words),
+    }.items():
+        raw = read_split(write(tmp_path, name, text), COLUMNS)
+        assert raw.texts == raw.labels == words
+
+
+TABLE = {"text": {"0": "good film", "1": "bad film"}, "label": {"0": "pos", "1": "neg"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "how"),
+    [
+        (TABLE, "an object for each column"),
+        ({name: list(column.values()) for name, column in TABLE.items()}, "a list for each column"),
+        ([{name: column[row] for name, column in TABLE.items()} for row in "01"], "a list of objects"),
+    ],
+)
+def test_json_is_read_by_rows_and_by_columns(tmp_path, value, how):
+    for indent in (None, 1):
+        raw = read_split(write(tmp_path, "a.json", json.dumps(value, indent=indent)), COLUMNS)
+        assert (raw.texts, raw.labels) == (["good film", "bad film"], ["pos", "neg"]) and how in raw.about
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"columns": ["text", "label"], "data": [["a", "x"]]}, "one object with the keys 'columns', 'data', expected a list of objects"),
+        ({"0": {"text": "a", "label": "x"}}, 'orient="records"'),
+        ({"text": ["a", "b"], "label": ["x"]}, "columns of 1, 2 values, expected columns of one length"),
+        ({"text": {"0": "a"}, "label": {"1": "x"}}, "column 'label': got other rows than in column 'text'"),
+        ({"text": ["a"]}, "no column 'label'"),
+    ],
+)
+def test_json_in_another_form_is_refused_with_the_form_that_is_read(tmp_path, value, said):
+    with pytest.raises(UserError) as error:
+        read_split(write(tmp_path, "a.json", json.dumps(value)), COLUMNS)
+    assert said in str(error.value)
+
+
+def test_a_key_that_stands_twice_in_an_object_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"line 1: not JSON .the key 'text' stands twice in one object"):
+        read_split(write(tmp_path, "a.jsonl", '{"text":"a","label":"x","text":"b"}\n{"text":"c","label":"y"}'), COLUMNS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_an_encoding_with_a_mark_is_read_and_another_is_refused_by_line(tmp_path, encoding):
+    path = write(tmp_path, "a.csv", "text,label\ncafé,x\nb,y\n".encode(encoding))
+    if encoding == "utf-16-le":
+        with pytest.raises(UserError, match=r"NUL character.*UTF-16 without its byte order mark"):
+            read_split(write(tmp_path, "a.csv", "text,label\na,x\n".encode(encoding)), COLUMNS)
+    else:
+        assert read_split(path, COLUMNS).texts[0] == "café"
+    with pytest.raises(UserError, match="line 2: byte 0xe9 at position 14 is not UTF-8, but perhaps Latin-1"):
+        read_split(write(tmp_path, "a.csv", "text,label\ncafé,x\n".encode("latin-1")), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.xlsx", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
+        ("a.csv", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
+        ("a.csv", gzip.compress(b"text,label\na,x\n"), "packed with gzip; name it .gz"),
+        ("a.csv.gz", b"text,label\na,x\n", "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,x\n")[:-4], "not a whole gzip file"),
+        ("a.csv", b"PAR1....PAR1", "a parquet file; name it .parquet"),
+        ("a.csv.bz2", b"BZh91AY", "packed with bzip2; unpack it"),
+    ],
+)
+def test_what_is_no_table_is_refused_by_what_it_is(tmp_path, name, content, said):
+    with pytest.raises(UserError) as error:
+        read_split(write(tmp_path, name, content), COLUMNS)
+    assert said in str(error.value)
+
+
+def test_a_packed_table_is_read(tmp_path):
+    assert read_split(write(tmp_path, "a.tsv.gz", gzip.compress(b"text\tlabel\na\tx\nb\ty\n")), COLUMNS).texts == ["a", "b"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\na,x\n")
+    path.chmod(0)
+    with pytest.raises(UserError, match=r"cannot be read .Permission denied"):
+        read_split(path, COLUMNS)
+
+
+def test_a_pipe_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(UserError, match=r"the file is a pipe.*write what it gives to a file first"):
+        read_split(tmp_path / "a.csv", COLUMNS)
+
+
+HOLES = "text,label\na,x\n ,y\nc,\nd,y\n\u200b,x\n"
+
+
+def test_empty_texts_are_all_named_at_once(tmp_path):
+    path = write(tmp_path, "a.csv", HOLES)
+    with pytest.raises(UserError, match=r"row 2 .*the text is empty, and so are 1 of the other 4 \(rows 5\).*data\.skip_empty"):
+        read_split(path, COLUMNS)
+
+
+def test_rows_without_text_or_label_are_left_out_by_choice_and_counted(tmp_path):
+    raw = read_split(write(tmp_path, "a.csv", HOLES), Columns("text", None, "label", None, skip_empty=True))
+    assert (raw.texts, raw.labels) == (["a", "d"], ["x", "y"])
+    assert "5 rows, separated by commas, UTF-8; 3 of them left out" in raw.about
+    assert raw.notes[0].endswith("3 of 5 rows are left out, which have no text or no label: rows 2, 3, 5")
+    # rows are those of the file
+    path = write(tmp_path, "a.jsonl", '{"text":"","label":1}\n{"text":"b","label":0.5}\n')
+    with pytest.raises(UserError, match="row 2"):
+        read_split(path, Columns("text", None, "label", None, skip_empty=True))
+    with pytest.raises(UserError, match="none of the 1 rows has both"):
+        read_split(write(tmp_path, "b.csv", "text,label\n,x\n"), Columns("text", None, "label", None, skip_empty=True))
+
+
+@pytest.mark.parametrize(
+    ("who", "said"),
+    [("NaN", "the client is missing"), ("null", "the client is missing"), ("[1]", "a client of type list"), ('" "', "missing")],
+)
+def test_a_client_without_a_name_is_refused(tmp_path, who, said):
+    path = write(tmp_path, "a.jsonl", f'{{"text":"a","label":1,"who":{who}}}')
+    with pytest.raises(UserError, match=said):
+        read_split(path, Columns("text", None, "label", "who"))
+
+
+def test_a_client_that_is_a_whole_number_has_one_name_in_every_type(tmp_path):
+    path = write(tmp_path, "a.jsonl", '{"text":"a","label":1,"who":7}\n{"text":"b","label":0,"who":7.0}\n{"text":"b","label":0,"who":"7"}')
+    assert read_split(path, Columns("text", None, "label", "who")).clients == ["7", "7", "7"]
+
+
+def test_two_columns_that_differ_in_spaces_alone_are_refused(tmp_path):
+    with pytest.raises(UserError, match="got 2 columns 'text'"):
+        read_split(write(tmp_path, "a.csv", "text, text,label\na,b,x\n"), COLUMNS)
+
+
+SECRET = "confidential " * 40
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", f"{SECRET},x\n{SECRET},y\n"),
+        ("a.csv", f'text,label\n"{SECRET}" and, {SECRET},"x\n'),
+        ("a.csv", f"text,label\na,{SECRET},1\n"),
+        ("a.json", json.dumps({SECRET: [SECRET]})),
+        ("a.json", json.dumps([SECRET])),
+        ("a.jsonl", json.dumps({"text": {"a": SECRET}, "label": 1}) + "\n" + json.dumps({"text": SECRET, "label": 1})),
+        ("a.jsonl", f'{{"text": "{SECRET}'),
+        ("a.jsonl", json.dumps({"text": "a", "label": [SECRET]})),
+    ],
+)
+def test_no_message_shows_a_text_whole(tmp_path, name, text):
+    with pytest.raises(UserError) as error:
+        read_split(write(tmp_path, name, text), COLUMNS)
+    assert "confidential " * 8 not in str(error.value) and len(str(error.value)) < 1000

@@ -183,3 +183,49 @@ def test_the_ten_prepared_tasks_load(tasks_folder):
             assert data.label_names == task.labels and data.pair == task.pair
             assert data.train.labels.bincount(minlength=len(task.labels)).min() > 0
     assert sizes["sst2"] == (67_349, 872) and sizes["trec"] == (5_452, 500) and len(sizes) == 10
+
+
+def test_a_revision_of_a_data_set_is_asked_for_and_the_commit_is_told(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args, split, revision):
+        asked.append(revision)
+        rows = datasets.Dataset.from_dict({"sentence": ["q", "r"], "label": [1, 0]})
+        rows.info.download_checksums = {f"hf://datasets/nyu-mll/glue@{'ab' * 20}/sst2/train.parquet": {}}
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load(DataOptions(task="sst2", revision="v1"), Key(0))
+    assert asked == ["v1", "v1"] and data.source.endswith(f"at revision {'ab' * 20}") and data.source in data.read
+
+
+def test_rows_that_a_published_set_lacks_texts_in_are_counted(monkeypatch):
+    hub(monkeypatch, {"sentence": ["q", "", "r"], "label": [1, 1, 0], "idx": [0, 1, 2]})
+    assert "1 of 3 rows are left out" in load(DataOptions(task="cola"), Key(0)).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fixed", "hint"),
+    [
+        ([1, 2, 3], ("a", "b", "c"), "These are 1 to 3: numbers count into `data.labels` from 0; subtract 1 from each."),
+        (["pos", "Neg"], ("neg", "pos"), "Is 'Neg' the same as 'neg'?"),
+    ],
+)
+def test_labels_that_are_nearly_classes_get_a_hint(tmp_path, labels, fixed, hint):
+    with pytest.raises(UserError) as error:
+        load(DataOptions(path=csv(tmp_path, labels * 10), labels=fixed), Key(0))
+    assert hint in str(error.value)
+
+
+def test_what_was_read_and_what_is_to_be_told_comes_with_the_data(tmp_path):
+    train, test = csv(tmp_path, ["a ", "b"] * 5), csv(tmp_path, ["b", " a"], "t.csv")
+    data = load(DataOptions(path=train, test_path=test), Key(0))
+    assert data.label_names == ("a", "b") and data.test.labels.tolist() == [1, 0]
+    assert [text.split(": ")[0] for text in data.read] == [train, test] and len(data.notes) == 2
+
+
+def test_labels_of_a_configuration_are_read_as_those_of_a_file(tmp_path):
+    options = DataOptions(path=csv(tmp_path, ["caf\u00e9", "b"] * 10), labels=("cafe\u0301 ", " b"))
+    assert options.labels == ("caf\u00e9", "b") and load(options, Key(0)).label_names == ("caf\u00e9", "b")

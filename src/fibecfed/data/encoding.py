@@ -59,9 +59,8 @@ def text_of(path: Path, packed: bool) -> tuple[str, str]:
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(
-            f"{path}, line {line}: holds a NUL character, which no text has; it may be UTF-16 without its mark. Save it as UTF-8."
-        )
+        perhaps = "it may be UTF-16 without its byte order mark"
+        raise UserError(f"{path}, line {line}: holds a NUL character, which no text has; {perhaps}. Save it as UTF-8.")
     return text, name
 
 

@@ -14,6 +14,8 @@ _INSIDE = re.compile(rf"[{_INVISIBLE}]+")
 _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_-]+(?=\w)")
 _PLAIN = re.compile(r"[^\s'\",]+")
 
+_QUOTES = " \t\"'`"
+
 LONGEST = 80
 """Characters of a value that a message shows: values may be texts that are not to leave their owner."""
 
@@ -30,8 +32,8 @@ def canonical(name: str) -> str:
 
 
 def look_alike(names: Iterable[str]) -> list[list[str]]:
-    """Groups of different names that a reader takes for one: they differ in case, spaces, hyphens, underscores or in how Unicode writes
-    them. Sorted.
+    """Groups of different names that a reader takes for one: they differ in case, spaces, hyphens, underscores, quotation marks around
+    them or in how Unicode writes them. Sorted.
 
     >>> look_alike(["Positive", "positive", "neg", "POSITIVE "])
     [['POSITIVE ', 'Positive', 'positive']]
@@ -39,7 +41,7 @@ def look_alike(names: Iterable[str]) -> list[list[str]]:
     groups: dict[str, set[str]] = {}
     for name in names:
         alike = _INSIDE.sub("", unicodedata.normalize("NFKC", name)).replace("_", " ")
-        alike = _BETWEEN_WORDS.sub(" ", alike).strip().casefold() or name
+        alike = _BETWEEN_WORDS.sub(" ", alike).strip(_QUOTES).casefold() or name
         groups.setdefault(alike, set()).add(name)
     return [sorted(group) for _, group in sorted(groups.items()) if len(group) > 1]
 

@@ -60,9 +60,6 @@ def read_separated(source: str, text: str, wanted: Sequence[str], preferred: str
     """
     separator, header = _separator(source, text, wanted, preferred)
     quoted = _parsed(text, separator, csv.QUOTE_MINIMAL)
-    if any(_spaced_quote(value) for row in quoted.rows[:1000] for value in row) or quoted.problem:
-        spaced = _parsed(text, separator, csv.QUOTE_MINIMAL, skip_spaces=True)
-        quoted = quoted if spaced.problem else spaced
     about = f"separated by {SEPARATORS[separator]}"
     if '"' not in text:
         return Cells(header, _sound(source, quoted).rows, about)
@@ -72,7 +69,12 @@ def read_separated(source: str, text: str, wanted: Sequence[str], preferred: str
         rows = [number for number, row in enumerate(literal.rows, start=1) if any(value[:1] == '"' for value in row)]
         note = f"{source}: quotation marks are read as parts of the texts, not as enclosing them (rows {listed(rows)} begin with one)"
         return Cells(header, literal.rows, f"{about}, without quoting", (note,) if rows else ())
-    return Cells(header, _sound(source, quoted).rows, about, _swallowed(source, text, separator, quoted))
+    notes: tuple[str, ...] = ()
+    if quoted.problem or any(_spaced_quote(row[column]) for row in quoted.rows for column in columns):
+        spaced = _parsed(text, separator, csv.QUOTE_MINIMAL, skip_spaces=True)
+        if not spaced.problem and re.search(f'{re.escape(separator)} +"', text):
+            quoted, notes = spaced, (f"{source}: spaces behind separators are left out, since quotation marks stand behind them",)
+    return Cells(header, _sound(source, quoted).rows, about, (*notes, *_swallowed(source, text, separator, quoted)))
 
 
 def _separator(source: str, text: str, wanted: Sequence[str], preferred: str) -> tuple[str, list[str]]:
@@ -141,7 +143,7 @@ def _sound(source: str, parsed: _Parsed) -> _Parsed:
 
 def _spaced_quote(value: str) -> bool:
     """Whether a value was written as `, "value"`."""
-    return value[:1] == " " and (bare := value.strip(" "))[:1] == '"' and bare[-1:] == '"' and len(bare) > 1
+    return value[:1] == " " and _ENCLOSED.fullmatch(value.strip(" ")) is not None
 
 
 def _literal(text: str, separator: str, columns: Sequence[int]) -> _Parsed | None:

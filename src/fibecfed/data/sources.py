@@ -24,7 +24,7 @@ from ..core.metrics import Metric
 from ..core.rng import Key
 from .cuts import stratified_cut
 from .files import check_columns, read_split
-from .names import look_alike, shown
+from .names import listed, look_alike, shown
 from .options import DataOptions
 from .tasks import TASKS, TextTask
 from .values import Columns, RawSplit, raw_split
@@ -189,8 +189,8 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
     if unknown:
         first = next(row for row, label in enumerate(raw.labels) if str(label) in unknown)
         raise UserError(
-            f"{raw.source}, row {first + 1}: got labels that are not among the classes: {', '.join(map(repr, unknown[:10]))}. "
-            f"Expected one of {', '.join(map(repr, names[:20]))}: those found in train, or `data.labels` where it is set. "
+            f"{raw.source}, row {raw.row(first)}: got labels that are not among the classes: {listed(unknown, 10)}. "
+            f"Expected one of {listed(names, 20)}: those found in train, or `data.labels` where it is set.{_hint(raw, unknown, names)} "
             "Fix the rows, or list every class in `data.labels`."
         )
     labels = torch.tensor([number[str(label)] for label in raw.labels], dtype=torch.int64)

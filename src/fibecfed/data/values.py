@@ -38,9 +38,9 @@ class RawSplit:
     """Labelled texts before their labels are numbered. Row i of every list belongs to the same example.
 
     Attributes:
-        rows: how many rows the source holds, those that were left out too.
         about: what was read, as a sentence.
         notes: what the user has to be told about it, as sentences.
+        rows: 0-based rows of the source; () for all of them.
     """
 
     source: str
@@ -50,6 +50,11 @@ class RawSplit:
     clients: list[str] | None
     about: str = ""
     notes: tuple[str, ...] = ()
+    rows: Sequence[int] = ()
+
+    def row(self, position: int) -> int:
+        """The number of an example's row in the source, from 1."""
+        return (self.rows[position] if self.rows else position) + 1
 
 
 def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, about: str = "", notes: Sequence[str] = ()) -> RawSplit:
@@ -96,6 +101,7 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
         clients=clients,
         about=f"{source}: {total:,} rows{f', {about}' if about else ''}; {f'{len(left_out):,} of them' if left_out else 'none'} left out",
         notes=(*notes, *label_notes, *client_notes),
+        rows=rows if left_out else (),
     )
 
 
@@ -168,9 +174,8 @@ def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | 
     named = [str(label) for label in labels]
     found, notes = _made_alike(where.source, column, named)
     if numbers:
-        notes.append(
-            f"{where.source}, column {shown(column)}: {len(numbers):,} of {len(labels):,} labels are numbers, which are read as text"
-        )
+        count = f"{len(numbers):,} of {len(labels):,} labels"
+        notes.append(f"{where.source}, column {shown(column)}: {count} are numbers, the others text; all are read as text")
     return found, notes
 
 
