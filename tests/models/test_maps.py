@@ -40,7 +40,9 @@ CASES: dict[str, tuple[Callable[[], PretrainedConfig], tuple[str, ...], tuple[st
         (),
     ),
     "DeBERTa, maps of positions": (lambda: transformers.DebertaConfig(**DEBERTA), ("in_proj", "pos_proj", "pos_q_proj"), ()),
-    "BERT with a new pooler": (lambda: transformers.BertConfig(**SIZES), ("query", "value"), ("bert.pooler",)),
+    "BERT with a new pooler": (lambda: transformers.BertConfig(**SIZES), ("query", "value"), ("bert.pooler.dense",)),
+    "ERNIE with a new pooler": (lambda: transformers.ErnieConfig(**SIZES), ("query", "value"), ("ernie.pooler.dense",)),
+    "Megatron-BERT with a new pooler": (lambda: transformers.MegatronBertConfig(**SIZES), ("query", "value"), ("bert.pooler.dense",)),
     "BERT with a map that is not used": (lambda: transformers.BertConfig(**SIZES), ("query", "value"), ("spare",)),
 }
 
