@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -273,8 +273,10 @@ def prepare(
 
 def given(method: Any) -> MakeMethod:
     """What makes a method that a user gives: the object itself, or a function of the setting."""
-    makes: Any = method if callable(method) and not hasattr(method, "phases") else None
-    return makes or (lambda setting: method)
+    if callable(method) and not hasattr(method, "phases"):
+        return cast("MakeMethod", method)
+    found = cast("Method[Any, Any]", method)
+    return lambda setting: found
 
 
 def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any, Any]:
