@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from every_family import FAMILIES as FAMILIES_OF_TRANSFORMERS
 from every_family import quiet, tiny
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -341,6 +343,18 @@ def test_as_many_tokens_fit_as_the_family_has_positions_for(family: str) -> None
             return
         with pytest.raises(Exception, match=r"index|size"):
             model(input_ids=torch.cat([ids, ids[:, :1]], 1))
+
+
+def test_every_family_whose_table_of_positions_has_a_padding_index_counts_from_behind_it() -> None:
+    found = set()
+    for family in FAMILIES_OF_TRANSFORMERS:
+        with quiet(), torch.device("meta"), contextlib.suppress(ImportError):  # of LayoutLMv2's own libraries
+            body: Any = AutoModelForSequenceClassification.from_config(tiny(family)).base_model
+            table = getattr(getattr(body, "embeddings", None), "position_embeddings", None)
+            if getattr(table, "padding_idx", None) is not None:
+                assert num_positions(tiny(family)) == len(table.weight) - table.padding_idx - 1, family
+                found.add(family)
+    assert {"roberta", "luke", "longformer", "mpnet", "xmod"} <= found
 
 
 def test_a_model_that_counts_positions_from_its_padding_index_has_fewer_than_its_table_has_rows():
