@@ -198,10 +198,10 @@ def test_what_a_process_left_that_was_killed_before_its_run_began_is_in_nobodys_
 def test_a_folder_that_another_process_takes_meanwhile_is_refused(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, prepare = tmp_path / "run", session.prepare
 
-    def slow(config: Any, weights: Any, read_data: Any) -> Any:
+    def slow(*arguments: Any, **more: Any) -> Any:
         out.mkdir()
         (out / "config.toml").write_text("of another")
-        return prepare(config, weights, read_data)
+        return prepare(*arguments, **more)
 
     monkeypatch.setattr(session, "prepare", slow)
     with pytest.raises(UserError, match="holds a run already"):
