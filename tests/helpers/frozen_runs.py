@@ -1,6 +1,7 @@
 """Makes the folders that later versions must read: `PYTHONPATH=tests/helpers python tests/helpers/frozen_runs.py tests/frozen/0.1`.
 
-Run with the version that they are to stand for, once a release and never again. Paths in them are relative to their own folder.
+Run with the version that they are to stand for, once a release and never again. Paths in them are relative to their own folder, but in a
+comparison, where they are absolute: those lead to ELSEWHERE, as in a folder that was moved.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fibecfed.models.tiny import tiny_config
 
 METHODS = ("fibecfed", "lora", "hetlora", "fedpeptao")
 ROUNDS_BEFORE_STOP = 3
+ELSEWHERE = "/elsewhere"
 
 COMPARISON = """
 methods = ["fibecfed", "lora"]
@@ -125,6 +127,8 @@ def main(folder: Path) -> None:
             path.unlink()
         elif path.is_file():
             path.chmod(0o644)
+            if path.is_relative_to("comparison"):
+                path.write_text(path.read_text().replace(str(Path.cwd()), ELSEWHERE))
 
 
 if __name__ == "__main__":
