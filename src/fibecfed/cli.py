@@ -245,7 +245,7 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
         header, rows = getattr(listing, topic.value)()
         table = Table(*header, box=None, pad_edge=False)
         for row in rows:
-            table.add_row(*map(Text, row))  # Text: brackets are no markup
+            table.add_row(*(Text(escaped(text)) for text in row))  # Text: brackets are no markup
         console().print(table)
 
 
@@ -371,7 +371,7 @@ def _load(file: Path, overrides: list[str] | None) -> Config:
 
     loaded = load(file, overrides or ())
     for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
     return loaded.config
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .build import Prepared, data_warnings
+from .core.terminal import escaped
 from .data.inspect import quantiles
 from .data.names import plain
 
@@ -21,16 +22,18 @@ Section: TypeAlias = tuple[str, Table]
 def show(sections: Iterable[Section], console: Console) -> None:
     """Prints them one below the other."""
     for title, table in sections:
-        console.print(Text(title, style="bold"))
+        console.print(Text(escaped(title), style="bold"))
         console.print(table)
         console.print()
 
 
 def as_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     """Rows of plain text."""
-    table = Table(*header, box=None, pad_edge=False, show_header=any(header))
+    table = Table(box=None, pad_edge=False, show_header=any(header))
+    for name in header:
+        table.add_column(Text(escaped(name)))  # Text: brackets in the name of a class are no markup
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(escaped, row)))
     return table
 
 

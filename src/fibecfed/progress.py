@@ -166,16 +166,16 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     grid = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value:
-            grid.add_row(Text(name), Text(value, overflow="fold"))
+            grid.add_row(Text(name), Text(escaped(value), overflow="fold"))
     console.print(grid)
     for remark in remarks(summary):
-        console.print(Text(f"note: {remark}"), soft_wrap=True)
+        console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
     hints = ["To classify text with a model, see the model card."]
     if not (folder / FLOWER).is_file():  # a federation across machines cannot be run again here
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]
         hints.append(f"To compare: {shlex.join(again)}")
-    console.print(Text("\n".join(hints)), soft_wrap=True)
+    console.print(Text(escaped("\n".join(hints))), soft_wrap=True)
 
 
 _COLUMNS = (

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from fibecfed.compare.command import show_results
+from fibecfed.compare.conduct import Results
 from fibecfed.compare.options import Comparison
 from fibecfed.compare.plan import Clock, job
 from fibecfed.compare.pool import Outcome
 from fibecfed.compare.watch import Watch
 
+HOSTILE, WRITTEN_OUT = "evil\x1b]0;owned\a\u202e", r"evil\x1b]0;owned\x07\u202e"
 SUMMARY = {"scores": {"pooled_personalised": 0.815}, "seconds": 60.0, "evaluation": {"seconds": 40.0}}
 
 
@@ -33,6 +37,22 @@ def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Cal
     assert lines[0].startswith("reviews/lora/seed 0: personalised 81.5 %") and lines[0].endswith("(1/4 done, 2 min 5 s left)")
     assert lines[1].startswith("warning: reviews/lora/seed 1: an older checkpoint takes its place")
     assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
+
+
+def test_what_files_say_steers_no_terminal(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+    one = replace(job(compared(), tmp_path, "reviews", "lora", 0), task=HOSTILE)
+    log, live = io.StringIO(), io.StringIO()
+    for out in (log, live):
+        console = Console(file=out, width=200, force_terminal=out is live)
+        with Watch(console, Clock(), workers=1) as watch:
+            watch.started(one)
+            watch.tick([])
+            watch.warned(one, HOSTILE)
+            watch.ended(one, Outcome(None, "failed", HOSTILE))
+        # nothing can be read there, so that the reasons are all that is shown
+        show_results(console, Results(done={}, failed={}, refused={}, unusable={one: HOSTILE}, new=0), tmp_path / HOSTILE, 1.0)
+        text = out.getvalue()
+        assert text.count(WRITTEN_OUT) >= 6 and "\x1b]" not in text and "\a" not in text and "\u202e" not in text
 
 
 def test_a_run_that_begins_before_the_next_tick_is_counted_once(compared: Callable[..., Comparison], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..core.errors import RunFailed, UserError
 from ..core.files import COMPARISON
+from ..core.terminal import escaped
 from ..engine.checkpoint import RunLock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
@@ -67,7 +68,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
         _print(console, f"{out}: {count(runs, 'run')}, {workers(comparison)} at a time")
         with Watch(console, clock, workers(comparison)) as watch:
             results = conduct(comparison, out, watch, clock)
-    _show(console, results, out, time.monotonic() - began)
+    show_results(console, results, out, time.monotonic() - began)
     return Left(len(results.failed), len(results.refused), len(results.unusable))
 
 
@@ -85,7 +86,7 @@ def _as_user_error(out: Path) -> Iterator[None]:
         raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
 
 
-def _show(console: Console, results: Results, out: Path, seconds: float) -> None:
+def show_results(console: Console, results: Results, out: Path, seconds: float) -> None:
     """The report, which says why runs failed or were refused, then what it does not know of, and how many there are of each."""
     try:
         found = read_report(out)
@@ -103,4 +104,4 @@ def _show(console: Console, results: Results, out: Path, seconds: float) -> None
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(Text(text), soft_wrap=True)
+    console.print(Text(escaped(text)), soft_wrap=True)

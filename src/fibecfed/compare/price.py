@@ -27,6 +27,7 @@ from ..check import plan_effort, plan_traffic
 from ..config import Config
 from ..core.errors import UserError
 from ..core.rng import Key
+from ..core.terminal import escaped
 from ..data.federated import FederatedData
 from ..data.partition import Partition, client_ids
 from ..data.tasks import TASKS
@@ -85,10 +86,10 @@ def price_comparison(comparison: Comparison, console: Console) -> None:
             try:
                 prices[method] = one = price(comparison, method, shape)
             except UserError as error:
-                table.add_row(Text(method), Text(f"not priced: {error}"))
+                table.add_row(Text(escaped(method)), Text(escaped(f"not priced: {error}")))
                 continue
             cells = (f"{one.values:,}", decimal(one.bytes_down), decimal(one.bytes_up), decimal(one.bytes), f"{one.steps:,}")
-            table.add_row(*map(Text, (method, *cells, f"{one.operations / 1e15:,.1f}", duration(one.seconds))))
+            table.add_row(*map(Text, (escaped(method), *cells, f"{one.operations / 1e15:,.1f}", duration(one.seconds))))
         console.print(table)
         for line in _notes(comparison, shape, prices):
             _print(console, f"- {line}")
@@ -238,4 +239,4 @@ def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) ->
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
+    console.print(Text(escaped(text), style=style), soft_wrap=True)

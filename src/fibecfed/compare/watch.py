@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from ..core.terminal import escaped
 from ..report.units import duration, percent
 from .plan import Clock, Job
 from .pool import Outcome
@@ -68,7 +69,7 @@ class Watch:
         """Called about once a second, with what no worker has taken yet."""
         self._waiting = tuple(waiting)
         if self._live is not None:
-            self._live.update(Group(*map(Text, [self._state(), *map(self._one, self._running)])))
+            self._live.update(Group(*(Text(escaped(line)) for line in (self._state(), *map(self._one, self._running)))))
 
     def _state(self) -> str:
         of = self._ended + len(self._running) + len(self._waiting)
@@ -92,4 +93,4 @@ class Watch:
         return total / self._workers
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(f"{text} ({self._state()})"), soft_wrap=True)
+        self._console.print(Text(escaped(f"{text} ({self._state()})")), soft_wrap=True)

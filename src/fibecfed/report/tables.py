@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..core.terminal import escaped
 from .standing import Spread
 from .units import duration
 
@@ -150,12 +151,12 @@ def to_csv(table: Table) -> str:
 
 def show(table: Table, console: Console) -> None:
     """Print to a terminal; the best are bold."""
-    console.print(Text(f"\n{table.title}", style="bold"))
-    console.print(Text(table.note, style="dim"), soft_wrap=True)
+    console.print(Text(escaped(f"\n{table.title}"), style="bold"))
+    console.print(Text(escaped(table.note), style="dim"), soft_wrap=True)
     shown = RichTable(box=None, pad_edge=False)
     numeric = [any(row[i].value is not None for row in table.rows) for i in range(len(table.header))]
     for name, right in zip(table.header, numeric, strict=True):
-        shown.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+        shown.add_column(Text(escaped(name)), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(cell.whole, style="bold" if cell.best else "") for cell in row))
+        shown.add_row(*(Text(escaped(cell.whole), style="bold" if cell.best else "") for cell in row))
     console.print(shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from ..core.terminal import escaped
 from . import by_task, overview, tables
 from .results import OURS
 from .standing import Standings
@@ -18,7 +19,7 @@ _NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "shortest tim
 def show(standings: Standings, console: Console) -> None:
     """What was compared, the verdict, where FibecFed loses, the main tables, and what is missing. The files hold the rest."""
     comparison = standings.comparison
-    console.print(Text(what(comparison), style="bold"))
+    console.print(Text(escaped(what(comparison)), style="bold"))
     _sentences(console, "", verdict(standings))
     _sentences(console, "Where FibecFed loses", defeats(standings))
     for table in (
@@ -38,4 +39,4 @@ def _sentences(console: Console, title: str, lines: list[str] | tuple[str, ...])
     if lines:
         console.print(Text(f"\n{title}".rstrip(), style="bold"))
     for line in lines:
-        console.print(Text(f"- {line}"), soft_wrap=True)
+        console.print(Text(escaped(f"- {line}")), soft_wrap=True)
