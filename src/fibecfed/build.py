@@ -199,6 +199,9 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
             f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
             'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
         )
+    scored, present = config.evaluation.clients, num_clients(config, data)
+    if scored is not None and scored > present:
+        raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the clients that there are; lower it")
     weights = config.training.class_weights
     if isinstance(weights, tuple) and len(weights) != len(data.label_names):
         classes = ", ".join(data.label_names[:10])

@@ -210,7 +210,8 @@ def plan_effort(prepared: Prepared) -> Effort:
             steps += people * statistics.mean(load.steps for load in loads)
             passes += people * statistics.mean(load.passes for load in loads)
             evaluations += phase.trains and ((index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds)
-    scored_each_time = len(data.test) + len(data.validation)
+    share = min(1.0, (config.evaluation.clients or clients) / clients)
+    scored_each_time = share * (len(data.test) + len(data.validation))
     models = 2 if method.is_personal else 1
     return Effort(round(steps), round(passes), round((1 + models * evaluations) * scored_each_time))
 

@@ -21,7 +21,7 @@ from .core.records import EvalRecord
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
-from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, worst_decile
+from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, sample, worst_decile
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.log import Log, read_header, read_records
@@ -185,13 +185,14 @@ class _Session:
         transport, data = clients.transport, self.data
         tolerance = Tolerance.of(self.config.federation)
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
+        asked = sample(data.clients, self.config.evaluation.clients, self.key)
         evaluator = Evaluator(
             method=self.method,
             task=self.prepared.task,
             transport=transport,
-            clients=data.clients,
-            test=data.test,
-            validation=data.validation,
+            clients=asked,
+            test=data.held_by(asked, "test"),
+            validation=data.held_by(asked, "validation"),
             batch_size=batch_size,
             tolerance=tolerance,
             start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
@@ -304,6 +305,6 @@ class _Session:
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
-        every = len(self.data.clients)
+        every = min(len(self.data.clients), self.config.evaluation.clients or len(self.data.clients))
         answered = len(record.clients) if record.rounds else every - len(record.failures)
         self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last, answered, every))

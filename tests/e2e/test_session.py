@@ -341,3 +341,15 @@ def test_a_run_from_python_shows_no_warnings_of_its_libraries_and_keeps_the_call
         session.start(run_config(inputs, federation={"rounds": 1}), tmp_path / "run")
         assert warnings.filters == before
     assert [str(one.message) for one in seen if issubclass(one.category, FutureWarning)] == []
+
+
+def test_an_evaluation_may_ask_a_sample_of_the_clients_the_same_one_each_time(inputs: Path, tmp_path: Path) -> None:
+    summary = session.start(run_config(inputs, evaluation={"every": 1, "clients": 2}), tmp_path / "run")
+    found = [record for record in read(tmp_path / "run" / "records.jsonl")[1] if isinstance(record, EvalRecord) and record.rounds]
+    asked = {tuple(record.clients) for record in found}
+    assert len(asked) == 1 and len(*asked) == 2 and len(found) > 2
+    held = read(tmp_path / "run" / "records.jsonl")[0]["partition"]
+    assert all(sum(map(sum, record.server)) == sum(sum(held[client]["test"]) for client in record.clients) for record in found)
+    assert summary["scores"]["pooled_personalised"] is not None and len(list((tmp_path / "run" / "clients").iterdir())) > 2
+    with pytest.raises(UserError, match=r"evaluation\.clients: got 9, expected at most 4"):
+        session.start(run_config(inputs, evaluation={"clients": 9}), tmp_path / "more")

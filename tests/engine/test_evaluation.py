@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made import Federation, federation, made_data, made_method, made_task, undecided
+from made import KEY, Federation, federation, made_data, made_method, made_task, undecided
 from toy import Toy
 
 from fibecfed.core import metrics
@@ -23,7 +23,7 @@ from fibecfed.core.records import EvalRecord
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine.client import Counts
-from fibecfed.engine.evaluation import Evaluator, best_by_validation, scores, worst_decile
+from fibecfed.engine.evaluation import Evaluator, best_by_validation, sample, scores, worst_decile
 from fibecfed.engine.failures import Standing, Tolerance
 
 TASK, DATA = made_task(2), made_data(4, 8, test_per_client=6, validation_per_client=3)
@@ -286,3 +286,22 @@ def test_the_tasks_own_metric_stands_beside_the_accuracy(metric: Any):
         assert math.isclose(table[f"pooled_personalised_{metric}"], of(pooled)) and math.isclose(table[f"global_{metric}"], of(server))
     else:
         assert set(table) == {"rounds", "pooled_personalised", "global", "worst_decile"}
+
+
+def test_a_sample_of_clients_is_the_same_in_every_evaluation_and_the_global_model_is_scored_on_their_examples():
+    world = federation(made_method("fibecfed"), TASK, DATA, per_round=5)
+    clients = world.data.clients
+    assert sample(clients, None, KEY) == sample(clients, 99, KEY) == clients
+    some = sample(clients, 3, KEY)
+    assert some == sample(clients, 3, KEY) and len(some) == 3 and list(some) == sorted(some) and set(some) < set(clients)
+    assert len({sample(clients, 3, KEY.fold(n)) for n in range(20)}) > 1
+    test, validation = (world.data.held_by(some, part) for part in ("test", "validation"))
+    assert len(test) == sum(len(world.data.client(client).test) for client in some)
+    scored = replace(evaluator(world), clients=some, test=test, validation=validation)
+    last = world.finish()[-1]
+    found, _ = scored.after(world.server, last.now, last.number)
+    assert tuple(found.clients) == some
+    assert {client for client, action, *_ in world.transport.carried if action == "evaluate"} == set(some)
+    expected = counted(world.method.server_params(world.server), test)
+    assert np.array_equal(found.server, expected) and sum(map(sum, found.pooled)) == len(test)
+    assert sum(map(sum, scored.untrained(world.server).server)) == len(test)

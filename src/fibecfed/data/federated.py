@@ -67,6 +67,13 @@ class FederatedData:
             test=self.test.select(held["test"][client]),
         )
 
+    def held_by(self, clients: Sequence[ClientId], part: str) -> TableExamples:
+        """The examples of a part that some clients hold together, in the order of the part."""
+        examples, held = getattr(self, part), self.partition.indices[part]
+        if len(clients) == len(self.clients) or not len(examples):
+            return examples
+        return examples.select(torch.cat([held[client] for client in clients]).sort().values)
+
     def class_counts(self, part: str) -> np.ndarray:
         """Examples by client (in the order of `clients`) and class, of the labels before any were replaced, shape (clients, classes)."""
         counts = self.partition.counts[part]  # ends at the last class that has an example

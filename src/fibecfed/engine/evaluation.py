@@ -27,12 +27,20 @@ from .requests import Requests, total_bytes
 from .simulator import Action, Transport
 
 
+def sample(clients: Sequence[ClientId], number: int | None, key: Key) -> tuple[ClientId, ...]:
+    """The clients that every evaluation of a run asks: `number` of them, drawn from the run's key, in ascending order; None: all."""
+    if number is None or number >= len(clients):
+        return tuple(clients)
+    return tuple(sorted(clients[place] for place in key.fold("evaluation").permutation(len(clients))[:number].tolist()))
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Scores a method's state.
 
     Attributes:
-        test, validation: everything, for the global model: the clients' slices together.
+        clients: those that are asked.
+        test, validation: their slices together, for the global model.
         batch_size: examples a forward pass.
         tolerance: what becomes of clients that fail; a quorum is not asked for.
         start: stream of the tensors at the start, given where the clients hold all examples and the server none: they then count for the

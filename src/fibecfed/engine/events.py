@@ -61,7 +61,7 @@ class Evaluated:
     Attributes:
         rounds: rounds completed before it; 0 is the untrained model.
         pooled_personalised, global_, worst_decile: test scores between 0 and 1.
-        answered, clients: clients that the scores are of, and all clients there are.
+        answered, clients: clients that the scores are of, and those that were asked.
     """
 
     rounds: int

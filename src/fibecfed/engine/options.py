@@ -82,6 +82,9 @@ class EvaluationOptions(Options):
     """When and how the models are scored."""
 
     every: int = Field(default=5, ge=1, description="Evaluate every n rounds, and always before the first and after the last.")
+    clients: int | None = Field(
+        default=None, ge=1, description="Clients that each evaluation asks, drawn once for the run; default all. Scores are then of these."
+    )
     batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
     save: Literal["last", "best"] = Field(
         default="last",
