@@ -13,8 +13,8 @@ from every_family import FAMILIES, METHODS, RUNS, outcome
 ROOT = Path(__file__).resolve().parent.parent.parent
 TRIED = (
     "albert", "bart", "bert", "bloom", "canine", "convbert", "deberta-v2", "deepseek_v3", "distilbert", "esmc", "falcon", "gemma2",
-    "gpt2", "layoutlmv3", "longformer", "modernbert", "mpnet", "nystromformer", "openai-gpt", "opt", "phi3", "qwen2", "qwen3_5_text",
-    "reformer", "roberta", "t5", "xlm-roberta", "xlnet", "xmod",
+    "gpt2", "layoutlmv3", "longformer", "modernbert", "mpnet", "nystromformer", "openai-gpt", "opt", "perceiver", "phi3", "qwen2",
+    "qwen3_5", "qwen3_5_text", "reformer", "roberta", "t5", "xlm-roberta", "xlnet", "xmod",
 )  # fmt: skip
 
 

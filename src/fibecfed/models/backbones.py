@@ -149,8 +149,9 @@ def num_positions(config: PretrainedConfig) -> int | None:
     rows = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(rows, int) or rows <= 0:
         return None
-    padding = 1 if config.model_type == "mpnet" else config.pad_token_id or 0
-    return rows - padding - 1 if config.model_type in COUNT_FROM_PADDING else rows
+    if config.model_type not in COUNT_FROM_PADDING:
+        return rows
+    return rows - (1 if config.model_type == "mpnet" else config.pad_token_id or 0) - 1
 
 
 def sliding_window(config: PretrainedConfig) -> int | None:
