@@ -19,7 +19,7 @@ import pytest
 from draws import drawn
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from saved import run_config
+from saved import adapter_files, interrupted_at, run_config
 
 from fibecfed import provenance, saving, session
 from fibecfed.config import to_toml
@@ -28,17 +28,6 @@ from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import RoundRecord, read
 from fibecfed.engine import log, packs
 from fibecfed.engine.events import Evaluated, Finished, RoundDone, Started, Warned
-
-
-def interrupted_at(number: int) -> Callable[[object], None]:
-    """Ctrl-C at the so many-th event, counted from 0."""
-    seen = iter(range(number + 1))
-
-    def listen(event: object) -> None:
-        if next(seen) == number:
-            raise KeyboardInterrupt
-
-    return listen
 
 
 def begun(inputs: Path, out: Path, number: int) -> None:
@@ -60,10 +49,6 @@ def as_if_nothing_had_happened(out: Path, summary: dict[str, Any], whole: Any) -
         for one in (summary, expected)
     ]
     return timeless[0] == timeless[1] and adapter_files(out) == adapter_files(folder) and facts(out) == facts(folder)
-
-
-def adapter_files(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("adapter_model.safetensors"))}
 
 
 def test_a_finished_run_says_so_and_nothing_is_written(whole: Any) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ran import counted_by_plain_peft
 from safetensors.torch import load_file
-from saved import run_config
+from saved import adapter_files, interrupted_at, run_config
 
 from fibecfed import session
 from fibecfed.config import Config
@@ -34,21 +33,6 @@ def config(inputs: Path, save: str = "best", **tables: Any) -> Config:
             **tables,
         },
     )
-
-
-def adapters(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("adapter_model.safetensors"))}
-
-
-def interrupted_at(number: int) -> Callable[[object], None]:
-    """Ctrl-C at the so many-th event, counted from 0."""
-    seen = iter(range(number + 1))
-
-    def listen(event: object) -> None:
-        if next(seen) == number:
-            raise KeyboardInterrupt
-
-    return listen
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +77,7 @@ def test_a_run_that_is_killed_and_resumed_leaves_the_same_bits(best: Any, inputs
     resources = {"checkpoint_every": checkpoint_every, "keep_checkpoints": 1}
     seen: list[object] = []
     session.start(config(inputs, resources=resources), tmp_path / "whole", seen.append)
-    assert adapters(tmp_path / "whole") == adapters(out)
+    assert adapter_files(tmp_path / "whole") == adapter_files(out)
     for number, event in enumerate(seen):
         if isinstance(event, Evaluated | Finished) and number > 4:
             again = tmp_path / str(number)
@@ -101,7 +85,7 @@ def test_a_run_that_is_killed_and_resumed_leaves_the_same_bits(best: Any, inputs
                 session.start(config(inputs, resources=resources), again, interrupted_at(number))
             (again / "summary.json").unlink(missing_ok=True)  # of one that was stopped behind its very end
             found, _ = session.resume(again)
-            assert adapters(again) == adapters(out), number
+            assert adapter_files(again) == adapter_files(out), number
             assert found["adapters"] == summary["adapters"] and found["saved"] == summary["saved"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,19 @@ def save_language_model(folder: Path, *, masked: bool) -> None:
         {"mask_token": "[MASK]"} if masked else {}
     )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def interrupted_at(number: int) -> Callable[[object], None]:
+    """Ctrl-C at the so many-th event, counted from 0."""
+    seen = iter(range(number + 1))
+
+    def listen(event: object) -> None:
+        if next(seen) == number:
+            raise KeyboardInterrupt
+
+    return listen
+
+
+def adapter_files(run: Path) -> dict[str, bytes]:
+    """The saved adapters of a run, by path."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("adapter_model.safetensors"))}

@@ -179,7 +179,7 @@ def test_a_seventh_method_is_refused_in_words(browser: Any, big_report: Path):
         off.first.click()
         assert said.inner_text() == ""
     off.first.click()
-    assert said.inner_text().startswith("6 are set off already") and said.is_visible()
+    assert said.inner_text().startswith("6 are highlighted already") and said.is_visible()
     assert page.locator("[data-chip][aria-pressed=true]").count() == 6
     page.locator("[data-chip][aria-pressed=true]").first.click()
     assert said.inner_text() == ""

@@ -1,4 +1,4 @@
-"""A comparison from its options to its results: trials of rates, then the runs, in one folder that can be gone on with."""
+"""A comparison from its options to its results: trials of rates, then the runs, in one folder, from which it can be resumed."""
 
 from __future__ import annotations
 

@@ -157,6 +157,11 @@ class Neurons:
     rows: dict[str, Tensor]
     columns: dict[str, Tensor]
 
+    def only(self, names: Collection[str]) -> Neurons:
+        """That of these tensors alone: a client keeps no more than it uses."""
+        rows, columns = ({name: value for name, value in of.items() if name in names} for of in (self.rows, self.columns))
+        return Neurons(rows, columns)
+
 
 class NeuronSums:
     """Sums over the examples seen so far, from which `mean` makes `Neurons`. Batches of unequal size weigh by their examples."""

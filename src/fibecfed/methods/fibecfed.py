@@ -308,7 +308,7 @@ class FibecFed(Defaults):
         if selects:
             if fisher is None and self.neurons.rule != "random":
                 first = scored or self._pass(task, params, client, positions)
-                fisher = _only(first.neurons, chosen_from)
+                fisher = first.neurons.only(chosen_from)
             masks = selection.neuron_masks(self.neurons, pick(params, chosen_from), fisher, self.key.fold("client", client.id, "neurons"))
             notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
             notes["own_neurons"] = sum(map(len, masks.values()))
@@ -325,7 +325,7 @@ class FibecFed(Defaults):
         dropout = client.key.fold("dropout")
         result = fit(task, params, epochs, in_round(self.training, now), dropout, trained=trained, masks=masks, collect_fisher=collects)
         if collects and result.neurons is not None:
-            fisher = momentum(fisher, _only(result.neurons, chosen_from), self.neurons.momentum)
+            fisher = momentum(fisher, result.neurons.only(chosen_from), self.neurons.momentum)
 
         since = 0 if scored is not None else state.since_scoring
         rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
@@ -361,15 +361,6 @@ class FibecFed(Defaults):
         elif not len(order):
             order = client.key.fold("unscored").permutation(len(train))
         return curriculum.positions_of_round(order, curriculum.share(options, now.index, now.num_rounds), self.training.batch_size)
-
-
-def _only(neurons: Neurons, names: Sequence[str]) -> Neurons:
-    """The Fisher information of these tensors alone: a client keeps no more than it uses."""
-    kept = set(names)
-    return Neurons(
-        {name: value for name, value in neurons.rows.items() if name in kept},
-        {name: value for name, value in neurons.columns.items() if name in kept},
-    )
 
 
 def _ask_importance(server: Server, now: Round) -> AskImportance:

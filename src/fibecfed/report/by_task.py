@@ -18,7 +18,7 @@ def _table(standings: Standings, name: str, title: str, note: str, tasks: Sequen
 
 
 def scores(standings: Standings, which: str) -> Table:
-    """Accuracy after the last round, the best of each task set off.
+    """Accuracy after the last round, the best of each task highlighted.
 
     Args:
         which: "personalised" or "global".

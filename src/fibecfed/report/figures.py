@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 38
 _ROW, _ABOVE = 15, 6
 _LETTER = 8.6
 SLOTS = 6
-"""Methods that can be set off by colour and dash at the same time."""
+"""Methods that can be highlighted by colour and dash at the same time."""
 
 
 def _beside(names: Iterable[str]) -> float:
@@ -33,13 +33,13 @@ class Figure:
 
 
 def slots(standings: Standings) -> dict[str, int]:
-    """The methods set off at first: FibecFed, plain FedAvg-LoRA, and the best of the others, four altogether."""
+    """The methods highlighted at first: FibecFed, plain FedAvg-LoRA, and the best of the others, four altogether."""
     names = [name for name in (OURS, "lora", *standings.ranks) if name in standings.ranks]
     return {name: slot for slot, name in enumerate(list(dict.fromkeys(names))[:4])}
 
 
 def ordered(standings: Standings) -> list[str]:
-    """Methods in the order of drawing: those that are set off last, FibecFed on top."""
+    """Methods in the order of drawing: those that are highlighted last, FibecFed on top."""
     found = slots(standings)
     return sorted(standings.ranks, key=lambda method: -found.get(method, SLOTS))
 

@@ -122,7 +122,7 @@ def _figures(standings: Standings) -> str:
     if drawn := [figure for task in tasks if (figure := curves(standings, task))]:
         both = any("of-global" in drawing for figure in drawn for drawing in figure.drawings)
         switches = _switch("axis", "over", _AXES) + (_switch("score", "score", _SCORES) if both else "")
-        several = ", mean over seeds, with the lowest to the highest behind the methods that are set off"
+        several = ", mean over seeds, with the lowest to the highest behind the methods that are highlighted"
         spread = several if len(standings.comparison.seeds) > 1 else ""
         note = f"Score at each evaluation{spread}. The target is one of the personalised score."
         parts.append(
@@ -160,9 +160,9 @@ def _legend(standings: Standings) -> str:
         key = '<svg viewBox="0 0 22 8" aria-hidden="true"><path d="M1 4L21 4"/></svg>'
         pressed = "true" if method in chosen else "false"
         chips.append(f'<button type="button" data-chip="{escape(method)}" aria-pressed="{pressed}"{style}>{key}{escape(method)}</button>')
-    note = f"Set off in all figures, up to {figures.SLOTS}:"
+    note = f"Highlighted in all figures, up to {figures.SLOTS}:"
     inner = f'<p>{note}</p>{"".join(chips)}<p class="say" role="status"></p>'
-    return f'<div class="legend" role="group" aria-label="Methods set off in the figures">{inner}</div>'
+    return f'<div class="legend" role="group" aria-label="Methods highlighted in the figures">{inner}</div>'
 
 
 def _grid(drawn: Sequence[Figure], style: str = "", attributes: str = "") -> str:

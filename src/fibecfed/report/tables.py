@@ -22,7 +22,7 @@ class Cell:
     """What is shown, and the number to sort by and to write to CSV files; None for text.
 
     Attributes:
-        best: the best of its column, which is set off.
+        best: the best of its column, which is highlighted.
         more: what stands behind the number, in brackets or smaller.
     """
 
@@ -100,7 +100,7 @@ def megabytes(size: float | None, best: bool = False) -> Cell:
 
 
 def set_off(table: Table, *, most: Collection[int] = (), least: Collection[int] = (), but: Collection[str] = ()) -> Table:
-    """The table with the best of some columns set off, all of those that tie; none in a column of equal or of less than two numbers.
+    """The table with the best of some columns highlighted, all of those that tie; none in a column of equal or of less than two numbers.
 
     Args:
         most, least: columns of which the highest or the lowest number is the best.
