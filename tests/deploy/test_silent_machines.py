@@ -32,7 +32,7 @@ def rounds_with(here: Machines, names: tuple[str, ...]) -> list[RoundRecord]:
     config = here.app / "federation.toml"
     before, runs = config.read_text(), set((here.app / "runs").glob("*"))
     keys = f"clients = {len(names)}\nclient_names = {list(names)}\nclients_per_round = {len(names)}\n"
-    config.write_text(before.replace("clients = 3\n", keys).replace("round_timeout_s = 120.0", "round_timeout_s = 40.0"))
+    config.write_text(before.replace("clients = 3\n", keys).replace("round_timeout_s = 120.0", "round_timeout_s = 20.0"))
     for name in NAMES:
         here.client(name)
     for name in NAMES:
