@@ -82,6 +82,21 @@ def travels(kind: str) -> str:
     return "\n".join(rows)
 
 
+def by_aggregation() -> str:
+    """Bytes of a round's messages by `method.aggregation`, for FibecFed with 3 of 6 layers global: MiniLM, LoRA of rank 8, 2 classes."""
+    options = ModelOptions(name="minilm")
+    task = build_task(find(options), options, TrainingOptions(precision="float32"), num_classes=2, pad_token_id=0, key=Key(0))
+    rows = ["| `method.aggregation` | `method.head` | to a client | from a client |", "|---|---|---|---|"]
+    for aggregation, head in (("mean", "shared"), ("mean", "personal"), ("ffa", "shared"), ("exact", "shared"), ("fedadam", "shared")):
+        chosen = FibecFedOptions(aggregation=aggregation, head=head)
+        made = make(chosen, Setting(TrainingOptions(), 40, 50, Key(0)))
+        server = replace(made.init(task, Key(0)), layers=(3, 4, 5))
+        down = made.phases[-1].broadcast(server, Round("tune", 0, 40, 1))
+        up = frame(encode(method.LocalLayers(down.shared, 72)), Work())
+        rows.append(f"| {aggregation} | {head} | {len(encode(down)):,} | {len(up):,} |")
+    return "\n".join(rows)
+
+
 def leaves_a_client() -> str:
     """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
     options = ModelOptions(name="minilm")
@@ -130,6 +145,7 @@ def comparison(name: str) -> str:
 PARTS = {
     "configuration": everything,
     "leaves-a-client": leaves_a_client,
+    "by-aggregation": by_aggregation,
     "comparison": lambda: comparison("comparison"),
     "comparison-seeds": lambda: comparison("comparison-seeds"),
     "trial": lambda: tables.trial(tables.known("trial")),
