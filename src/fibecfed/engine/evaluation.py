@@ -31,7 +31,7 @@ def sample(clients: Sequence[ClientId], number: int | None, key: Key) -> tuple[C
     """The clients that every evaluation of a run asks: `number` of them, drawn from the run's key, in ascending order; None: all."""
     if number is None or number >= len(clients):
         return tuple(clients)
-    return tuple(sorted(clients[place] for place in key.fold("evaluation").permutation(len(clients))[:number].tolist()))
+    return tuple(sorted(clients[int(place)] for place in key.fold("evaluation").permutation(len(clients))[:number]))
 
 
 @dataclass(frozen=True)
