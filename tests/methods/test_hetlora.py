@@ -136,7 +136,7 @@ def test_the_penalty_is_its_weight_times_the_norm_of_the_tail():
     for penalty in (0.0, 0.3):
         world = begun(decay=0.5, penalty=penalty, training=training)
         client = seat(world, "1", state=OwnRank(6, 6))
-        trained[penalty], _ = world.method._train(client, params)
+        trained[penalty], _ = world.method._train(client, params, Round("tune", 0, 1, 0))
     for a, b in pairs(params):
         for name in (a, b):  # one step of SGD: the two trainings differ by rate times the penalty's gradient
             got, plain = (truncated(trained[penalty].params, 3)[name] for penalty in (0.3, 0.0))

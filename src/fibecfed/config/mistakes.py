@@ -49,7 +49,8 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
                     texts = str(line.get("ctx", {})["error"]).splitlines() if name else []
                     general += [text if text.startswith(name) else f"{name}: {text}" for text in texts]
                 else:
-                    mistakes.setdefault(name, _sentence(name, line, rest, mistakes))
+                    if name not in mistakes:
+                        mistakes[name] = _sentence(name, line, rest, mistakes)
                     again |= delete(rest, name)
                     rest.setdefault("data", {})
             if not again:
@@ -99,7 +100,8 @@ def _lenient(options: type[Options], table: Mapping[str, Any]) -> Any:
 def _name(loc: tuple[str | int, ...]) -> str:
     if loc[:1] == ("method",):
         loc = (loc[0], *loc[2:])  # the second is the kind, by which pydantic chose the class
-    return ".".join(str(part) for part in loc if isinstance(part, str))
+    # where a key takes values of several types, the last says which of them was tried
+    return ".".join(part for part in loc if isinstance(part, str) and not part.lstrip("`").startswith(("tuple[", "literal[")))
 
 
 def _sentence(name: str, line: Any, table: Mapping[str, Any], mistakes: dict[str, str]) -> str:

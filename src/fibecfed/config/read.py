@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import UserError
-from ..core.files import expanded, kind_of
+from ..core.files import TOO_LONG, expanded, kind_of
 from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
@@ -210,7 +210,7 @@ def missing_files(table: Mapping[str, Any]) -> dict[str, str]:
         found = kind_of(expanded(value))
         if found != f"a {kind}":
             got = found or "nothing there"
-            if found not in (None, "a file", "a folder"):
+            if found not in (None, "a file", "a folder", TOO_LONG):
                 got += ", which can be read only once; write its content to a file"
             mistakes[f"data.{name}"] = (
                 f"data.{name}: got {show(value)} ({got}), expected a {kind}; fix the path, which is taken from {Path.cwd()}"

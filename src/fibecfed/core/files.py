@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -69,12 +70,15 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+TOO_LONG = "a name too long for a file"
+
+
 def kind_of(path: Path) -> str | None:
     """What lies at a path, in words: "a file", "a folder", "a pipe", ...; None where nothing does, or nothing that can be looked at."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        return TOO_LONG if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG else None
     return _KINDS.get(stat.S_IFMT(mode), "neither a file nor a folder")
 
 
