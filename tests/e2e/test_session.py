@@ -187,7 +187,7 @@ def test_what_a_process_left_that_was_killed_before_its_run_began_is_in_nobodys_
     for name in ("lock", ".config.toml.4711.tmp"):
         (tmp_path / name).write_text("")
 
-    def prepare(*_: object) -> None:
+    def prepare(*_: object, **more: object) -> None:
         raise InterruptedError("the folder was taken")
 
     monkeypatch.setattr(session, "prepare", prepare)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..core.errors import UserError
-from ..core.files import kind_of
+from ..core.files import TOO_LONG, kind_of
 from .encoding import looks_like, text_of
 from .names import canonical, listed, shown
 from .objects import read_objects
@@ -40,7 +40,7 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
     if kind != "a file":
         what = "does not exist" if kind is None else f"is {kind}"
         way_out = "correct `data.path` or `data.test_path`"
-        if kind not in (None, "a folder"):
+        if kind not in (None, "a folder", TOO_LONG):
             way_out = "write what it gives to a file first"
         raise UserError(f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); {way_out}.")
     packed = path.suffix.lower() == ".gz"
