@@ -327,7 +327,6 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"method": {"kind": "lora", "server": {"tau": 0.1}}}, r'method\.server\.tau: got 0\.1 with `method\.aggregation` = "mean"'),
         ({"training": {"class_weights": [1.0, -2.0]}}, r"training\.class_weights: got \[1\.0, -2\.0\], expected a positive number for"),
         ({"training": {"class_weights": False}}, r"training\.class_weights: got false, expected a list, each a number or \"balanced\""),
-        ({"training": {"class_weights": "even"}}, r"training\.class_weights: got \"even\", expected a list, each a number or \"balanced\""),
         ({"training": {"optimizer": "adamw", "momentum": 0.5}}, r"training\.momentum: got 0\.5 with `training\.optimizer` = .adamw."),
         ({"training": {"optimizer": "lbfgs"}}, r"training\.optimizer: got .lbfgs., expected"),
         ({"method": {"kind": "fedavgm", "aggregation": "mean"}}, r"method\.aggregation"),
