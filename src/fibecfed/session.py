@@ -12,7 +12,7 @@ from typing import Any
 
 from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .clients import Connect, in_process
-from .config import Config, load, lost, refuse_lasting, to_toml
+from .config import Config, changed_settings, load, lost, refuse_lasting, to_toml
 from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
@@ -96,9 +96,9 @@ def resume(
             again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])
             raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; resume with: {again}")
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
+    refuse_lasting(overrides)
     if (out / SUMMARY).is_file():
         return read_summary(out), True
-    refuse_lasting(overrides)
     if moved := lost(out / CONFIG, overrides):
         again = f"fibecfed resume {_quoted(out)} {' '.join(f'{key}=NEW' for key in moved)}"
         raise UserError(f"{out / CONFIG}: nothing is at the place of {' and '.join(moved)}; if it was moved, say where it is now: {again}")
@@ -110,7 +110,19 @@ def resume(
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
         prepared = prepare(config, weights, read_data, method=None if method is None else given(method))
+        if checkpoint is None:
+            _refuse_other_beginning(prepared, out)
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
+
+
+def _refuse_other_beginning(prepared: Prepared, out: Path) -> None:
+    """A run without a checkpoint starts again; with the configuration that its records hold, also with the same model and data."""
+    try:
+        header = read_header(out / RECORDS)
+    except (UserError, OSError):
+        return  # stopped before its first line was whole
+    if not changed_settings(prepared.inputs.config, header["configuration"]):
+        refuse_other_inputs(prepared, header, out)
 
 
 def completed_rounds(out: Path, config: Config) -> int:

@@ -188,6 +188,21 @@ def test_other_bytes_at_the_new_place_are_refused(inputs: Path, tmp_path: Path) 
     assert (out / "config.toml").read_bytes() == before
 
 
+def test_other_bytes_are_refused_before_the_first_checkpoint_too(inputs: Path, tmp_path: Path) -> None:
+    begun(inputs, tmp_path / "run", 1)
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.json"))
+    (tmp_path / "new.csv").write_text((inputs / "reviews.csv").read_text().replace("film", "cast"))
+    before = (tmp_path / "run" / "records.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"data\.sha256: got \w{64}, expected \w{64}, which the run began with"):
+        session.resume(tmp_path / "run", overrides=[f"data.path={tmp_path / 'new.csv'}"])
+    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_cannot_be_made_longer_by_resuming_it(whole: Any) -> None:
+    with pytest.raises(UserError, match=r"got federation\.rounds, but a resumed run keeps its configuration"):
+        session.resume(whole[0], overrides=["federation.rounds=9"])
+
+
 def test_a_key_of_a_later_version_does_not_make_the_configuration_another_one(inputs: Path, whole: Any, tmp_path: Path) -> None:
     """Records hold the keys of the version that made them."""
     begun(inputs, tmp_path, 6)
