@@ -294,7 +294,7 @@ HOLES = "text,label\na,x\n ,y\nc,\nd,y\n\u200b,x\n"
 
 def test_empty_texts_are_all_named_at_once(tmp_path):
     path = write(tmp_path, "a.csv", HOLES)
-    with pytest.raises(UserError, match=r"row 2 .*the text is empty, and so are 1 of the other 4 \(rows 5\).*data\.skip_empty"):
+    with pytest.raises(UserError, match=r"row 2 .*the text is empty, and so is 1 of the other 4 \(row 5\).*data\.skip_empty"):
         read_split(path, COLUMNS)
 
 

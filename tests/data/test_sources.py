@@ -85,6 +85,7 @@ def test_a_numeric_test_label_outside_train_is_not_read_as_a_position(tmp_path):
         (["a", "a"], ["b"], {"labels": ("a", "b")}, ["every label is 'a'", "at least two classes"]),
         (["a", "b"], ["b"], {"labels": ("a", "a")}, ["data.labels", "different"]),
         (["a", "b"], None, {}, ["2 rows are too few", "data.test_fraction"]),
+        (["a", "b", "c"], None, {}, ["each of 3 classes in train", "is `data.label_column` = 'label' right?"]),
     ],
 )
 def test_labels_that_do_not_fit_are_named(tmp_path, labels, test_labels, options, said):
@@ -94,6 +95,13 @@ def test_labels_that_do_not_fit_are_named(tmp_path, labels, test_labels, options
         load(DataOptions(path=train, test_path=test, **options), Key(0))
     for words in said:
         assert words in str(error.value)
+
+
+def test_where_every_row_is_a_client_of_its_own_the_column_is_asked_about(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label,row\n" + "".join(f"text {i},{'ab'[i % 2]},{i}\n" for i in range(20)))
+    with pytest.raises(UserError, match=r"each of 2 classes and each of 20 clients in train; .* `data\.client_column` = 'row' right\?"):
+        load(DataOptions(path=str(path), client_column="row"), Key(0))
 
 
 def test_a_test_file_with_other_columns_is_refused(tmp_path):

@@ -144,16 +144,24 @@ def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> 
         count = round(options.test_fraction * len(whole))
         rest, cut = stratified_cut(whole.labels, count, key.fold("test"), whole.clients)
         if not len(cut):
-            raise UserError(
-                f"{path}: {len(whole)} rows are too few to cut {options.test_fraction:g} of them off as a test set and keep each class "
-                "in train. "
-                "Add rows, raise `data.test_fraction` or set `data.test_path`."
-            )
+            raise UserError(_no_test_set(path, whole, len(names), options))
         train, test = whole.take(rest), whole.take(cut)
     if len(train.labels.unique()) < min_classes:
         only = names[int(train.labels[0])]
         raise UserError(f"{path}, column {shown(options.label_column)}: every label is {shown(only)}. Expected at least two classes.")
     return TextDataset(train, test, names, options.pair_column is not None, None, str(path), *_told(read))
+
+
+def _no_test_set(path: Path, whole: TextSplit, classes: int, options: DataOptions) -> str:
+    """Why no test set can be cut off: a train part needs a row of each class and of each client."""
+    keep, right = f"each of {classes:,} classes", f"is `data.label_column` = {shown(options.label_column)}"
+    if whole.clients is not None:
+        keep += f" and each of {len(set(whole.clients)):,} clients"
+        right += f", and `data.client_column` = {shown(options.client_column)}"
+    return (
+        f"{path}: {len(whole):,} rows are too few to cut {options.test_fraction:g} of them off as a test set and keep {keep} in train; "
+        f"{right} right? If so, add rows, raise `data.test_fraction` or set `data.test_path`."
+    )
 
 
 def _told(parts: Sequence[RawSplit]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -129,8 +129,10 @@ def _all_missing(source: str, column: str, what: str, rows: list[int], values: l
     first = values[rows[0]]
     empty = "empty" if what == "text" else "missing"
     how = "missing (null)" if first is None else "missing (NaN)" if isinstance(first, float) else empty
-    others = f"{len(rows) - 1:,} of the other {len(values) - 1:,} (rows {listed((row + 1 for row in rows[1:]), 8)})"
-    rest = "" if len(rows) == 1 else f", and so are {others}"
+    more = len(rows) - 1
+    are, name = ("is", "row") if more == 1 else ("are", "rows")
+    others = f"{more:,} of the other {len(values) - 1:,} ({name} {listed((row + 1 for row in rows[1:]), 8)})"
+    rest = f", and so {are} {others}" if more else ""
     way_out = "fill it in, remove the row, or set data.skip_empty = true"
     return f"{_where(source, column, rows[0])}: the {what} is {how}{rest}. Expected {'text' if what == 'text' else 'a class'}; {way_out}."
 
