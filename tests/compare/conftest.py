@@ -102,7 +102,7 @@ def listener() -> Any:
         def started(self, one: Any) -> None:
             self.begun.append(one.name)
 
-        def round(self, one: Any, done: int, of: int) -> None:
+        def round(self, one: Any, done: int, of: int, score: float | None = None) -> None:
             self.rounds.append((one.name, done, of))
 
         def warned(self, one: Any, text: str) -> None:

@@ -69,7 +69,7 @@ def test_a_worker_is_kept_for_the_next_jobs(jobs: Callable[..., list[Job]], list
 def test_an_interruption_stops_the_runs_under_way(jobs: Callable[..., list[Job]], listener: Any) -> None:
     wanted = jobs("slow", "slow")
 
-    def interrupt(one: Job, done: int, of: int) -> None:
+    def interrupt(one: Job, done: int, of: int, score: float | None = None) -> None:
         listener.rounds.append(one)
         if len(listener.rounds) == 2:
             raise KeyboardInterrupt

@@ -25,6 +25,7 @@ class Watch:
         self._workers = workers
         self._live: Live | None = None
         self._running: dict[Job, tuple[int, int, float]] = {}  # rounds done, of how many, when it began
+        self._scores: dict[Job, float] = {}  # personalised, of those that were evaluated
         self._waiting: Sequence[Job] = ()
         self._ended = 0
         self._trials = False  # whether they are tuning's: the runs come afterwards, and are counted apart
@@ -46,8 +47,10 @@ class Watch:
         self._running[one] = (0, 0, time.monotonic())
         self._waiting = tuple(job for job in self._waiting if job is not one)
 
-    def round(self, one: Job, done: int, of: int) -> None:
-        """So many of its rounds are over."""
+    def round(self, one: Job, done: int, of: int, score: float | None = None) -> None:
+        """So many of its rounds are over; its personalised score at the last evaluation, once there is one."""
+        if score is not None:
+            self._scores[one] = score
         self._running[one] = (done, of, self._running[one][2])
 
     def warned(self, one: Job, text: str) -> None:
@@ -57,6 +60,7 @@ class Watch:
     def ended(self, one: Job, outcome: Outcome) -> None:
         """It is done, or failed."""
         began = self._running.pop(one)[2]
+        self._scores.pop(one, None)
         self._ended += 1
         if outcome.summary is None:
             # why it was refused stands in the report below, for each of its kind
@@ -80,7 +84,8 @@ class Watch:
     def _one(self, one: Job) -> str:
         done, of, began = self._running[one]
         rounds = f"round {done}/{of}" if of else "beginning"
-        return f"  {one.name}: {rounds}, {duration(time.monotonic() - began)}"
+        score = f", personalised {percent(self._scores[one])}" if one in self._scores else ""
+        return f"  {one.name}: {rounds}{score}, {duration(time.monotonic() - began)}"
 
     def _seconds_left(self) -> float | None:
         total = 0.0

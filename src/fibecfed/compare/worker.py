@@ -7,6 +7,7 @@ then one `done` or `failed`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import tomllib
@@ -56,7 +57,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
     from .. import session
     from ..config import from_table, places
     from ..core.errors import Diverged, RunFailed, UserError
-    from ..engine.events import RoundDone, Started, Warned
+    from ..engine.events import Evaluated, RoundDone, Started, Warned
 
     rounds = [0, 0]
 
@@ -66,6 +67,9 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
                 rounds[:] = event.completed, event.total_rounds
             case RoundDone():
                 rounds[0] += 1
+            case Evaluated(pooled_personalised=score) if event.rounds and math.isfinite(score):
+                say({"kind": "round", "done": rounds[0], "of": rounds[1], "score": score})
+                return
             case Warned():
                 say({"kind": "warning", "text": event.text})
                 return
