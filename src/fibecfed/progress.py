@@ -179,8 +179,9 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
 
 
 _COLUMNS = (
-    "Accuracy on test examples. Personalised: each client's own model on its own examples; global: the server's model on all of them;\n"
-    "worst decile: what nine of ten clients reach with their own model."
+    "Accuracy on test examples. Personalised: each client's own model on its own\n"
+    "examples; global: the server's model on all of them; worst decile: what nine\n"
+    "of ten clients reach with their own model."
 )
 
 

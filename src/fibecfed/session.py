@@ -115,6 +115,14 @@ def resume(
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
 
 
+def _rounds_recorded(path: Path) -> int:
+    """Lines of rounds in a file of records, whatever else is in it."""
+    try:
+        return path.read_bytes().count(b'{"kind":"round"')
+    except OSError:
+        return 0
+
+
 def _refuse_other_beginning(prepared: Prepared, out: Path) -> None:
     """A run without a checkpoint starts again; with the configuration that its records hold, also with the same model and data."""
     try:
@@ -212,6 +220,10 @@ class _Session:
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
+        if checkpoint is None and (again := _rounds_recorded(self.out / RECORDS)):
+            self.say(
+                Warned(f"{self.out / CHECKPOINTS} holds no checkpoint: the run starts again, and its {again} recorded rounds are repeated")
+            )
         best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
