@@ -221,9 +221,8 @@ class _Session:
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
         if checkpoint is None and (again := _rounds_recorded(self.out / RECORDS)):
-            self.say(
-                Warned(f"{self.out / CHECKPOINTS} holds no checkpoint: the run starts again, and its {again} recorded rounds are repeated")
-            )
+            where = f"{self.out / CHECKPOINTS} holds no checkpoint"
+            self.say(Warned(f"{where}: the run starts again, and its {again} recorded rounds are repeated"))
         best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
