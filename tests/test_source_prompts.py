@@ -133,6 +133,8 @@ def test_a_file_in_the_cache_that_cannot_be_read_is_named(folder: Path, cache: P
 def test_a_source_whose_data_are_missing_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"method.sources: trec cannot be used: .*trec"):
         prepare(config(folder, sources=["trec"]))
+    with pytest.raises(UserError, match=r"method.sources: trec cannot be used: .*trec"):
+        prepare(config(folder, sources=["trec"]), trial=True)
 
 
 @pytest.mark.parametrize(

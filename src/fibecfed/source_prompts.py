@@ -27,7 +27,7 @@ from .core.rng import Key
 from .core.types import Batch
 from .data.federated import federate
 from .data.options import DataOptions
-from .data.sources import load
+from .data.sources import TextDataset, load
 from .data.tasks import TASKS
 from .local.batches import shuffled_batches
 from .local.optimise import fit
@@ -110,6 +110,10 @@ def source_prompts(
                 with _alone(path, wait) as may:
                     if may and not path.is_file():
                         _write(path, *_train(config, source, tokenizer, name))
+    else:
+        for name, path in paths.items():
+            if not path.is_file():
+                _texts(config, name)  # what cannot be read is refused now, as it would be in the run
     nothing = torch.zeros(options.adapter.num_tokens, hidden), None
     found = [_read(path) or nothing for path in paths.values()]
     return torch.stack([prompt for prompt, _ in found]), tuple(work for _, work in found if work is not None)
@@ -168,14 +172,27 @@ def _digest(config: Config, source: Source, name: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _key(name: str) -> Key:
+    return Key(0).fold("source", name)
+
+
+def _texts(config: Config, name: str) -> TextDataset:
+    """A source task's texts.
+
+    Raises:
+        UserError: they cannot be had.
+    """
+    try:
+        return load(_data(config, name), _key(name))
+    except UserError as error:
+        raise UserError(f"method.sources: {name} cannot be used: {error}") from error
+
+
 def _train(config: Config, source: Source, tokenizer: Any, name: str) -> tuple[Tensor, SourceWork]:
     """Plain prompt tuning with a head of its own on all of a task's train part; the head is thrown away."""
     options: Any = config.method
-    start, key, data = time.perf_counter(), Key(0).fold("source", name), _data(config, name)
-    try:
-        held = federate(load(data, key), tokenizer, data, clients=1, partition="iid", key=key.fold("data"))
-    except UserError as error:
-        raise UserError(f"method.sources: {name} cannot be used: {error}") from error
+    start, key, data = time.perf_counter(), _key(name), _data(config, name)
+    held = federate(_texts(config, name), tokenizer, data, clients=1, partition="iid", key=key.fold("data"))
     training = _training(config)
     prompt = PromptAdapter(num_tokens=options.adapter.num_tokens)
     task = build_task(
