@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from saved import run_config, save_backbone, write_reviews
+from saved import run_config, save_backbone, write_reviews, write_task
 from texts import bits
 
 from fibecfed import rehearsal
@@ -67,6 +67,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     save_backbone(folder / "backbone")
     write_reviews(folder / "reviews.csv")
+    write_task(folder, "subj")
     return folder
 
 
@@ -75,7 +76,8 @@ def test_every_method_is_rehearsed_with_all_its_phases_and_nothing_changes(
     kind: str, inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIBECFED_CACHE", str(inputs / "cache"))
-    prepared = prepare(run_config(inputs, method={"kind": kind}), trial=True)
+    method = {"kind": kind, **({"sources": ["subj"]} if kind == "attempt" else {})}
+    prepared = prepare(run_config(inputs, method=method, data={"root": str(inputs)}), trial=True)
     before, files = bits(prepared.task.model), sorted(inputs.rglob("*"))
     rehearsed, message = list[str](), rehearsal._message
 

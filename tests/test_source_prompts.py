@@ -8,11 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
-from saved import BAD, GOOD, run_config, save_backbone, write_reviews
+from saved import run_config, save_backbone, write_reviews, write_task
 
 from fibecfed import session, source_prompts
 from fibecfed.build import prepare
@@ -33,11 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_backbone(place / "backbone")
     write_reviews(place / "reviews.csv", 40)
     for task in ("subj", "sst2"):
-        (place / task).mkdir()
-        for part, size in (("train", 24), ("test", 4)):
-            words = [f"{(GOOD, BAD)[n % 2][n % 4]} film {task}" for n in range(size)]
-            table = pa.table({"text_a": words, "text_b": pa.nulls(size, pa.string()), "label": [n % 2 for n in range(size)]})
-            pyarrow.parquet.write_table(table, place / task / f"{part}.parquet")
+        write_task(place, task)
     return place
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -51,6 +53,15 @@ def write_reviews(path: Path, count: int = 120) -> None:
             rest, telling = [one(OTHER) for _ in range(2 + n % 4)], GOOD if n % 2 else BAD
             words = [one(telling), *rest[:2], one(telling), *rest[2:], one(telling)]
             rows.writerow([" ".join(words), "good" if n % 2 else "bad"])
+
+
+def write_task(folder: Path, task: str, train: int = 24, test: int = 4) -> None:
+    """Sentences of a task that the package knows, as a folder of tasks holds them."""
+    (folder / task).mkdir()
+    for part, size in (("train", train), ("test", test)):
+        words = [f"{(GOOD, BAD)[n % 2][n % 4]} film {task}" for n in range(size)]
+        table = pa.table({"text_a": words, "text_b": pa.nulls(size, pa.string()), "label": [n % 2 for n in range(size)]})
+        pyarrow.parquet.write_table(table, folder / task / f"{part}.parquet")
 
 
 def run_config(folder: Path, **tables: Any) -> Config:
