@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -109,10 +109,10 @@ class Finetuned:
 @lru_cache
 def with_tuned(state: type[Any]) -> type[Any]:
     """The message class of a client's state with a field `tuned` for the model it keeps; reads the bytes of `state` as well."""
-    annotations = {**state.__wire_fields__, "tuned": Tensors}
-    defaults = {one.name: one.default for one in fields(state) if one.default is not one.default_factory}
-    body = {**defaults, "__annotations__": annotations, "__doc__": state.__doc__, "tuned": field(default_factory=dict)}
-    return message(type(state.__name__, (), body))
+    body: dict[str, Any] = {"__annotations__": {**state.__wire_fields__, "tuned": Tensors}, "__doc__": state.__doc__}
+    body |= {one.name: one.default for one in fields(state) if one.default is not MISSING}
+    body |= {one.name: field(default_factory=one.default_factory) for one in fields(state) if one.default_factory is not MISSING}
+    return message(type(state.__name__, (), {**body, "tuned": field(default_factory=dict)}))
 
 
 def _inner(method: Method[Any, Any], state: Any) -> Any:
