@@ -171,7 +171,7 @@ def test_sigterm_counts_as_an_interruption(session: types.SimpleNamespace) -> No
 
 
 def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fibecfed.compare import command
+    from fibecfed.comparison.runner import command
 
     Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
     calls, effect = [], {"failed": 0}
@@ -306,7 +306,7 @@ def test_a_report_is_shown_before_it_is_written_and_what_cannot_be_written_is_na
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", f"{path.parent}/.{path.name}.4711.tmp")
 
-    monkeypatch.setattr("fibecfed.report.comparison.write_atomically", full)
+    monkeypatch.setattr("fibecfed.comparison.report.comparison.write_atomically", full)
     code, text = call("report", str(tmp_path / "c"))
     assert code == exits.MISTAKE and "Methods over all tasks" in text
     assert f"{tmp_path}/c/report.html: cannot be written (No space left on device); choose another folder" in text and ".tmp" not in text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fibecfed.adapters.options import PromptAdapter
-from fibecfed.compare.read import is_comparison
+from fibecfed.comparison.runner.read import is_comparison
 from fibecfed.config import Config, config_hash, differences, flat, from_table, keys, load, own_data_toml, to_toml
 from fibecfed.config.rules import contradictions
 from fibecfed.core.errors import UserError
@@ -191,7 +191,7 @@ def test_the_configuration_for_own_data_holds_defaults_and_needs_the_data_alone(
     assert table["data"] == {"path": "my-data.csv", "text_column": "text", "label_column": "label", "test_fraction": 0.2}
 
 
-OF_RUNS = [path for path in sorted(CONFIGS.glob("*.toml")) if not is_comparison(path)]  # those of comparisons: tests/compare/test_read.py
+OF_RUNS = [path for path in sorted(CONFIGS.glob("*.toml")) if not is_comparison(path)]  # of comparisons: comparison/runner/test_read.py
 
 
 @pytest.mark.parametrize("path", OF_RUNS, ids=lambda path: path.stem)

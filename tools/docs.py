@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fibecfed.comparison.report.export import from_lines, section
 from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work
 from fibecfed.core.rng import Key
@@ -25,7 +26,6 @@ from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.options import ModelOptions
-from fibecfed.report.export import from_lines, section
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))

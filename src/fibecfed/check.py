@@ -21,13 +21,13 @@ from .core.options import Options
 from .core.process import threads
 from .core.trees import num_values
 from .core.types import ClientId, Params, Round
+from .core.units import duration
 from .core.wire import encode, field_kinds, plain_value, tensors_of
 from .engine.checks import expected
 from .engine.client import frame
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .local.optimise import fit
 from .rehearsal import rehearse
-from .report.units import duration
 
 _TIMED_STEPS = 3
 

@@ -144,12 +144,12 @@ def compare(
     Finished runs are skipped: the same command resumes after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
     """
     with exit_codes():
-        from .compare.read import load
+        from .comparison.runner.read import load
 
         comparison = load(config, overrides or ())
         folder = Path("runs") / config.stem if out is None else out
         again = shlex.join(["fibecfed", "compare", str(config), *(overrides or ()), *(() if out is None else ("--out", str(out)))])
-        from .compare.command import compare_in
+        from .comparison.runner.command import compare_in
 
         with exit_codes(again=again), terminated_like_interrupted():
             left = compare_in(comparison, folder, console()).sentence(again)
@@ -166,11 +166,11 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
     federation across machines, without its clients' data. Starts and writes nothing.
     """
     with exit_codes():
-        from .compare.read import is_comparison
+        from .comparison.runner.read import is_comparison
 
         if is_comparison(config):
-            from .compare.price import price_comparison
-            from .compare.read import load as load_comparison
+            from .comparison.runner.price import price_comparison
+            from .comparison.runner.read import load as load_comparison
 
             compared, out = load_comparison(config, overrides or ()), console(piped=80)
             with out.status("trying out each method on a small model ..."):  # a spinner on a terminal, nothing elsewhere
@@ -205,9 +205,9 @@ def report_(
     options: clients of a round in parallel, the slowest counts.
     """
     with exit_codes():
-        from .report.clock import Network
-        from .report.comparison import read_report, write_files
-        from .report.terminal import show
+        from .comparison.report.comparison import read_report, write_files
+        from .comparison.report.terminal import show
+        from .core.clock import Network
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed)
         found = read_report(folder, network, _targets(target or []))

@@ -20,7 +20,7 @@ from .engine.checkpoint import Checkpoint
 from .engine.log import read_records
 from .engine.requests import Requests
 from .engine.states import StatesAt
-from .report.summary import summarise
+from .engine.summary import summarise
 from .saving import save
 
 

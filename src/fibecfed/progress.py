@@ -18,10 +18,10 @@ from rich.text import Text
 
 from .core.files import CONFIG, FLOWER, RECORDS, SUMMARY
 from .core.terminal import escaped
+from .core.units import count, duration, percent
+from .engine.baselines import remarks
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
-from .report.baselines import remarks
-from .report.selected import in_words
-from .report.units import count, duration, percent
+from .methods.selected import in_words
 
 _ROUNDS_PER_LINE = 10
 _RECENT = 0.2  # weight of the newest round in the time a round takes

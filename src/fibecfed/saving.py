@@ -21,13 +21,13 @@ from .core.errors import RunFailed
 from .core.task import DELTA
 from .core.types import ClientId, Params
 from .data.text import pair_separator
+from .engine.baselines import Parts, own_majority
+from .model_card import Adapter, model_card
 from .models.backbones import Source, sha256_of
 from .models.export import link_tokenizer, save_adapter, save_tokenizer
 from .models.packaged import PACKAGED
 from .models.revision import commit_of
-from .report.baselines import Parts, own_majority
-from .report.card import Adapter, model_card
-from .report.snippet import Base, Reading, about_labels
+from .snippet import Base, Reading, about_labels
 
 
 def save(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fibecfed
-from fibecfed.compare.tuning import Trial, Tuned, read_tuning, write_tuning
+from fibecfed.comparison.runner.tuning import Trial, Tuned, read_tuning, write_tuning
 from fibecfed.core.json_text import to_json, with_nan
 from fibecfed.engine.checkpoint import Checkpoints
 

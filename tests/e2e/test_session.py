@@ -13,11 +13,11 @@ from ran import counted_by_plain_peft
 from saved import run_config
 
 from fibecfed import session
+from fibecfed.comparison.report.runs import _conditions
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
-from fibecfed.report.runs import _conditions
 from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -15,14 +15,14 @@ from frozen_runs import METHODS, ROUNDS_BEFORE_STOP, config
 from safetensors.torch import load_file
 
 from fibecfed import session
-from fibecfed.compare.command import compare_in
-from fibecfed.compare.read import load
+from fibecfed.comparison.report.comparison import read_comparison
+from fibecfed.comparison.runner.command import compare_in
+from fibecfed.comparison.runner.read import load
 from fibecfed.core import records
+from fibecfed.core.clock import Network
 from fibecfed.core.errors import UserError
 from fibecfed.core.wire import decode, encode
 from fibecfed.exits import console
-from fibecfed.report.clock import Network
-from fibecfed.report.comparison import read_comparison
 
 HERE = Path(__file__).parent
 VERSIONS = sorted(path.name for path in HERE.iterdir() if (path / "message.bin").is_file())

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from fibecfed import session
-from fibecfed.compare.command import compare_in
-from fibecfed.compare.read import load
+from fibecfed.comparison.runner.command import compare_in
+from fibecfed.comparison.runner.read import load
 from fibecfed.config import Config, from_table
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Round

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fibecfed.core.records import EvalRecord, RoundRecord, to_line
-from fibecfed.report.summary import summarise
+from fibecfed.engine.summary import summarise
 
 METHODS = (
     "fibecfed", "lora", "adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "idpg", "attempt", "lpt", "fedpeptao", "momd",

@@ -12,9 +12,9 @@ from .. import check
 from ..build import Prepared, assumed, max_length, prepare
 from ..config import Config
 from ..core.process import threads
+from ..core.units import duration
 from ..inspection import Section, as_table, data_section, show, warnings_section
 from ..rehearsal import rehearse
-from ..report.units import duration
 
 EXAMPLES = 1000
 """[C] Training examples of each client that steps and time are estimated for."""

@@ -1,0 +1,220 @@
+"""A comparison's folder: its runs read, whatever is broken or missing said, and the report written beside them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ...core.clock import Network
+from ...core.errors import UserError
+from ...core.files import COMPARISON, CONFIG, RECORDS, write_atomically
+from .export import to_lines, without_folders
+from .html import to_html
+from .markdown import to_markdown
+from .overview import all_tables
+from .planned import Plan, read_plan, read_tuning
+from .results import Comparison, Run
+from .runs import progress_of, read_run
+from .standing import Standings, standings
+from .tables import to_csv
+from .whole import ASIDE, Place
+
+RUNS, TRIALS = "runs", "tuning"
+
+
+@dataclass
+class _Found:
+    """What lies in a folder.
+
+    Attributes:
+        plans: folder of a comparison -> its plan, of all that were come across.
+        places: folders that should hold a run -> their place in a comparison, where the path tells it.
+        closed: folders that cannot be read.
+    """
+
+    plans: dict[Path, Plan] = field(default_factory=dict)
+    places: dict[Path, Place] = field(default_factory=dict)
+    closed: list[Path] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Comparison:
+    """Every run that can be read in the folder of a comparison, of one run, or of a tree of runs.
+
+    A comparison's runs lie in `runs/<task>/<method>/<seed>` beside its `comparison.toml`, and have these names; its trials are left out.
+    Below any other folder every run is taken, those of comparisons as such, the others by their configuration.
+
+    Args:
+        network: for the modelled seconds.
+        targets: task -> accuracy in [0, 1] in place of the computed target.
+
+    Raises:
+        UserError: no run can be read; it says what is wrong with each.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: got no folder, expected that of a comparison or a run, as given to --out")
+    network, runs = network or Network(), dict[tuple[str, str, int], Run]()
+    found = _look_through(folder)
+    problems = found.problems
+    for path, place in found.places.items():
+        try:
+            run = read_run(path, network, place, unfinished=path == folder)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        except OSError as error:
+            problems.append(_closed(error, path))
+            continue
+        if path == folder and (progress := progress_of(folder)):
+            problems.append(f"{path}: {progress}: these are its numbers so far; resume with: fibecfed resume {shlex.quote(str(path))}")
+        name = (run.task, run.method, run.seed)
+        if name in runs:
+            problems.append(f"{path}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
+        else:
+            runs[name] = run
+    if not runs:
+        expected = "; expected runs/<task>/<method>/<seed>/records.jsonl, or records.jsonl itself"
+        raise UserError(f"{folder}: got no finished run" + ("\n  ".join([":", *problems]) if problems else expected))
+    tasks = {task for task, _, _ in runs}
+    if unknown := sorted(set(targets or ()) - tasks):
+        raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
+    problems += _missing(folder, found, list(runs))
+    tuning = read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
+    ordered = tuple(runs[name] for name in sorted(runs))
+    return Comparison(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
+
+
+def read_report(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Standings:
+    """`read_comparison`, with what is worked out from it."""
+    return standings(read_comparison(folder, network, targets))
+
+
+def write_files(found: Standings, folder: Path, out: Path | None = None, export: Path | None = None) -> None:
+    """Write report.html, report.md and a CSV file a table.
+
+    Args:
+        folder: of the comparison.
+        out: folder to write to; `folder` itself by default.
+        export: file for the comparison in short, as in export.py.
+
+    Raises:
+        UserError: a file cannot be written; it names it.
+    """
+    out = folder if out is None else out
+    handed_on = replace(found.comparison, problems=without_folders(found.comparison.problems, folder))
+    found = replace(found, comparison=handed_on)
+    tables = all_tables(found)
+    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
+    path = out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            path = out / name
+            write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder for the report with --out") from None
+    try:
+        if export is not None:
+            write_atomically(export, to_lines(found.comparison, folder).encode())
+    except OSError as error:
+        raise UserError(f"--export: {export} cannot be written ({error.strerror}); name a file in a folder that is there") from None
+
+
+def write_report(
+    folder: Path,
+    network: Network | None = None,
+    targets: Mapping[str, float] | None = None,
+    out: Path | None = None,
+    export: Path | None = None,
+) -> Standings:
+    """`read_report` and `write_files`; what was found."""
+    found = read_report(folder, network, targets)
+    write_files(found, folder, out, export)
+    return found
+
+
+def _look_through(folder: Path) -> _Found:
+    """Every place of a run in a folder."""
+    found = _Found()
+
+    def closed(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # a comparison without runs so far
+            return
+        found.closed.append(Path(os.path.abspath(error.filename)))
+        found.problems.append(_closed(error, folder))
+
+    try:
+        _plan(folder, found)
+        for path in _folders_of_runs(folder, closed):
+            found.places[path] = _place(path, found)
+    except OSError as error:  # of a single file in it: a folder that cannot be entered
+        closed(error)
+    return found
+
+
+def _folders_of_runs(folder: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
+    if (folder / CONFIG).is_file() or (folder / RECORDS).is_file():
+        yield folder
+        return
+    for name, folders, files in os.walk(folder / RUNS if (folder / COMPARISON).is_file() else folder, onerror=closed):
+        if CONFIG in files or RECORDS in files or (not folders and _names(Path(name)) is not None):
+            folders.clear()  # adapters and checkpoints lie below
+            yield Path(name)
+        passed = {TRIALS, ASIDE} if COMPARISON in files else set[str]()
+        folders[:] = sorted(one for one in folders if one not in passed and not one.startswith("."))  # a dot: half copied
+
+
+def _closed(error: OSError, where: Path) -> str:
+    return f"{error.filename or where}: cannot be read ({error.strerror}); make it readable, and write the report again"
+
+
+def _place(folder: Path, found: _Found) -> Place:
+    """With the names in its path if that is a comparison's."""
+    names = _names(folder)
+    if names is None:
+        return Place()
+    root, task, method, seed = names
+    return _plan(root, found).place(task, method, seed)
+
+
+def _names(folder: Path) -> tuple[Path, str, str, int] | None:
+    """The comparison's folder, task, method and seed that a path tells; None if it is of none."""
+    path = Path(os.path.abspath(folder))  # not resolved: of a link its own name counts
+    if len(path.parts) > 4 and (path.parents[3] / COMPARISON).is_file():
+        runs, task, method, seed = path.parts[-4:]
+        if runs == RUNS and seed.isdecimal():
+            return path.parents[3], task, method, int(seed)
+    return None
+
+
+def _plan(folder: Path, found: _Found) -> Plan:
+    """The plan of a comparison's folder, read once."""
+    path = Path(os.path.abspath(folder))
+    if path not in found.plans:
+        found.plans[path] = read_plan(folder, found.problems)
+    return found.plans[path]
+
+
+def _missing(folder: Path, found: _Found, runs: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Which runs of the plan have no folder at all; those that have one but cannot be read are told apart."""
+    begun = {(place.task, place.method, place.seed) for place in found.places.values()} | set(runs)
+    plan = _plan(folder, found)
+    tasks = plan.tasks or sorted({task for task, _, _ in runs})
+    methods = plan.methods or sorted({method for _, method, _ in runs})
+    seeds = plan.seeds or sorted({seed for _, _, seed in runs})
+
+    def absent(task: str, method: str, seed: int) -> bool:
+        path = Path(os.path.abspath(folder / RUNS / task / method / str(seed)))
+        return (task, method, seed) not in begun and not any(one == path or one in path.parents for one in found.closed)
+
+    lines = []
+    for method in methods:
+        left = {task: [seed for seed in seeds if absent(task, method, seed)] for task in tasks}
+        if any(left.values()):
+            where = ", ".join(f"{task} (seed {', '.join(map(str, of))})" for task, of in left.items() if of)
+            lines.append(f"not run yet: {method} on {where}")
+    return lines

@@ -1,0 +1,139 @@
+"""Under which conditions the runs of a comparison were made: what is common to all, and what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...core.files import TUNING
+from ...core.units import count, duration
+from .results import Comparison, Run
+
+_NAMES = {
+    "model": "Model",
+    "federation": "Federation",
+    "training": "Training",
+    "data": "Data",
+    "machine": "Machine",
+    "versions": "Versions",
+    "commit": "Commit",
+}
+
+
+_SETTINGS = ("model", "federation", "training", "data")  # compared as these texts where a run's single settings are not known
+_MOST, _FEW = 6, 3  # names in a row, and where two rows stand beside each other
+
+
+def conditions(comparison: Comparison) -> list[tuple[str, str]]:
+    """Names and texts; a condition in which runs differ has all its values, with the tasks, methods or seeds whose runs have each."""
+    lines = []
+    for key, name in _NAMES.items():
+        values: dict[str, list[Run]] = {}
+        for run in comparison.runs:
+            value = "unknown" if run.conditions.get(key) is None else str(run.conditions[key])
+            values.setdefault(f"{value[:12]}{'+' * value.endswith('+')}" if key == "commit" else value, []).append(run)
+        if len(values) == 1:
+            lines.append((name, next(iter(values))))
+        else:
+            parts = [f"{value}: {_whose(runs, comparison)}" for value, runs in sorted(values.items(), key=lambda v: -len(v[1]))]
+            lines.append((name, "; ".join(parts)))
+    lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
+    lines += [("Trained beforehand", text)] if (text := _sources(comparison)) else []
+    lines += [("Tuning", _tuning(comparison)), ("Network for modelled time", comparison.network.describe())]
+    return lines
+
+
+def _whose(runs: Sequence[Run], comparison: Comparison) -> str:
+    """As in "boolq, qnli (4 runs)": the tasks that no other run is on, else the methods, else the seeds, else methods and tasks."""
+    here = {id(run) for run in runs}
+    rest = [run for run in comparison.runs if id(run) not in here]
+    for of in (lambda run: run.task, lambda run: run.method, lambda run: f"seed {run.seed}"):
+        if not (names := {of(run) for run in runs}) & {of(run) for run in rest}:
+            return f"{short(sorted(names))} ({count(len(runs), 'run')})"
+    methods, tasks = sorted({run.method for run in runs}), sorted({run.task for run in runs})
+    return f"{short(methods, _FEW)} on {short(tasks, _FEW)} ({count(len(runs), 'run')})"
+
+
+def short(names: Sequence[str], most: int = _MOST) -> str:
+    """Names in a row, of many the first.
+
+    >>> short(["a", "b", "c", "d"], 3), short(["a", "b", "c"], 3)
+    ('a, b and 2 more', 'a, b, c')
+    """
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
+
+
+def unlike(comparison: Comparison) -> list[str]:
+    """A warning where ranked methods ran one task with different settings: what differs, where, and who had what.
+
+    Nothing is said of a learning rate and of a method's own keys, which are expected to differ.
+    """
+    tasks: dict[tuple[str, str], list[str]] = {}  # (setting, who had what) -> tasks
+    for task in comparison.tasks:
+        runs = [run for method in comparison.methods for run in comparison.of(task, method)]
+        for name, values in _differing(runs).items():
+            who = "; ".join(f"{value}: {short(methods)}" for value, methods in values.items())
+            tasks.setdefault((name, who), []).append(task)
+    if not tasks:
+        return []
+    parts = [f"{name} on {short(on)} ({who})" for (name, who), on in tasks.items()]
+    return [f"Not like with like: methods ran one task with different settings, {short(parts)}. Their scores and costs differ by that too."]
+
+
+def _differing(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+    """Setting -> value -> methods, of the settings that not all runs share; a setting that some run does not tell is passed over."""
+    settings = [_settings(run, all(run.conditions.get("settings") for run in runs)) for run in runs]
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in settings[0] if settings else ():
+        values: dict[str, list[str]] = {}
+        for run, one in zip(runs, settings, strict=True):
+            methods = values.setdefault(_shown(one[name]), []) if name in one else []
+            methods += [run.method] if run.method not in methods else []
+        if len(values) > 1:
+            found[name] = dict(sorted(values.items(), key=lambda item: -len(item[1])))
+    return found
+
+
+def _settings(run: Run, single: bool) -> Mapping[str, Any]:
+    return run.conditions["settings"] if single else {name: run.conditions[name] for name in _SETTINGS if name in run.conditions}
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _sources(comparison: Comparison) -> str:
+    """Which methods had source prompts from other tasks, and at what cost a run."""
+    parts = []
+    for method in sorted({run.method for run in comparison.runs if run.source_examples}):
+        runs = [run for run in comparison.runs if run.method == method]
+        seconds, examples = (sum(values) / len(runs) for values in zip(*((r.source_s, r.source_examples) for r in runs), strict=True))
+        cost = f"{duration(seconds)} and {examples:,.0f} examples a run, not in its bytes and times"
+        parts.append(f"{method}: source prompts on other tasks' data, {cost}")
+    return "; ".join(parts)
+
+
+def _tuning(comparison: Comparison) -> str:
+    """How many rates were tried, as recorded, and for whom none were."""
+    numbers, unknown = {}, []
+    for name, row in comparison.tuning.items():
+        if not isinstance(row, Mapping) or not isinstance(row.get("tried"), list):
+            unknown.append(name)
+        elif row["tried"]:
+            numbers[name] = len(row["tried"])
+    parts = []
+    if numbers:
+        low, high = min(numbers.values()), max(numbers.values())
+        rates = count(high, "rate") if low == high else f"{low} to {high} rates"
+        parts.append(f"{rates} tried for each of {count(len(numbers), 'method')}; see the table")
+    if unknown:
+        parts.append(f"not known of {short(unknown)}: see what is missing from this report")
+    if not parts:
+        return "none recorded: every method ran at the rate of its configuration"
+    known = {name.partition(" (")[0] for name in (*numbers, *unknown)}
+    own = {name for name, row in comparison.tuning.items() if name not in numbers and name not in unknown}
+    without = sorted({run.method for run in comparison.runs if run.method in own or not {run.method, run.kind} & known})
+    if without and TUNING not in unknown:
+        parts.append(f"none recorded of {short(without)}, at the rate of their configuration")
+    return "; ".join(parts)

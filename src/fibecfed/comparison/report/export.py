@@ -1,0 +1,103 @@
+"""A comparison in one small file: a header, then a line a run. Its tables can be written anew from it, without the runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ...core.clock import Network
+from ...core.json_text import from_json, to_json, with_nan
+from . import overview, tables
+from .conditions import conditions
+from .results import Comparison, Point, Run, Selection
+from .standing import standings
+from .verdict import defeats, verdict, what
+
+EXPORT_VERSION = 2
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s,;:()'\"]+/)*(?=\S)")  # of an absolute path, up to its last part
+
+
+def to_lines(comparison: Comparison, folder: Path) -> str:
+    """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network.
+
+    Args:
+        folder: of the comparison, as its problems call it; they are told without it, and without any other absolute path.
+    """
+    told: list[dict[str, Any]] = []
+    lines = []
+    for run in comparison.runs:
+        if (known := dict(run.conditions)) not in told:
+            told.append(known)
+        table = asdict(run)
+        del table["clients"], table["selection"]
+        table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 12), round(p.server, 12)] for p in run.points]
+        table["majority"], table["prior"] = round(run.majority, 12), round(run.prior, 12)
+        table["measured_s"] = round(run.measured_s, 3)
+        table["conditions"] = told.index(known)
+        lines.append(table)
+    header = {
+        "kind": "comparison",
+        "version": EXPORT_VERSION,
+        "title": comparison.title,
+        "network": asdict(comparison.network),
+        "problems": without_folders(comparison.problems, folder),
+        "tuning": dict(comparison.tuning),
+        "fixed_targets": dict(comparison.fixed_targets),
+        "conditions": told,
+    }
+    return "".join(to_json(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in (header, *lines))
+
+
+def without_folders(problems: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """Problems as they are handed on: without where the comparison's folder lies, and without any other absolute path."""
+    below = re.compile(rf"(?<![\w./-]){re.escape(str(folder))}/")
+    return tuple(_FOLDERS.sub("", below.sub("", problem)) for problem in problems)
+
+
+def from_lines(path: Path) -> Comparison:
+    """What `to_lines` wrote.
+
+    Raises:
+        ValueError: naming the file and the line that is of no export of this version.
+    """
+    number = 1
+    try:
+        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other ends of a line
+        header = from_json(texts[0])
+        if (header["kind"], header["version"]) != ("comparison", EXPORT_VERSION):
+            raise ValueError(f"got {header['kind']} of version {header['version']}, expected comparison of version {EXPORT_VERSION}")
+        problems, runs = tuple(header["problems"]), []
+        for number, text in enumerate(texts[1:], start=2):  # noqa: B007 - the message below says where it stopped
+            runs.append(_run(from_json(text), header["conditions"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
+    return Comparison(header["title"], tuple(runs), Network(**header["network"]), problems, header["tuning"], header["fixed_targets"])
+
+
+def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
+    names = [item.name for item in fields(Point)]
+    points = tuple(Point(**with_nan(Point, dict(zip(names, values, strict=True)))) for values in table.pop("points"))
+    known = told[table.pop("conditions")]
+    return Run(**with_nan(Run, table), points=points, clients=(), selection=Selection(), conditions=known)
+
+
+def section(comparison: Comparison) -> str:
+    """Markdown for docs/results.md: what was compared, conditions, verdict, losses, what is missing, tables but that of all runs."""
+    found = standings(comparison)
+    parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name != "Commit"])]
+    for title, lines in (
+        ("Verdict", verdict(found)),
+        ("Where FibecFed loses", defeats(found)),
+        ("Missing from this report", comparison.problems),
+    ):
+        if lines:
+            parts += [f"**{title}**", _list(lines)]
+    parts += [tables.to_markdown(table, "###") for table in overview.all_tables(found) if table.name not in ("runs", "losses")]
+    return "\n\n".join(parts)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {' '.join(line.split())}" for line in lines)

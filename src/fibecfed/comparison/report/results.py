@@ -1,0 +1,154 @@
+"""What a report knows: runs as read from their records, and a comparison of them. Values only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...core.clock import Network
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood at one evaluation.
+
+    Attributes:
+        rounds: completed before it.
+        size: bytes of training and preparation both ways up to it; evaluation's own are left out.
+        seconds: modelled, see clock.py.
+        personalised, server: accuracy in [0, 1], pooled over the clients with their own models, and of the global model; NaN where there
+            are no test examples, as on the server of a federation across machines.
+    """
+
+    rounds: int
+    size: int
+    seconds: float
+    personalised: float
+    server: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a method selected in a run; empty where it says nothing.
+
+    Attributes:
+        importance: of each layer.
+        layers: that are averaged.
+        kept: rounds of training -> mean number of neurons that a client of that round updated, of its `own`; 0: not recorded.
+        data: rounds of training -> share of the cohort's examples, times local epochs, that was trained on.
+        difficulty: (edges of the bins, as powers of ten; examples in each bin) over all scored examples.
+    """
+
+    importance: tuple[float, ...] = ()
+    layers: tuple[int, ...] = ()
+    kept: Mapping[int, float] = field(default_factory=dict[int, float])
+    own: int = 0
+    data: Mapping[int, float] = field(default_factory=dict[int, float])
+    difficulty: tuple[tuple[float, ...], tuple[int, ...]] = ((), ())
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
+        majority: accuracy of always answering the largest class of the test set; NaN without one.
+        prior: pooled accuracy of each client answering the largest class of its own training examples, whatever the text; NaN where it is
+            not known how the examples were spread.
+        metric, metric_personalised: the task's own metric where it is not accuracy.
+        trainable: parameters of adapter and head; a method may train a part of them, or others for a while.
+        measured_s: wall clock of the rounds on the machine of the run.
+        clients: accuracy of each client on its own test examples after the last round, ascending.
+        conditions: machine, versions and settings.
+        source_s, source_examples: seconds and examples with which source prompts were trained beforehand, on other tasks' data; in no other
+            number of the run.
+    """
+
+    task: str
+    method: str
+    seed: int
+    kind: str
+    points: tuple[Point, ...]
+    majority: float
+    worst_decile: float | None
+    metric: str | None
+    metric_personalised: float | None
+    bytes_up: int
+    bytes_down: int
+    steps: int
+    examples: int
+    trainable: int
+    measured_s: float
+    clients: tuple[float, ...]
+    selection: Selection
+    conditions: Mapping[str, Any]
+    prior: float = math.nan
+    source_s: float = 0.0
+    source_examples: int = 0
+
+    @property
+    def last(self) -> Point:
+        """After the last round: the score that counts."""
+        return self.points[-1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of methods on tasks with seeds.
+
+    Attributes:
+        title: name of the folder.
+        problems: what could not be read or is missing, a sentence each.
+        tuning: method -> what was tried, as in tuning.json.
+        fixed_targets: task -> score in [0, 1] in place of the computed one.
+    """
+
+    title: str
+    runs: tuple[Run, ...]
+    network: Network
+    problems: tuple[str, ...] = ()
+    tuning: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    fixed_targets: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """By name."""
+        return sorted({run.task for run in self.runs})
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Methods that are ranked: all but ablations."""
+        return sorted({run.method for run in self.runs if not is_ablation(run)})
+
+    @property
+    def ablations(self) -> list[str]:
+        """FibecFed with parts left out or exchanged."""
+        return sorted({run.method for run in self.runs if is_ablation(run)})
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        return sorted({run.seed for run in self.runs})
+
+    def of(self, task: str, method: str) -> list[Run]:
+        """The runs of a method on a task, by seed."""
+        return self._by_place.get((task, method), [])
+
+    @cached_property
+    def _by_place(self) -> dict[tuple[str, str], list[Run]]:
+        found: dict[tuple[str, str], list[Run]] = {}
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            found.setdefault((run.task, run.method), []).append(run)
+        return found
+
+
+OURS = "fibecfed"
+"""The method that the report is about."""
+
+
+def is_ablation(run: Run) -> bool:
+    """A variant of FibecFed under a name of its own. Variants of other methods are methods like the rest."""
+    return run.kind == OURS and run.method != OURS

@@ -1,0 +1,273 @@
+"""One run's folder -> `Run`: records.jsonl and summary.json read, and reduced to what tables and figures need."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core import metrics
+from ...core.clock import Network, round_seconds
+from ...core.errors import UserError
+from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
+from ...core.json_text import from_json
+from ...core.records import EvalRecord, RoundRecord, read
+from ...core.units import count
+from ...engine.baselines import baselines
+from ...engine.evaluation import worst_decile
+from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
+from .results import Point, Run, Selection
+from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
+
+_BINS = 24
+
+
+def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinished: bool = False) -> Run:
+    """A finished run, or one that is under way or was stopped.
+
+    Args:
+        unfinished: whether a run without results is read as far as its records go.
+        place: in a comparison; what it leaves open is taken from the run's configuration. A federation across machines, which names neither
+            task nor file, is called as its folder.
+
+    Raises:
+        Damaged: it is finished, and cannot be used; naming file and line.
+        UserError: what is missing of a run that is not finished.
+    """
+    finished = (folder / SUMMARY).is_file()
+    if not finished and (failure := _failure(folder / FAILURE)):
+        raise UserError(f"{folder}: {failure}")
+    path = folder / RECORDS
+    if not path.is_file():
+        if finished:
+            raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", _advice(folder, place))
+        raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
+    try:
+        header, records = read(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
+        raise Damaged(str(error), _advice(folder, place)) from None
+    if not finished and not unfinished:
+        done = sum(isinstance(record, RoundRecord) for record in records)
+        raise UserError(
+            f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
+        )
+    if absent := lacking(header):
+        raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))
+    configuration = header["configuration"]
+    if wrong := list(misfits(configuration, place)):
+        advice = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
+        raise Damaged(f"{path}, line 1: the records of another run than its folder says: {', '.join(wrong)}", advice)
+    summary = _summary(folder, place) if finished else _so_far(records)
+    if broken := gap(records, summary):
+        raise Damaged(f"{path}, {broken}", _advice(folder, place))
+    data = configuration["data"]
+    try:
+        return _reduced(
+            header,
+            records,
+            summary,
+            network,
+            task=place.task or str(data.get("task") or Path(data.get("path") or folder.resolve()).stem),
+            method=place.method or str(configuration["method"]["kind"]),
+            seed=int(configuration["seed"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", _advice(folder, place)) from None
+
+
+def _so_far(records: Sequence[RoundRecord | EvalRecord]) -> dict[str, Any]:
+    """What `_reduced` takes from a summary, of a run that has none yet."""
+    evaluations = [record for record in records if isinstance(record, EvalRecord)]
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    selected = next((record.server for record in reversed(rounds) if record.server), {})
+    return {"scores": {"worst_decile": worst_decile(evaluations[-1].clients) if evaluations else None}, "selected": selected}
+
+
+def progress_of(folder: Path) -> str | None:
+    """How far a run is that has no results, as in "unfinished, round 3 of 40"; None for one that has."""
+    if (folder / SUMMARY).is_file():
+        return None
+    header, records = read(folder / RECORDS)
+    trained = sum(isinstance(record, RoundRecord) and any(record.steps.values()) for record in records)
+    return f"unfinished, round {trained} of {header['configuration']['federation']['rounds']}"
+
+
+def _advice(folder: Path, place: Place) -> str:
+    """What to do about a finished run that is damaged; in a comparison `fibecfed compare` makes it again by itself."""
+    if place.task is not None:
+        return "the next `fibecfed compare` makes it again"
+    if not (folder / CONFIG).is_file():
+        return "put the file back from a copy"
+    return f"put the file back from a copy, or make the run again with: fibecfed run {folder / CONFIG}"
+
+
+def _failure(path: Path) -> str | None:
+    """Why a run of a comparison stopped, where it left a word about it."""
+    try:
+        found = from_json(path.read_bytes())
+        return f"no result, {found['why']}: {found['reason']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _summary(folder: Path, place: Place) -> dict[str, Any]:
+    path = folder / SUMMARY
+    resume = f"remove it and resume with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
+    try:
+        found = from_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValueError as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise Damaged(f"{path}{line}: not JSON ({error})", resume) from None
+    if not isinstance(found, dict) or not isinstance(found.get("scores"), dict):
+        raise Damaged(f'{path}, line 1: expected a summary with "scores"', resume)
+    return found
+
+
+def _reduced(
+    header: Mapping[str, Any],
+    records: Sequence[RoundRecord | EvalRecord],
+    summary: Mapping[str, Any],
+    network: Network,
+    *,
+    task: str,
+    method: str,
+    seed: int,
+) -> Run:
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    evaluations = [record for record in records if isinstance(record, EvalRecord)]
+    if not evaluations:
+        raise ValueError("no evaluation among the records")
+    last = evaluations[-1]
+    majority, own_majority = baselines(last, header["partition"])
+    metric = header.get("metric") if any(map(any, last.pooled)) else None
+    return Run(
+        task=task,
+        method=method,
+        seed=seed,
+        kind=str(header["configuration"]["method"]["kind"]),
+        points=_points(records, network, str(header.get("device", "cpu"))),
+        majority=majority,
+        prior=own_majority,
+        worst_decile=summary["scores"].get("worst_decile"),
+        metric=metric if metric in ("f1", "matthews") else None,
+        metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
+        bytes_up=sum(sum(record.bytes_up.values()) for record in rounds),
+        bytes_down=sum(sum(record.bytes_down.values()) for record in rounds),
+        steps=sum(sum(record.steps.values()) for record in rounds),
+        examples=sum(sum(record.examples.values()) for record in rounds),
+        trainable=int(header["trainable"]),
+        measured_s=sum(record.seconds for record in rounds),
+        clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
+        selection=_selection(header, rounds, summary.get("selected") or {}),
+        conditions=_conditions(header),
+        source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
+        source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
+    )
+
+
+def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str) -> tuple[Point, ...]:
+    """Bytes and modelled seconds up to each evaluation."""
+    points: list[Point] = []
+    size, seconds = 0, 0.0
+    for record in records:
+        if isinstance(record, RoundRecord):
+            size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
+            seconds += round_seconds(record, network, device=device)
+        else:
+            points.append(Point(record.rounds, size, seconds, metrics.accuracy(record.pooled), metrics.accuracy(record.server)))
+    return tuple(points)
+
+
+def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
+    epochs = int(header["configuration"]["training"]["local_epochs"])
+    available = {client: sum(parts["train"]) for client, parts in header["partition"].items()}
+    kept, data, difficulty, own = {}, {}, [], 0
+    for number, record in enumerate((record for record in rounds if any(record.steps.values())), start=1):
+        whole = epochs * sum(available.get(client, 0) for client in record.steps)
+        if whole:
+            data[number] = sum(record.examples.values()) / whole
+        counts = [notes["kept_neurons"] for notes in record.notes.values() if "kept_neurons" in notes]
+        if counts:
+            kept[number] = sum(counts) / len(counts)
+        for notes in record.notes.values():
+            difficulty.extend(notes.get("difficulty", ()))
+            own = max(own, notes.get("own_neurons", 0))
+    return Selection(
+        importance=tuple(selected.get("importance") or ()),
+        layers=tuple(selected.get("global_layers") or ()),
+        kept=kept,
+        own=own,
+        data=data,
+        difficulty=_histogram(difficulty),
+    )
+
+
+def _histogram(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Counts over equal bins of log10; values of 0 are in the first bin."""
+    positive = [math.log10(value) for value in values if value > 0]
+    if len(positive) < 2 or min(positive) == max(positive):
+        return (), ()
+    low, high = min(positive), max(positive)
+    width = (high - low) / _BINS
+    counts = [0] * _BINS
+    for value in values:
+        place = int((math.log10(value) - low) / width) if value > 0 else 0
+        counts[min(place, _BINS - 1)] += 1
+    return tuple(low + width * i for i in range(_BINS + 1)), tuple(counts)
+
+
+def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader has to know to judge or repeat the numbers."""
+    configuration = header["configuration"]
+    federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
+    machine = header.get("machine", {})
+    of = len(header["partition"]) or federation["clients"]  # as many as there were, which a column of the data decides as well
+    sampled = min(of, federation["clients_per_round"] or DEFAULT_CLIENTS_PER_ROUND)
+    clients = f"{count(of, 'client')}, {sampled} per round, {count(federation['rounds'], 'round')}"
+    spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
+    cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
+    cores = f"{machine.get('cores')} cores, {count(header.get('threads') or 1, 'thread')} per run, {header.get('precision')}"
+    return {
+        "model": f"{_without_folder(configuration['model'].get('name'))}, head {configuration['model'].get('head')}",
+        "federation": f"{clients}, {spread}",
+        "training": f"{count(training['local_epochs'], 'local epoch')}, batches of {training['batch_size']}, {training['optimizer']}",
+        "learning_rate": training["learning_rate"],
+        "data": f"{cuts}, {data['max_length']} tokens",
+        "machine": f"{machine.get('processor')}, {cores}",
+        "versions": ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items()),
+        "commit": header.get("commit"),
+        "settings": _settings(header),
+    }
+
+
+_NO_SETTINGS = (
+    "training.learning_rate", "training.device", "evaluation.batch_size", "evaluation.save", "data.task", "data.path", "data.test_path",
+    "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
+)  # fmt: skip
+"""What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what runs must share to be compared on a task; the precision is the one that was computed in."""
+    tables = {name: table for name, table in header["configuration"].items() if name not in ("method", "resources")}
+    found = {f"{above}.{name}": value for above, table in tables.items() if isinstance(table, Mapping) for name, value in table.items()}
+    if header.get("precision"):
+        found["training.precision"] = header["precision"]
+    if header["partition"]:
+        found["federation.clients"] = len(header["partition"])
+    if "model.name" in found:
+        found["model.name"] = _without_folder(found["model.name"])
+        digests = sorted(header.get("model", {}).get("files", {}).values())
+        found["model.weights"] = ", ".join(digest[:12] for digest in digests) or None  # folders of one name may hold different ones
+    return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
+
+
+def _without_folder(name: Any) -> Any:
+    """A model's name for a report that is handed on: of a local one without its place on this machine."""
+    return Path(name).name if isinstance(name, str) and Path(name).is_absolute() else name

@@ -1,0 +1,42 @@
+"""The report on a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from ...core.terminal import escaped
+from . import by_task, overview, tables
+from .results import OURS
+from .standing import Standings
+from .verdict import defeats, verdict, what
+
+# columns of the widest tables that a terminal has no room for
+_NOT_HERE = ("tasks", "bytes relative to the smallest", "parameters of adapter and head")
+_NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "shortest time", f"{OURS}'s time", "target counts", "sending fewer")
+
+
+def show(standings: Standings, console: Console) -> None:
+    """What was compared, the verdict, where FibecFed loses, the main tables, and what is missing. The files hold the rest."""
+    comparison = standings.comparison
+    console.print(Text(escaped(what(comparison)), style="bold"))
+    _sentences(console, "", verdict(standings))
+    _sentences(console, "Where FibecFed loses", defeats(standings))
+    for table in (
+        tables.without(overview.methods(standings), _NOT_HERE),
+        by_task.scores(standings, "personalised"),
+        by_task.scores(standings, "global"),
+        overview.targets(standings),
+        tables.without(overview.losses(standings), _NOT_HERE_OF_LOSSES),
+        overview.ablations(standings),
+    ):
+        if table.rows:
+            tables.show(table, console)
+    _sentences(console, "Missing from this report", comparison.problems)
+
+
+def _sentences(console: Console, title: str, lines: list[str] | tuple[str, ...]) -> None:
+    if lines:
+        console.print(Text(f"\n{title}".rstrip(), style="bold"))
+    for line in lines:
+        console.print(Text(escaped(f"- {line}")), soft_wrap=True)

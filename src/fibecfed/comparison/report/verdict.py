@@ -1,0 +1,202 @@
+"""What a comparison came to, in sentences with their numbers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from ...core.units import count
+from .conditions import unlike
+from .results import OURS, Comparison, Run
+from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, spread, total_size
+
+WITHIN = 1.02
+"""Up to this factor FibecFed's bytes are said to be about the fewest."""
+_SCORES: tuple[tuple[str, Callable[[Run], float]], ...] = (
+    ("personalised", lambda run: run.last.personalised),
+    ("global", lambda run: run.last.server),
+)
+
+
+def what(comparison: Comparison) -> str:
+    """One sentence: how many runs of what."""
+    methods, tasks, seeds = comparison.methods, comparison.tasks, comparison.seeds
+    more = f" and {count(len(comparison.ablations), 'variant')} of {OURS}" if comparison.ablations else ""
+    of = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"{count(len(methods), 'method')}{more} on {count(len(tasks), 'task')}, {of}: {count(len(comparison.runs), 'run')}."
+
+
+def verdict(standings: Standings) -> list[str]:
+    """Rank, scores, bytes and time of FibecFed among the others, over the tasks that it ran on; two methods are compared on those of both.
+
+    Before all that a warning where settings differ between methods on a task. Who is first in a comparison without FibecFed. Empty for a
+    single method.
+    """
+    ranks = standings.ranks
+    if len(ranks) < 2:
+        return []
+    if OURS not in ranks:
+        first = next(iter(ranks))
+        over = count(ranks[first].tasks, "task")
+        return [*unlike(standings.comparison), f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
+    here = standings.of_ours
+    if len(here.ranks) < 2:
+        return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
+    return [*unlike(here.comparison), _rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
+
+
+def _others(standings: Standings) -> list[str]:
+    return [method for method in standings.ranks if method != OURS]
+
+
+def _rank(standings: Standings) -> str:
+    ranks = standings.ranks
+    ours = ranks[OURS]
+    text = f"{OURS} has mean rank {ours.mean:.2f} in the personalised score (95 % interval {ours.low:.1f} to {ours.high:.1f})"
+    tasks = count(ours.tasks, "task")
+    whole = {method: rank for method, rank in ranks.items() if rank.tasks == ours.tasks}
+    other = next((method for method in whole if method != OURS), None)
+    if other is None:
+        return f"{text} over {tasks}; no other method ran on all of them."
+    place = sum(rank.mean < ours.mean for rank in whole.values()) + 1
+    place_of = "level with it" if whole[other].mean == ours.mean else "next" if place == 1 else "first"
+    of = f"{len(ranks)} methods over {tasks}" if len(whole) == len(ranks) else f"the {len(whole)} methods that ran on the same {tasks}"
+    return f"{text}: place {place} of {of}; {place_of} is {other} with {whole[other].mean:.2f}."
+
+
+def _scores(standings: Standings) -> list[str]:
+    lines = []
+    for name, of in _SCORES:
+        found = {method: pairs for method in _others(standings) if (pairs := standings.pairs(method, of))}
+        if not found:
+            continue
+        gaps = {method: 100 * statistics.fmean(ours - other for ours, other in pairs) for method, pairs in found.items()}
+        other = min(gaps, key=lambda method: gaps[method])
+        side = "above" if gaps[other] > -SLACK else "below"
+        score, both = 100 * standings.mean(OURS, of), len(found[other])
+        where = "" if both == len(standings.pairs(OURS, of)) else f", over {count(both, 'task')} that both ran on"
+        lines.append(
+            f"Its {name} score is {score:.1f} % as a mean over tasks, {abs(gaps[other]):.1f} points {side} the best other ({other}){where}."
+        )
+    return lines
+
+
+def _priors(standings: Standings) -> list[str]:
+    """Where a personal score says more about how labels are spread than about texts."""
+    known = [one for one in standings.targets.values() if one.prior is not None]
+    near = [one for one in known if one.prior is not None and one.best_score - one.prior < COUNTED_FROM - SLACK]
+    if not near:
+        return []
+    tasks = ", ".join(f"{one.task} ({100 * (one.prior or 0):.1f} %)" for one in near)
+    return [
+        f"On {len(near)} of {count(len(known), 'task')} no method beats the per-client majority baseline (each client predicts the most "
+        f"frequent class of its own training examples) by 5 points: {tasks}. There the personalised score reflects how labels are spread, "
+        "not how well texts are classified."
+    ]
+
+
+def _bytes(standings: Standings) -> str:
+    times = _times_the_bytes(standings)
+    same = {method: value for method, value in times.items() if standings.whole_lora(method)}
+    text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB per run"
+    if same:
+        fewest = max(same, key=lambda method: same[method])
+        of = f"of the {len(same) + 1} methods that train LoRA of one rank on all adapted layers and average both factors"
+        within = "within" if same[fewest] <= WITHIN else "not within"
+        more = f", {same[fewest]:.3f} times the fewest {of} ({fewest}'s), {within} {100 * (WITHIN - 1):.0f} %"
+        text += f", the fewest {of}" if same[fewest] <= 1 else more
+    fewer = [method for method, value in times.items() if value > 1]
+    return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; nobody sends fewer.")
+
+
+def _times_the_bytes(standings: Standings) -> dict[str, float]:
+    """Other method -> FibecFed's bytes over its own, on all tasks of both together; without the method that does not federate."""
+    sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
+    sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
+    return {method: ours / other for method, (ours, other) in sums.items() if other}
+
+
+def _race(standings: Standings) -> list[str]:
+    races = standings.counted
+    if not races:
+        return ["No task counts for targets: nowhere is the best method 5 points above the majority class."]
+    reached = sum(standings.reaches(one.task, OURS) for one in races)
+    wins = {method: sum(method in standings.first(one.task) for one in races) for method in standings.ranks}
+    most = max(wins[method] for method in _others(standings))
+    others = [method for method in _others(standings) if wins[method] == most]
+    text = f"It reaches the target on {reached} of {count(len(races), 'counted task')} and is first, in modelled time, on {wins[OURS]}"
+    if not most:
+        text += "; nobody else is first anywhere."
+    elif len(others) == 1:
+        text += f"; of the others {others[0]} is first most often, on {most}."
+    else:
+        text += f"; of the others {', '.join(others)} are first most often, on {most} each."
+    ratio = standings.relative_seconds("lora") if "lora" in standings.ranks else None
+    return [text] if ratio is None else [text, f"Where both get there, lora takes {ratio:.2f} times its modelled time (geometric mean)."]
+
+
+def _left_out(standings: Standings) -> list[str]:
+    """What the sentences above are not about."""
+    here, lines = standings.of_ours, []
+    if missed := [task for task in standings.targets if task not in here.targets]:
+        lines.append(f"All this leaves out {count(len(missed), 'task')} on which {OURS} has no result: {', '.join(missed)}.")
+    if partly := [method for method in standings.ranks if method not in here.ranks or here.ranks[method].tasks < here.ranks[OURS].tasks]:
+        lines.append(f"Compared only on those of its tasks that they have results on: {', '.join(partly)}.")
+    return lines
+
+
+def defeats(standings: Standings) -> list[str]:
+    """Where FibecFed loses, a sentence a kind of loss: scores, time to the target, bytes; empty without FibecFed or others."""
+    here = standings.of_ours
+    if OURS not in here.ranks or len(here.ranks) < 2:
+        return []
+    lost, won = [], []
+    for name, of in _SCORES:
+        compared = [task for task in here.targets if _gaps(here, task, of)]
+        if behind := [part for task in compared if (part := _ahead(here, task, of))]:
+            lost.append(
+                f"Another method has the higher {name} score on {len(behind)} of {count(len(compared), 'task')}: {', '.join(behind)}."
+            )
+        elif compared:
+            won.append(f"no method has a higher {name} score on any")
+    races = [one for one in here.counted if here.first(one.task)]  # a target that nobody reaches is no loss to anyone
+    if late := [_late(here, one) for one in races if OURS not in here.first(one.task)]:
+        of_them = count(len(races), "counted task")
+        lost.append(f"It is not the first to the target on {len(late)} of {of_them}: {', '.join(late)}.")
+    elif races:
+        won.append("nobody is sooner at a counted target")
+    sent = _times_the_bytes(here)
+    if fewer := [method for method in sent if sent[method] > 1]:
+        best = max(fewer, key=lambda method: sent[method])
+        times = f"{sent[best]:.{3 if sent[best] < 1.1 else 1}f}"  # so that hardly more is not read as the same
+        verb, fewest = ("sends", "") if len(fewer) == 1 else ("send", ", the fewest")
+        of_them = count(len(sent), "other method")
+        lost.append(f"{len(fewer)} of {of_them} {verb} fewer bytes in all{fewest} {best}: {OURS} sends {times} times as many.")
+    elif sent:
+        won.append("nobody sends fewer bytes in all")
+    return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
+
+
+def _gaps(standings: Standings, task: str, of: Callable[[Run], float]) -> dict[str, float]:
+    """Other method -> by how many points it is ahead on a task, negative where it is behind."""
+    comparison, ours = standings.comparison, spread(map(of, standings.comparison.of(task, OURS)))
+    if ours is None:
+        return {}
+    found = {method: spread(map(of, comparison.of(task, method))) for method in _others(standings)}
+    return {method: 100 * (other.mean - ours.mean) for method, other in found.items() if other}
+
+
+def _ahead(standings: Standings, task: str, of: Callable[[Run], float]) -> str | None:
+    """The best method ahead on a task and by how much; None where there is none."""
+    gaps = {method: gap for method, gap in _gaps(standings, task, of).items() if gap > 0}
+    if not gaps:
+        return None
+    best = max(gaps, key=lambda method: gaps[method])
+    others = len(gaps) - 1
+    return f"{task} ({best} by {gaps[best]:.1f} points{f', and {others} more' if others else ''})"
+
+
+def _late(standings: Standings, one: Target) -> str:
+    first = ", ".join(standings.first(one.task))
+    never = "" if standings.reaches(one.task, OURS) else f", {OURS} never gets there"
+    return f"{one.task} ({first} first{never})"

@@ -1,0 +1,107 @@
+"""`fibecfed compare`: the folder's lock, the workers, and what is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from ...core.errors import RunFailed, UserError
+from ...core.files import COMPARISON
+from ...core.terminal import escaped
+from ...core.units import count, duration
+from ...engine.checkpoint import RunLock
+from ..report.comparison import read_report, write_files
+from ..report.terminal import show
+from .conduct import Results, conduct, refuse_foreign, workers, write_down
+from .options import Comparison
+from .plan import Clock
+from .watch import Watch
+
+
+@dataclass(frozen=True)
+class Left:
+    """How many of the runs asked for have no result, as in `Results`."""
+
+    failed: int = 0
+    refused: int = 0
+    unusable: int = 0
+
+    def sentence(self, again: str) -> str | None:
+        """What is left and what to do about each kind; None where nothing is.
+
+        Args:
+            again: the command line of the comparison.
+        """
+        parts = []
+        if self.refused:
+            way_out = "change what the reasons above name, or take these methods out: the same command would refuse them again"
+            parts.append(f"{count(self.refused, 'run')} refused: {way_out}")
+        if self.unusable:
+            parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: do what is said above, then: {again}")
+        if self.failed:
+            parts.append(
+                f"{count(self.failed, 'run')} failed, the reasons are above. Try {'it' if self.failed == 1 else 'them'} again with: {again}"
+            )
+        return "\n  ".join(parts) or None
+
+
+def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
+    """Make what is left of a comparison, and show its results; what of the runs asked for has none.
+
+    Raises:
+        UserError: a folder of another comparison, or one that cannot be written.
+        RunFailed: it can no longer be written.
+        KeyboardInterrupt: stopped; the same command resumes.
+    """
+    began = time.monotonic()
+    clock = Clock()
+    refuse_foreign(comparison, out)
+    with _as_user_error(out), RunLock(out):
+        write_down(comparison, out)
+        runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
+        _print(console, f"{out}: {count(runs, 'run')}, {workers(comparison)} at a time")
+        with Watch(console, clock, workers(comparison)) as watch:
+            results = conduct(comparison, out, watch, clock)
+    show_results(console, results, out, time.monotonic() - began)
+    return Left(len(results.failed), len(results.refused), len(results.unusable))
+
+
+@contextlib.contextmanager
+def _as_user_error(out: Path) -> Iterator[None]:
+    """A folder that cannot be written, or a disk that is full once runs are under way, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = error.filename or out
+        if (out / COMPARISON).is_file():
+            raise RunFailed(f"{where}: {error.strerror}; what was done before stays") from error
+        raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
+
+
+def show_results(console: Console, results: Results, out: Path, seconds: float) -> None:
+    """The report, which says why runs failed or were refused, then what it does not know of, and how many there are of each."""
+    try:
+        found = read_report(out)
+        show(found, console)
+        write_files(found, out)
+    except UserError as error:  # no run that can be read: why is said by the error
+        _print(console, str(error))
+    for one, reason in results.unusable.items():
+        _print(console, f"{one.name}: {reason}")
+    kinds = {"failed": results.failed, "refused": results.refused, "whose folder cannot be used": results.unusable}
+    of = len(results.done) + sum(map(len, kinds.values()))
+    left = "".join(f", {len(jobs)} {name}" for name, jobs in kinds.items() if jobs)
+    made = f"{results.new} made now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"
+    _print(console, f"{made}{left}; the report and all runs are in {out}")
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(Text(escaped(text)), soft_wrap=True)

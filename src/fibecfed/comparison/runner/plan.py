@@ -1,0 +1,191 @@
+"""Which runs a comparison takes: configurations, folders, what is done, and the order."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config import PLACES, Config, differences, flat, from_table, leaves, load, places, same_name
+from ...config.read import read_toml, resolve_paths
+from ...core.clock import Network
+from ...core.errors import UserError
+from ...core.files import CONFIG, RECORDS, SUMMARY
+from ...data.tasks import TASKS
+from ...methods.catalogue import CATALOGUE
+from ..report.runs import read_run
+from ..report.whole import ASIDE, Damaged, Place
+from .options import Comparison
+
+UNKNOWN_EXAMPLES = 10_000
+"""Training examples that a task counts whose number is not limited: how many it has is only known when it is read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run of a comparison. Two jobs are equal only if they are the same one.
+
+    Attributes:
+        rate: which rate it tries, as its folder is called; None outside of tuning.
+        folder: where it writes.
+    """
+
+    task: str
+    method: str
+    seed: int
+    config: Config
+    folder: Path
+    rate: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.task}/{self.method}/" + (f"seed {self.seed}" if self.rate is None else f"rate {self.rate}")
+
+
+def table_of(comparison: Comparison, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """A run's configuration as a table: the base, over it the task's, over both the method's, then the rates.
+
+    Without `rates` the learning rate is what the tables say, else in a comparison that tunes the centre that the method's own paper uses,
+    else the default that a single run has.
+    """
+    named = {"data": {"task": task}} if task in TASKS else {}
+    table = _laid_over({}, comparison.base, named, comparison.task.get(task, {}), comparison.method.get(method, {}))
+    table.setdefault("method", {})["kind"] = comparison.kind(method)
+    table["seed"] = seed
+    if (
+        rates is None
+        and comparison.tuning.trials
+        and comparison.kind(method) in CATALOGUE
+        and "learning_rate" not in table.get("training", {})
+    ):
+        rates = {"training.learning_rate": CATALOGUE[comparison.kind(method)].learning_rate}
+    for name, value in (rates or {}).items():
+        above, _, leaf = name.partition(".")
+        table.setdefault(above, {})[leaf] = value
+    return table
+
+
+def _laid_over(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for table in tables:
+        for name, value in table.items():
+            both = isinstance(value, Mapping) and isinstance(result.get(name, {}), Mapping)
+            result[name] = _laid_over(result.get(name, {}), value) if both else value
+    return result
+
+
+def job(
+    comparison: Comparison, out: Path, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None, rate: str | None = None
+) -> Job:
+    """One run; a trial of `rates` in tuning if `rate` names them."""
+    config = resolve_paths(from_table(table_of(comparison, task, method, seed, rates)))
+    folder = out / "runs" / task / method / str(seed) if rate is None else out / "tuning" / task / method / rate
+    return Job(task, method, seed, config, folder, rate)
+
+
+@dataclass(frozen=True)
+class Held:
+    """State of a job's folder. No field is set if the job must be started or resumed.
+
+    Attributes:
+        summary: of a run that is done, whose records are whole too.
+        damaged: what is wrong with a finished run, which is to be made again.
+        unusable: why the folder can neither be used nor resumed, and what to do.
+        moved: for a run that is done: files of the same name in another place than they had in it, a sentence for each.
+    """
+
+    summary: dict[str, Any] | None = None
+    damaged: str | None = None
+    unusable: str | None = None
+    moved: tuple[str, ...] = ()
+
+
+def look(one: Job) -> Held:
+    """What a job's folder holds. What the report could not use does not count as done.
+
+    Raises:
+        UserError: it holds a run of another configuration.
+    """
+    path = one.folder / CONFIG
+    if not path.is_file():
+        begun = [name for name in (RECORDS, SUMMARY) if (one.folder / name).is_file()]
+        return Held(damaged=f"{one.folder}: got no {CONFIG} beside {' and '.join(begun)}") if begun else Held()
+    try:
+        before = dict(leaves(read_toml(path)))
+        held = load(path, places(one.config)).config  # the places of its own may have nothing by now
+    except UserError as error:
+        return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command makes the run again")
+    new = flat(one.config)
+    moved = [name for name in PLACES if before.get(name) != new[name]]
+    changed = differences(held, one.config)
+    if changed := sorted({*changed, *(name for name in moved if not same_name(name, before.get(name), new[name]))}):
+        raise UserError(
+            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
+            "made, or choose another folder with --out"
+        )
+    path = one.folder / SUMMARY
+    if not path.is_file():
+        return Held()
+    try:
+        read_run(one.folder, Network(), Place(one.task, one.method, one.seed, one.config.method.model_dump()["kind"]))
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except Damaged as error:
+        return Held(damaged=error.what)
+    except (UserError, OSError) as error:
+        return Held(unusable=str(error))
+    match summary:
+        case {"scores": dict(), "seconds": int() | float(), "evaluation": {"seconds": int() | float()}}:
+            return Held(summary, moved=tuple(f"{name} was {before[name]}, now {new[name]}" for name in moved))
+        case _:
+            return Held(damaged=f"{path}: expected a summary with scores, seconds and evaluation.seconds")
+
+
+def move_aside(one: Job) -> Path:
+    """Takes a job's folder out of the way and keeps it; where it is now."""
+    root = one.folder.parents[3]
+    place = root / ASIDE / one.folder.relative_to(root)
+    number = 2
+    while place.exists():
+        place, number = place.with_name(f"{one.folder.name}-{number}"), number + 1
+    place.parent.mkdir(parents=True, exist_ok=True)
+    one.folder.rename(place)
+    return place
+
+
+# ---- how long
+
+
+def units(config: Config) -> float:
+    """Tokens that a run may train on at most: examples x epochs x rounds x length. Only to compare runs by."""
+    from ...build import max_length  # brings torch, which reading a comparison does without
+
+    federation = config.federation
+    examples = (config.data.max_train or UNKNOWN_EXAMPLES) * federation.cohort_size(federation.clients) / federation.clients
+    return examples * config.training.local_epochs * federation.rounds * max_length(config)
+
+
+class Clock:
+    """Seconds that runs take, from those that are done."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, str], list[float]] = {}  # (task, method) -> seconds a unit
+        self._tasks: dict[str, list[float]] = {}
+
+    def learn(self, one: Job, summary: Mapping[str, Any]) -> None:
+        """From the summary of a run that is done."""
+        seconds = summary["seconds"] + summary["evaluation"]["seconds"]
+        self._seconds.setdefault((one.task, one.method), []).append(seconds / units(one.config))
+        self._tasks.setdefault(one.task, []).append(seconds / units(one.config))
+
+    def seconds(self, one: Job) -> float | None:
+        """Expected seconds of a run: by its task and method where one is done, else by its task, else by all; None before the first."""
+        known = self._seconds.get((one.task, one.method)) or self._tasks.get(one.task) or [s for all_ in self._tasks.values() for s in all_]
+        return statistics.mean(known) * units(one.config) if known else None
+
+    def cheapest(self, jobs: Iterable[Job]) -> Job:
+        """The one that is expected to take least; the first of equals."""
+        return min(jobs, key=lambda one: (self.seconds(one) or 0.0, units(one.config)))

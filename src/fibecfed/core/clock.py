@@ -1,0 +1,96 @@
+"""Seconds that a round would take on a given network, from its bytes and its clients' compute seconds. Applied after the run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .errors import UserError
+from .records import RoundRecord
+
+
+@dataclass(frozen=True)
+class Network:
+    """The link of each client to the server, and how fast its machine is.
+
+    Every client has a link of its own; the server's is never the bottleneck [C].
+
+    Attributes:
+        up_mbit, down_mbit: bandwidth from and to a client, 10^6 bits a second.
+        latency_ms: delay of one message, in one direction.
+        client_speed: how many times as fast as the machine of the run a client computes.
+    """
+
+    up_mbit: float = 10.0
+    down_mbit: float = 50.0
+    latency_ms: float = 30.0
+    client_speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("up_mbit", "down_mbit", "client_speed"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
+        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise UserError(f"--latency-ms: got {self.latency_ms}, expected a number of at least 0")
+
+    def describe(self) -> str:
+        """In words: "10 Mbit/s up, 50 Mbit/s down, 30 ms a message, clients as fast as the machine of the runs"."""
+        speed = "as fast as" if self.client_speed == 1 else f"{self.client_speed:g} times as fast as"
+        links = f"{self.up_mbit:g} Mbit/s up, {self.down_mbit:g} Mbit/s down, {self.latency_ms:g} ms a message"
+        return f"{links}, clients {speed} the machine of the runs"
+
+
+_ELSEWHERE = 0.05
+"""A process that has less than this share of the processor does not compute its clients itself: they do elsewhere."""
+
+
+def processor_share(record: RoundRecord) -> float:
+    """Share of a round's wall clock in which its process really had a processor, at most 1.
+
+    `cpu_s / seconds`: other processes on the machine stretch what a client measures, some methods' rounds more than others'. 1 where
+    nothing was recorded, where several threads computed, and where clients computed elsewhere: their seconds together exceed the round's,
+    or this process hardly worked.
+    """
+    if record.cpu_s <= 0 or record.seconds <= 0 or sum(record.compute_s.values()) > 1.01 * record.seconds:
+        return 1.0
+    share = record.cpu_s / record.seconds
+    return min(1.0, share) if share >= _ELSEWHERE else 1.0
+
+
+def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu") -> float:
+    """Modelled seconds of a round: max over its cohort of down + compute + up, since clients work in parallel.
+
+    A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is what the client
+    measured, on a processor times `processor_share`, over `client_speed`. A cohort of which too few answered comes before the next one, so
+    its seconds are added, without compute, which is not known of it.
+
+    Args:
+        device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
+    """
+    share = processor_share(record) if device == "cpu" else 1.0
+    down, up, seconds = Counter(record.bytes_down), Counter(record.bytes_up), 0.0
+    for attempt in record.attempts:
+        down.subtract(attempt.bytes_down)
+        up.subtract(attempt.bytes_up)
+        seconds += _slowest(attempt.cohort, attempt.bytes_down, attempt.bytes_up, {}, network)
+    compute_s = {client: measured * share for client, measured in record.compute_s.items()}
+    return seconds + _slowest(record.cohort, down, up, compute_s, network)
+
+
+def _slowest(
+    cohort: Sequence[str], down: Mapping[str, int], up: Mapping[str, int], compute_s: Mapping[str, float], network: Network
+) -> float:
+    seconds = (
+        _transfer(down.get(client, 0), network.down_mbit, network.latency_ms)
+        + compute_s.get(client, 0.0) / network.client_speed
+        + _transfer(up.get(client, 0), network.up_mbit, network.latency_ms)
+        for client in cohort
+    )
+    return max(seconds, default=0.0)
+
+
+def _transfer(size: int, mbit: float, latency_ms: float) -> float:
+    return latency_ms / 1e3 + 8 * size / (mbit * 1e6) if size else 0.0

@@ -1,0 +1,153 @@
+"""The model card beside an adapter: what it is, how to use it, how it did, how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .core.units import percent
+from .data.prompt import Prompt
+from .engine.baselines import remarks
+from .snippet import Base, Reading, snippet
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What lies in the folder.
+
+    Attributes:
+        client: whose it is; None: the global one.
+        own_kind: what an adapter that is not LoRA is called.
+        beside_weights: whether delta.safetensors lies there.
+    """
+
+    client: str | None
+    own_kind: str | None = None
+    beside_weights: bool = False
+
+
+def model_card(
+    adapter: Adapter,
+    base: Base,
+    reading: Reading,
+    *,
+    files: Mapping[str, str],
+    labels: Sequence[str],
+    max_length: int,
+    summary: Mapping[str, Any],
+    settings: str,
+    versions: Mapping[str, str],
+) -> str:
+    """Markdown with the header that model hubs read. It names no licence and no language: those of the texts are not known here.
+
+    Args:
+        files: weight file of the backbone -> SHA-256; empty where it was loaded by its id.
+        summary: as in summary.json, with the client's own scores under `client`.
+        settings: what is worth reading of the configuration, as TOML.
+    """
+    kind, prompt = adapter.own_kind or "LoRA", reading.prompt
+    who = "the global model" if adapter.client is None else f"client {' '.join(adapter.client.split())}"
+    what = "with its classification head" if prompt is None else "without a head of its own"
+    weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or f"- loaded by its id{_at(base)}"
+    code = snippet(base, reading, own_adapter=adapter.own_kind is not None, beside_weights=adapter.beside_weights)
+    classes = ", ".join(f"{i} = {label}" for i, label in enumerate(labels))
+    return f"""---
+base_model: {json.dumps(base.published)}
+library_name: {"fibecfed" if adapter.own_kind else "peft"}
+pipeline_tag: text-classification
+tags: [text-classification, federated-learning, {json.dumps(adapter.own_kind) if adapter.own_kind else "lora"}, fibecfed]
+metrics: [{", ".join(["accuracy", *_more_metrics(summary)])}]
+---
+
+# Adapter of {who}
+
+A {kind} adapter {what} for `{base.published}`, made by federated fine-tuning with fibecfed
+(method `{summary["method"]}`): the training texts stayed with their clients. It takes one of {len(labels)} classes for
+{"two texts" if reading.pair else "a text"}, of which it reads at most {max_length} tokens.
+{_other_weights(base)}
+## Use it
+
+In this folder{", with the base model's folder in it," if base.local else ""} where torch, transformers and peft are installed\
+{", and fibecfed" if base.packaged or adapter.own_kind or adapter.beside_weights else ""}:
+
+```python
+{code}
+```
+
+Classes, in order: {classes}. The tokenizer lies in the folder; labels.json holds the classes' names and the length in tokens.
+{_words(prompt)}
+## How it did
+
+{_scores(adapter, summary)}
+
+## How it was made
+
+{summary["rounds"]} rounds with {summary["clients_that_took_part"]} clients; the models of round {summary["saved"]["rounds"]} are saved. \
+{summary["steps"]:,} optimiser steps, {summary["bytes_up"]:,} bytes up, {summary["bytes_down"]:,} bytes down.
+Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
+
+Weights of the base model:
+
+{weights}
+
+Settings; what is not named has its default:
+
+```toml
+{settings.rstrip()}
+```
+"""
+
+
+def _at(base: Base) -> str:
+    return f", revision `{base.revision}`" if base.revision else ""
+
+
+def _other_weights(base: Base) -> str:
+    if base.gguf_file is None:
+        return ""
+    return (
+        f"\nThe adapter was trained on the weights in `{base.gguf_file}`, expanded to float32. They are not those of "
+        "the model's repository with full precision, under which the adapter computes something else.\n"
+    )
+
+
+def _more_metrics(summary: Mapping[str, Any]) -> list[str]:
+    hub = {"matthews": "matthews_correlation", "f1": "f1"}
+    return [hub[name] for name in hub if f"global_{name}" in summary["scores"]]
+
+
+def _scores(adapter: Adapter, summary: Mapping[str, Any]) -> str:
+    saved, own = summary["saved"], summary.get("client") or {}
+    rows = [("", "accuracy", "always the most frequent class")]
+    if adapter.client is not None and own.get("accuracy") is not None:
+        rows.append((f"this adapter, on this client's {own['test_examples']} test examples", own["accuracy"], own["majority"]))
+    rows.append(("all clients, each with its own model", saved["pooled_personalised"], saved["own_majority"]))
+    rows.append(("the global model" if adapter.client else "this adapter, on all test examples", saved["global"], saved["majority"]))
+    rows.append(("before training", summary["scores"]["untrained"]["global"], saved["majority"]))
+    head, *body = [f"| {name} | {_cell(score)} | {_cell(simple)} |" for name, score, simple in rows]
+    notes = remarks({**summary, "clients": {}})  # other clients are nobody's business
+    if adapter.client is not None and _no_better(own):
+        notes.insert(0, "On this client's test examples the adapter is no better than always answering the most frequent class.")
+    return "\n".join([head, "|---|---|---|", *body, *(["", " ".join(notes)] if notes else [])])
+
+
+def _no_better(own: Mapping[str, Any]) -> bool:
+    score, simple = own.get("accuracy"), own.get("majority")
+    return score is not None and simple is not None and score <= simple and score < 1
+
+
+def _cell(value: float | str | None) -> str:
+    return value if isinstance(value, str) else "not measured" if value is None else percent(value)
+
+
+def _words(prompt: Prompt | None) -> str:
+    if prompt is None:
+        return ""
+    words, tokens = (", ".join(f"`{one}`" for one in some) for some in (prompt.words, prompt.tokens))
+    where = "after the last token" if prompt.mask_id is None else "in the place of the tokenizer's mask token"
+    return (
+        f"\nThe text is put into the template `{prompt.template}`; the class is the likeliest of the words {words} (tokens {tokens})\n"
+        f"{where}. labels.json holds all three.\n"
+    )

@@ -1,0 +1,107 @@
+"""The same trials for every method, the best by validation, one more step where it is at an edge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fibecfed.comparison.runner.options import Comparison, TuningOptions
+from fibecfed.comparison.runner.tuning import (
+    Trial,
+    best,
+    beyond,
+    choose,
+    fixed,
+    grid,
+    has_diverged,
+    is_tuned,
+    label,
+    left_open,
+    rates,
+    read_tuning,
+    write_tuning,
+)
+from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import CATALOGUE
+
+
+def test_every_method_gets_the_same_steps_around_its_papers_rate() -> None:
+    assert grid(TuningOptions(trials=3)) == (-1, 0, 1) and grid(TuningOptions(trials=5)) == (-2, -1, 0, 1, 2)
+    assert grid(TuningOptions(trials=1)) == (0,)
+    for kind, row in CATALOGUE.items():
+        found = [rates(kind, step, 3.0)["training.learning_rate"] for step in (-1, 0, 1)]
+        assert found == pytest.approx([row.learning_rate / 3, row.learning_rate, row.learning_rate * 3], rel=0.005)
+    assert label(rates("lora", -1, 3.0)) == "0.000167"
+
+
+def test_a_server_rate_keeps_the_size_of_the_step_or_its_proportion_to_the_clients_as_the_catalogue_says() -> None:
+    with_server_rate = {kind for kind in CATALOGUE if "method.server_learning_rate" in rates(kind, 0, 3.0)}
+    assert {kind: CATALOGUE[kind].server_rate_power for kind in with_server_rate} == {"fedpeptao": 1, "moms-adamw": -1}
+    for kind in with_server_rate:
+        low, middle, high = ({key.rsplit(".")[-2]: value for key, value in rates(kind, step, 3.0).items()} for step in (-1, 0, 1))
+        for one in (low, high):
+            factor = one["training"] / middle["training"]
+            assert one["method"] / middle["method"] == pytest.approx(factor ** CATALOGUE[kind].server_rate_power, rel=0.02)
+
+
+def test_the_best_is_the_highest_and_of_equals_the_papers() -> None:
+    assert best({-1: 0.5, 0: 0.6, 1: 0.7}) == 1
+    assert best({-1: 0.7, 0: 0.7, 1: 0.7}) == 0
+    assert best({-1: 0.7, 0: 0.6, 1: 0.7}) == -1
+
+
+def test_one_more_step_is_tried_beyond_an_edge_only() -> None:
+    assert beyond({-1: 0.5, 0: 0.6, 1: 0.7}) == 2
+    assert beyond({-1: 0.8, 0: 0.6, 1: 0.7}) == -2
+    assert beyond({-1: 0.5, 0: 0.6, 1: 0.5}) is None
+
+
+def test_the_choice_is_by_the_mean_over_tasks_and_a_divergence_counts_against_a_rate() -> None:
+    trials = (
+        Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": 0.6}),
+        Trial(1, {"training.learning_rate": 3.0}, {"a": 0.9, "b": None}),
+        Trial(-1, {"training.learning_rate": 0.3}, {"a": 0.7, "b": 0.3}),
+    )
+    found = choose("paper", trials)
+    assert (found.chosen, found.rates) == (0, {"training.learning_rate": 1.0}) and [trial.step for trial in found.trials] == [-1, 0, 1]
+    assert trials[1].score == pytest.approx(-0.05)
+    lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),))
+    assert lost.chosen is None and lost.rates == {}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"why": "stopped"}', '{"why": "killed"}', None])
+def test_only_a_trial_that_diverged_is_not_made_again(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "failure.json").write_text(text)
+    assert not has_diverged(tmp_path)
+    (tmp_path / "failure.json").write_text('{"why": "diverged"}')
+    assert has_diverged(tmp_path)
+
+
+def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    tuned = {"lora": choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),))}
+    write_tuning(tmp_path, tuned)
+    assert read_tuning(tmp_path) == tuned and read_tuning(tmp_path / "none") == {}
+    row = json.loads((tmp_path / "tuning.json").read_text())["lora"]
+    assert (row["chosen"], row["tried"][0]["rate"], row["tried"][0]["score"]) == (1.0, 1.0, None)
+    (tmp_path / "tuning.json").write_text('{"methods":\n {"lora": 3}')
+    with pytest.raises(UserError, match=r"tuning\.json, line 2: not what"):
+        read_tuning(tmp_path)
+
+
+def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[..., Comparison]) -> None:
+    both = compared("tuning.trials=3", "method.lora.training.learning_rate=0.25")
+    assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
+    assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
+    assert fixed(compared(), "lora").source == "the default of training.learning_rate"
+    assert fixed(compared(), "lora").rates == {"training.learning_rate": 0.002}
+
+
+def test_a_server_rate_in_a_methods_own_table_is_left_as_it_is(compared: Callable[..., Comparison]) -> None:
+    both = compared("methods=moms-adamw,slow", "method.slow.method.kind=moms-adamw", "method.slow.method.server_learning_rate=0.7")
+    values = rates("moms-adamw", 1, 3.0)
+    assert values == {"training.learning_rate": 0.12, "method.server_learning_rate": 0.1}
+    assert left_open(both, "moms-adamw", values) == values and left_open(both, "slow", values) == {"training.learning_rate": 0.12}

@@ -1,0 +1,95 @@
+"""What a finished run says of its scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fibecfed.engine.baselines import remarks
+from fibecfed.finish import summaries
+from fibecfed.methods.selected import in_words
+
+
+def summary(
+    saved: dict[str, Any] | None = None, best: dict[str, Any] | None = None, clients: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    scores = {
+        "rounds": 12, "pooled_personalised": 0.8, "global": 0.7, "majority": 0.6, "own_majority": 0.65, "validation": 0.75,
+        "validation_examples": 400,
+    }  # fmt: skip
+    return {"scores": {**scores, "best_by_validation": best}, "saved": {**scores, **(saved or {})}, "clients": clients or {}}
+
+
+def test_scores_above_what_needs_no_text_are_not_remarked_on():
+    assert remarks(summary()) == []
+    assert remarks({"scores": {}}) == []  # of version 0.1
+
+
+@pytest.mark.parametrize(
+    ("saved", "sentence"),
+    [
+        (
+            {"pooled_personalised": 0.639},
+            "personalised score (63.9 %) is below what always answering each client's own most frequent class",
+        ),
+        ({"pooled_personalised": 0.65}, "The personalised score (65.0 %) only equals what always answering each client's own"),
+        ({"global": 0.588}, "The global score (58.8 %) is below what always answering the most frequent class gives (60.0 %)."),
+        ({"own_majority": None, "pooled_personalised": 0.59}, "below what always answering the most frequent class gives (60.0 %)"),
+    ],
+)
+def test_a_score_that_needs_no_text_is_said_plainly_with_what_to_try(saved: dict[str, Any], sentence: str):
+    first, advice = remarks(summary(saved))
+    assert sentence in first and "training.learning_rate" in advice
+
+
+def test_what_cannot_be_known_or_bettered_is_not_remarked_on():
+    assert remarks(summary({"global": None, "majority": None, "own_majority": None})) == []
+    assert remarks(summary({"pooled_personalised": 1.0, "own_majority": 1.0})) == []
+
+
+def test_clients_below_their_own_most_frequent_class_are_named_the_worst_first():
+    clients = {f"{n}": {"test_examples": 10, "accuracy": 0.5 - n / 100, "majority": 0.5} for n in range(8)}
+    clients["none"] = {"test_examples": 0, "accuracy": None, "majority": None}
+    (text,) = remarks(summary(clients=clients))
+    assert (
+        text.startswith("7 of 8 clients score below their own most frequent class: 7 (43.0 % against 50.0 %), 6 (") and "and 2 more" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ({"rounds": 7, "validation": 0.80, "validation_examples": 400}, True),
+        ({"rounds": 7, "validation": 0.76, "validation_examples": 400}, False),  # within one standard error
+        ({"rounds": 12, "validation": 0.80, "validation_examples": 400}, False),
+        ({"rounds": 7, "validation": 0.80, "validation_examples": 300}, False),  # of other clients
+    ],
+)
+def test_a_round_that_was_clearly_better_is_named_with_the_key_to_set(best: dict[str, Any], said: bool):
+    found = remarks(summary(best=best))
+    assert found == (
+        [
+            "The models of round 12 are saved, but those of round 7 were better on the validation parts (80.0 % against 75.0 %): "
+            'set evaluation.save = "best" to keep them.'
+        ]
+        if said
+        else []
+    )
+
+
+def test_a_client_is_told_its_own_scores_and_nobody_elses():
+    told = summaries({"method": "lora", "clients": {"a": {"accuracy": 0.1}, "b": {"accuracy": 0.9}}})
+    assert told("a") == {"method": "lora", "client": {"accuracy": 0.1}} and told("c")["client"] is None
+
+
+def test_what_a_method_chose_is_said_in_words_and_long_lists_are_shortened():
+    long = in_words({"global_layers": [*range(10, 25), 29], "num_layers": 30, "importance": [0.01 * n for n in range(30)], "ratio": None})
+    assert long == {
+        "layers shared with all clients": "10 to 24, 29 of 30 (the first is 0)",
+        "importance of each layer": "from 0 (layer 0) to 0.29 (layer 29)",
+    }
+    assert in_words({"global_layers": [], "num_layers": 6})["layers shared with all clients"] == "none of 6"
+    assert in_words({"ranks": {"a": 4, "b": 8}}) == {"LoRA rank": "a 4, b 8"}
+    assert in_words({"ranks": {str(n): n % 5 + 2 for n in range(20)}}) == {"LoRA rank": "2 to 6 over 20 clients"}
+    assert in_words({"new_key": list(range(20))})["new key"] == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"
