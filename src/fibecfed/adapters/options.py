@@ -15,45 +15,50 @@ from ..core.options import Options
 class BottleneckAdapter(Options):
     """Bottleneck layers after each sub-layer (Houlsby et al. 2019)."""
 
-    size: int = Field(default=64, ge=1, description="[S] Width of the bottleneck; the paper's default.")
+    size: int = Field(default=64, ge=1, description="[S] Bottleneck size; the paper's default.")
 
 
 class PromptAdapter(Options):
     """Soft tokens before the input (Lester et al. 2021)."""
 
-    num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens.")
-    start: Literal["vocabulary", "random"] = Field(default="vocabulary", description="Drawn from the embeddings of words, or at random.")
+    num_tokens: int = Field(default=20, ge=1, description="[C] Number of soft tokens.")
+    start: Literal["vocabulary", "random"] = Field(
+        default="vocabulary", description="Initialisation: embeddings of randomly drawn words, or random vectors."
+    )
 
 
 class PrefixAdapter(Options):
     """Trainable keys and values before those of the text, in every layer (Liu et al. 2022, P-tuning v2)."""
 
-    num_tokens: int = Field(default=20, ge=1, description="[C] Length of each layer's prefix.")
+    num_tokens: int = Field(default=20, ge=1, description="[C] Prefix length in each layer.")
 
 
 class GeneratedPromptAdapter(Options):
-    """Soft tokens made for each example from the frozen model's sentence vector (Wu et al. 2022, IDPG)."""
+    """Soft tokens generated for each example from the frozen model's sentence vector (Wu et al. 2022, IDPG)."""
 
-    num_tokens: int = Field(default=5, ge=1, description="[S] Soft tokens.")
-    size: int = Field(default=64, ge=1, description="[C] Width of the generator's bottleneck.")
+    num_tokens: int = Field(default=5, ge=1, description="[S] Number of soft tokens.")
+    size: int = Field(default=64, ge=1, description="[C] Bottleneck size of the prompt generator.")
 
 
 class MixedPromptAdapter(Options):
     """A prompt mixed for each example from frozen source prompts and a trained one (Asai et al. 2022, ATTEMPT)."""
 
-    num_tokens: int = Field(default=20, ge=1, description="[C] Soft tokens of each prompt.")
-    size: int = Field(default=100, ge=1, description="[S] Width of the attention's bottleneck, as in the published code.")
-    temperature: float | None = Field(default=None, gt=0, description="[S] Of the softmax; default the hidden size times e.")
+    num_tokens: int = Field(default=20, ge=1, description="[C] Number of soft tokens per prompt.")
+    size: int = Field(default=100, ge=1, description="[S] Bottleneck size of the attention network, as in the published code.")
+    temperature: float | None = Field(
+        default=None, gt=0, description="[S] Temperature of the attention's softmax; default: hidden size x e."
+    )
     start: Literal["source", "vocabulary"] = Field(
-        default="source", description="The trained prompt starts as the first source prompt [S: published code], or from words."
+        default="source",
+        description="Initialisation of the target prompt: the first source prompt [S: published code], or embeddings of words.",
     )
 
 
 class LatePromptAdapter(Options):
-    """A prompt made from the hidden state at the middle layer and inserted there (Liu et al. 2022, LPT)."""
+    """A prompt generated from the hidden state at the middle layer and inserted there (Liu et al. 2022, LPT)."""
 
-    num_tokens: int = Field(default=5, ge=1, description="[S] Soft tokens, as in the published scripts.")
-    size: int = Field(default=128, ge=1, description="[S] Width of the generator's bottleneck, as in the published scripts.")
+    num_tokens: int = Field(default=5, ge=1, description="[S] Number of soft tokens, as in the published scripts.")
+    size: int = Field(default=128, ge=1, description="[S] Bottleneck size of the prompt generator, as in the published scripts.")
 
 
 ADAPTERS: dict[str, type[Options]] = {

@@ -34,9 +34,9 @@ else:
 
 
 class Config(Options):
-    """A whole run. Where no method is given, it is FibecFed with its defaults."""
+    """The configuration of a run. Without a method it is FibecFed with its defaults."""
 
-    seed: int = Field(default=0, ge=0, description="Every random draw of the run starts from it.")
+    seed: int = Field(default=0, ge=0, description="Seed of all random draws of the run.")
     model: ModelOptions = ModelOptions()
     data: DataOptions
     federation: FederationOptions = FederationOptions()

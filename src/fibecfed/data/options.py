@@ -9,57 +9,62 @@ from .names import canonical
 
 DEFAULT_MAX_LENGTH = 64
 DEFAULT_MAX_LENGTH_PAIRS = 128
-"""Tokens an example is cut to where `data.max_length` is not set."""
+"""Tokens that an example is truncated to where `data.max_length` is not set."""
 
 
 class DataOptions(Options):
-    """Which labelled text is used, and how it is cut."""
+    """Which labelled texts are used, and how they are split and truncated."""
 
     task: str | None = Field(
-        default=None, description="One of `fibecfed list tasks`; either this or `path`, or neither where the clients are machines."
+        default=None,
+        description="A data set of `fibecfed list tasks`; set this or `path`, or neither if the clients are machines with their own data.",
     )
-    path: str | None = Field(default=None, description="Your own CSV, TSV, JSON, JSON lines or parquet file; either this or `task`.")
-    test_path: str | None = Field(default=None, description="A file with the test examples; without it `test_fraction` is cut from `path`.")
-    text_column: str = Field(default="text", description="Column of the (first) text.")
-    pair_column: str | None = Field(default=None, description="Column of the second text, for tasks on pairs.")
+    path: str | None = Field(default=None, description="Your own CSV, TSV, JSON, JSON lines or parquet file; set this or `task`.")
+    test_path: str | None = Field(
+        default=None, description="File with the test examples; without it, `test_fraction` of `path` is held out."
+    )
+    text_column: str = Field(default="text", description="Column of the text, or of the first text of a pair.")
+    pair_column: str | None = Field(default=None, description="Column of the second text, for sentence-pair tasks.")
     label_column: str = Field(default="label", description="Column of the label: strings or integers.")
     client_column: str | None = Field(
-        default=None, description='Column that names the client an example belongs to; sets `federation.partition` = "column" by itself.'
+        default=None, description='Column with the client of each example; implies `federation.partition` = "column".'
     )
     labels: tuple[str, ...] | None = Field(
         default=None,
-        description="The classes, in order; integer labels are 0-based indices into this list. Default: those found in train, sorted.",
+        description="The classes, in order; integer labels are 0-based indices into this list. Default: those of the training set, sorted.",
     )
-    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="Share of `path` that becomes the test set, stratified by label.")
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="Fraction of `path` held out as the test set, stratified by label.")
     validation_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the training examples kept for validation, stratified."
+        default=0.1, ge=0, lt=1, description="Fraction of the training examples held out for validation, stratified by label."
     )
     max_train: int | None = Field(
-        default=None, ge=1, description="Maximum number of training examples (validation not counted), drawn from the seed."
+        default=None, ge=1, description="Maximum number of training examples (validation not counted), sampled by the seed."
     )
-    max_test: int | None = Field(default=None, ge=1, description="Maximum number of test examples, drawn from the seed.")
-    max_length: int | None = Field(default=None, ge=4, description="Tokens an example is truncated to. Default 64, for pairs 128.")
+    max_test: int | None = Field(default=None, ge=1, description="Maximum number of test examples, sampled by the seed.")
+    max_length: int | None = Field(
+        default=None, ge=4, description="Maximum length in tokens; longer examples are truncated. Default 64, for pairs 128."
+    )
     template: str | None = Field(
         default=None,
-        description='For `model.head` = "label-words": the text as `{x}`, or a pair as `{a}` and `{b}`, and the word as `<mask>`. '
-        "Default: the task's own.",
+        description='For `model.head` = "label-words": prompt template with `{x}`, or `{a}` and `{b}` for a pair, and `<mask>` for the '
+        "word. Default: the task's own.",
     )
     label_words: tuple[str, ...] | None = Field(
         default=None,
-        description="Verbalizer: one word per class, in their order, each a single token of the model. Default: the task's own.",
+        description="Verbaliser: one word per class, in the same order, each a single token of the model. Default: the task's own.",
     )
     root: str | None = Field(
         default=None, description="Folder with <task>/train.parquet and test.parquet; default $FIBECFED_DATA, then the hub."
     )
     revision: str | None = Field(
-        default=None, description="Commit or tag of a task's data set on the hub; pin it for results that can be repeated."
+        default=None, description="Commit or tag of a task's data set on the hub; pin it for reproducible results."
     )
     skip_empty: bool = Field(
         default=False,
-        description="Leave out the rows of `path` and `test_path` without a text or label, and count them, instead of refusing them.",
+        description="Skip rows of `path` and `test_path` without a text or label, and report their number, instead of rejecting the file.",
     )
     label_noise: float = Field(
-        default=0.0, ge=0, lt=1, description="Fraction of the training labels replaced by another class; for experiments."
+        default=0.0, ge=0, lt=1, description="Fraction of the training labels replaced by another, random class; for experiments."
     )
 
     @field_validator("labels")

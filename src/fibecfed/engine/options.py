@@ -17,19 +17,20 @@ EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
 
 
 class FederationOptions(Options):
-    """Who holds the data, and how often they are asked."""
+    """Clients, rounds, and what happens when a client fails."""
 
-    clients: int = Field(default=50, ge=1, description='K, number of clients. With partition = "column" it is read from the data.')
+    clients: int = Field(default=50, ge=1, description='K, number of clients; with partition = "column" it is taken from the data.')
     client_names: tuple[str, ...] | None = Field(
         default=None,
-        description='With partition = "machines": the names of the clients. Without it: those of the first K machines that answer.',
+        description='With partition = "machines": names of the clients. Default: the first K that connect.',
     )
     clients_per_round: int | None = Field(
-        default=None, ge=1, description="m, clients sampled in each round. Default: 5, or all clients where there are fewer."
+        default=None, ge=1, description="m, clients sampled per round. Default: 5, or all clients if there are fewer."
     )
-    rounds: int = Field(default=40, ge=1, description="T, rounds of tuning.")
+    rounds: int = Field(default=40, ge=1, description="T, number of training rounds.")
     partition: Literal["dirichlet", "iid", "shards", "column", "machines"] = Field(
-        default="dirichlet", description='How examples are spread over the clients; "machines": each client is a machine with its own data.'
+        default="dirichlet",
+        description='How examples are distributed over the clients; "machines": each client is a machine with its own data.',
     )
     alpha: float = Field(
         default=1.0, gt=0, description="Dirichlet concentration of each client's class distribution; small = few classes per client."
@@ -40,10 +41,10 @@ class FederationOptions(Options):
     )
     on_failure: Literal["stop", "drop"] = Field(
         default="stop",
-        description="What a client that fails, is late or sends a rejected update does: stop the run, or be dropped from the round.",
+        description="If a client fails, times out or sends a rejected update: stop the run, or drop the client from the round.",
     )
     quorum: float = Field(
-        default=0.0, ge=0, le=1, description="Fraction of the cohort whose updates a round needs; 0 = a single update is enough."
+        default=0.0, ge=0, le=1, description="Minimum fraction of the cohort whose updates a round needs; 0 = a single update is enough."
     )
     round_attempts: int = Field(
         default=1,
@@ -64,7 +65,7 @@ class FederationOptions(Options):
     max_samples: int = Field(
         default=0,
         ge=0,
-        description="Reject updates and evaluations of clients that report more examples than this, of training, validation or test; "
+        description="Reject updates and evaluations of clients that report more training, validation or test examples than this; "
         "0 = no limit.",
     )
     max_update_norm: float = Field(
@@ -83,7 +84,9 @@ class EvaluationOptions(Options):
 
     every: int = Field(default=5, ge=1, description="Evaluate every n rounds, and always before the first and after the last.")
     clients: int | None = Field(
-        default=None, ge=1, description="Clients that each evaluation asks, drawn once for the run; default all. Scores are then of these."
+        default=None,
+        ge=1,
+        description="Clients that take part in evaluations, sampled once per run; scores then cover these alone. Default: all.",
     )
     batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
     save: Literal["last", "best"] = Field(
@@ -94,9 +97,9 @@ class EvaluationOptions(Options):
 
 
 class ResourceOptions(Options):
-    """What the run may take of the machine."""
+    """How much of the machine a run may use."""
 
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads per process.")
-    client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states; the rest is kept on disk.")
-    checkpoint_every: int = Field(default=1, ge=1, description="Rounds between checkpoints.")
-    keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints kept; older ones are removed.")
+    client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states, in MB; what exceeds it is kept on disk.")
+    checkpoint_every: int = Field(default=1, ge=1, description="Write a checkpoint every n rounds.")
+    keep_checkpoints: int = Field(default=2, ge=1, description="Number of checkpoints to keep; older ones are deleted.")

@@ -12,29 +12,31 @@ from ..core.options import Options
 class TrainingOptions(Options):
     """The table [training]: one client's local training, the same for every method."""
 
-    local_epochs: int = Field(default=2, ge=1, description="Passes over the round's examples.")
+    local_epochs: int = Field(default=2, ge=1, description="Epochs of local training per round.")
     batch_size: int = Field(default=8, ge=1, description="Examples per optimiser step.")
-    group_by_length: bool = Field(default=True, description="Shuffle so that a batch holds texts of similar length, which saves padding.")
-    gradient_accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step, which is that of one large batch.")
-    max_steps: int = Field(default=0, ge=0, description="Optimiser steps of one local training at most; 0 = no limit.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="At its highest, see schedule and warmup.")
+    group_by_length: bool = Field(default=True, description="Batch texts of similar length together, which saves padding.")
+    gradient_accumulation: int = Field(
+        default=1, ge=1, description="Batches accumulated per optimiser step; the step equals that of one large batch."
+    )
+    max_steps: int = Field(default=0, ge=0, description="Maximum number of optimiser steps per local training; 0 = no limit.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Peak learning rate; see schedule and warmup.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
-        description="How the learning rate falls over the rounds: not at all, linearly, or along half a cosine, to near 0.",
+        description="Learning-rate schedule over the rounds: constant, or linear or cosine decay to near 0.",
     )
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="Share of the rounds over which the learning rate rises linearly first.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, with every optimizer.")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="Fraction of the rounds with linear warm-up of the learning rate.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, with every optimiser.")
     optimizer: Literal["adadelta", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"] = Field(
-        default="adamw", description="An optimiser of torch.optim. Its state starts anew each time a client trains."
+        default="adamw", description="An optimiser of torch.optim; its state is reset each time a client trains."
     )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
-    max_grad_norm: float = Field(default=0.0, ge=0, description="Clip the norm of each step's gradient to this; 0 = off.")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of sgd and rmsprop.")
+    max_grad_norm: float = Field(default=0.0, ge=0, description="Clip the gradient norm of each step to this; 0 = off.")
     class_weights: tuple[float, ...] | Literal["balanced"] | None = Field(
         default=None,
-        description="Weight of each class in the training loss, in the order of the classes; balanced = the rarer among the client's "
-        "training examples, the heavier.",
+        description="Weight of each class in the training loss, in the order of the classes; balanced = inversely proportional to the "
+        "class frequency in the client's training examples.",
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="[C] Dropout of backbone and adapter while training.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="[C] Dropout of base model and adapter during training.")
     precision: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="auto = bf16 where the hardware supports it, else float32."
     )
@@ -45,7 +47,8 @@ class CurriculumOptions(Options):
     """`method.curriculum`: which examples a client trains on in a round, and in which order."""
 
     order: Literal["fisher", "length", "rarity", "random"] = Field(
-        default="fisher", description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pace."
+        default="fisher",
+        description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pacing function.",
     )
     pace: Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"] = Field(
         default="linear",
@@ -53,13 +56,17 @@ class CurriculumOptions(Options):
     )
     beta: float = Field(default=0.6, gt=0, le=1, description="[C] Fraction of the data used in round 0.")
     alpha: float = Field(default=0.8, gt=0, le=1, description="[C] Fraction of the rounds after which all data are used.")
-    order_within_round: Literal["shuffled", "easy_to_hard"] = Field(default="shuffled", description="[C] Order of a round's examples.")
-    labels: Literal["true", "model"] = Field(
-        default="true", description="[C] Fisher information of the true label, or expected under the model's own."
+    order_within_round: Literal["shuffled", "easy_to_hard"] = Field(
+        default="shuffled", description="[C] Order of the examples within a round."
     )
-    fisher_over: Literal["all", "adapter"] = Field(default="all", description="[C] Sum over all trainable tensors, or without the head.")
+    labels: Literal["true", "model"] = Field(
+        default="true", description="[C] Fisher information with the true label, or expected under the model's predicted distribution."
+    )
+    fisher_over: Literal["all", "adapter"] = Field(
+        default="all", description="[C] Sum over all trainable parameters, or over those of the adapter without the head."
+    )
     rescore_every: int = Field(
-        default=0, ge=0, description="[C] Score the examples again after this many local trainings of the client; 0 = never."
+        default=0, ge=0, description="[C] Score the examples again every n local trainings of the client; 0 = never."
     )
 
 
@@ -67,7 +74,7 @@ class LayerOptions(Options):
     """`method.layers`: which layers are aggregated globally (GAL)."""
 
     rule: Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all"] = Field(
-        default="share", description="[C] How many and which layers: see docs/methods/fibecfed.md."
+        default="share", description="[C] Selects the layers and their number: see docs/methods/fibecfed.md."
     )
     value: float | None = Field(
         default=None,
@@ -76,12 +83,13 @@ class LayerOptions(Options):
         "default L/2. coverage: fraction of the total importance, default 0.6.",
     )
     importance: Literal["output", "increment"] = Field(
-        default="output", description="[S] output: relative change of the block's output; [C] increment over the block before."
+        default="output",
+        description="[S] output: relative change of the block's output; [C] increment: its increase over the previous block.",
     )
     noise_scale: float = Field(default=0.1, gt=0, description="[C] Norm of the noise relative to the norm of the example's embeddings.")
-    norm: float = Field(default=2.0, gt=1, description="[C] p of the ball the noise is taken from; inf = signs.")
-    importance_examples: int = Field(default=64, ge=1, description="[C] Maximum number of examples per client to measure importance on.")
-    importance_clients: int = Field(default=10, ge=1, description="[C] Number of clients that measure importance, drawn from the seed.")
+    norm: float = Field(default=2.0, gt=1, description="[C] p of the L_p ball that the noise is taken from; inf = sign of the gradient.")
+    importance_examples: int = Field(default=64, ge=1, description="[C] Maximum number of examples per client for measuring importance.")
+    importance_clients: int = Field(default=10, ge=1, description="[C] Number of clients that measure importance, sampled by the seed.")
     spectrum_clients: int = Field(
         default=4, ge=1, description="[C] Number of clients that compute the curvature for layer_gap and plateau."
     )
@@ -89,11 +97,16 @@ class LayerOptions(Options):
 
 
 class NeuronOptions(Options):
-    """`method.neurons`: which neurons a client updates in the layers that stay with it."""
+    """`method.neurons`: which neurons a client updates in the layers that are not aggregated."""
 
     rule: Literal["share", "coverage", "random", "all"] = Field(
         default="share",
-        description="[C] share, random: ceil(value x neurons) of each tensor; coverage: fewest that hold that share of the information.",
+        description="[C] share, random: ceil(value x neurons) of each tensor; coverage: the fewest with that fraction of the information.",
     )
-    value: float | None = Field(default=None, gt=0, le=1, description="[C] rho. share, random: 0.5; coverage: 0.8.")
+    value: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="[C] rho, fraction of the neurons or of their information. Default: 0.5 for share and random, 0.8 for coverage.",
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="[C] gamma: weight of the Fisher information of earlier rounds.")

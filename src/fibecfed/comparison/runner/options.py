@@ -16,12 +16,14 @@ class TuningOptions(Options):
     trials: int = Field(
         default=0,
         ge=0,
-        description="Learning rates tried per method, around the one of its own paper; odd. 0 = no tuning: the rate of [base].",
+        description="Learning rates tried per method, centred on that of its own paper; odd. 0 = no search: all use the rate of [base].",
     )
-    factor: float = Field(default=3.0, gt=1, description="Ratio between one rate and the next.")
-    tasks: tuple[str, ...] = Field(default=("sst2", "rte"), description="A rate's score is the mean over these tasks' validation parts.")
+    factor: float = Field(default=3.0, gt=1, description="Ratio of one learning rate to the next lower one.")
+    tasks: tuple[str, ...] = Field(
+        default=("sst2", "rte"), description="A learning rate is scored by the mean over these tasks' validation sets."
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the trials.")
-    extend: bool = Field(default=True, description="Where the best rate is the lowest or highest, try one more beyond it.")
+    extend: bool = Field(default=True, description="If the best rate is the lowest or highest, try one more beyond it.")
 
 
 class WorkerOptions(Options):
@@ -30,26 +32,27 @@ class WorkerOptions(Options):
     teraflops: float = Field(
         default=100.0,
         gt=0,
-        description="Speed that `fibecfed check` assumes, 10^12 operations per second. 100: a third of an A100's.",
+        description="Computing speed that `fibecfed check` assumes, 10^12 operations per second. 100: a third of an A100's peak.",
     )
     workers: int | None = Field(
         default=None,
         ge=1,
-        description="Worker processes, each with base.resources.threads. Default: one per core, or per GPU where runs use them.",
+        description="Worker processes, each with base.resources.threads. Default: one per core, or one per GPU if the runs use GPUs.",
     )
 
 
 class Comparison(Options):
-    """A comparison: every method on every task with every seed, in one setting."""
+    """A comparison: every method on every task with every seed, under the same conditions."""
 
     methods: tuple[str, ...] = Field(description='Names of `fibecfed list methods` or of [method.<name>] tables, or "all".')
     tasks: tuple[str, ...] = Field(description='Names of `fibecfed list tasks` or of [task.<name>] tables, or "all".')
     seeds: tuple[Annotated[int, Ge(0), Lt(2**63)], ...] = Field(default=(0,), description="Each method runs on each task once per seed.")
-    base: dict[str, Any] = Field(default={}, description="A run's configuration, shared by all runs.")
-    task: dict[str, dict[str, Any]] = Field(default={}, description="[task.<name>]: laid over it in the runs on that task.")
-    method: dict[str, dict[str, Any]] = Field(default={}, description="[method.<name>]: laid over both in the runs of that method.")
+    base: dict[str, Any] = Field(default={}, description="Configuration that all runs share.")
+    task: dict[str, dict[str, Any]] = Field(default={}, description="[task.<name>]: overrides [base] in the runs on that task.")
+    method: dict[str, dict[str, Any]] = Field(default={}, description="[method.<name>]: overrides both in the runs of that method.")
     architecture: dict[str, dict[str, Any]] = Field(
-        default={}, description="[architecture.<model>]: shapes of a model, by which `fibecfed check` prices it without its weights."
+        default={},
+        description="[architecture.<model>]: a model's configuration, from which `fibecfed check` estimates costs without its weights.",
     )
     tuning: TuningOptions = TuningOptions()
     resources: WorkerOptions = WorkerOptions()
