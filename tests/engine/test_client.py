@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+import time
 import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,13 @@ from hypothesis import strategies as st
 from made import KEY, Federation, federation, made_data, made_task, undecided
 from toy import Count, Reply, Toy
 
+from fibecfed.core import process
 from fibecfed.core.method import Phase, Update, Work
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import WireError, decode, encode, message
 from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, confusion, frame, unframe
 from fibecfed.engine.states import ClientStates
+from fibecfed.engine.stopwatch import CLOCKS, Stopwatch, joined
 
 NOW = Round("tune", 1, 3, 1)
 TASK, DATA = made_task(2), made_data(4, 5, test_per_client=9, num_classes=2)
@@ -35,11 +41,19 @@ def begun(**phase: Any) -> Federation:
     return federation(Changed(), TASK, DATA)
 
 
-@given(st.binary(max_size=50), st.integers(0, 2**40), st.integers(0, 2**40), st.floats(allow_nan=False), st.floats(0, 1e9))
-def test_a_reply_comes_apart_as_it_was_put_together(message: bytes, steps: int, examples: int, loss: float, seconds: float):
-    work = Work(steps, examples, loss, seconds)
+COUNTS = st.integers(0, 2**40)
+
+
+@given(st.binary(max_size=50), COUNTS, COUNTS, st.floats(allow_nan=False), st.floats(0, 1e9), st.sampled_from(CLOCKS))
+def test_a_reply_comes_apart_as_it_was_put_together(message: bytes, steps: int, examples: int, loss: float, seconds: float, clock: str):
+    work = Work(steps, examples, loss, seconds, clock)
     assert unframe(frame(message, work)) == (message, work)
     assert len(frame(message, work)) == len(message) + 32
+
+
+def test_the_work_of_a_client_of_version_0_1_is_wall_clock():
+    message, work = unframe(b"message" + struct.pack("<QQdd", 3, 24, 0.5, 1.25))
+    assert message == b"message" and work == Work(3, 24, 0.5, 1.25, "wall")
 
 
 def test_too_short_a_reply_is_refused():
@@ -58,6 +72,58 @@ def test_a_client_answers_keeps_its_state_and_measures_its_time():
         assert (work.steps, work.examples, work.loss) == (1, n, 0.5) and work.compute_s > 0
         assert world.state("3").times == times
     assert world.states.clients() == ["3"]
+
+
+def burn(seconds: float) -> None:
+    """Compute until the processor has worked so long for this thread, however long that takes."""
+    start = time.thread_time()
+    while time.thread_time() - start < seconds:
+        pass
+
+
+def elsewhere(busy: Callable[[], None]) -> None:
+    """Do something in another thread, and wait for it."""
+    with ThreadPoolExecutor() as pool:
+        pool.submit(busy).result()
+
+
+@pytest.mark.parametrize(
+    "threads, busy, least, most",
+    [
+        (1, lambda: burn(0.2), 0.2, 0.3),
+        (1, lambda: time.sleep(0.3), 0, 0.1),
+        (1, lambda: elsewhere(lambda: burn(0.3)), 0, 0.1),  # a thread of the engine is no work of the client
+        (2, lambda: elsewhere(lambda: burn(0.2)), 0.2, 0.3),  # one of torch's is
+        (2, lambda: time.sleep(0.3), 0, 0.1),
+    ],
+    ids=["computing", "sleeping", "another thread", "torch's threads", "sleeping with threads"],
+)
+def test_seconds_of_a_client_are_those_in_which_the_processor_worked_for_it(
+    threads: int, busy: Callable[[], None], least: float, most: float
+):
+    def update(client: Any, down: Any, now: Round) -> Update[Any, Any]:
+        busy()
+        return Update(Reply(down.shared, 1), Count(0))
+
+    world = begun(client_update=update)
+    with process.threads(threads):
+        _, work = unframe(world.runtime.train("3", encode(world.server), NOW)[0])
+    assert work.compute_clock == "cpu" and least <= work.compute_s < most
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_wall_clock_waits_for_what_was_started():
+    device = torch.device("cuda")
+    a = torch.randn(8192, 8192, device=device)
+    watch, start = Stopwatch(device), time.perf_counter()
+    for _ in range(20):
+        a @ a  # pyright: ignore[reportUnusedExpression]
+    started = time.perf_counter() - start
+    assert watch.kind == "cuda" and watch.seconds() > 5 * started
+
+
+def test_clocks_of_a_cohort_are_named_together():
+    assert [joined(set(kinds)) for kinds in (["cpu"], ["cuda", "cpu"], [])] == ["cpu", "cpu+cuda", "wall"]
 
 
 def test_the_same_request_twice_in_a_round_gives_the_same_reply_and_state():

@@ -95,7 +95,7 @@ def test_the_records_hold_what_the_clients_said_of_their_work():
 def test_a_round_without_failures_has_no_words_about_failures_in_its_line():
     (step,) = rounds(Toy(rounds=1), per_round=2, tolerance=DROP)
     names = "kind phase index number cohort bytes_down bytes_up fields_down fields_up steps examples loss compute_s failures server"
-    assert list(json.loads(to_line(step.record))) == [*names.split(), "seconds", "notes", "cpu_s"]
+    assert list(json.loads(to_line(step.record))) == [*names.split(), "seconds", "notes", "cpu_s", "compute_clock"]
     assert step.record.fields_up.keys() == {"shared", "overhead"}
 
 

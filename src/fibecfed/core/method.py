@@ -76,13 +76,16 @@ class Work:
         steps: optimiser steps.
         examples: training examples that passed forward and backward through the model for those steps, with repetition.
         loss: mean training loss over them, nat; 0 where there were none.
-        compute_s: seconds; filled in by the engine.
+        compute_s: seconds; filled in by the engine, as is
+        compute_clock: what they are seconds of: "cpu" of the processor, "cuda" (or "mps") of the wall until the device was done, "wall" of
+            the wall alone.
     """
 
     steps: int = 0
     examples: int = 0
     loss: float = 0.0
     compute_s: float = 0.0
+    compute_clock: str = "wall"
 
 
 @dataclass(frozen=True)

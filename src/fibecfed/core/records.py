@@ -44,6 +44,9 @@ class RoundRecord:
         notes: client -> what it wrote down about itself (simulation only).
         seconds: of the whole round on this machine, wall clock.
         cpu_s: processor seconds of this process in the round, which a busy machine does not stretch as much.
+        compute_clock: what `compute_s` are seconds of: "cpu" = of the processor, which a busy machine does not stretch; "cuda" or
+            "mps" = of the wall, until the device was done; "wall" = of the wall alone, as in version 0.1, which wrote no kind. Several
+            with "+" between them where the machines of a federation differ.
         refused: those of `failures` that sent an answer which was not what it must be.
         excluded: clients that take no part from here on, since too many of their answers in a row were refused.
         attempts: earlier cohorts of this round of which too few answered.
@@ -66,6 +69,7 @@ class RoundRecord:
     seconds: float
     notes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     cpu_s: float = 0.0
+    compute_clock: str = "wall"
     refused: tuple[str, ...] = _if_any()
     excluded: tuple[str, ...] = _if_any()
     attempts: tuple[FailedAttempt, ...] = _if_any()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -19,9 +18,13 @@ from ..core.trees import first_not_finite, placed
 from ..core.types import ClientData, ClientId, Examples, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import length_batches
+from .stopwatch import CLOCKS, Stopwatch
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
+
+_CLOCK = 56
+"""Two bits of the steps from here on, far above any number of steps, say which of `CLOCKS` measured compute_s: 0 in version 0.1."""
 
 TOO_LARGE = 2**63
 """Integers from here on do not fit into 64 bits with a sign, and at some size not into floating point either."""
@@ -76,7 +79,8 @@ class Changed:
 
 def frame(message: bytes, work: Work) -> bytes:
     """What travels up: the message, then the counts of the work."""
-    return message + _WORK.pack(work.steps, work.examples, work.loss, work.compute_s)
+    steps = work.steps | CLOCKS.index(work.compute_clock) << _CLOCK
+    return message + _WORK.pack(steps, work.examples, work.loss, work.compute_s)
 
 
 def unframe(blob: bytes) -> tuple[bytes, Work]:
@@ -87,7 +91,10 @@ def unframe(blob: bytes) -> tuple[bytes, Work]:
     """
     if len(blob) < _WORK.size:
         raise WireError(f"a reply of {len(blob)} bytes; expected at least {_WORK.size}")
-    return blob[: -_WORK.size], Work(*_WORK.unpack(blob[-_WORK.size :]))
+    steps, examples, loss, compute_s = _WORK.unpack(blob[-_WORK.size :])
+    clock = steps >> _CLOCK & 3
+    work = Work(steps ^ clock << _CLOCK, examples, loss, compute_s, CLOCKS[clock])
+    return blob[: -_WORK.size], work
 
 
 class NotFinite(Exception):
@@ -144,7 +151,7 @@ class ClientRuntime:
             NotFinite: a loss or an update that is not.
             WireError: a broadcast that is not what the phase sends.
         """
-        start = time.perf_counter()
+        watch = Stopwatch(self.task.device)
         phase = self._phases[now.phase]
         self.states.begin(now.number)
         state = self._decoded(client, self.states.before(client))
@@ -156,7 +163,7 @@ class ClientRuntime:
             raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
         check_finite(update.message, phase, client, now)
         self.states.put(client, encode(update.state))
-        work = replace(update.work, compute_s=time.perf_counter() - start)
+        work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
         return frame(encode(update.message), work), update.notes
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:

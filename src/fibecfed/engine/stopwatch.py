@@ -1,0 +1,49 @@
+"""Seconds that computing costs, whatever else the machine does meanwhile."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+CLOCKS = ("wall", "cpu", "cuda", "mps")
+"""Kinds of clock: that of the wall, processor seconds, and that of the wall around a device which has finished what it was given. The
+first is that of version 0.1; their order is that of the numbers on the wire."""
+
+
+class Stopwatch:
+    """Started when it is made, by the thread that computes.
+
+    On processors it counts processor seconds, so that a busy machine, a disk or a sleep is no work of a client. With one thread these are
+    the seconds of the calling thread: torch computes in it, backward passes too, and whatever other threads of the process do (progress,
+    a network) stays out. With several they are those of the process, since torch's threads beside the calling one cannot be told apart;
+    one client at a time computes in a process. An accelerator works while the process waits: there it is the wall clock, read when the
+    device has finished.
+
+    Attributes:
+        kind: one of `CLOCKS`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.kind = device.type if device.type in CLOCKS else CLOCKS[0]
+        self._device = device
+        self._one_thread = torch.get_num_threads() == 1
+        self._start = self._now()
+
+    def seconds(self) -> float:
+        """Since it was made."""
+        return self._now() - self._start
+
+    def _now(self) -> float:
+        if self.kind == "cpu":
+            return time.thread_time() if self._one_thread else time.process_time()
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+def joined(kinds: set[str]) -> str:
+    """The kind of a cohort's clocks: one of `CLOCKS`, or several with "+" between them where its machines differ."""
+    return "+".join(sorted(kinds)) or CLOCKS[0]
