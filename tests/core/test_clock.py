@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fibecfed.core.clock import Network, processor_share, round_seconds
+from fibecfed.core.clock import Network, clock_in_words, joined, processor_share, round_seconds
 from fibecfed.core.errors import UserError
 from fibecfed.core.records import FailedAttempt, RoundRecord
 
@@ -40,6 +40,24 @@ def test_seconds_in_which_other_processes_had_the_processor_do_not_count():
     assert round_seconds(record(seconds=8.0, cpu_s=4.0), Network(1e9, 1e9, 0)) == pytest.approx(1.5, abs=1e-3)
     several_threads, unknown, elsewhere, idle = record(cpu_s=9.0), record(cpu_s=0.0), record(seconds=2.0, cpu_s=1.0), record(cpu_s=0.1)
     assert [processor_share(one) for one in (several_threads, unknown, elsewhere, idle)] == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_processor_seconds_count_in_full_however_busy_the_machine_was_and_are_shared_by_the_threads():
+    one = record(seconds=8.0, cpu_s=4.0, compute_clock="cpu")
+    assert round_seconds(one, Network(1e9, 1e9, 0)) == pytest.approx(3.0, abs=1e-3)
+    assert round_seconds(one, Network(1e9, 1e9, 0), threads=2) == pytest.approx(1.5, abs=1e-3)
+    on_gpu = record(seconds=8.0, cpu_s=4.0, compute_clock="cuda")  # on clients of a server that has none
+    assert round_seconds(on_gpu, Network(1e9, 1e9, 0), threads=2) == pytest.approx(3.0, abs=1e-3)
+
+
+def test_clocks_of_several_are_named_together_and_once_in_words():
+    assert [joined(kinds) for kinds in (["cpu", "cpu"], ["cuda", "cpu"], ["cpu+cuda", "wall"], [])] == [
+        "cpu",
+        "cpu+cuda",
+        "cpu+cuda+wall",
+        "wall",
+    ]
+    assert clock_in_words("cpu+cuda+mps") == "processor seconds, or wall clock until the GPU was done"
 
 
 def test_an_accelerator_works_while_the_process_waits_so_its_seconds_count_in_full():

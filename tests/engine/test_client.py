@@ -19,12 +19,13 @@ from made import KEY, Federation, federation, made_data, made_task, undecided
 from toy import Count, Reply, Toy
 
 from fibecfed.core import process
+from fibecfed.core.clock import CLOCKS
 from fibecfed.core.method import Phase, Update, Work
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import WireError, decode, encode, message
 from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, confusion, frame, unframe
 from fibecfed.engine.states import ClientStates
-from fibecfed.engine.stopwatch import CLOCKS, Stopwatch, joined
+from fibecfed.engine.stopwatch import Stopwatch
 
 NOW = Round("tune", 1, 3, 1)
 TASK, DATA = made_task(2), made_data(4, 5, test_per_client=9, num_classes=2)
@@ -120,10 +121,6 @@ def test_on_a_gpu_the_wall_clock_waits_for_what_was_started():
         a @ a  # pyright: ignore[reportUnusedExpression]
     started = time.perf_counter() - start
     assert watch.kind == "cuda" and watch.seconds() > 5 * started
-
-
-def test_clocks_of_a_cohort_are_named_together():
-    assert [joined(set(kinds)) for kinds in (["cpu"], ["cuda", "cpu"], [])] == ["cpu", "cpu+cuda", "wall"]
 
 
 def test_the_same_request_twice_in_a_round_gives_the_same_reply_and_state():

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import UserError
 from .records import RoundRecord
+
+CLOCKS = ("wall", "cpu", "cuda", "mps")
+"""Kinds of clock: that of the wall, processor seconds, and that of the wall around a device which has finished what it was given. The
+first is that of version 0.1; their order is that of the numbers on the wire."""
+
+_IN_WORDS = {
+    "wall": "wall clock, times the share of it in which the process had a processor",
+    "cpu": "processor seconds",
+    "cuda": "wall clock until the GPU was done",
+    "mps": "wall clock until the GPU was done",
+}
+
+
+def joined(kinds: Iterable[str]) -> str:
+    """The clock of several: one of `CLOCKS`, or more with "+" between them where they differ.
+
+    >>> joined(["cuda", "cpu", "cpu"])
+    'cpu+cuda'
+    """
+    found = {part for kind in kinds for part in kind.split("+")}
+    return "+".join(sorted(found)) or CLOCKS[0]
+
+
+def clock_in_words(kind: str) -> str:
+    """For a reader of a report; `kind` as `joined` makes it."""
+    return ", or ".join(dict.fromkeys(_IN_WORDS.get(part, part) for part in kind.split("+")))
 
 
 @dataclass(frozen=True)
@@ -48,9 +74,9 @@ _ELSEWHERE = 0.05
 
 
 def processor_share(record: RoundRecord) -> float:
-    """Share of a round's wall clock in which its process really had a processor, at most 1.
+    """Share of a round's wall clock in which its process really had a processor, at most 1: for clients' seconds that are wall clock.
 
-    `cpu_s / seconds`: other processes on the machine stretch what a client measures, some methods' rounds more than others'. 1 where
+    `cpu_s / seconds`: other processes on the machine stretch what such a client measures, some methods' rounds more than others'. 1 where
     nothing was recorded, where several threads computed, and where clients computed elsewhere: their seconds together exceed the round's,
     or this process hardly worked.
     """
@@ -60,17 +86,22 @@ def processor_share(record: RoundRecord) -> float:
     return min(1.0, share) if share >= _ELSEWHERE else 1.0
 
 
-def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu") -> float:
+def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu", threads: int = 1) -> float:
     """Modelled seconds of a round: max over its cohort of down + compute + up, since clients work in parallel.
 
     A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is what the client
-    measured, on a processor times `processor_share`, over `client_speed`. A cohort of which too few answered comes before the next one, so
-    its seconds are added, without compute, which is not known of it.
+    measured over `client_speed`: processor seconds of all its threads, over their number; on an accelerator wall clock; and of records of
+    version 0.1 wall clock times `processor_share`. A cohort of which too few answered comes before the next one, so its seconds are added,
+    without compute, which is not known of it.
 
     Args:
         device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
+        threads: processor threads of a client.
     """
-    share = processor_share(record) if device == "cpu" else 1.0
+    if record.compute_clock == "cpu":
+        share = 1.0 / threads
+    else:
+        share = processor_share(record) if (device, record.compute_clock) == ("cpu", "wall") else 1.0
     down, up, seconds = Counter(record.bytes_down), Counter(record.bytes_up), 0.0
     for attempt in record.attempts:
         down.subtract(attempt.bytes_down)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import cross_entropy
 
+from ..core.clock import CLOCKS
 from ..core.method import Client, Method, Phase, Work
 from ..core.rng import Key
 from ..core.task import Task
@@ -18,7 +19,7 @@ from ..core.trees import first_not_finite, placed
 from ..core.types import ClientData, ClientId, Examples, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from ..local.batches import length_batches
-from .stopwatch import CLOCKS, Stopwatch
+from .stopwatch import Stopwatch
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
+from ..core.clock import joined
 from ..core.errors import Diverged, RunFailed
 from ..core.method import Method, Phase, Received, Work
 from ..core.records import FailedAttempt, RoundRecord
@@ -21,7 +22,6 @@ from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .requests import Requests
 from .simulator import Transport
-from .stopwatch import joined
 
 REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
@@ -215,7 +215,7 @@ def _round(
         server={},
         seconds=time.perf_counter() - start,
         notes=dict(transport.notes()),
-        compute_clock=joined({work.compute_clock for work in got.work.values()}),
+        compute_clock=joined(work.compute_clock for work in got.work.values()),
         refused=got.refused,
         excluded=tuple(sorted(standing.excluded - before.excluded)),
         attempts=tuple(attempts),

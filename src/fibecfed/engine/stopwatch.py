@@ -6,9 +6,7 @@ import time
 
 import torch
 
-CLOCKS = ("wall", "cpu", "cuda", "mps")
-"""Kinds of clock: that of the wall, processor seconds, and that of the wall around a device which has finished what it was given. The
-first is that of version 0.1; their order is that of the numbers on the wire."""
+from ..core.clock import CLOCKS
 
 
 class Stopwatch:
@@ -42,8 +40,3 @@ class Stopwatch:
         elif self.kind == "mps":
             torch.mps.synchronize()
         return time.perf_counter()
-
-
-def joined(kinds: set[str]) -> str:
-    """The kind of a cohort's clocks: one of `CLOCKS`, or several with "+" between them where its machines differ."""
-    return "+".join(sorted(kinds)) or CLOCKS[0]

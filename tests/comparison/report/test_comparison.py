@@ -101,6 +101,19 @@ def test_a_slower_network_only_stretches_the_modelled_time(folder: Path):
     assert (slow.last.size, slow.last.personalised, slow.measured_s) == (fast.last.size, fast.last.personalised, fast.measured_s)
 
 
+def test_which_clock_the_seconds_of_clients_are_of_is_told_and_they_are_taken_as_such(folder: Path):
+    assert dict(conditions(read_comparison(folder)))["Seconds of clients"].startswith("wall clock, times the share")
+    before = read_comparison(folder).of("sst2", "lora")[0].last.seconds  # with half of the processor, as made
+    for path in folder.glob("runs/*/lora/*/records.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [{**line, "compute_clock": "cpu"} if line["kind"] == "round" else line for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_comparison(folder)
+    told = dict(conditions(found))["Seconds of clients"]
+    assert "processor seconds: lora (" in told and "wall clock, times the share of it in which the process had a processor: " in told
+    assert found.of("sst2", "lora")[0].last.seconds > before + 1
+
+
 def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_read(folder: Path):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     text = path.read_text()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...core.clock import CLOCKS, clock_in_words
 from ...core.files import TUNING
 from ...core.units import count, duration
 from .results import Comparison, Run
@@ -40,8 +41,22 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
             lines.append((name, "; ".join(parts)))
     lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
     lines += [("Trained beforehand", text)] if (text := _sources(comparison)) else []
-    lines += [("Tuning", _tuning(comparison)), ("Network for modelled time", comparison.network.describe())]
+    lines += [
+        ("Tuning", _tuning(comparison)),
+        ("Seconds of clients", _clock(comparison)),
+        ("Network for modelled time", comparison.network.describe()),
+    ]
     return lines
+
+
+def _clock(comparison: Comparison) -> str:
+    """What was measured of the clients' computing; files of version 0.1 say nothing of it."""
+    kinds: dict[str, list[Run]] = {}
+    for run in comparison.runs:
+        kinds.setdefault(str(run.conditions.get("clock") or CLOCKS[0]), []).append(run)
+    if len(kinds) == 1:
+        return clock_in_words(next(iter(kinds)))
+    return "; ".join(f"{clock_in_words(kind)}: {_whose(runs, comparison)}" for kind, runs in sorted(kinds.items()))
 
 
 def _whose(runs: Sequence[Run], comparison: Comparison) -> str:

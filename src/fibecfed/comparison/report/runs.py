@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core import metrics
-from ...core.clock import Network, round_seconds
+from ...core.clock import Network, joined, round_seconds
 from ...core.errors import UserError
 from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
@@ -151,7 +151,7 @@ def _reduced(
         method=method,
         seed=seed,
         kind=str(header["configuration"]["method"]["kind"]),
-        points=_points(records, network, str(header.get("device", "cpu"))),
+        points=_points(records, network, str(header.get("device", "cpu")), int(header.get("threads") or 1)),
         majority=majority,
         prior=own_majority,
         worst_decile=summary["scores"].get("worst_decile"),
@@ -165,20 +165,20 @@ def _reduced(
         measured_s=sum(record.seconds for record in rounds),
         clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
         selection=_selection(header, rounds, summary.get("selected") or {}),
-        conditions=_conditions(header),
+        conditions={**_conditions(header), "clock": joined(record.compute_clock for record in rounds)},
         source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
         source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
     )
 
 
-def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str) -> tuple[Point, ...]:
+def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str, threads: int) -> tuple[Point, ...]:
     """Bytes and modelled seconds up to each evaluation."""
     points: list[Point] = []
     size, seconds = 0, 0.0
     for record in records:
         if isinstance(record, RoundRecord):
             size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
-            seconds += round_seconds(record, network, device=device)
+            seconds += round_seconds(record, network, device=device, threads=threads)
         else:
             points.append(Point(record.rounds, size, seconds, metrics.accuracy(record.pooled), metrics.accuracy(record.server)))
     return tuple(points)
