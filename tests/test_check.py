@@ -87,7 +87,7 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
     (train,) = (line for line in lines if line.startswith("train 8"))
     assert "negative" in train and "positive" in train
     assert any(line.startswith("tune 3 6") for line in lines) and any(line.startswith("time about") for line in lines)
-    assert lines[-1] == "The configuration holds. Nothing was trained or written."
+    assert lines[-1] == "The configuration is valid. Nothing was trained or written."
     assert sorted(folder.rglob("*")) == before
 
 
@@ -110,7 +110,7 @@ def test_cut_texts_are_counted(folder: Path) -> None:
     report(config(folder), console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     cut = [int(line.split()[-1]) for line in text.splitlines() if line.startswith(("train  ", "validation  ", "test  ")) and "," in line]
-    assert "cut to 4 at the end" in text and sum(cut) == 30
+    assert "truncated to 4 at the end" in text and sum(cut) == 30
 
 
 def test_mistakes_that_only_the_data_show_are_sentences(folder: Path) -> None:
@@ -142,8 +142,8 @@ def test_up_to_twenty_clients_have_a_row_each_and_more_are_summed_up(folder: Pat
 def test_lengths_before_the_cut_and_warnings_are_shown(folder: Path) -> None:
     lines = lines_of(config(folder))
     # every fourth of the reviews has five words
-    (header,) = (line for line in lines if "before the cut: half, 95 %, longest" in line)
-    assert header.endswith("tokens before the cut: half, 95 %, longest cut to 4 at the end")
+    (header,) = (line for line in lines if "length in tokens: median, 95 %, maximum" in line)
+    assert header.endswith("length in tokens: median, 95 %, maximum truncated to 4 at the end")
     (test,) = (line for line in lines if line.startswith("test 24"))
     assert "2, 5, 5" in test
     assert any(line.startswith("- 30 of 120 texts are longer than 4 tokens") for line in lines[lines.index("Warnings") :])

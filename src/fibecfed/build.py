@@ -201,17 +201,17 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         )
     scored, present = config.evaluation.clients, num_clients(config, data)
     if scored is not None and scored > present:
-        raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the clients that there are; lower it")
+        raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the number of clients; lower it")
     weights = config.training.class_weights
     if isinstance(weights, tuple) and len(weights) != len(data.label_names):
         classes = ", ".join(data.label_names[:10])
         raise UserError(f"training.class_weights: got {len(weights)}, expected {len(data.label_names)}, one for each of {classes}; fix it")
     asked, present = config.federation.clients_per_round, num_clients(config, data)
     if asked is not None and asked > present:
-        raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the clients that there are; lower it")
+        raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
     layers, has = getattr(config.method, "layers", None), num_layers(model_config)
     if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
-        raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, those of the model; lower it")
+        raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, the model's number of layers; lower it")
 
 
 def _known(

@@ -77,7 +77,7 @@ def report(config: Config, console: Console) -> None:
     """
     with threads(config.resources.threads):
         show(_sections(prepare(config, trial=True)), console)
-    console.print(Text("The configuration holds. Nothing was trained or written."))
+    console.print(Text("The configuration is valid. Nothing was trained or written."))
 
 
 def _sections(prepared: Prepared) -> Iterator[Section]:
@@ -100,7 +100,7 @@ def model_section(prepared: Prepared, params: Params) -> Section:
     frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
     published = prepared.inputs.source.published
     title = (
-        f"Model: {published}, {frozen:,} frozen values, {task.num_layers} layers; {task.device.type}, {task.precision}; "
+        f"Model: {published}, {frozen:,} frozen parameters, {task.num_layers} layers; {task.device.type}, {task.precision}; "
         f"trained: {_adapter(prepared.inputs.config)}"
     )
     return title, as_table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params))

@@ -73,7 +73,7 @@ def _option(text: str, metavar: str = "PATH") -> Any:
 _ConfigFile = Annotated[Path, _argument("CONFIG", "A TOML file; see configs/ and `fibecfed init`.")]
 _Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Overrides the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides keys of the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
 ]
 
 
@@ -83,7 +83,7 @@ def run(
     overrides: _Overrides = None,
     out: Annotated[Path | None, _option("Folder to write to. [default: runs/<file>-<method>-<seed>]")] = None,
 ) -> None:
-    """Train; write adapters, records, summary."""
+    """Train and write adapters, records and summary."""
     with exit_codes():
         loaded = _load(config, overrides)
         folder = _default_folder(config, loaded) if out is None else out
@@ -95,11 +95,11 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, _argument("DIR", "The folder of a run that was stopped.")],
+    folder: Annotated[Path, _argument("DIR", "The folder of an interrupted run.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Where moved files are now, e.g. data.path=new.csv model.name=models/bert.", show_default=False
+            metavar="KEY=VALUE", help="New locations of moved files, e.g. data.path=new.csv model.name=models/bert.", show_default=False
         ),
     ] = None,
 ) -> None:
@@ -133,13 +133,13 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Overrides the file, e.g. methods=fibecfed,lora seeds=0,1 base.federation.rounds=10.",
+            help="Overrides keys of the file, e.g. methods=fibecfed,lora seeds=0,1 base.federation.rounds=10.",
             show_default=False,
         ),
     ] = None,
     out: Annotated[Path | None, _option("Folder to write to, or to resume in. [default: runs/<file>]")] = None,
 ) -> None:
-    """Methods x tasks x seeds, in parallel.
+    """Run methods x tasks x seeds in parallel.
 
     Finished runs are skipped: the same command resumes after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
     """
@@ -173,7 +173,7 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
             from .comparison.runner.read import load as load_comparison
 
             compared, out = load_comparison(config, overrides or ()), console(piped=80)
-            with out.status("trying out each method on a small model ..."):  # a spinner on a terminal, nothing elsewhere
+            with out.status("dry run of each method on a small model ..."):  # a spinner on a terminal, nothing elsewhere
                 price_comparison(compared, out)
             return
         loaded = _load(config, overrides)
@@ -272,20 +272,24 @@ def init(
 def client(
     config: Annotated[Path, _option("The federation's configuration, the same file on every machine.")],
     data: Annotated[Path, _option("This client's CSV, JSON lines or parquet file.")],
-    test_data: Annotated[Path | None, _option("A file with its test examples; without it some of --data are kept.")] = None,
+    test_data: Annotated[Path | None, _option("A file with its test examples; without it, some of --data are held out.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
-    socket: Annotated[Path, _option("Where the SuperNode finds this client. [default: fibecfed.sock]")] = Path("fibecfed.sock"),
-    folder: Annotated[Path | None, _option("For its states and its own model. [default: beside the socket]")] = None,
-    name: Annotated[str | None, typer.Option(help="Its stable name. [default: the one of its folder, else a new one]")] = None,
-    device: Annotated[str | None, typer.Option(help="What it computes on. [default: as in the configuration]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads. [default: as in the configuration]")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only show what data and model are like here; sends and writes nothing.")] = False,
+    socket: Annotated[Path, _option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
+        "fibecfed.sock"
+    ),
+    folder: Annotated[Path | None, _option("Folder for its states and its own model. [default: beside the socket]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The client's name, which must not change. [default: that of its folder, or a new one]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
 ) -> None:
-    """Be one client of a federation across machines.
+    """Run one client of a federation across machines.
 
-    Loads model and data once and stays, until it is stopped with Ctrl-C or SIGTERM.
+    Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
     """
     with exit_codes(), terminated_like_interrupted():
         from .deploy.client import Options, try_out
@@ -310,7 +314,7 @@ def client(
 
 
 @flower.command("init")
-def flower_init(folder: Annotated[Path, _argument("FOLDER", "Must not exist, or be empty.")]) -> None:
+def flower_init(folder: Annotated[Path, _argument("FOLDER", "A new or empty folder.")]) -> None:
     """Write the Flower app of a federation and its configuration."""
     with exit_codes():
         from .deploy import folder as deploy_folder
@@ -352,7 +356,7 @@ def main() -> None:
     try:
         os.getcwd()
     except OSError:  # PyTorch cannot be imported there either
-        say("error: the current folder does not exist any more; change to one that does, and run the same command again")
+        say("error: the current folder no longer exists; change to another one and run the same command again")
         raise SystemExit(MISTAKE) from None
     app(prog_name="fibecfed")
 

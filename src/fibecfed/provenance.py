@@ -55,7 +55,7 @@ def refuse_other_settings(config: Config, hashed: str | None, header: Mapping[st
         UserError: the configuration, or the records, are others.
     """
     if hashed != header.get("config_hash"):
-        raise UserError(f"{out / RECORDS}: these are the records of another run than the checkpoints beside them; put the file back")
+        raise UserError(f"{out / RECORDS}: these are the records of another run than the checkpoints beside them; restore the file")
     if changed := changed_settings(config, header["configuration"]):
         way_out = "set it back, or start a new run"
         raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with: {'; '.join(changed)}; {way_out}")

@@ -104,7 +104,7 @@ def resume(
         raise UserError(f"{out / CONFIG}: nothing is at the place of {' and '.join(moved)}; if it was moved, say where it is now: {again}")
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
-        raise UserError(f"{out}: a run across machines without its flower.json; put that file back from a copy, or start again: flwr run")
+        raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
     with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), RunLock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):

@@ -82,5 +82,5 @@ def test_other_blocks_are_refused_by_the_names_of_their_parts() -> None:
     config = DistilBertConfig(vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
     add_adapter(model, BottleneckAdapter(size=2), key=Key(0))
-    with pytest.raises(UserError, match=r"cannot serve a DistilBertModel: got blocks of the parts \['attention', 'sa_layer_norm'"):
+    with pytest.raises(UserError, match=r"cannot be used with a DistilBertModel: got blocks with the parts \['attention', 'sa_layer_norm'"):
         TransformerTask(model)

@@ -37,7 +37,7 @@ def test_relatives_of_llama_take_every_adapter(config: type[PretrainedConfig], k
 @pytest.mark.parametrize("kind", ["prompt", "generated prompt", "mixed prompt", "late prompt"])
 def test_attention_that_counts_distances_over_padding_takes_no_tokens_before_the_text(kind: str) -> None:
     config = DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["c2p", "p2c"])
-    with pytest.raises(UserError, match="prompt cannot serve a DebertaV2Model: its attention counts distances over padding"):
+    with pytest.raises(UserError, match="prompt cannot be used with a DebertaV2Model: its relative positions count padding"):
         made(config, kind)
 
 

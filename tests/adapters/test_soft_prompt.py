@@ -58,7 +58,9 @@ def test_a_model_that_takes_no_embeddings_or_positions_is_refused() -> None:
     task = tiny_task("bert", adapter=PromptAdapter(num_tokens=2))
     body = task._classifier._frozen
     lacking = type(body)(body.module, body.blocks, frozenset({"input_ids"}), 0, False, body.pool)
-    with pytest.raises(UserError, match="a soft prompt cannot serve a BertModel: its call takes no inputs_embeds and no position_ids"):
+    with pytest.raises(
+        UserError, match="a soft prompt cannot be used with a BertModel: its call takes no inputs_embeds and no position_ids"
+    ):
         task.model.adapter.check(lacking)
 
 

@@ -209,8 +209,8 @@ TABLE = {"text": {"0": "good film", "1": "bad film"}, "label": {"0": "pos", "1":
 @pytest.mark.parametrize(
     ("value", "how"),
     [
-        (TABLE, "an object for each column"),
-        ({name: list(column.values()) for name, column in TABLE.items()}, "a list for each column"),
+        (TABLE, "an object per column"),
+        ({name: list(column.values()) for name, column in TABLE.items()}, "a list per column"),
         ([{name: column[row] for name, column in TABLE.items()} for row in "01"], "a list of objects"),
     ],
 )
@@ -258,11 +258,11 @@ def test_an_encoding_with_a_mark_is_read_and_another_is_refused_by_line(tmp_path
     [
         ("a.xlsx", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
         ("a.csv", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
-        ("a.csv", gzip.compress(b"text,label\na,x\n", mtime=0), "packed with gzip; name it .gz"),
+        ("a.csv", gzip.compress(b"text,label\na,x\n", mtime=0), "compressed with gzip; name it .gz"),
         ("a.csv.gz", b"text,label\na,x\n", "not a whole gzip file"),
         ("a.csv.gz", gzip.compress(b"text,label\na,x\n", mtime=0)[:-4], "not a whole gzip file"),
         ("a.csv", b"PAR1....PAR1", "a parquet file; name it .parquet"),
-        ("a.csv.bz2", b"BZh91AY", "packed with bzip2; unpack it"),
+        ("a.csv.bz2", b"BZh91AY", "compressed with bzip2; decompress it"),
     ],
 )
 def test_what_is_no_table_is_refused_by_what_it_is(tmp_path, name, content, said):

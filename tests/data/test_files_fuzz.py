@@ -207,7 +207,7 @@ def test_json_in_each_form_is_read_as_it_was(tmp_path, rows, form, ascii_only, e
     path = tmp_path / ("a.jsonl" if form == "lines" else "a.json")
     path.write_bytes(text.encode())
     if form == "lines" and len(rows) == 1 and all(isinstance(rows[0][name], list) for name in ("text", "label", "who")):
-        return  # one line that is a list for each column
+        return  # one line that is a list per column
     of_objects(read(path), rows)
 
 

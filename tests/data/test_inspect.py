@@ -56,7 +56,7 @@ def test_sound_data_get_no_warning(words):
 
 
 def test_data_made_of_tokens_have_nothing_to_be_cut_or_copied():
-    assert not any("cut" in said or "copies" in said for said in warnings(planted_federation(3, 20, Key(0))))
+    assert not any("truncated" in said or "duplicates" in said for said in warnings(planted_federation(3, 20, Key(0))))
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_data_made_of_tokens_have_nothing_to_be_cut_or_copied():
             [5] * 60 + [20] * 40,
             8,
             512,
-            ["40 of 140 texts are longer than 8 tokens", "their end", "half of the texts up to 5, 95 %"],
+            ["40 of 140 texts are longer than 8 tokens", "truncated at the end", "median 5, 95 %"],
         ),
-        ([5] * 60 + [20] * 40, 8, 512, ["the longest 20", "set data.max_length = 24"]),
+        ([5] * 60 + [20] * 40, 8, 512, ["maximum 20", "set data.max_length = 24"]),
         ([5] * 60 + [20] * 40, 8, None, ["set data.max_length = 24"]),
         ([5] * 60 + [30] * 40, 8, 16, ["set data.max_length = 16, the model's limit", "40 are longer than the 16 tokens", "split them"]),
         ([5] * 60 + [30] * 40, 16, 16, ["40 of 140", "40 are longer than the 16 tokens that this model can read"]),
@@ -96,21 +96,21 @@ def test_a_tokenizer_that_cuts_at_the_left_says_beginning(words):
         data = spread(words, dataset(split([text(n, 9) for n in range(100)]), TEST), max_length=8)
     finally:
         words.truncation_side = "right"
-    assert "their beginning is cut off" in warnings(data)[0]
+    assert "are truncated at the beginning" in warnings(data)[0]
 
 
 def test_copies_are_counted_within_train_and_between_train_and_test(words):
     train = split([text(n % 60) for n in range(100)], [n % 60 % 2 for n in range(100)])
     test = split([text(n) for n in (0, 1, 2, *range(100, 130))])
     copies, shared = warnings(spread(words, dataset(train, test)))
-    assert copies.startswith("40 of 100 training texts are exact copies of another one")
+    assert copies.startswith("40 of 100 training texts are duplicates of others")
     assert shared.startswith("3 of 33 test texts are also in the training data")
 
 
 def test_copies_under_two_labels_are_told(words):
     train = split([text(n) for n in range(98)] + [text(0), text(0)], [n % 2 for n in range(98)] + [1, 1])
     copies, torn = warnings(spread(words, dataset(train, TEST)))
-    assert copies.startswith("2 of 100") and torn.startswith("3 training texts have copies under another label")
+    assert copies.startswith("2 of 100") and torn.startswith("3 training texts have duplicates with another label")
     # noise on purpose is no fault of the data
     noisy = spread(words, dataset(split([text(n % 60) for n in range(120)]), TEST), label_noise=0.3)
     assert not any("another label" in said for said in warnings(noisy))
@@ -135,7 +135,7 @@ def test_unknown_tokens_and_texts_without_any_are_counted(words):
 def test_a_text_of_special_tokens_alone_is_counted(tokenizer):
     texts = [f"a film with the number {n}" for n in range(100)]
     (said,) = warnings(spread(tokenizer, dataset(split([*texts, "\u200b", "\u2060"]), split([f"a plot of {n}" for n in range(40)]))))
-    assert said.startswith("2 texts have no token of their own")
+    assert said.startswith("2 texts have no token but special ones")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_text_of_special_tokens_alone_is_counted(tokenizer):
         (("neg", "Neg"), "classes that look alike: 'Neg' and 'neg'"),
         (("very good", "very\u00a0good"), "classes that look alike: 'very good' and 'very\\xa0good'"),
         (("not_ok", "not ok"), "classes that look alike: 'not ok' and 'not_ok'"),
-        (("NA", "pos"), "classes that are called like a missing value: 'NA' (45 training examples)"),
+        (("NA", "pos"), "classes whose names look like missing values: 'NA' (45 training examples)"),
     ],
 )
 def test_names_that_look_alike_or_missing_are_shown_in_quotes(words, names, said):

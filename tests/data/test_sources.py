@@ -217,7 +217,7 @@ def test_rows_that_a_published_set_lacks_texts_in_are_counted(monkeypatch):
 @pytest.mark.parametrize(
     ("labels", "fixed", "hint"),
     [
-        ([1, 2, 3], ("a", "b", "c"), "These are 1 to 3: numbers count into `data.labels` from 0; subtract 1 from each."),
+        ([1, 2, 3], ("a", "b", "c"), "These are 1 to 3: labels are 0-based indices into `data.labels`; subtract 1 from each."),
         (["pos", "Neg"], ("neg", "pos"), "Is 'Neg' the same as 'neg'?"),
     ],
 )

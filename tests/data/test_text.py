@@ -143,7 +143,7 @@ def test_a_text_without_a_token_is_named():
             return {"input_ids": [[5] * (len(text) - 1) for text in texts]}
 
     split = TextSplit(["abc", "x"], None, torch.tensor([0, 1]), None)
-    with pytest.raises(UserError, match="'x' becomes no token"):
+    with pytest.raises(UserError, match="'x' has no token"):
         tokenise(Mute(), split, 8)
     table = tokenise(Mute(), split.take([0]), 8)
     assert table.token_type_ids is None and table.pad_id == 2

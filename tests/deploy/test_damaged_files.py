@@ -44,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_damaged_file_of_the_federation_is_named_with_what_to_do(run: Path, content: bytes) -> None:
     (run / again.FLOWER).write_bytes(content)
     said = error_of("resume", str(run))
-    assert str(run / again.FLOWER) in said and "put it back from a copy, or write it anew" in said
+    assert str(run / again.FLOWER) in said and "restore it from a backup, or write it again" in said
 
 
 @pytest.mark.parametrize(

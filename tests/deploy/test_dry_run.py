@@ -45,7 +45,7 @@ def test_the_file_of_a_federation_is_checked_without_data_and_nothing_is_written
     assert "clients the first 3 that answer" in shown and "data with the clients, not read here" in shown
     assert "1,000 training examples at each client" in shown
     assert re.search(r"tune 3 2 [\d.]+ kB [\d.]+ kB", shown) and re.search(r"optimiser steps about [\d,]+", shown)
-    assert "memory of a client" in shown and shown.endswith("The configuration holds. Nothing was trained or written.")
+    assert "memory of a client" in shown and shown.endswith("The configuration is valid. Nothing was trained or written.")
     assert [path.name for path in file.parent.iterdir()] == ["federation.toml"]
 
 
@@ -90,7 +90,7 @@ def own_data(file: Path) -> tuple[str, ...]:
 
 def test_a_client_can_look_at_its_data_without_taking_part(file: Path) -> None:
     shown = invoked(*own_data(file), "--check")
-    assert re.search(r"train \d+ bad \d+, good \d+", shown) and "Warnings" in shown and "exact copies" in shown
+    assert re.search(r"train \d+ bad \d+, good \d+", shown) and "Warnings" in shown and "are duplicates of" in shown
     assert "at the peak" in shown and "Nothing was sent or written." in shown
     assert sorted(path.name for path in file.parent.iterdir()) == ["federation.toml", "mine.csv"]
 
@@ -103,5 +103,5 @@ def test_a_client_that_is_not_of_the_federation_is_told_when_it_looks(file: Path
 def test_a_client_says_what_it_has_read_before_it_listens(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "serve", lambda *_: None)
     shown = invoked(*own_data(file), "--socket", "s.sock")
-    assert re.search(r"train \d+ bad \d+, good \d+", shown) and "exact copies" in shown
-    assert shown.index("exact copies") < shown.index("client north: loaded") < shown.index("listening at s.sock")
+    assert re.search(r"train \d+ bad \d+, good \d+", shown) and "are duplicates of" in shown
+    assert shown.index("are duplicates of") < shown.index("client north: loaded") < shown.index("listening at s.sock")

@@ -128,7 +128,7 @@ def test_damaged_records_are_named_with_the_line_and_what_to_do(inputs: Path, tm
     blob = bytearray(records.read_bytes())
     blob[blob.index(b"\n") + 1] ^= 1
     records.write_bytes(blob)
-    with pytest.raises(UserError, match=r"records\.jsonl, line 2: not JSON .*put the file back from a copy, or start a new run"):
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2: not JSON .*restore the file from a backup, or start a new run"):
         session.resume(tmp_path)
 
 

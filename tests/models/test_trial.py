@@ -37,17 +37,17 @@ def method(kind: str, **options: Any) -> Any:
 
 
 def refusal(error: BaseException, **more: str) -> str:
-    with pytest.raises(UserError) as found, refusing("mine", "odd", "a trial", **more):
+    with pytest.raises(UserError) as found, refusing("mine", "odd", "a test run", **more):
         raise error
     return str(found.value)
 
 
 def test_whatever_a_model_raises_becomes_one_sentence() -> None:
     text = refusal(RuntimeError("\n  shapes do not fit.\nmore of it"))
-    said = "a trial of this odd model failed with RuntimeError: shapes do not fit"
+    said = "a test run of this odd model failed with RuntimeError: shapes do not fit"
     assert text == f"model.name: mine cannot be used: {said}; docs/models.md lists what can"
     assert "failed with KeyError: no message; docs" in refusal(KeyError())
-    assert "mine cannot be used with this method: a trial" in refusal(TypeError("x"), use=" with this method")
+    assert "mine cannot be used with this method: a test run" in refusal(TypeError("x"), use=" with this method")
     assert len(refusal(RuntimeError("x" * 1000))) < 400
 
 
@@ -58,7 +58,7 @@ def test_a_reason_that_is_known_stands_alone_and_a_refusal_stays_as_it_is() -> N
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
 def test_memory_that_runs_out_is_not_the_models_fault(error: BaseException) -> None:
-    with pytest.raises(type(error)), refusing("mine", "odd", "a trial"):
+    with pytest.raises(type(error)), refusing("mine", "odd", "a test run"):
         raise error
 
 
@@ -153,8 +153,8 @@ def test_a_body_that_takes_no_embeddings_serves_the_methods_that_need_none(tmp_p
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("p-tuning-v2", "a trial with a prefix of this qwen3_5_text model failed with ValueError: Cannot get conv state"),
-        ("fedpeptao", "a trial with a prefix of this qwen3_5_text model failed with ValueError: Cannot get conv state"),
+        ("p-tuning-v2", "a test run with a prefix of this qwen3_5_text model failed with ValueError: Cannot get conv state"),
+        ("fedpeptao", "a test run with a prefix of this qwen3_5_text model failed with ValueError: Cannot get conv state"),
         ("prompt-tuning", "its logits depend on the padding of the batch"),
     ],
 )
@@ -168,7 +168,7 @@ def test_adapters_that_a_hybrid_of_attention_and_recurrence_cannot_serve_are_ref
 def test_nothing_is_written_where_a_model_is_refused(tmp_path: Path) -> None:
     save_tiny("canine", tmp_path / "backbone")
     write_reviews(tmp_path / "reviews.csv", 24)
-    with quiet(), pytest.raises(UserError, match="a trial of this canine model failed with NotImplementedError"):
+    with quiet(), pytest.raises(UserError, match="a test run of this canine model failed with NotImplementedError"):
         start(config_of_run(tmp_path, "fibecfed"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -60,7 +60,7 @@ class Body:
         missing = [name for name in arguments if name not in self.takes]
         if missing:
             kind, names = type(self.module).__name__, " and no ".join(missing)
-            raise UserError(f"method.kind: {what} cannot serve a {kind}: its call takes no {names}; choose another model")
+            raise UserError(f"method.kind: {what} cannot be used with a {kind}: its call takes no {names}; choose another model")
 
     def require_front(self, what: str) -> None:
         """Refuse a body that tokens cannot be put before, on behalf of the adapter `what`.
@@ -72,8 +72,8 @@ class Body:
         config = self.module.config
         if getattr(config, "relative_attention", False) or hasattr(config, "relative_attention_num_buckets"):
             raise UserError(
-                f"method.kind: {what} cannot serve a {type(self.module).__name__}: its attention counts distances over padding, which may "
-                "stand between the prompt and the text; choose another model"
+                f"method.kind: {what} cannot be used with a {type(self.module).__name__}: its relative positions count "
+                "padding, which may lie between the prompt and the text; choose another model"
             )
 
 

@@ -34,7 +34,7 @@ class Bottlenecks(nn.Module):
     def check(self, body: Body) -> None:
         if _sub_layers(body.blocks[0]) is None:
             raise UserError(
-                f"method.kind: a bottleneck adapter cannot serve a {type(body.module).__name__}: got blocks of the parts "
+                f"method.kind: a bottleneck adapter cannot be used with a {type(body.module).__name__}: got blocks with the parts "
                 f"{[name for name, _ in body.blocks[0].named_children()]}, expected those of BERT, RoBERTa, GPT-2, LLaMA or Qwen2; "
                 "choose another model"
             )

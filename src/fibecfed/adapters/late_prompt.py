@@ -35,7 +35,9 @@ class LatePrompt(nn.Module):
     def check(self, body: Body) -> None:
         body.require_front("a late prompt")
         if "attention_mask" not in inspect.signature(body.blocks[0].forward).parameters:
-            raise UserError(f"method.kind: a late prompt cannot serve a {type(body.module).__name__}: its blocks take no attention_mask")
+            raise UserError(
+                f"method.kind: a late prompt cannot be used with a {type(body.module).__name__}: its blocks take no attention_mask"
+            )
 
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         mask, m = inputs["attention_mask"], self.num_tokens

@@ -64,7 +64,7 @@ def _make(options: Options, config: Any, hidden: int, sources: Tensor | None) ->
     layers: int = config.num_hidden_layers
     if hidden != config.hidden_size and not isinstance(options, PrefixAdapter | BottleneckAdapter):
         raise UserError(
-            f"method.kind: a prompt cannot serve this model: its embeddings have {hidden} numbers and its hidden states "
+            f"method.kind: a prompt cannot be used with this model: its embeddings have {hidden} dimensions and its hidden states "
             f"{config.hidden_size}; choose a model where both are the same"
         )
     hidden = config.hidden_size

@@ -44,7 +44,7 @@ class Prefix(nn.Module):
         seen = torch.cat([mask.new_ones(len(mask), length), mask], 1)
         hidden = body({**inputs, "attention_mask": seen, "past_key_values": cache})
         if any(cache.get_seq_length(number) != seen.shape[1] for number in range(len(self.layers))):
-            raise UserError(f"method.kind: a prefix cannot serve a {type(body.module).__name__}: its blocks pass by past_key_values")
+            raise UserError(f"method.kind: a prefix cannot be used with a {type(body.module).__name__}: its blocks pass by past_key_values")
         return hidden
 
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def _unknown(name: str, got: Any, kind: str, mistakes: dict[str, str]) -> str:
     owners = [other for other in METHODS if any(key.name == name or key.name.startswith(f"{name}.") for key in keys(other))]
     if owners:
         of = ", ".join(owners)
-        return f"{name}: got a {what} of {of}, which method.kind = {show(kind)} does not have; take it out, or change method.kind"
+        return f"{name}: got a {what} of {of}, which method.kind = {show(kind)} does not have; remove it, or change method.kind"
     # Most likely a misspelling beside its table's other keys, else in a table near to it, else a key that belongs to another table, where
     # the names have to be nearly the same.
     near_it = [other for other in known if other.partition(".")[0] == name.partition(".")[0]]

@@ -142,7 +142,7 @@ def own_data_toml() -> str:
         "A configuration of fibecfed for your own data. Set data.path and the columns; then\n"
         "  fibecfed check FILE    shows what would be trained and sent, and every mistake in the file\n"
         "  fibecfed run FILE      trains\n"
-        "Paths are taken from the folder in which fibecfed is called. A line that begins with # is off; take the # away to set it.\n"
-        "What is not set here has its default; a run writes every key and value to config.toml in its folder."
+        "Paths are taken from the folder in which fibecfed is called. Lines that begin with # have no effect; remove the # to set a key.\n"
+        "Keys that are not set have their defaults; a run writes every key and value to config.toml in its folder."
     )
     return commented_toml(title, chosen, values, off="{key} =")

@@ -46,7 +46,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """
     table = read_toml(path)
     if is_comparison(table):
-        way_out = f"make it with: fibecfed compare {shlex.quote(str(path))}"
+        way_out = f"run it with: fibecfed compare {shlex.quote(str(path))}"
         raise UserError(f"{path}: got the file of a comparison, expected that of a single run; {way_out}")
     pairs, mistakes = read_pairs(overrides)
     kind = pairs.get("method.kind")

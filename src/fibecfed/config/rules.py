@@ -65,9 +65,9 @@ def _data(data: DataOptions) -> Iterator[str]:
             value = getattr(data, name)
             if value != DataOptions.model_fields[name].default:
                 own = "its own columns, classes and test set"
-                yield f"data.{name}: got {value!r} beside `data.task`, which brings {own}; take it out, or set `data.path`"
+                yield f"data.{name}: got {value!r} beside `data.task`, which brings {own}; remove it, or set `data.path`"
     if data.revision is not None and data.task is None:
-        yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; take it out"
+        yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; remove it"
     columns: dict[str, str] = {}
     for name in ("text_column", "pair_column", "label_column", "client_column"):
         column = getattr(data, name)
@@ -90,7 +90,7 @@ def _label_words(config: Config) -> Iterator[str]:
     if model.head != "label-words":
         for name, value in given.items():
             if value is not None:
-                yield f'data.{name}: got {value!r} with `model.head` = "{model.head}"; set `model.head` = "label-words", or take it out'
+                yield f'data.{name}: got {value!r} with `model.head` = "{model.head}"; set `model.head` = "label-words", or remove it'
         return
     if getattr(config.method, "adapter", None) is not None:
         kind = config.method.model_dump()["kind"]
@@ -119,7 +119,7 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
     if (federation.clients_per_round or 0) > federation.clients and not by_column:
         yield (
             f"federation.clients_per_round: got {federation.clients_per_round}, expected at most `federation.clients` "
-            f"= {federation.clients}; ask fewer a round or have more clients"
+            f"= {federation.clients}; lower it, or raise `federation.clients`"
         )
     if federation.partition == "machines":
         yield from _machines(federation, data)
@@ -129,21 +129,21 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
         if federation.client_names is not None:
             yield (
                 f"federation.client_names: got {list(federation.client_names)} with `federation.partition` = "
-                f'"{federation.partition}", which names its clients itself; take it out'
+                f'"{federation.partition}", which names its clients itself; remove it'
             )
     if by_column and data.client_column is None:
         yield 'federation.partition: got "column" without `data.client_column`; set it to the column that names the client'
     if data.client_column is not None and not by_column:
         yield (
             f'data.client_column: got {data.client_column!r} with `federation.partition` = "{federation.partition}"; '
-            'set `federation.partition` = "column", or take it out'
+            'set `federation.partition` = "column", or remove it'
         )
     if federation.on_failure == "stop":
         for name, off in (("quorum", 0), ("round_attempts", 1), ("exclude_after", 0)):
             if (value := getattr(federation, name)) != off:
                 yield (
                     f'federation.{name}: got {value} with `federation.on_failure` = "stop", which ends the run at the first client '
-                    'that fails; set `federation.on_failure` = "drop", or take it out'
+                    'that fails; set `federation.on_failure` = "drop", or remove it'
                 )
 
 
@@ -154,9 +154,9 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
             'e.g. labels = ["negative", "positive"]'
         )
     if data.task is not None:
-        yield 'data.task: got a task with `federation.partition` = "machines", where each client has a file of its own; take it out'
+        yield 'data.task: got a task with `federation.partition` = "machines", where each client has a file of its own; remove it'
     if data.label_noise:
-        yield 'data.label_noise: got noise with `federation.partition` = "machines"; it is for experiments on one machine; take it out'
+        yield 'data.label_noise: got noise with `federation.partition` = "machines"; it is for experiments on one machine; remove it'
     names = federation.client_names
     if names is None:
         return
@@ -208,22 +208,22 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
     elif rule in ("share", "coverage") and value > 1:
         yield f'method.layers.value: got {value}, expected a share, at most 1, with `method.layers.rule` = "{rule}"; or take "count"'
     elif rule in ("layer_gap", "plateau", "all"):
-        yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; take it out'
+        yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
 
 
 def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
     if model.head == "label-words" and getattr(method, "head", None) == "personal":
-        yield 'method.head: got "personal" with `model.head` = "label-words", which trains no head; take it out'
+        yield 'method.head: got "personal" with `model.head` = "label-words", which trains no head; remove it'
     if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):
         return
     if changed := [name for name in ServerOptions.model_fields if getattr(method.server, name) != getattr(ServerOptions(), name)]:
         got, name = getattr(method.server, changed[0]), method.aggregation
         yield (
             f'method.server.{changed[0]}: got {got} with `method.aggregation` = "{name}", which has no server optimiser; '
-            'take "fedavgm", "fedadam" or "fedyogi", or take it out'
+            'take "fedavgm", "fedadam" or "fedyogi", or remove it'
         )
 
 
 def _neurons(neurons: NeuronOptions) -> Iterator[str]:
     if neurons.rule == "all" and neurons.value is not None:
-        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" takes none; take it out'
+        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" takes none; remove it'

@@ -28,7 +28,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    advice = "remove it, and `fibecfed resume` makes it anew"
+    advice = "remove it, and `fibecfed resume` writes it again"
     table = read_table(folder / SUMMARY, advice)
     scores = table.get("scores")
     if lost := sorted(_IN_SUMMARY - table.keys()) or ([] if isinstance(scores, dict) and scores.keys() >= _IN_SCORES else ["scores"]):

@@ -9,13 +9,13 @@ from pathlib import Path
 from ..core.errors import UserError
 
 _FIRST_BYTES = {
-    b"\x1f\x8b": "data packed with gzip; name it .gz",
+    b"\x1f\x8b": "data compressed with gzip; name it .gz",
     b"PK\x03\x04": "a zip archive or an Excel workbook (.xlsx); save the sheet as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls); save the sheet as CSV in UTF-8",
     b"PAR1": "a parquet file; name it .parquet",
-    b"BZh": "data packed with bzip2; unpack it",
-    b"\xfd7zXZ": "data packed with xz; unpack it",
-    b"\x28\xb5\x2f\xfd": "data packed with zstd; unpack it",
+    b"BZh": "data compressed with bzip2; decompress it",
+    b"\xfd7zXZ": "data compressed with xz; decompress it",
+    b"\x28\xb5\x2f\xfd": "data compressed with zstd; decompress it",
     b"%PDF": "a PDF; save its table as CSV in UTF-8",
     b"SQLite format 3": "a database; write its table to a CSV file",
 }
@@ -42,9 +42,9 @@ def text_of(path: Path, packed: bool) -> tuple[str, str]:
         if packed:
             data = gzip.decompress(data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}). Pack it anew, or rename it if it is not packed.") from None
+        raise UserError(f"{path}: not a whole gzip file ({error}). Compress it again, or rename it if it is not compressed.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Change its rights, or copy it.") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Change its permissions, or copy it.") from None
     for first, what in _FIRST_BYTES.items():
         if data.startswith(first):
             raise UserError(f"{path}: expected text, got {what}.")

@@ -46,7 +46,7 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
     packed = path.suffix.lower() == ".gz"
     extension = (path.with_suffix("") if packed else path).suffix.lower()
     if extension not in EXTENSIONS:
-        wanted = f"expected one of {', '.join(EXTENSIONS)}, with .gz behind it if it is packed"
+        wanted = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
         way_out = "Convert it, or rename it if it is one of these."
         raise UserError(f"{path}: got a file ending in {path.suffix!r}{looks_like(path)}, {wanted}. {way_out}")
     source = str(path)
@@ -123,4 +123,4 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
         table = file.read(columns=[actual[place] for place in places.values()])
         return {name: table.column(actual[place]).to_pylist() for name, place in places.items()}
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as parquet: {shown(str(error))[1:-1]}. Write it anew.") from None
+        raise UserError(f"{path}: cannot be read as parquet: {shown(str(error))[1:-1]}. Write it again.") from None

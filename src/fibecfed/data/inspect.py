@@ -58,8 +58,8 @@ def _truncated(data: FederatedData, limit: int | None) -> Iterator[str]:
     half, most, longest = quantiles(lengths)
     side = "end" if parts[0].table.cut_side == "right" else "beginning"
     found = (
-        f"{cut:,} of {len(lengths):,} texts are longer than {data.max_length} tokens, and their {side} is cut off "
-        f"(tokens before the cut: half of the texts up to {half:,}, 95 % up to {most:,}, the longest {longest:,})"
+        f"{cut:,} of {len(lengths):,} texts are longer than {data.max_length} tokens, and are truncated at the {side} "
+        f"(length in tokens: median {half:,}, 95 % up to {most:,}, maximum {longest:,})"
     )
     wanted = -(-most // 8) * 8
     if limit is None or wanted <= limit:
@@ -83,17 +83,17 @@ def _copies(data: FederatedData) -> Iterator[str]:
     texts, counts = pool.digests.unique(return_counts=True)
     copies = len(pool) - len(texts)
     if copies > COPIES_SHARE * len(pool):
-        yield f"{copies:,} of {len(pool):,} training texts are exact copies of another one; remove them, or they count more than the others"
+        yield f"{copies:,} of {len(pool):,} training texts are duplicates of others; remove them, or they get more weight than the rest"
     both = torch.stack([pool.digests, pool.labels]).unique(dim=1)[0]
     under = both.unique(return_counts=True)[1]
     torn = set(both.unique()[under > 1].tolist())
     rows = sum(count for text, count in zip(texts.tolist(), counts.tolist(), strict=True) if text in torn)
     if rows > COPIES_SHARE * len(pool):
-        yield f"{rows:,} training texts have copies under another label; correct the labels, since nothing can be learned from these"
+        yield f"{rows:,} training texts have duplicates with another label; correct the labels, since nothing can be learned from these"
     shared = int(torch.isin(test.digests[data.test.indices], texts).sum())
     if shared:
         yield (
-            f"{shared:,} of {len(data.test):,} test texts are also in the training data; remove them there, or the scores are better than "
+            f"{shared:,} of {len(data.test):,} test texts are also in the training data; remove them there, or the scores are higher than "
             "on new texts"
         )
 
@@ -109,11 +109,11 @@ def _tokens(data: FederatedData) -> Iterator[str]:
         without += int((before[table.offsets].diff() == 0).sum())
     if words and unknown > UNKNOWN_SHARE * words:
         yield (
-            f"{100 * unknown / words:.0f} % of the tokens are unknown to the model's tokenizer, which makes no difference between them; "
+            f"{100 * unknown / words:.0f} % of the tokens are unknown to the model's tokenizer, which cannot tell them apart; "
             "choose a model for the language of these texts"
         )
     if without:
-        yield f"{without:,} texts have no token of their own: the model reads nothing in them; remove them"
+        yield f"{without:,} texts have no token but special ones, so the model reads nothing; remove them"
 
 
 def _names(data: FederatedData) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _names(data: FederatedData) -> Iterator[str]:
     missing = [name for name in data.label_names if name.casefold() in _MISSING]
     if missing:
         each = ", ".join(f"{shown(name)} ({counts[name]:,} training examples)" for name in missing[:5])
-        yield f"classes that are called like a missing value: {each}; remove their rows if the label is missing there"
+        yield f"classes whose names look like missing values: {each}; remove their rows if the label is missing there"
 
 
 def _apart(name: str) -> str:

@@ -66,7 +66,7 @@ def _whole(source: str, text: str) -> Any:
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{source}: not JSON ({_short(error)}). Expected a list of objects, or one object a line.") from None
+        raise UserError(f"{source}: not JSON ({_short(error)}). Expected a list of objects, or one object per line.") from None
 
 
 def _single(text: str) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ def _lines(source: str, text: str) -> list[Any]:
             try:
                 rows.append(_DECODER.decode(line))
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{source}, line {number}: not JSON ({_short(error)}). Expected one object a line.") from None
+                raise UserError(f"{source}, line {number}: not JSON ({_short(error)}). Expected one object per line.") from None
     return rows
 
 
@@ -94,7 +94,7 @@ def _short(error: Exception) -> str:
     return shown(str(error))[1:-1]
 
 
-_HINT = 'pandas writes a list of objects with to_json(orient="records"), one object a line with lines=True'
+_HINT = 'pandas writes a list of objects with to_json(orient="records"), one object per line with lines=True'
 
 
 def _by_columns(source: str, table: dict[str, Any], wanted: Sequence[str]) -> Table | None:
@@ -104,15 +104,15 @@ def _by_columns(source: str, table: dict[str, Any], wanted: Sequence[str]) -> Ta
     if values and all(isinstance(value, list) for value in values.values()):
         if len(sizes := {len(value) for value in values.values()}) > 1:
             raise UserError(f"{source}: got columns of {listed(sorted(sizes))} values, expected columns of one length. {_HINT}.")
-        return Table(names, values, "JSON, a list for each column")
+        return Table(names, values, "JSON, a list per column")
     if values and all(isinstance(value, dict) for value in values.values()):
         rows = list(next(iter(values.values())))
         for name, value in values.items():
             if value.keys() != set(rows):
                 raise UserError(f"{source}, column {shown(name)}: got other rows than in column {shown(next(iter(values)))}. {_HINT}.")
-        return Table(names, {name: [value[row] for row in rows] for name, value in values.items()}, "JSON, an object for each column")
+        return Table(names, {name: [value[row] for row in rows] for name, value in values.items()}, "JSON, an object per column")
     if not values and any(isinstance(value, dict | list) for value in table.values()):
         raise UserError(
-            f"{source}: got one object with the keys {listed(table)}, expected a list of objects, one object a line, or columns. {_HINT}."
+            f"{source}: got one object with the keys {listed(table)}, expected a list of objects, one object per line, or columns. {_HINT}."
         )
     return None

@@ -87,8 +87,8 @@ def partition(
         return by_column(labels, groups)
     if num_clients > num_train:
         raise UserError(
-            f"federation.clients: got {num_clients} clients for {num_train} training examples; expected at most one client an example. "
-            "Lower `federation.clients`, or raise `data.max_train` or the data."
+            f"federation.clients: got {num_clients} clients for {num_train} training examples; expected at most one client per example. "
+            "Lower `federation.clients`, raise `data.max_train` or add data."
         )
     if kind == "dirichlet":
         return dirichlet(labels, num_clients, alpha, size_alpha, key)
@@ -144,7 +144,7 @@ def shards(labels: Mapping[str, np.ndarray], num_clients: int, shards_per_client
     if num_shards > len(train):
         raise UserError(
             f"federation.shards_per_client: {num_clients} clients x {shards_per_client} shards are {num_shards} shards for {len(train)} "
-            "training examples; expected at most one shard an example. Lower `federation.shards_per_client` or `federation.clients`."
+            "training examples; expected at most one shard per example. Lower `federation.shards_per_client` or `federation.clients`."
         )
     draw = generator(key.fold("shards"))
     shuffled = draw.permutation(len(train))

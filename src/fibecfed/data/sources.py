@@ -208,7 +208,7 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
 def _hint(raw: RawSplit, unknown: Sequence[str], names: Sequence[str]) -> str:
     """What may have happened to labels that are no classes."""
     if set(raw.labels) == set(range(1, len(names) + 1)):
-        return f" These are 1 to {len(names)}: numbers count into `data.labels` from 0; subtract 1 from each."
+        return f" These are 1 to {len(names)}: labels are 0-based indices into `data.labels`; subtract 1 from each."
     for name in unknown:
         if near := next((group for group in look_alike((name, *names)) if name in group), None):
             return f" Is {shown(name)} the same as {shown(next(other for other in near if other != name))}?"
@@ -243,7 +243,7 @@ def _names_in_schema(path: Path) -> tuple[str, ...] | None:
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: the metadata `label_names` is {text[:80]!r}, expected a JSON list of names. Write the file anew.")
+        raise UserError(f"{path}: the metadata `label_names` is {text[:80]!r}, expected a JSON list of names. Write the file again.")
     return tuple(names)
 
 

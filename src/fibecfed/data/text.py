@@ -133,7 +133,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
             types.append(torch.tensor([kind for example in encoded["token_type_ids"] for kind in example], dtype=torch.uint8))
     if 0 in lengths:
         row = lengths.index(0)
-        raise UserError(f"the text {shown(split.texts[row])} becomes no token with this tokenizer; expected at least one. Remove the row.")
+        raise UserError(f"the text {shown(split.texts[row])} has no token with this tokenizer; expected at least one. Remove the row.")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return TokenTable(
         ids=torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int32),

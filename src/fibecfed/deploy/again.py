@@ -23,7 +23,7 @@ ENVIRONMENT = {
 }
 
 _ADVICE = (
-    "put it back from a copy, or write it anew: run (16 hexadecimal digits, as the run's folder beside each client.json is called), "
+    "restore it from a backup, or write it again: run (16 hexadecimal digits, as the run's folder beside each client.json is called), "
     'clients (a list of their names), app (the federation\'s folder) and connection ("production")'
 )
 
@@ -63,7 +63,7 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
             f"{out / FLOWER}: connection: not set, expected the name of a connection in {app / '.flwr' / 'config.toml'}; set it"
         )
     if not (app / "pyproject.toml").is_file():
-        raise UserError(f"{out / FLOWER}: the federation's folder {app} is not there; put it back, or fix `app` in that file")
+        raise UserError(f"{out / FLOWER}: the federation's folder {app} does not exist; restore it, or fix `app` in that file")
     program = Path(sys.executable).with_name("flwr")
     if not program.is_file():
         raise UserError("flwr is not installed beside this Python; run in a clone of fibecfed: pip install '.[flower]'")
@@ -72,5 +72,5 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
     home = {} if "FLWR_HOME" in os.environ else {"FLWR_HOME": str(app / ".flwr")}
     subprocess.run(command, env={**os.environ, **ENVIRONMENT, **home}, check=False)  # exits 0 whatever became of the run
     if not (out / SUMMARY).is_file():
-        raise RunFailed(f"{out}: the run has not come to its end; the lines above say why. Checkpoints and configuration are as they were")
+        raise RunFailed(f"{out}: the run did not finish; the lines above say why. Checkpoints and configuration are unchanged")
     return read_summary(out), False

@@ -28,7 +28,7 @@ def report(config: Config, console: Console) -> None:
     """
     with threads(config.resources.threads):
         show(_sections(prepare(config, read_data=assumed(EXAMPLES), trial=True)), console)
-    console.print(Text("The configuration holds. Nothing was trained or written."))
+    console.print(Text("The configuration is valid. Nothing was trained or written."))
 
 
 def data_sections(prepared: Prepared) -> Iterator[Section]:

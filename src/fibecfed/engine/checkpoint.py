@@ -128,7 +128,9 @@ class Checkpoints:
             if not path.exists():  # an older manifest of this number may name the same file
                 server_path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise RunFailed(f"{path}: could not be written: {error.strerror or error}; make room and resume the run") from error
+                raise RunFailed(
+                    f"{path}: could not be written: {error.strerror or error}; free some disk space and resume the run"
+                ) from error
             raise
         known = [*(kept for kept in self._kept if kept.number < number), manifest]
         self._kept = [kept for kept in known if kept.number == pinned or kept in known[-self._keep :]]
@@ -148,11 +150,11 @@ class Checkpoints:
         reasons: list[str] = []
         for path in found:
             try:
-                return self._load(path, tuple(f"{reason}; an older checkpoint takes its place" for reason in reasons))
+                return self._load(path, tuple(f"{reason}; an older checkpoint is used instead" for reason in reasons))
             except _Unusable as error:
                 reasons.append(f"{path} cannot be used: {error}")
         if found:
-            raise UserError("no checkpoint can be used; bring the files back from a copy, or start the run anew. " + ". ".join(reasons))
+            raise UserError("no checkpoint can be used; restore the files from a backup, or start a new run. " + ". ".join(reasons))
         return None
 
     def load(self, number: int) -> Checkpoint:

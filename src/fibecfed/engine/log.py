@@ -22,11 +22,11 @@ def read_records(path: Path, length: int | None = None) -> tuple[dict[str, Any],
         UserError: the file is damaged.
     """
     if length is not None and (size := path.stat().st_size if path.exists() else 0) < length:
-        raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; put the file back")
+        raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; restore the file")
     try:
         return read(path, length)
     except ValueError as error:
-        raise UserError(f"{error}; put the file back from a copy, or start a new run") from None
+        raise UserError(f"{error}; restore the file from a backup, or start a new run") from None
 
 
 def read_header(path: Path) -> dict[str, Any]:

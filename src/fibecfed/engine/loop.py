@@ -24,7 +24,7 @@ from .requests import Requests
 from .simulator import Transport
 
 REPEATS = (
-    "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start anew with a lower "
+    "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start a new run with a lower "
     'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
 )
 STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'

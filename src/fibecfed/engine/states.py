@@ -232,7 +232,7 @@ class ClientStates:
 
     def _failed(self, what: str, error: OSError) -> RunFailed:
         return RunFailed(
-            f"could not {what} the states of clients in {self.folder}: {error.strerror or error}; make room and resume the run"
+            f"could not {what} the states of clients in {self.folder}: {error.strerror or error}; free some disk space and resume the run"
         )
 
 

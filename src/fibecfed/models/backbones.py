@@ -324,7 +324,7 @@ def build_task(
         weights=weights,
     )
     family = model.config.model_type
-    what, use = ("a trial", "") if adapter is None else (f"a trial with a {called(adapter)}", " with this method")
+    what, use = ("a test run", "") if adapter is None else (f"a test run with a {called(adapter)}", " with this method")
     with refusing(source.published, family, what, use):
         if adapter is None:
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))

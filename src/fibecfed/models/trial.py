@@ -59,7 +59,7 @@ def try_out(task: TransformerTask, published: str, family: str, *, pad: int, wor
     Raises:
         UserError: some of it cannot be computed, or does not depend on all that is trained.
     """
-    with refusing(published, family, "a trial"):
+    with refusing(published, family, "a test run"):
         params, batch = task.init_params(Key(0)), _two_texts(task, pad, words)
 
     def gradients() -> None:

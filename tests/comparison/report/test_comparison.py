@@ -204,7 +204,7 @@ def test_a_header_that_lacks_something_says_what(folder: Path):
     (problem,) = only(folder)
     assert "records.jsonl, line 1: got a header without configuration.training.local_epochs, partition; the next" in problem
     shutil.copytree(path.parent, folder.parent / "alone")
-    with pytest.raises(UserError, match=r"put the file back from a copy, or make the run again with: fibecfed run \S+alone/config\.toml"):
+    with pytest.raises(UserError, match=r"restore the file from a backup, or make the run again with: fibecfed run \S+alone/config\.toml"):
         read_comparison(folder.parent / "alone")
 
 
@@ -213,7 +213,7 @@ def test_a_plan_that_tells_nothing_is_told(folder: Path, text: str):
     (folder / "comparison.toml").write_text(text)
     shutil.rmtree(folder / "runs/sst2/voc")
     found = read_comparison(folder)
-    assert str(folder / "comparison.toml") in found.problems[0] and "cannot be named; put the file back, or remove it" in found.problems[0]
+    assert str(folder / "comparison.toml") in found.problems[0] and "cannot be named; restore the file, or remove it" in found.problems[0]
     assert len(found.problems) == 2 and found.problems[1] == "not run yet: voc on sst2 (seed 0, 1)"
 
 

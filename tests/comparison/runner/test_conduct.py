@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
 
 
 def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: Any) -> None:
-    reason = "method.kind: a prefix cannot serve it; choose another model"
+    reason = "method.kind: a prefix cannot be used with it; choose another model"
 
     def run(self: Pool, jobs: Any) -> dict[Any, Outcome]:
         outcomes = {one: Outcome(None, "refused", reason) for one in jobs}
@@ -124,7 +124,7 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     assert left == Left(refused=1) and re.search(r"0 made now in [^,]+, 0 of 1 run done, 1 refused; the report", text)
     assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was refused" in text
     assert left.sentence("fibecfed compare x") == (
-        "1 run refused: change what the reasons above name, or take these methods out: the same command would refuse them again"
+        "1 run refused: change what the reasons above name, or remove these methods: the same command would refuse them again"
     )
     every = Left(failed=2, unusable=1).sentence("fibecfed compare x")
     assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")

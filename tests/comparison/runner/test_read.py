@@ -73,7 +73,7 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["tuning.trials=3", "task.reviews.training.learning_rate=0.1"], "task.reviews.training.learning_rate: got 0.1, expected none"),
         (["tuning.trials=3", "base.data.validation_fraction=0"], "needs validation examples"),
         (["task.reviews=3"], "task.reviews: got 3, expected a table"),
-        (["methods.lora=3"], "methods.lora: got a key inside of methods, which is no table"),
+        (["methods.lora=3"], "methods.lora: got a key inside of methods, which is not a table"),
         (["rounds"], "expected key=value"),
     ],
 )
@@ -97,9 +97,9 @@ def test_a_file_is_a_comparison_by_tables_and_lists_that_a_run_does_not_have(inp
 
 
 def test_a_runs_file_is_told_from_a_comparisons_in_one_line(inputs: Path) -> None:
-    with pytest.raises(UserError, match=r"^\S+sst2\.toml: got the file of a single run, .*; start it with: fibecfed run \S+sst2\.toml$"):
+    with pytest.raises(UserError, match=r"^\S+sst2\.toml: got the file of a single run, .*; run it with: fibecfed run \S+sst2\.toml$"):
         load(CONFIGS / "sst2.toml", ["methods=lora"])
-    with pytest.raises(UserError, match=r"^\S+: got the file of a comparison, .*; make it with: fibecfed compare \S+compare\.toml$"):
+    with pytest.raises(UserError, match=r"^\S+: got the file of a comparison, .*; run it with: fibecfed compare \S+compare\.toml$"):
         load_run(inputs / "compare.toml")
 
 
@@ -109,7 +109,7 @@ def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[...
     assert read_back(tmp_path / "c.toml") == written
     for text, reason in (("methods = 3\n", "methods: Input"), ("", "methods: Field required"), ('methods = ["lo', "not valid TOML: ")):
         (tmp_path / "c.toml").write_text(text)
-        with pytest.raises(UserError, match=rf"c\.toml: not what .* wrote \({reason}.*; put the file back, or remove it: then the config"):
+        with pytest.raises(UserError, match=rf"c\.toml: not what .* wrote \({reason}.*; restore the file, or remove it: then the config"):
             read_back(tmp_path / "c.toml")
 
 

@@ -30,12 +30,12 @@ def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Cal
         watch.round(two, 1, 2)
         clock.learn(one, SUMMARY)
         watch.ended(one, Outcome(SUMMARY))
-        watch.warned(two, "an older checkpoint takes its place")
+        watch.warned(two, "an older checkpoint is used instead")
         watch.ended(two, Outcome(None, "diverged", "the loss is nan"))
     lines = console.file.getvalue().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     # half of the second, and two more, at 100 s each, on two workers
     assert lines[0].startswith("reviews/lora/seed 0: personalised 81.5 %") and lines[0].endswith("(1/4 done, 2 min 5 s left)")
-    assert lines[1].startswith("warning: reviews/lora/seed 1: an older checkpoint takes its place")
+    assert lines[1].startswith("warning: reviews/lora/seed 1: an older checkpoint is used instead")
     assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
 
 

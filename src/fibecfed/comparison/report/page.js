@@ -49,7 +49,7 @@
       if (slots.has(name)) slots.delete(name);
       else {
         const free = [0, 1, 2, 3, 4, 5].find((slot) => ![...slots.values()].includes(slot));
-        if (free === undefined) { say.textContent = `${slots.size} are highlighted already: click one of them first to take it out.`; return; }
+        if (free === undefined) { say.textContent = `${slots.size} are highlighted already: click one of them first to remove it.`; return; }
         slots.set(name, free);
       }
       const slot = slots.get(name);

@@ -41,7 +41,7 @@ def _get(table: Any, *names: str) -> Any:
 def read_plan(folder: Path, problems: list[str]) -> Plan:
     """The plan in a folder, empty without one; what is wrong with it is added to the problems."""
     path = folder / COMPARISON
-    lost = "so runs of it that are missing cannot be named; put the file back, or remove it: the next `fibecfed compare` writes it anew"
+    lost = "so runs of it that are missing cannot be named; restore the file, or remove it: the next `fibecfed compare` writes it again"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -82,7 +82,7 @@ def read_tuning(folders: Iterable[Path], below: Path, problems: list[str]) -> di
 
 
 def _rows(path: Path, problems: list[str]) -> dict[str, Any]:
-    again = "put the file back, or remove it: the next `fibecfed compare` makes it again from the trials"
+    again = "restore the file, or remove it: the next `fibecfed compare` makes it again from the trials"
     try:
         found = from_json(path.read_bytes())
     except FileNotFoundError:

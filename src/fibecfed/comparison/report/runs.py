@@ -101,8 +101,8 @@ def _advice(folder: Path, place: Place) -> str:
     if place.task is not None:
         return "the next `fibecfed compare` makes it again"
     if not (folder / CONFIG).is_file():
-        return "put the file back from a copy"
-    return f"put the file back from a copy, or make the run again with: fibecfed run {folder / CONFIG}"
+        return "restore the file from a backup"
+    return f"restore the file from a backup, or make the run again with: fibecfed run {folder / CONFIG}"
 
 
 def _failure(path: Path) -> str | None:

@@ -40,7 +40,7 @@ class Left:
         """
         parts = []
         if self.refused:
-            way_out = "change what the reasons above name, or take these methods out: the same command would refuse them again"
+            way_out = "change what the reasons above name, or remove these methods: the same command would refuse them again"
             parts.append(f"{count(self.refused, 'run')} refused: {way_out}")
         if self.unusable:
             parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: do what is said above, then: {again}")

@@ -94,7 +94,7 @@ def price_comparison(comparison: Comparison, console: Console) -> None:
         for line in _notes(comparison, shape, prices):
             _print(console, f"- {line}")
         _print(console, "")
-    _print(console, "The comparison holds. Nothing was trained or written.")
+    _print(console, "The comparison is valid. Nothing was trained or written.")
 
 
 def price(comparison: Comparison, method: str, shape: Shape) -> Price:

@@ -48,7 +48,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     """
     table = read_toml(path)
     if is_run(table):
-        way_out = f"start it with: fibecfed run {shlex.quote(str(path))}"
+        way_out = f"run it with: fibecfed run {shlex.quote(str(path))}"
         raise UserError(f"{path}: got the file of a single run, expected that of a comparison; {way_out}")
     pairs, mistakes = read_pairs(overrides)
     for name, text in pairs.items():
@@ -125,7 +125,7 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
     for part in above:
         inner = inner.setdefault(part, {})
         if not isinstance(inner, dict):
-            mistakes[name] = f"{name}: got a key inside of {part}, which is no table; fix the name"
+            mistakes[name] = f"{name}: got a key inside of {part}, which is not a table; fix the name"
             return
     as_written = {key.name for key in keys(DEFAULT_KIND) if key.takes_text}
     run_key = name.removeprefix("base.") if above[:1] == ["base"] else ".".join(name.split(".")[2:])
@@ -191,20 +191,20 @@ def _contradictions(comparison: Comparison) -> Iterator[str]:
     base = dict(leaves(comparison.base))
     for name, instead in _NOT_IN_BASE.items():
         if any(key == name or key.startswith(f"{name}.") for key in base):
-            yield f"base.{name}: the comparison sets it for each run; take it out and {instead}"
+            yield f"base.{name}: the comparison sets it for each run; remove it and {instead}"
     tuning = comparison.tuning
     if tuning.trials and tuning.trials % 2 == 0:
         yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; take {tuning.trials + 1}"
     if tuning.trials and not tuning.tasks:
         yield "tuning.tasks: got none, expected at least one task to tune on; name it, or set `tuning.trials` to 0"
     if tuning.trials and "training.learning_rate" in base:
-        yield "base.training.learning_rate: fixes the rate that `tuning.trials` would look for; take one of them out"
+        yield "base.training.learning_rate: fixes the rate that `tuning.trials` would look for; remove one of them"
     for name, table in comparison.task.items():
         if tuning.trials and "learning_rate" in table.get("training", {}):
             got = show(table["training"]["learning_rate"])
             yield (
                 f"task.{name}.training.learning_rate: got {got}, expected none, since `tuning.trials` looks for one rate for all tasks; "
-                "take it out, or set `tuning.trials` to 0"
+                "remove it, or set `tuning.trials` to 0"
             )
     if tuning.trials and base.get("data.validation_fraction") == 0:
         yield "base.data.validation_fraction: got 0, but tuning needs validation examples; raise it, or set `tuning.trials` to 0"
@@ -257,5 +257,5 @@ def read_back(path: Path) -> Comparison:
         reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
     except ValueError as error:
         reason = f"not valid TOML: {error}"
-    way_out = "put the file back, or remove it: then the configuration of the command line counts for this folder"
+    way_out = "restore the file, or remove it: then the configuration of the command line counts for this folder"
     raise UserError(f"{path}: not what `fibecfed compare` wrote ({reason}); {way_out}")

@@ -45,7 +45,7 @@ class RoundStates:
             if self._kind is not None:
                 decode(self._kind, blob)
         except WireError as error:
-            raise WireError(f"{path}: {error}; put it back from a copy, or remove it: the client then has its state before that") from None
+            raise WireError(f"{path}: {error}; restore it from a backup, or remove it: the client then has its state before that") from None
         return blob
 
     def begin(self, number: int) -> None:
