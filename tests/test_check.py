@@ -110,7 +110,7 @@ def test_cut_texts_are_counted(folder: Path) -> None:
     report(config(folder), console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     cut = [int(line.split()[-1]) for line in text.splitlines() if line.startswith(("train  ", "validation  ", "test  ")) and "," in line]
-    assert "truncated to 4 at the end" in text and sum(cut) == 30
+    assert "cut to 4 at the end" in text and sum(cut) == 30
 
 
 def test_mistakes_that_only_the_data_show_are_sentences(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_lengths_before_the_cut_and_warnings_are_shown(folder: Path) -> None:
     lines = lines_of(config(folder))
     # every fourth of the reviews has five words
     (header,) = (line for line in lines if "length in tokens: median, 95 %, maximum" in line)
-    assert header.endswith("length in tokens: median, 95 %, maximum truncated to 4 at the end")
+    assert header.endswith("length in tokens: median, 95 %, maximum cut to 4 at the end")
     (test,) = (line for line in lines if line.startswith("test 24"))
     assert "2, 5, 5" in test
     assert any(line.startswith("- 30 of 120 texts are longer than 4 tokens") for line in lines[lines.index("Warnings") :])

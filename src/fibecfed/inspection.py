@@ -45,7 +45,7 @@ def data_section(prepared: Prepared) -> Section:
     """What was read, and what became of it: a row for each part."""
     data = prepared.inputs.data
     sides = {examples.table.cut_side for examples in (data.train, data.test)}
-    header = ("", "examples", "by class", "length in tokens: median, 95 %, maximum", f"truncated to {data.max_length} at the {_end_of(sides)}")
+    header = ("", "examples", "by class", "length in tokens: median, 95 %, maximum", f"cut to {data.max_length} at the {_end_of(sides)}")
     rows = []
     for part in ("train", "validation", "test"):
         examples = getattr(data, part)
