@@ -36,6 +36,7 @@ from fibecfed.core.types import Batch, Params
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import build_task, find
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask
 
@@ -44,7 +45,7 @@ BATCH, CLASSES = 32, 2
 
 def minilm(precision: str) -> TransformerTask:
     options, training = ModelOptions(name="minilm"), TrainingOptions.model_validate({"precision": precision, "device": "cpu"})
-    task = build_task(find(options), options, training, num_classes=CLASSES, pad_token_id=0, key=Key(0))
+    task = build_task(find(options), options, training, objective=ClassHead(CLASSES), pad_token_id=0, key=Key(0))
     generator = Key(1).generator()
     with torch.no_grad():
         for name, parameter in task.model.named_parameters():

@@ -47,6 +47,7 @@ from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import LoraOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask
 
@@ -57,7 +58,7 @@ KEY = Key(0)
 
 def minilm() -> TransformerTask:
     options = ModelOptions(name="minilm")
-    return build_task(find(options), options, TRAINING, num_classes=2, pad_token_id=0, key=KEY.fold("model"))
+    return build_task(find(options), options, TRAINING, objective=ClassHead(2), pad_token_id=0, key=KEY.fold("model"))
 
 
 def runtime_of(method: Any, task: Any, data: FederatedData, folder: Path) -> ClientRuntime:

@@ -36,6 +36,7 @@ from .models.backbones import (
 )
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
+from .models.objectives import ClassHead
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, refuse_unknown
 from .models.transformer_task import TransformerTask
 
@@ -261,11 +262,10 @@ def prepare(
         inputs.source,
         config.model,
         config.training,
-        num_classes=len(inputs.data.label_names),
+        objective=ClassHead(len(inputs.data.label_names)) if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
         pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
         adapter=getattr(config.method, "adapter", None),
-        words=None if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
         weights=weights,
         sources=made.tensors,
         uses=getattr(made_method, "uses", ()),

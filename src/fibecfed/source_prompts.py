@@ -35,6 +35,7 @@ from .local.options import TrainingOptions
 from .methods.catalogue import Prepared
 from .methods.options import AttemptOptions
 from .models.backbones import Source, build_task, sha256_of
+from .models.objectives import ClassHead
 
 ENVIRONMENT = "FIBECFED_CACHE"
 DEFAULT = ("qnli", "sst2", "boolq", "subj")
@@ -196,7 +197,13 @@ def _train(config: Config, source: Source, tokenizer: Any, name: str) -> tuple[T
     training = _training(config)
     prompt = PromptAdapter(num_tokens=options.adapter.num_tokens)
     task = build_task(
-        source, config.model, training, num_classes=len(held.label_names), pad_token_id=tokenizer.pad_token_id, key=key, adapter=prompt
+        source,
+        config.model,
+        training,
+        objective=ClassHead(len(held.label_names)),
+        pad_token_id=tokenizer.pad_token_id,
+        key=key,
+        adapter=prompt,
     )
 
     def steps() -> Iterator[Batch]:

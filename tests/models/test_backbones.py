@@ -35,6 +35,7 @@ from fibecfed.models.backbones import (
     sha256_of,
 )
 from fibecfed.models.export import save_adapter
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config
 from fibecfed.models.tokenizers import load_tokenizer
@@ -49,7 +50,7 @@ def options(name: str | Path, **more: Any) -> ModelOptions:
 
 def build(chosen: ModelOptions, *, num_classes: int = 3, pad_token_id: int = 0, key: Key = KEY, **training: Any) -> TransformerTask:
     wanted = TrainingOptions.model_validate({"device": "cpu", "precision": "float32", **training})
-    return build_task(find(chosen), chosen, wanted, num_classes=num_classes, pad_token_id=pad_token_id, key=key)
+    return build_task(find(chosen), chosen, wanted, objective=ClassHead(num_classes), pad_token_id=pad_token_id, key=key)
 
 
 def installed(name: str) -> bool:
@@ -145,10 +146,10 @@ def test_a_hub_repository_with_pickled_weights_alone_is_refused_in_the_same_word
         raise OSError("org/old does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`.")
 
     monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", lambda *_, **__: tiny_config("bert"))
-    monkeypatch.setattr(backbones.AutoModelForSequenceClassification, "from_pretrained", refuse)
+    monkeypatch.setattr(ClassHead.model_class, "from_pretrained", refuse)
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     with pytest.raises(UserError, match="org/old has no weights as safetensors, and pickled weights are not loaded"):
-        load_model(find(options("org/old")), num_classes=2, pad_token_id=0, dropout=0.0, key=KEY)
+        load_model(find(options("org/old")), objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=KEY)
     assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
 
 

@@ -14,6 +14,7 @@ from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import add_lora, build_task, find, set_dropout
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.precision import choose_device, choose_precision
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config
@@ -140,7 +141,7 @@ def test_auto_computes_in_bf16_where_the_processor_does(monkeypatch: pytest.Monk
 def test_a_task_in_bf16_keeps_what_it_trains_in_float32(family: Family, tmp_path: Path) -> None:
     chosen = ModelOptions(name=str(save_backbone(tmp_path / "model", family)), rank=2)
     task, exact = (
-        build_task(find(chosen), chosen, TrainingOptions(device="cpu", precision=name), num_classes=3, pad_token_id=0, key=KEY)
+        build_task(find(chosen), chosen, TrainingOptions(device="cpu", precision=name), objective=ClassHead(3), pad_token_id=0, key=KEY)
         for name in ("bf16", "float32")
     )
     stored = {name: p.dtype for name, p in task.model.named_parameters()}

@@ -83,7 +83,7 @@ def one_by_one(model: Any, texts: Sequence[Tensor], words: LabelWords) -> Tensor
 def test_losses_scores_and_gradients_are_those_of_the_own_call_one_example_at_a_time(family: Family) -> None:
     words = tiny_words(family, 3)
     task, module = (make(family, words=words).to(torch.float64) for make in (tiny_model, tiny_model))
-    task = TransformerTask(task, words=words)
+    task = TransformerTask(task, objective=words)
     texts = prompts(words.mask_id)
     batch = batch_of(texts, PAD[family])
     leaves = {name: value.requires_grad_() for name, value in task.params().items()}
@@ -138,7 +138,7 @@ def test_other_families_score_the_words_as_their_own_call_does(family: str) -> N
     config = OTHERS[family]()
     words = LabelWords((10, 20, 30), 5 if is_masked(config) else None)
     model = add_lora(language_model(config, words), ModelOptions(rank=2, head="label-words"), dropout=0.0, key=KEY)
-    task = TransformerTask(model, words=words)
+    task = TransformerTask(model, objective=words)
     texts = prompts(words.mask_id and 5)
     texts = [torch.where((text == 5) & (torch.arange(len(text)) != (row + 1) % len(text)), 6, text) for row, text in enumerate(texts)]
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_in_bf16_the_head_and_the_embeddings_that_it_shares_stay_in_float32(fami
 
 def test_storing_frozen_maps_in_bf16_changes_no_bit_of_what_a_language_model_computes() -> None:
     words = tiny_words("bert")
-    plain, stored = (TransformerTask(tiny_model("bert", words=words), precision="bf16", words=words) for _ in range(2))
+    plain, stored = (TransformerTask(tiny_model("bert", words=words), precision="bf16", objective=words) for _ in range(2))
     base: Any = stored.model.get_base_model()  # pyright: ignore[reportCallIssue]
     store_frozen_maps_in_bf16(stored.model, but=language_head(base))
     assert any(p.dtype == torch.bfloat16 for p in stored.model.parameters())
@@ -276,8 +276,7 @@ def saved_language_model(folder: Path, family: Family, **sizes: Any) -> Path:
 def built(folder: Path, words: LabelWords, *, pad: int = 0, precision: str = "float32") -> TransformerTask:
     options = ModelOptions(name=str(folder), rank=2, head="label-words")
     training = TrainingOptions.model_validate({"device": "cpu", "precision": precision})
-    classes = len(words.token_ids)
-    return build_task(find(options), options, training, num_classes=classes, pad_token_id=pad, key=KEY, words=words)
+    return build_task(find(options), options, training, objective=words, pad_token_id=pad, key=KEY)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -306,9 +305,7 @@ def test_a_saved_adapter_loaded_by_peft_alone_scores_the_words_alike(family: Fam
 def test_weights_kept_in_memory_for_the_next_run_are_those_of_the_file(family: Family, tmp_path: Path) -> None:
     folder, words, kept = saved_language_model(tmp_path, family), tiny_words(family), KeptWeights()
     options, training = ModelOptions(name=str(folder), rank=2, head="label-words"), TrainingOptions(precision="float32", device="cpu")
-    first, again = (
-        build_task(find(options), options, training, num_classes=2, pad_token_id=0, key=KEY, words=words, weights=kept) for _ in range(2)
-    )
+    first, again = (build_task(find(options), options, training, objective=words, pad_token_id=0, key=KEY, weights=kept) for _ in range(2))
     assert bits(again.model) == bits(first.model)
     base: Any = again.model.get_base_model()  # pyright: ignore[reportCallIssue]
     assert base.get_output_embeddings().weight is base.get_input_embeddings().weight
@@ -328,7 +325,7 @@ def test_a_model_without_its_language_model_head_is_refused_in_a_sentence(tmp_pa
 def test_the_packaged_minilm_has_no_language_model_head() -> None:
     options = ModelOptions(name="minilm", head="label-words")
     with pytest.raises(UserError, match="all-MiniLM-L6-v2 has no language-model head"):
-        build_task(find(options), options, TrainingOptions(), num_classes=2, pad_token_id=0, key=KEY, words=LabelWords((5, 6), 103))
+        build_task(find(options), options, TrainingOptions(), objective=LabelWords((5, 6), 103), pad_token_id=0, key=KEY)
 
 
 @pytest.mark.slow
@@ -340,7 +337,7 @@ def test_the_packaged_smollm2_leans_to_the_right_word_before_any_training() -> N
     source = find(options)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **source.keywords())
     words = LabelWords(tuple(tokenizer(" terrible great")["input_ids"]), None)
-    task = build_task(source, options, TrainingOptions(device="cpu"), num_classes=2, pad_token_id=0, key=KEY, words=words)
+    task = build_task(source, options, TrainingOptions(device="cpu"), objective=words, pad_token_id=0, key=KEY)
     texts = ["I hated every minute of it . It was", "A wonderful film that I loved . It was"]
     batch = batch_of([torch.tensor(tokenizer(text)["input_ids"]) for text in texts], 0, classes=2)
     logits = task.logits(task.init_params(KEY), batch)
@@ -365,4 +362,4 @@ def test_a_head_of_another_kind_is_refused() -> None:
     config = transformers.GraniteConfig(**DECODER, logits_scaling=3.0)  # divides its scores, which is not known here
     words = LabelWords((10, 20), None)
     with pytest.raises(UnsupportedModel, match="pooling the last token and applying its head does not reproduce"):
-        TransformerTask(add_lora(language_model(config, words), ModelOptions(head="label-words"), dropout=0.0, key=KEY), words=words)
+        TransformerTask(add_lora(language_model(config, words), ModelOptions(head="label-words"), dropout=0.0, key=KEY), objective=words)

@@ -19,6 +19,7 @@ from fibecfed.core.types import Batch, Params
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.export import save_adapter
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import FAMILIES, Family, tiny_model, tiny_task
 from fibecfed.models.transformer_task import TransformerTask
@@ -126,7 +127,7 @@ def trained(family: Family, folder: Path, head: str) -> tuple[TransformerTask, d
     place = str(save_backbone(folder / "backbone", family))
     options = ModelOptions.model_validate({"name": place, "rank": 2, "head": head})
     training = TrainingOptions(precision="float32", device="cpu")
-    task = build_task(find(options), options, training, num_classes=3, pad_token_id=PAD[family], key=Key(3))
+    task = build_task(find(options), options, training, objective=ClassHead(3), pad_token_id=PAD[family], key=Key(3))
     params = noisy(task)
     save_adapter(task, params, folder / "adapter", base="org/model", revision=None, labels=("a", "b", "c"), card="A card.")
     plain = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3, pad_token_id=PAD[family])

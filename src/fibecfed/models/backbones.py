@@ -13,14 +13,7 @@ import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..adapters.options import called
@@ -33,7 +26,8 @@ from ..core.task import Use
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
 from .kept import KeptWeights
-from .label_words import LabelWords, head_is_missing, is_masked, language_head
+from .label_words import head_is_missing, is_masked, language_head
+from .objectives import ClassObjective
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
@@ -180,14 +174,13 @@ def fills_masks(source: Source, config: PretrainedConfig) -> bool:
 def load_model(
     source: Source,
     *,
-    num_classes: int,
+    objective: ClassObjective,
     pad_token_id: int,
     dropout: float,
     key: Key,
-    words: LabelWords | None = None,
     weights: KeptWeights | None = None,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The pre-trained body, float32, with a new classification head drawn from `key`, or with `words` its own language-model head.
+    """The pre-trained body, float32, with the head of the objective: a new one drawn from `key`, or the model's own.
 
     Args:
         weights: where it is looked for before its files, and kept for the next run of this process.
@@ -197,16 +190,13 @@ def load_model(
         published models the pooler before it.
 
     Raises:
-        UserError: it cannot be had, is no classifier, has only pickled weights, or its file lacks weights of the body or, with `words`,
-            of the language-model head.
+        UserError: it cannot be had, is no classifier, has only pickled weights, or its file lacks weights of the body or of a head that is
+            not drawn.
     """
-    config = load_config(source)
-    kind: Any = AutoModelForSequenceClassification
-    if words is not None:
-        kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
+    config, kind = load_config(source), objective.model_class
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
     with as_user_error(source), seeded(key), environment("DISABLE_SAFETENSORS_CONVERSION", "1"):
-        config.num_labels = num_classes
+        config.num_labels = objective.num_classes
         config.pad_token_id = pad_token_id
         set_dropout(config, dropout)
         identity = (source, kind.__name__)
@@ -220,14 +210,14 @@ def load_model(
             model, found = kind.from_pretrained(source.location, **common, **extra, **source.keywords())
     drawn = sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
-    if words is not None and head_is_missing(drawn, body):
+    if not objective.draws_head and head_is_missing(drawn, body):
         raise UserError(
             f"model.name: {source.published} has no language-model head: its file lacks {drawn[0]}"
             + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
             + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or take "full"'
         )
     lost = drawn
-    if words is None:
+    if objective.draws_head:
         lost = [name for name in drawn if name.startswith(body) and not name.startswith(f"{body}pooler.")]
     if lost:
         raise UserError(
@@ -290,21 +280,20 @@ def build_task(
     options: ModelOptions,
     training: TrainingOptions,
     *,
-    num_classes: int,
+    objective: ClassObjective,
     pad_token_id: int,
     key: Key,
     adapter: Options | None = None,
     sources: Tensor | None = None,
-    words: LabelWords | None = None,
     weights: KeptWeights | None = None,
     uses: Collection[Use] = (),
 ) -> TransformerTask:
     """The task of a configuration: backbone, adapter and head, on its device, in its precision.
 
     Args:
+        objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words", and with LoRA alone.
         adapter: one of `adapters.options`; None: LoRA as `options` say.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
-        words: tokens that stand for the classes; given if and only if `options.head` is "label-words", and with LoRA alone.
         weights: as for `load_model`.
         uses: what the method asks of the task beside losses and their gradients.
 
@@ -316,11 +305,10 @@ def build_task(
     precision = choose_precision(training.precision, device)
     model, drawn = load_model(
         source,
-        num_classes=num_classes,
+        objective=objective,
         pad_token_id=pad_token_id,
         dropout=training.dropout,
         key=key.fold("head"),
-        words=words,
         weights=weights,
     )
     family = model.config.model_type
@@ -333,12 +321,12 @@ def build_task(
                 model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key.fold("adapter"), sources=sources
             )
             adapted = model
-        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, words=words)
+        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, objective=objective)
     if precision == "bf16":
-        store_frozen_maps_in_bf16(adapted, but=() if words is None else language_head(model))
+        store_frozen_maps_in_bf16(adapted, but=() if objective.draws_head else language_head(model))
         if device.type == "cpu":
             task.use_plain_attention_for_gradients()
-    try_out(task, source.published, family, pad=pad_token_id, words=words, uses=uses)
+    try_out(task, source.published, family, pad=pad_token_id, uses=uses)
     return task
 
 

@@ -1,4 +1,4 @@
-"""Body, adapter and head of a Hugging Face model as one module: from tokens to class scores, whatever they are padded with."""
+"""Body, adapter and head of a Hugging Face model as one module: from tokens to scores, whatever they are padded with."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapters.body import Adapter, Body
-from .heads import Pooling, UnsupportedModel, classifier_head, pool
-from .label_words import LabelWords, LanguageHead, word_positions
+from .heads import UnsupportedModel, pool
+from .objectives import Objective
 
 ADAPTER = "adapter."
 """Names of the tensors of an adapter of ours begin with it."""
 
 
 class Classifier(nn.Module):
-    """Body, with an adapter of ours where the model has one; pooling by the attention mask; head."""
+    """Body, with an adapter of ours where the model has one; then the objective's head."""
 
-    def __init__(self, model: nn.Module, words: LabelWords | None) -> None:
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
         whole: Any = model
         base: Any = whole.get_base_model() if hasattr(model, "get_base_model") else model
@@ -37,12 +37,8 @@ class Classifier(nn.Module):
         if blocks is None:
             raise UnsupportedModel(f"{self.kind} is not supported: got no list of {number} transformer blocks, each with its own weights")
         self.blocks_name, self.blocks = blocks
-        self.pooling: Pooling
-        self._words = words
-        if words is None:
-            self.head, self.pooling = classifier_head(base, self.body)
-        else:
-            self.head, self.pooling = LanguageHead(base), "last" if words.mask_id is None else "mask"
+        self.head = objective.head(base, self.body)
+        self.pooling = self.head.pooling
         self._takes = frozenset(inspect.signature(self.body.forward).parameters)
         self._first_position = _first_position(getattr(self.body, "embeddings", None))
         self.adapter: Adapter | None = getattr(base, "adapter", None)
@@ -70,8 +66,7 @@ class Classifier(nn.Module):
             hidden = self.body(**keywords).last_hidden_state
         else:
             hidden = self.adapter.run(self._frozen, keywords)[:, self.num_positions :]
-        where = mask if self._words is None else word_positions(inputs["input_ids"], mask, self._words)
-        return self.head(pool(hidden, where, self.pooling))
+        return self.head(hidden, inputs)
 
 
 def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:

@@ -21,7 +21,7 @@ from ..core.json_text import to_json
 from ..core.task import DELTA
 from ..core.types import Params
 from .own_adapters import TABLE, TENSORS, save_own_adapter
-from .transformer_task import TransformerTask
+from .transformer_task import AdaptedModel
 
 DELTA_FILE = "delta.safetensors"
 """What is added to frozen weights beside the adapter, since no adapter of low rank can hold it: (d_out, d_in) by the weight's name."""
@@ -49,7 +49,7 @@ def add_delta(model: nn.Module, folder: str | Path) -> int:
 
 
 def save_adapter(
-    task: TransformerTask,
+    task: AdaptedModel,
     params: Params,
     folder: Path,
     *,

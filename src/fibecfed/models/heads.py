@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -95,3 +96,24 @@ def pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
         return (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
     positions = mask * torch.arange(1, mask.shape[1] + 1, device=mask.device) if pooling == "last" else mask
     return hidden[torch.arange(len(mask), device=hidden.device), positions.argmax(1)]
+
+
+class PooledHead(nn.Module):
+    """A head on one vector of each example.
+
+    Args:
+        head: (batch, hidden) -> (batch, scores).
+        pooling: which vector.
+        places: from the inputs the mask for `pool`; by default the attention mask.
+    """
+
+    def __init__(self, head: nn.Module, pooling: Pooling, places: Callable[[Mapping[str, Tensor]], Tensor] | None = None) -> None:
+        super().__init__()
+        self.head = head
+        self.pooling: Pooling = pooling
+        self._places = places
+
+    def forward(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(batch, token, hidden) -> (batch, scores)."""
+        mask = inputs["attention_mask"] if self._places is None else self._places(inputs)
+        return self.head(pool(hidden, mask, self.pooling))

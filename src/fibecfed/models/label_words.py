@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch.nn.functional import cross_entropy, log_softmax
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .heads import UnsupportedModel
+from ..core.types import Batch
+from .heads import PooledHead, UnsupportedModel
 
 
 @dataclass(frozen=True)
 class LabelWords:
-    """The words that stand for the classes.
+    """Classes told apart by the word that a language model, masked or causal, puts in the place of the mask, or after the last token; an
+    `objectives.ClassObjective`.
+
+    There is no head to train. A loss is -log p(word of the class) over the whole vocabulary, while the class scores, from which the
+    class is predicted, are those of the classes' words. The head sees that one position only.
 
     Attributes:
         token_ids: one a class, in the order of the classes, all different.
@@ -25,6 +32,51 @@ class LabelWords:
 
     token_ids: tuple[int, ...]
     mask_id: int | None
+
+    draws_head = False
+
+    @property
+    def num_classes(self) -> int:
+        """One a word."""
+        return len(self.token_ids)
+
+    @property
+    def model_class(self) -> Any:
+        """Of a masked or of a causal language model."""
+        return AutoModelForCausalLM if self.mask_id is None else AutoModelForMaskedLM
+
+    def head(self, model: nn.Module, body: nn.Module) -> PooledHead:
+        """The model's own, at the word's position."""
+        pooling = "last" if self.mask_id is None else "mask"
+        return PooledHead(LanguageHead(model), pooling, functools.partial(_word_positions, words=self))
+
+    def losses(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy over the vocabulary."""
+        ids = _on(scores.device, self.token_ids)
+        if "targets" in batch:
+            return -(batch["targets"].to(scores.device) * log_softmax(scores, dim=-1)[:, ids]).sum(-1)
+        return cross_entropy(scores, ids[batch["labels"].to(scores.device)], reduction="none")
+
+    def of_classes(self, scores: Tensor) -> Tensor:
+        """Those of their words."""
+        return scores[:, _on(scores.device, self.token_ids)]
+
+    def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
+        """A language model's own call scores every position."""
+        return logits[:, -1] if self.mask_id is None else logits[input_ids == self.mask_id]
+
+    def some_labels(self, input_ids: Tensor) -> Tensor:
+        """The first class, the last, and so on downwards."""
+        return -torch.arange(len(input_ids)) % self.num_classes
+
+
+@functools.lru_cache(maxsize=8)
+def _on(device: torch.device, token_ids: tuple[int, ...]) -> Tensor:
+    return torch.tensor(token_ids, device=device)
+
+
+def _word_positions(inputs: Mapping[str, Tensor], words: LabelWords) -> Tensor:
+    return word_positions(inputs["input_ids"], inputs["attention_mask"], words)
 
 
 def is_masked(config: PretrainedConfig) -> bool:

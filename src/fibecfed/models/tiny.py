@@ -8,8 +8,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BertConfig,
     GPT2Config,
@@ -66,9 +64,7 @@ def tiny_model(
 ) -> PeftModel:
     """A random classifier with LoRA; with `words` a random language model. `random_b` draws LoRA's B too, so that no gradient is zero by
     construction."""
-    kind = AutoModelForSequenceClassification
-    if words is not None:
-        kind = AutoModelForCausalLM if words.mask_id is None else AutoModelForMaskedLM
+    kind = AutoModelForSequenceClassification if words is None else words.model_class
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind.from_config(tiny_config(family, **sizes))
@@ -107,4 +103,4 @@ def tiny_task(
     if adapter is not None:
         return TransformerTask(tiny_adapted(family, adapter, sources=sources, seed=seed, **sizes).to(dtype))
     model = tiny_model(family, rank=rank, seed=seed, random_b=random_b, words=words, **sizes)
-    return TransformerTask(model.to(dtype), words=words)
+    return TransformerTask(model.to(dtype), objective=words)

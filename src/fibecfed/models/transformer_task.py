@@ -1,4 +1,5 @@
-"""A Hugging Face classifier or language model with an adapter, as functions of its trainable tensors (implements `core.task.Task`)."""
+"""A Hugging Face model with an adapter, as functions of its trainable tensors: implements `core.task.Task`, and where it predicts classes
+`core.classification.Classification`."""
 
 from __future__ import annotations
 
@@ -6,14 +7,13 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, log_softmax
 
 from ..adapters.make import norms
 from ..core.rng import Key
@@ -21,34 +21,30 @@ from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .classifier import ADAPTER, Classifier
 from .heads import UnsupportedModel
-from .label_words import LabelWords
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
+from .objectives import ClassHead, ClassObjective, Objective
 from .turns import KERNELS, lock_of, one_at_a_time, seeded
 
 _NOT_INPUTS = ("labels", "targets", "weights")
 
 
-class TransformerTask:
-    """Any Hugging Face sequence classifier, usually wrapped by PEFT or with an adapter of ours, for `fibecfed`'s functions.
+class AdaptedModel:
+    """A Hugging Face model, usually wrapped by PEFT or with an adapter of ours, for `fibecfed`'s functions; what it predicts is the
+    objective's.
 
     The module is never left written: after each call its parameters are what they were before, and every method takes the trainable
     tensors as `params` under the names of `model.named_parameters()`. During a call they stand in the module, so one call at a time is
     made on it, and a second thread waits: with dropout until the other has left `training`.
 
-    The task runs the body itself, takes the hidden state of the first token that is not padding (encoders) or of the last one (decoders),
-    and applies the head to it, so that the logits of an example depend neither on the padding of its batch nor on the side it stands on.
-    Both are tried when it is made, on one example of four tokens: a family whose own call computes something else is refused.
-
-    With `words` the model is a language model, masked or causal, and has no head to train: the class is the word that it puts in the
-    place of the mask, or after the last token. A loss is then -log p(word of the class) over the whole vocabulary, while the class
-    scores, from which it predicts, are those of the classes' words. Its head sees that one position only.
+    The task runs the body itself and applies the head to its hidden states, so that the scores of an example depend neither on the padding
+    of its batch nor on the side it stands on. Both are tried when it is made, on one example of four tokens: a family whose own call
+    computes something else is refused.
 
     Args:
-        model: a classifier, or with `words` a language model, with at least one parameter that requires a gradient.
+        model: as the objective's `model_class` loads it, with at least one parameter that requires a gradient.
         precision: "float32" (the parameters' own dtype, so also float64) or "bf16" (autocast).
         device: where to compute; the module is moved there.
         dropout: rate inside `training`; the module's own rates must have been set to it when it was built.
-        words: tokens that stand for the classes; None for a classifier.
 
     Raises:
         ValueError: nothing is trainable, or an unknown precision.
@@ -59,19 +55,18 @@ class TransformerTask:
         self,
         model: nn.Module,
         *,
+        objective: Objective,
         precision: str = "float32",
         device: str | torch.device = "cpu",
         dropout: float = 0.0,
-        words: LabelWords | None = None,
     ) -> None:
         if precision not in ("float32", "bf16"):
             raise ValueError(f"precision: got {precision!r}, expected 'float32' or 'bf16'")
         self.model = model.to(device).eval()
         self.dropout = dropout
         self._device = torch.device(device)
-        self._words = words
-        self._word_ids = None if words is None else torch.tensor(words.token_ids, device=self._device)
-        self._classifier = Classifier(self.model, words)
+        self._objective = objective
+        self._classifier = Classifier(self.model, objective)
         self.lock = lock_of(self._classifier.body)
         self._twice = False
         self._fused: str | None = None
@@ -98,9 +93,9 @@ class TransformerTask:
         return len(self._classifier.blocks)
 
     @property
-    def num_classes(self) -> int:
-        """Classes of the head, or words."""
-        return self._classifier.config.num_labels if self._words is None else len(self._words.token_ids)
+    def objective(self) -> Objective:
+        """What it predicts."""
+        return self._objective
 
     @property
     def device(self) -> torch.device:
@@ -155,27 +150,15 @@ class TransformerTask:
     # What it computes
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
-        """-log p(label given the text; params) of each example, in nat, float32 or better; with `targets` q in the batch the cross entropy
-        sum_c q_c (-log p(c))."""
-        scores = self._logits(params, batch, embeddings)
-        target = batch.get("targets", batch["labels"]).to(self._device)
-        if self._word_ids is None:
-            return cross_entropy(scores, target, reduction="none")
-        if "targets" in batch:
-            return -(target * log_softmax(scores, dim=-1)[:, self._word_ids]).sum(-1)
-        return cross_entropy(scores, self._word_ids[target], reduction="none")
+        """The objective's loss of each example, in nat, float32 or better."""
+        return self._objective.losses(self._logits(params, batch, embeddings), batch)
 
     @one_at_a_time
     @torch.no_grad()
-    def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
-        """Class scores, float32 or better, without a graph."""
+    def scores(self, params: Params, batch: Batch) -> Tensor:
+        """The head's scores, float32 or better, without a graph."""
         with self._without_graph():
-            found = self._logits(params, batch)
-        return found if self._word_ids is None else found[:, self._word_ids]
-
-    def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
-        """The most likely class of each example, without a graph."""
-        return self.logits(params, batch).argmax(-1)
+            return self._logits(params, batch)
 
     @one_at_a_time
     @torch.no_grad()
@@ -209,7 +192,7 @@ class TransformerTask:
         covered = {name for linear in self._linears for name in (linear.weight, linear.bias) if name}
         if covered != self._name_set:
             raise ValueError(f"per-example gradients need linear maps; these are not: {sorted(self._name_set - covered)[:5]}")
-        with recorded(self._linears, params, len(batch["labels"])) as records:
+        with recorded(self._linears, params, len(batch["attention_mask"])) as records:
             losses = self.losses(params, batch)
         return losses, Tape(tuple(records))
 
@@ -234,12 +217,12 @@ class TransformerTask:
         self._set_attention("eager")
 
     @one_at_a_time
-    def exact(self) -> TransformerTask:
+    def exact(self) -> Self:
         """The same function in float32, or float64 if the model is, with attention that has second derivatives. A copy."""
         model = copy.deepcopy(self.model)
         if next(iter(self.params().values())).dtype != torch.float64:
             model = model.float()
-        other = TransformerTask(model, device=self._device, words=self._words)
+        other = type(self)(model, objective=self._objective, device=self._device)
         other._twice = True
         return other
 
@@ -247,7 +230,7 @@ class TransformerTask:
 
     @one_at_a_time
     def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True) -> Tensor:
-        """Scores of the classes, or with words of the whole vocabulary."""
+        """The head's scores."""
         if params.keys() != self._name_set:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
@@ -293,7 +276,7 @@ class TransformerTask:
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """
         pad = self._classifier.config.pad_token_id or 0
-        masked = None if self._words is None else self._words.mask_id
+        masked = self._objective.mask_id
         number = self._classifier.body.get_input_embeddings().num_embeddings
         tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
         ids = torch.tensor([tokens[-4:]], device=self._device)
@@ -304,9 +287,7 @@ class TransformerTask:
         seen_left, seen_right = (torch.zeros_like(three), ones), (ones, torch.zeros_like(three))
         padded_ids, padded_mask = (torch.cat([torch.cat(a, 1), torch.cat(b, 1)]) for a, b in ((left, right), (seen_left, seen_right)))
         with self._kernels():
-            own = self.model(input_ids=ids, attention_mask=ones).logits.float()
-        if self._words is not None:  # a language model's own call scores every position
-            own = own[:, -1 if masked is None else 1]
+            own = self._objective.own_scores(self.model(input_ids=ids, attention_mask=ones).logits.float(), ids)
         params = self.params()
         plain = self._logits(params, {"input_ids": ids, "attention_mask": ones}, adapted=False)
         try:
@@ -336,3 +317,40 @@ class TransformerTask:
             if name.startswith(prefix):
                 return int(name[len(prefix) :].split(".", 1)[0])
         return None
+
+
+class TransformerTask(AdaptedModel):
+    """An adapted model that predicts classes: a Hugging Face sequence classifier, or with `LabelWords` as its objective a language model.
+
+    Args:
+        objective: None: the model's own classification head.
+        precision, device, dropout: as for `AdaptedModel`.
+    """
+
+    _objective: ClassObjective
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        objective: ClassObjective | None = None,
+        precision: str = "float32",
+        device: str | torch.device = "cpu",
+        dropout: float = 0.0,
+    ) -> None:
+        whole: Any = model
+        found = ClassHead(whole.config.num_labels) if objective is None else objective
+        super().__init__(model, objective=found, precision=precision, device=device, dropout=dropout)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the head, or words."""
+        return self._objective.num_classes
+
+    def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
+        """Class scores, float32 or better, without a graph."""
+        return self._objective.of_classes(self.scores(params, batch))
+
+    def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
+        """The most likely class of each example, without a graph."""
+        return self.logits(params, batch).argmax(-1)

@@ -15,8 +15,7 @@ from ..local.fisher import fisher_pass
 from ..local.sensitivity import layer_sensitivity
 from ..local.spectrum import hessian_vector_product
 from .heads import UnsupportedModel
-from .label_words import LabelWords
-from .transformer_task import TransformerTask
+from .transformer_task import AdaptedModel
 
 _LONGEST = 200
 """Characters that are shown of what a library says."""
@@ -49,7 +48,7 @@ def refusing(published: str, family: str, what: str, use: str = "") -> Iterator[
         ) from error
 
 
-def try_out(task: TransformerTask, published: str, family: str, *, pad: int, words: LabelWords | None, uses: Collection[Use]) -> None:
+def try_out(task: AdaptedModel, published: str, family: str, *, pad: int, uses: Collection[Use]) -> None:
     """Compute on two texts, one of them padded, what training asks of a model.
 
     Args:
@@ -60,7 +59,7 @@ def try_out(task: TransformerTask, published: str, family: str, *, pad: int, wor
         UserError: some of it cannot be computed, or does not depend on all that is trained.
     """
     with refusing(published, family, "a test run"):
-        params, batch = task.init_params(Key(0)), _two_texts(task, pad, words)
+        params, batch = task.init_params(Key(0)), _two_texts(task, pad)
 
     def gradients() -> None:
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
@@ -85,13 +84,13 @@ def try_out(task: TransformerTask, published: str, family: str, *, pad: int, wor
             trials[use]()
 
 
-def _two_texts(task: TransformerTask, pad: int, words: LabelWords | None) -> Batch:
+def _two_texts(task: AdaptedModel, pad: int) -> Batch:
     """A batch of a text of four tokens and one of two, which is padded."""
-    mask = None if words is None else words.mask_id
+    mask = task.objective.mask_id
     number = task.model.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     tokens = [token for token in range(min(16, number)) if token not in (pad, mask)]
     ids = torch.tensor([tokens[-4:], [*tokens[-2:], pad, pad]])
     if mask is not None:
         ids[:, 1] = mask
     seen = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    return {"input_ids": ids, "attention_mask": seen, "labels": torch.tensor([0, task.num_classes - 1])}
+    return {"input_ids": ids, "attention_mask": seen, "labels": task.objective.some_labels(ids)}

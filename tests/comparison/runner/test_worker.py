@@ -21,6 +21,7 @@ from fibecfed.core.rng import Key
 from fibecfed.engine.events import RoundDone
 from fibecfed.models.backbones import AutoModelForSequenceClassification, find, load_model
 from fibecfed.models.kept import KeptWeights
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 
 CLOCKS = ("seconds", "cpu_s", "compute_s", "evaluation")
@@ -71,12 +72,12 @@ def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
     one = job(compared(f'methods=["{method}"]'), tmp_path / "run", "reviews", method, 0)
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
     name = (source, "AutoModelForSequenceClassification")
-    first, _ = load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
+    first, _ = load_model(source, objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
     kept = weights.find(name, source.files)
     assert kept is not None
     before = bits(kept[1])
     assert worker.do(to_toml(one.config), one.folder, lambda message: None, weights).get("reason") is None
-    second, _ = load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(1), weights=weights)
+    second, _ = load_model(source, objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=Key(1), weights=weights)
     kept = weights.find(name, source.files)
     assert kept is not None and bits(kept[1]) == before
     for model in (first, second):
@@ -86,7 +87,7 @@ def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
 
 def test_a_changed_file_is_read_again(inputs: Path) -> None:
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
-    load_model(source, num_classes=2, pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
+    load_model(source, objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
     name = (source, "AutoModelForSequenceClassification")
     assert weights.find(name, source.files) is not None
     (file,) = source.files

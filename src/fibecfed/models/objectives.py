@@ -1,0 +1,108 @@
+"""What a task predicts, apart from the body and the adapter that it predicts it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification
+
+from ..core.types import Batch
+from .heads import PooledHead, Pooling, classifier_head
+
+
+class Head(Protocol):
+    """A module that makes scores of the body's last hidden states (batch, token, hidden) and the inputs that led to them.
+
+    Attributes:
+        pooling: which hidden vector stands for an example, to an adapter that needs one.
+    """
+
+    pooling: Pooling
+
+    def __call__(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """What is predicted, with which head and at what loss."""
+
+    @property
+    def model_class(self) -> Any:
+        """The class of transformers that loads a model with such a head."""
+        ...
+
+    @property
+    def draws_head(self) -> bool:
+        """Whether the head is drawn anew, so that a model's file need not have it."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None:
+        """The token that every text must hold once; None where there is none."""
+        ...
+
+    def head(self, model: nn.Module, body: nn.Module) -> Head:
+        """The head of a model that `model_class` loads.
+
+        Raises:
+            UnsupportedModel: of a kind that is not known here.
+        """
+        ...
+
+    def losses(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The loss of each example, nat, shape (batch,), from the head's scores."""
+        ...
+
+    def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
+        """What the head must give for texts without padding, from what the model's own call gives."""
+        ...
+
+    def some_labels(self, input_ids: Tensor) -> Tensor:
+        """Labels for made-up texts."""
+        ...
+
+
+class ClassObjective(Objective, Protocol):
+    """One class of several; a loss is -log p(class given the text), or with `targets` q in the batch sum_c q_c (-log p(c))."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def of_classes(self, scores: Tensor) -> Tensor:
+        """The scores of the classes, (batch, classes), from the head's."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClassHead:
+    """Classes told apart by a classification head on one vector of the text, drawn anew and trained; a `ClassObjective`."""
+
+    num_classes: int
+
+    model_class = AutoModelForSequenceClassification
+    draws_head = True
+    mask_id = None
+
+    def head(self, model: nn.Module, body: nn.Module) -> PooledHead:
+        """The classifier's own."""
+        return PooledHead(*classifier_head(model, body))
+
+    def losses(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Cross entropy over the classes."""
+        return cross_entropy(scores, batch.get("targets", batch["labels"]).to(scores.device), reduction="none")
+
+    def of_classes(self, scores: Tensor) -> Tensor:
+        """They are."""
+        return scores
+
+    def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
+        """The classifier's own."""
+        return logits
+
+    def some_labels(self, input_ids: Tensor) -> Tensor:
+        """The first class, the last, and so on downwards."""
+        return -torch.arange(len(input_ids)) % self.num_classes
