@@ -19,7 +19,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import read
 from fibecfed.core.rng import Key
 from fibecfed.engine.events import RoundDone
-from fibecfed.models.backbones import AutoModelForSequenceClassification, find, load_model
+from fibecfed.models.backbones import find, load_model
 from fibecfed.models.kept import KeptWeights
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -38,7 +38,7 @@ def facts(folder: Path) -> list[Any]:
 def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_once(
     compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads, from_files = [], AutoModelForSequenceClassification.from_pretrained
+    reads, from_files = [], ClassHead.model_class.from_pretrained
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         reads.append(arguments)
@@ -53,7 +53,7 @@ def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_on
     ]
     weights = KeptWeights()
     with monkeypatch.context() as patch:
-        patch.setattr(AutoModelForSequenceClassification, "from_pretrained", counted)
+        patch.setattr(ClassHead.model_class, "from_pretrained", counted)
         last = [worker.do(to_toml(one.config), one.folder, lambda message: None, weights) for one in jobs]
     assert [message.get("reason") for message in last] == [None, None, None]
     assert len(reads) == 2  # the first could not be kept: its head is lost, and the second needs it
