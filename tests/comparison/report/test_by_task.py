@@ -10,9 +10,9 @@ import pytest
 
 from fibecfed.comparison.report import overview, tables
 from fibecfed.comparison.report.by_task import measure, own_metrics, scores, to_target
-from fibecfed.comparison.report.results import Comparison, Point, Run, Selection
+from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Selection
 from fibecfed.comparison.report.standing import Standings, standings
-from fibecfed.comparison.report.tables import Cell, Table
+from fibecfed.comparison.report.tables import Cell, Column, Table
 from fibecfed.core.clock import Network
 
 
@@ -28,7 +28,7 @@ def run(task: str, method: str, curve: list[float], seed: int = 0, **more: Any) 
 
 
 def stand(*runs: Run) -> Standings:
-    return standings(Comparison("made", runs, Network()))
+    return standings(ComparisonResults("made", runs, Network()))
 
 
 def cell(table: Table, method: str, column: str) -> Cell:
@@ -51,10 +51,10 @@ def test_the_mean_of_a_score_table_has_the_deviation_of_the_seeds_means():
 
 def test_a_seed_that_lacks_a_task_is_in_the_mean_but_not_in_its_deviation():
     made = [run("t", "a", [0.8]), run("t", "a", [0.9], 1), run("t", "a", [0.7], 2), run("u", "a", [0.7]), run("u", "a", [0.6], 1)]
-    found = stand(*made).overall("a", lambda one: one.last.personalised)
+    found = stand(*made).overall("a", "personalised")
     assert found is not None and found.count == 2
     assert found.mean == pytest.approx((0.8 + 0.65) / 2) and found.deviation == pytest.approx(0.0)
-    assert stand(*made).overall("b", lambda one: one.last.personalised) is None
+    assert stand(*made).overall("c", "personalised") is None
 
 
 def test_costs_of_a_target_have_their_ends_over_seeds_where_they_differ():
@@ -117,7 +117,11 @@ def test_the_best_of_each_column_of_all_methods_is_set_off_where_better_means_so
     assert winners["tasks"] == winners["parameters of adapter and head"] == winners["95 % interval"] == set()
 
 
+BEST = (("method", None), ("p", max), ("q", max), ("r", min))
+
+
 def test_nothing_is_set_off_in_a_column_of_equal_numbers_or_of_one():
     rows = tuple((Cell(name), Cell("1", 1.0), Cell("x", value), Cell("never", math.inf)) for name, value in (("a", 1.0), ("b", None)))
-    shown = tables.set_off(Table("n", "", "", ("method", "p", "q", "r"), rows), most=(1, 2), least=(3,))
+    columns = [Column(name, lambda row, place=place: row[place], best) for place, (name, best) in enumerate(BEST)]
+    shown = tables.table("n", "", "", columns, rows)
     assert not any(one.best for row in shown.rows for one in row)

@@ -13,8 +13,8 @@ import pytest
 from fibecfed.comparison.report import curves, overview
 from fibecfed.comparison.report.conditions import conditions
 from fibecfed.comparison.report.html import to_html
-from fibecfed.comparison.report.results import Comparison, Point, Run, Selection
-from fibecfed.comparison.report.standing import cost_to, mean_ranks, ranks, reached, spread, standings, target
+from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Selection
+from fibecfed.comparison.report.standing import costs_to, reached, spread, standings
 from fibecfed.comparison.report.verdict import defeats, verdict
 from fibecfed.core.clock import Network
 from fibecfed.engine.baselines import own_majority
@@ -32,13 +32,12 @@ def run(task: str, method: str, score: float | list[float], seed: int = 0, *, ki
     return Run(**{**fields, **more})
 
 
-def compare(*runs: Run, **more: Any) -> Comparison:
-    return Comparison("made", runs, Network(), **more)
+def compare(*runs: Run, **more: Any) -> ComparisonResults:
+    return ComparisonResults("made", runs, Network(), **more)
 
 
 def test_the_target_lies_four_fifths_of_the_way_to_the_best_methods_mean_over_seeds():
-    found = target(compare(run("t", "a", 0.8), run("t", "a", 0.9, 1), run("t", "b", 0.88)), "t")
-    assert found is not None
+    found = standings(compare(run("t", "a", 0.8), run("t", "a", 0.9, 1), run("t", "b", 0.88))).targets["t"]
     assert (found.best, found.counted) == ("b", True)
     assert found.score == pytest.approx(0.5 + 0.8 * 0.38)
 
@@ -68,9 +67,11 @@ def test_costs_are_medians_over_seeds_with_infinity_where_a_run_never_gets_there
     def rounds(point: Point) -> float:
         return point.rounds
 
-    assert cost_to(runs, 0.9, rounds) == 2
-    assert cost_to(runs[:1] + runs[2:], 0.9, rounds) == math.inf
-    assert cost_to([], 0.9, rounds) is None
+    assert costs_to(runs, 0.9, rounds) == [2, 1, math.inf]
+    targets = {"fixed_targets": {"t": 0.9}}
+    assert standings(compare(*runs, **targets)).costs("t", "a", rounds) == (2, 1, math.inf)
+    assert standings(compare(*runs[:1], *runs[2:], **targets)).costs("t", "a", rounds) == (math.inf, 2, math.inf)
+    assert standings(compare(*runs, **targets)).costs("t", "b", rounds) is None
 
 
 def test_who_is_first_is_decided_by_modelled_time_and_ties_are_shared():
@@ -93,9 +94,10 @@ def test_ranks_equal_those_counted_by_sorting_with_ties_sharing_their_places():
     draw = random.Random(0)
     for _ in range(50):
         scores = {name: draw.choice((0.1, 0.2, 0.3, 0.4)) for name in "abcdef"}
+        found = standings(compare(*(run("t", name, score) for name, score in scores.items()))).ranks
         in_order = sorted(scores.values(), reverse=True)
         slow = {n: statistics.mean(i + 1 for i, value in enumerate(in_order) if value == score) for n, score in scores.items()}
-        assert ranks(scores) == slow
+        assert {name: rank.mean for name, rank in found.items()} == slow
 
 
 def test_mean_ranks_average_over_tasks_and_skip_those_a_method_did_not_run_on():
@@ -103,16 +105,18 @@ def test_mean_ranks_average_over_tasks_and_skip_those_a_method_did_not_run_on():
         run("t", "a", 0.9), run("t", "b", 0.8), run("t", "c", 0.8), run("u", "a", 0.6), run("u", "b", 0.7), run("u", "b", 0.9, 1),
         run("u", "a", 0.8, 1),
     )  # fmt: skip
-    found = mean_ranks(made)
+    found = standings(made).ranks
     assert {name: (rank.mean, rank.tasks) for name, rank in found.items()} == {"a": (1.5, 2), "b": (1.75, 2), "c": (2.5, 1)}
     assert list(found) == ["a", "b", "c"]
 
 
 def test_the_interval_is_a_point_where_every_task_and_seed_agrees_and_wide_where_they_do_not():
     agreed = [run(t, m, {"a": 0.9, "b": 0.8}[m], s) for t, m, s in itertools.product("tuv", "ab", range(3))]
-    assert (mean_ranks(compare(*agreed))["a"].low, mean_ranks(compare(*agreed))["a"].high) == (1.0, 1.0)
+    rank = standings(compare(*agreed)).ranks["a"]
+    assert (rank.low, rank.high) == (1.0, 1.0)
     split = [run("t", "a", 0.9), run("t", "b", 0.8), run("u", "a", 0.7), run("u", "b", 0.8)]
-    assert (mean_ranks(compare(*split))["a"].low, mean_ranks(compare(*split))["a"].high) == (1.0, 2.0)
+    rank = standings(compare(*split)).ranks["a"]
+    assert (rank.low, rank.high) == (1.0, 2.0)
 
 
 def test_the_bootstrap_over_seeds_equals_all_equally_likely_draws_counted_out():
@@ -121,7 +125,7 @@ def test_the_bootstrap_over_seeds_equals_all_equally_likely_draws_counted_out():
     made = compare(*(run("t", m, score, s) for m, scores in (("a", a), ("b", b)) for s, score in enumerate(scores)))
     wins = [sum(a[i] for i in draw) > sum(b[i] for i in draw) for draw in itertools.product(range(3), repeat=3)]
     assert 0.05 < statistics.mean(wins) < 0.95  # so both ends of the interval are seen
-    found = mean_ranks(made)["a"]
+    found = standings(made).ranks["a"]
     assert (found.low, found.mean, found.high) == (1.0, 2.0, 2.0)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from . import tables
-from .results import Point, Run
-from .standing import ALONE, Standings, spread, total_size
-from .tables import Cell, Table, around, megabytes, number, points, words
+from .results import Point
+from .standing import ALONE, Standings
+from .tables import Cell, Column, Table, around, megabytes, number, points, words
 
-
-def _table(standings: Standings, name: str, title: str, note: str, tasks: Sequence[str], cell: Callable[[str, str], Cell]) -> Table:
-    """`cell` of each task and method; the tasks are the headings."""
-    rows = tuple((words(method), *(cell(task, method) for task in tasks)) for method in standings.ranks)
-    return Table(name, title, note, ("method", *tasks), rows)
+_METHOD = Column("method", words)
 
 
 def scores(standings: Standings, which: str) -> Table:
@@ -23,21 +19,16 @@ def scores(standings: Standings, which: str) -> Table:
     Args:
         which: "personalised" or "global".
     """
-    comparison = standings.comparison
-    of: Callable[[Run], float] = (lambda run: run.last.personalised) if which == "personalised" else (lambda run: run.last.server)
-    seeds = len(comparison.seeds)
+    seeds = len(standings.comparison.seeds)
     over = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation; that of the mean is over the seeds' means"
     how = {
         "personalised": "Each client predicts its own part of the test set with its own model; the predictions are pooled.",
         "global": "The server's model on the whole test set.",
     }[which]
     note = f"Accuracy in per cent after the last round, {over}. {how}"
-    title = f"{which.capitalize()} score"
-    table = _table(
-        standings, f"scores-{which}", title, note, comparison.tasks, lambda task, m: points(spread(map(of, comparison.of(task, m))))
-    )
-    rows = tuple((*row, points(standings.overall(method, of))) for row, method in zip(table.rows, standings.ranks, strict=True))
-    return tables.set_off(Table(table.name, title, note, (*table.header, "mean"), rows), most=range(1, len(comparison.tasks) + 2))
+    columns = [Column(task, lambda m, task=task: points(standings.spread(task, m, which)), max) for task in standings.comparison.tasks]
+    columns.append(Column("mean", lambda method: points(standings.overall(method, which)), max))
+    return tables.table(f"scores-{which}", f"{which.capitalize()} score", note, [_METHOD, *columns], standings.ranks)
 
 
 _METRICS = {"f1": "F1", "matthews": "Matthews"}
@@ -45,17 +36,13 @@ _METRICS = {"f1": "F1", "matthews": "Matthews"}
 
 def own_metrics(standings: Standings) -> Table:
     """The usual metric of tasks that have one beside accuracy; without rows where none has."""
-    comparison = standings.comparison
-    named = {run.task: _METRICS[run.metric] for run in comparison.runs if run.metric in _METRICS}
-    tasks = [task for task in comparison.tasks if task in named]
-
-    def cell(task: str, method: str) -> Cell:
-        return points(spread(run.metric_personalised for run in comparison.of(task, method) if run.metric_personalised is not None))
-
+    named = {run.task: _METRICS[run.metric] for run in standings.comparison.runs if run.metric in _METRICS}
+    columns = [
+        Column(f"{task}, {named[task]}", lambda m, task=task: points(standings.spread(task, m, "metric")), max)
+        for task in sorted(named)
+    ]  # fmt: skip
     note = "F1 of the second class, or Matthews' correlation, times 100, from the same pooled predictions as the personalised score."
-    table = _table(standings, "metrics", "Tasks' own metrics", note, tasks, cell)
-    header = ("method", *(f"{task}, {named[task]}" for task in tasks))
-    return tables.set_off(Table(table.name, table.title, note, header, table.rows if tasks else ()), most=range(1, len(header)))
+    return tables.table("metrics", "Tasks' own metrics", note, [_METHOD, *columns], standings.ranks if named else ())
 
 
 _COSTS: dict[str, tuple[str, str, Callable[[Point], float], Callable[[float | None], Cell]]] = {
@@ -70,39 +57,36 @@ def to_target(standings: Standings, what: str) -> Table:
     title, how, of, show = _COSTS[what]
 
     def cell(task: str, method: str) -> Cell:
-        ends = [show(end).text for end in standings.cost_range(task, method, of)]
-        return tables.with_range(show(standings.cost(task, method, of)), *ends)
+        middle, *ends = standings.costs(task, method, of) or (None, None, None)
+        return tables.with_range(show(middle), *(show(end).text for end in ends))
 
     several = len(standings.comparison.seeds) > 1
     over = "; median over seeds, in brackets the lowest and the highest where they differ" if several else ""
     note = f"{how}, seen at evaluations only{over}. A run that never gets there counts as infinite."
-    table = _table(standings, f"to-target-{what}", title, note, list(standings.targets), cell)
-    header = ("method", *(task if one.counted else f"{task} (not counted)" for task, one in standings.targets.items()))
-    return tables.set_off(Table(table.name, title, note, header, table.rows), least=range(1, len(header)))
+    columns = [
+        Column(task if one.counted else f"{task} (not counted)", partial(cell, task), min) for task, one in standings.targets.items()
+    ]
+    return tables.table(f"to-target-{what}", title, note, [_METHOD, *columns], standings.ranks)
 
 
-_MEASURES: dict[str, tuple[str, str, Callable[[Run], float], int]] = {
-    "bytes": ("MB per run on each task", "All messages of training and preparation, both ways", lambda run: total_size(run) / 1e6, 1),
-    "steps": ("Steps per run on each task", "Optimiser steps of all clients together", lambda run: run.steps, 0),
-    "values": (
-        "Parameters of adapter and head on each task",
-        "How many a client holds; a method may train a part",
-        lambda run: run.trainable,
-        0,
-    ),
+_MEASURES: dict[str, tuple[str, str, str, int]] = {
+    "bytes": ("MB per run on each task", "All messages of training and preparation, both ways", "megabytes", 1),
+    "steps": ("Steps per run on each task", "Optimiser steps of all clients together", "steps", 0),
+    "values": ("Parameters of adapter and head on each task", "How many a client holds; a method may train a part", "trainable", 0),
 }
 
 
 def measure(standings: Standings, what: str) -> Table:
     """What runs sent, computed and held: "bytes", "steps" or "values"."""
-    title, how, of, digits = _MEASURES[what]
-    comparison = standings.comparison
-    several = len(comparison.seeds) > 1
-    note = f"{how}{'; mean over seeds ± standard deviation where they differ' if several else ''}."
-    table = _table(
-        standings, what, title, note, comparison.tasks, lambda task, m: around(spread(map(of, comparison.of(task, m))), digits)
-    )  # fmt: skip
-    return table if what == "values" else tables.set_off(table, least=range(1, len(table.header)), but=(ALONE,) if what == "bytes" else ())
+    title, how, name, digits = _MEASURES[what]
+
+    note = f"{how}{'; mean over seeds ± standard deviation where they differ' if len(standings.comparison.seeds) > 1 else ''}."
+    best, but = None if what == "values" else min, (ALONE,) if what == "bytes" else ()
+    columns = [
+        Column(task, lambda m, task=task: around(standings.spread(task, m, name), digits), best, but)
+        for task in standings.comparison.tasks
+    ]  # fmt: skip
+    return tables.table(what, title, note, [_METHOD, *columns], standings.ranks)
 
 
 def all_by_task(standings: Standings) -> tuple[list[Table], list[Table]]:

@@ -16,7 +16,7 @@ from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
 from .planned import Plan, read_plan, read_tuning
-from .results import Comparison, Run
+from .results import ComparisonResults, Run
 from .runs import progress_of, read_run
 from .standing import Standings, standings
 from .tables import to_csv
@@ -41,7 +41,7 @@ class _Found:
     problems: list[str] = field(default_factory=list)
 
 
-def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Comparison:
+def read_comparison(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> ComparisonResults:
     """Every run that can be read in the folder of a comparison, of one run, or of a tree of runs.
 
     A comparison's runs lie in `runs/<task>/<method>/<seed>` beside its `comparison.toml`, and have these names; its trials are left out.
@@ -84,7 +84,7 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     problems += _missing(folder, found, list(runs))
     tuning = read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
-    return Comparison(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
+    return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
 
 
 def read_report(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Standings:

@@ -9,7 +9,7 @@ from typing import Any
 from ...core.clock import CLOCKS, clock_in_words
 from ...core.files import TUNING
 from ...core.units import count, duration
-from .results import Comparison, Run
+from .results import ComparisonResults, Run
 
 _NAMES = {
     "model": "Model",
@@ -26,7 +26,7 @@ _SETTINGS = ("model", "federation", "training", "data")  # compared as these tex
 _MOST, _FEW = 6, 3  # names in a row, and where two rows stand beside each other
 
 
-def conditions(comparison: Comparison) -> list[tuple[str, str]]:
+def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
     """Names and texts; a condition in which runs differ has all its values, with the tasks, methods or seeds whose runs have each."""
     lines = []
     for key, name in _NAMES.items():
@@ -49,7 +49,7 @@ def conditions(comparison: Comparison) -> list[tuple[str, str]]:
     return lines
 
 
-def _clock(comparison: Comparison) -> str:
+def _clock(comparison: ComparisonResults) -> str:
     """What was measured of the clients' computing; files of version 0.1 say nothing of it."""
     kinds: dict[str, list[Run]] = {}
     for run in comparison.runs:
@@ -59,7 +59,7 @@ def _clock(comparison: Comparison) -> str:
     return "; ".join(f"{clock_in_words(kind)}: {_whose(runs, comparison)}" for kind, runs in sorted(kinds.items()))
 
 
-def _whose(runs: Sequence[Run], comparison: Comparison) -> str:
+def _whose(runs: Sequence[Run], comparison: ComparisonResults) -> str:
     """As in "boolq, qnli (4 runs)": the tasks that no other run is on, else the methods, else the seeds, else methods and tasks."""
     here = {id(run) for run in runs}
     rest = [run for run in comparison.runs if id(run) not in here]
@@ -79,7 +79,7 @@ def short(names: Sequence[str], most: int = _MOST) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
 
 
-def unlike(comparison: Comparison) -> list[str]:
+def unlike(comparison: ComparisonResults) -> list[str]:
     """A warning where ranked methods ran one task with different settings: what differs, where, and who had what.
 
     Nothing is said of a learning rate and of a method's own keys, which are expected to differ.
@@ -118,7 +118,7 @@ def _shown(value: Any) -> str:
     return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _sources(comparison: Comparison) -> str:
+def _sources(comparison: ComparisonResults) -> str:
     """Which methods had source prompts from other tasks, and at what cost a run."""
     parts = []
     for method in sorted({run.method for run in comparison.runs if run.source_examples}):
@@ -129,7 +129,7 @@ def _sources(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _tuning(comparison: Comparison) -> str:
+def _tuning(comparison: ComparisonResults) -> str:
     """How many rates were tried, as recorded, and for whom none were."""
     numbers, unknown = {}, []
     for name, row in comparison.tuning.items():

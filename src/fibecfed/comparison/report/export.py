@@ -12,7 +12,7 @@ from ...core.clock import Network
 from ...core.json_text import from_json, to_json, with_nan
 from . import overview, tables
 from .conditions import conditions
-from .results import Comparison, Point, Run, Selection
+from .results import ComparisonResults, Point, Run, Selection
 from .standing import standings
 from .verdict import defeats, verdict, what
 
@@ -20,7 +20,7 @@ EXPORT_VERSION = 2
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s,;:()'\"]+/)*(?=\S)")  # of an absolute path, up to its last part
 
 
-def to_lines(comparison: Comparison, folder: Path) -> str:
+def to_lines(comparison: ComparisonResults, folder: Path) -> str:
     """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network.
 
     Args:
@@ -57,7 +57,7 @@ def without_folders(problems: Sequence[str], folder: Path) -> tuple[str, ...]:
     return tuple(_FOLDERS.sub("", below.sub("", problem)) for problem in problems)
 
 
-def from_lines(path: Path) -> Comparison:
+def from_lines(path: Path) -> ComparisonResults:
     """What `to_lines` wrote.
 
     Raises:
@@ -74,7 +74,8 @@ def from_lines(path: Path) -> Comparison:
             runs.append(_run(from_json(text), header["conditions"]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
-    return Comparison(header["title"], tuple(runs), Network(**header["network"]), problems, header["tuning"], header["fixed_targets"])
+    network = Network(**header["network"])
+    return ComparisonResults(header["title"], tuple(runs), network, problems, header["tuning"], header["fixed_targets"])
 
 
 def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
@@ -84,7 +85,7 @@ def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
     return Run(**with_nan(Run, table), points=points, clients=(), selection=Selection(), conditions=known)
 
 
-def section(comparison: Comparison) -> str:
+def section(comparison: ComparisonResults) -> str:
     """Markdown for docs/results.md: what was compared, conditions, verdict, losses, what is missing, tables but that of all runs."""
     found = standings(comparison)
     parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name != "Commit"])]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from ...core.units import compact
 from . import svg
 from .results import OURS
-from .standing import Standings, spread, total_size
+from .standing import Standings, spread
 
 WIDTH, HEIGHT = 400, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 38
@@ -67,8 +69,8 @@ def ranks(standings: Standings) -> Figure:
 def trade(standings: Standings) -> Figure:
     """Score against bytes: one dot per method."""
     chosen = slots(standings)
-    size = {method: standings.mean(method, total_size) / 1e6 for method in standings.ranks}
-    score = {method: 100 * standings.mean(method, lambda run: run.last.personalised) for method in standings.ranks}
+    size = {method: standings.mean(method, "bytes") / 1e6 for method in standings.ranks}
+    score = {method: 100 * standings.mean(method, "personalised") for method in standings.ranks}
     size = {method: value for method, value in size.items() if value > 0}
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
@@ -112,7 +114,7 @@ def clients(standings: Standings, task: str) -> Figure | None:
     for method in standings.ranks:
         values = [value for run in standings.comparison.of(task, method) for value in run.clients]
         if len(values) > 1:
-            rows[method] = [100 * value for value in _percentiles(sorted(values), (0.1, 0.25, 0.5, 0.75, 0.9))]
+            rows[method] = [100 * value for value in np.quantile(values, (0.1, 0.25, 0.5, 0.75, 0.9)).tolist()]
     if not rows:
         return None
     left, bottom = _beside(rows), _ABOVE + _ROW * len(rows)
@@ -130,17 +132,6 @@ def clients(standings: Standings, task: str) -> Figure | None:
         tip = f"{method}: median {middle:.0f} %, quartiles {first:.0f} to {third:.0f} %, worst decile {low:.0f} %, best decile {high:.0f} %"
         parts.append(svg.group(method, chosen.get(method), tip, marks))
     return Figure(task, (plot.svg(parts, f"{task}: spread of client accuracies by method"),))
-
-
-def _percentiles(values: Sequence[float], shares: Sequence[float]) -> list[float]:
-    """Linear interpolation between sorted values."""
-    found = []
-    for share in shares:
-        place = share * (len(values) - 1)
-        low = int(place)
-        high = min(low + 1, len(values) - 1)
-        found.append(values[low] + (place - low) * (values[high] - values[low]))
-    return found
 
 
 def ablations(standings: Standings) -> Figure | None:

@@ -12,7 +12,7 @@ from .curves import curves
 from .figures import Figure, slots
 from .results import OURS
 from .selection import selections
-from .standing import Standings, total_size
+from .standing import Standings
 from .tables import Cell, Table
 from .verdict import defeats, verdict, what
 
@@ -71,9 +71,9 @@ def _cards(standings: Standings) -> str:
     first = sum(OURS in standings.first(one.task) for one in races)
     cards = (
         (f"{ours.mean:.2f}", f"mean rank of {len(ranks)} methods (95 %: {ours.low:.1f} to {ours.high:.1f})"),
-        (f"{100 * standings.mean(OURS, lambda run: run.last.personalised):.1f} %", "personalised score, mean over tasks"),
+        (f"{100 * standings.mean(OURS, 'personalised'):.1f} %", "personalised score, mean over tasks"),
         (f"{first} of {len(races)}", "counted targets reached first, in modelled time"),
-        (f"{standings.mean(OURS, total_size) / 1e6:,.1f} MB", "sent in a run, both ways, mean over tasks"),
+        (f"{standings.mean(OURS, 'bytes') / 1e6:,.1f} MB", "sent in a run, both ways, mean over tasks"),
     )
     return '<ul class="cards">' + "".join(f"<li><b>{value}</b><span>{escape(name)}</span></li>" for value, name in cards) + "</ul>"
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 from . import tables
 from .by_task import all_by_task
-from .results import OURS, Run
-from .standing import ALONE, Spread, Standings, final, spread, total_size
-from .tables import Cell, Table, megabytes, number, points, words
+from .results import OURS
+from .standing import ALONE, Standings, Target, spread
+from .tables import Cell, Column, Table, megabytes, number, points, words
 
 
 def all_tables(standings: Standings) -> list[Table]:
@@ -24,34 +26,27 @@ def all_tables(standings: Standings) -> list[Table]:
 def methods(standings: Standings) -> Table:
     """One row a method: rank, scores, targets, bytes, steps."""
     races, ranks = standings.counted, standings.ranks
-    size = {method: standings.mean(method, total_size) for method in ranks}
+    measured = ("personalised", "global", "bytes", "steps", "trainable")
+    mean = {name: {method: standings.mean(method, name) for method in ranks} for name in measured}
+    size, lora = mean["bytes"], [method for method in ranks if standings.whole_lora(method)]
     fewest = min((value for method, value in size.items() if method != ALONE), default=math.nan)
-    fewest_lora = min((value for method, value in size.items() if standings.whole_lora(method)), default=math.nan)
-    rows = []
-    for method, rank in ranks.items():
-        rows.append(
-            (
-                words(method),
-                number(rank.mean, 2),
-                number(100 * standings.mean(method, lambda run: run.last.personalised)),
-                number(100 * standings.mean(method, lambda run: run.last.server)),
-                words(f"{rank.low:.1f} to {rank.high:.1f}"),
-                number(rank.tasks, 0),
-                number(sum(standings.reaches(one.task, method) for one in races), 0),
-                number(sum(method in standings.first(one.task) for one in races), 0),
-                number(standings.relative_seconds(method), 2),
-                megabytes(size[method]),
-                number(size[method] / fewest if method != ALONE else None, 2),
-                number(size[method] / fewest_lora if standings.whole_lora(method) else None, 3),
-                number(standings.mean(method, lambda run: run.steps), 0),
-                number(standings.mean(method, lambda run: run.trainable), 0),
-            )
-        )
-    header = (
-        "method", "mean rank", "personalised %", "global %", "95 % interval", "tasks", "targets reached", "first to target",
-        "relative time to target", "MB per run", "bytes relative to the smallest", "bytes relative to the smallest LoRA", "steps per run",
-        "parameters of adapter and head",
-    )  # fmt: skip
+    fewest_lora = min((size[method] for method in lora), default=math.nan)
+    columns = [
+        Column("method", words),
+        Column("mean rank", lambda m: number(ranks[m].mean, 2), min),
+        Column("personalised %", lambda m: number(100 * mean["personalised"][m]), max),
+        Column("global %", lambda m: number(100 * mean["global"][m]), max),
+        Column("95 % interval", lambda m: words(f"{ranks[m].low:.1f} to {ranks[m].high:.1f}")),
+        Column("tasks", lambda m: number(ranks[m].tasks, 0)),
+        Column("targets reached", lambda m: number(sum(standings.reaches(one.task, m) for one in races), 0), max),
+        Column("first to target", lambda m: number(sum(m in standings.first(one.task) for one in races), 0), max),
+        Column("relative time to target", lambda m: number(standings.relative_seconds(m), 2), min),
+        Column("MB per run", lambda m: megabytes(size[m]), min, (ALONE,)),
+        Column("bytes relative to the smallest", lambda m: number(size[m] / fewest if m != ALONE else None, 2), min),
+        Column("bytes relative to the smallest LoRA", lambda m: number(size[m] / fewest_lora if m in lora else None, 3), min),
+        Column("steps per run", lambda m: number(mean["steps"][m], 0), min),
+        Column("parameters of adapter and head", lambda m: number(mean["trainable"][m], 0)),
+    ]
     note = (
         "Rank in the pooled personalised score, 1 = best, mean over tasks; interval by bootstrap over tasks and seeds. Scores, bytes, "
         "steps and parameters of adapter and head, of which a method may train a part, are means over tasks. Targets: how many "
@@ -59,151 +54,133 @@ def methods(standings: Standings) -> Table:
         "geometric mean over targets that both reach. Smallest: without methods that do not federate; smallest LoRA: among those that "
         "train LoRA of one rank on all adapted layers and average both factors."
     )
-    table = Table("methods", "Methods over all tasks", note, header, tuple(rows))
-    at = header.index
-    most = (at("personalised %"), at("global %"), at("targets reached"), at("first to target"))
-    least = (
-        at("mean rank"),
-        at("relative time to target"),
-        at("bytes relative to the smallest"),
-        at("bytes relative to the smallest LoRA"),
-        at("steps per run"),
-    )
-    return tables.set_off(tables.set_off(table, most=most, least=least), least=[at("MB per run")], but=(ALONE,))
+    return tables.table("methods", "Methods over all tasks", note, columns, ranks)
 
 
 def targets(standings: Standings) -> Table:
     """One row a task: where its target comes from, who reaches it first."""
-    rows = []
-    for task, one in standings.targets.items():
-        first = standings.first(task)
-        rows.append(
-            (
-                words(task),
-                number(100 * one.majority),
-                number(None if one.prior is None else 100 * one.prior),
-                words(one.best),
-                number(100 * one.best_score),
-                number(100 * one.score),
-                words("fixed" if task in standings.comparison.fixed_targets else "yes" if one.counted else "no"),
-                words(", ".join(first) or None),
-                tables.seconds(standings.seconds(task, first[0]) if first else None),
-                tables.seconds(standings.seconds(task, OURS)),
-                number(sum(standings.reaches(task, method) for method in standings.ranks), 0),
-            )
-        )
-    header = (
-        "task", "majority %", "own majority %", "best method", "best score %", "target %", "counted", "first", "shortest time",
-        f"{OURS}'s time", "reached by",
-    )  # fmt: skip
+    fixed = standings.comparison.fixed_targets
+    first = {task: standings.first(task) for task in standings.targets}
+
+    def shortest(one: Target) -> Cell:
+        return tables.seconds(standings.seconds(one.task, first[one.task][0]) if first[one.task] else None)
+
+    columns = [
+        Column("task", lambda one: words(one.task)),
+        Column("majority %", lambda one: number(100 * one.majority)),
+        Column("own majority %", lambda one: number(None if one.prior is None else 100 * one.prior)),
+        Column("best method", lambda one: words(one.best)),
+        Column("best score %", lambda one: number(100 * one.best_score)),
+        Column("target %", lambda one: number(100 * one.score)),
+        Column("counted", lambda one: words("fixed" if one.task in fixed else "yes" if one.counted else "no")),
+        Column("first", lambda one: words(", ".join(first[one.task]) or None)),
+        Column("shortest time", shortest),
+        Column(f"{OURS}'s time", lambda one: tables.seconds(standings.seconds(one.task, OURS))),
+        Column("reached by", lambda one: number(sum(standings.reaches(one.task, method) for method in standings.ranks), 0)),
+    ]
     note = (
         "Target = majority class + 0.8 (best method's final score - majority class), from these runs. A task whose best method is less "
         "than 5 points above the majority class is shown but not counted. Own majority: each client answers the most frequent class of "
         f"its own training examples, whatever the text. Modelled time: {standings.comparison.network.describe()}."
     )
-    return Table("targets", "Targets", note, header, tuple(rows))
+    return tables.table("targets", "Targets", note, columns, standings.targets.values())
 
 
 def losses(standings: Standings) -> Table:
     """Tasks on which another method scores higher than FibecFed, reaches the target sooner, or sends fewer bytes."""
-    comparison, rows = standings.comparison, []
     others = [method for method in standings.ranks if method != OURS]
-    for task, one in standings.targets.items():
-        if final(comparison, task, OURS) is None:
-            continue
-        ours, ahead = _better(standings, task, others, lambda run: run.last.personalised)
-        ours_global, ahead_global = _better(standings, task, others, lambda run: run.last.server)
-        mine = math.inf if (value := standings.seconds(task, OURS)) is None else value
-        sooner = {m: value for m in others if (value := standings.seconds(task, m)) is not None and value < mine}
-        size, more = _better(standings, task, [m for m in others if m != ALONE], lambda run: -total_size(run))
-        if not (ahead or ahead_global or sooner or more):
-            continue
-        best, best_global, fewest = (max(found, key=found.__getitem__, default=None) for found in (ahead, ahead_global, more))
-        fastest = min(sooner, key=sooner.__getitem__, default=None)
-        rows.append(
-            (
-                words(task),
-                points(ours),
-                number(len(ahead), 0),
-                words(best),
-                number(100 * ahead[best] if best else None),
-                points(ours_global),
-                number(len(ahead_global), 0),
-                words(best_global),
-                number(100 * ahead_global[best_global] if best_global else None),
-                number(len(sooner), 0),
-                words(fastest),
-                tables.seconds(sooner[fastest] if fastest else None),
-                tables.seconds(mine),
-                words("yes" if one.counted else "no"),
-                number(len(more), 0),
-                words(fewest),
-                number(size.mean / (size.mean + more[fewest]) if size and fewest and size.mean + more[fewest] else None, 2),
-            )
-        )
-    header = (
-        "task", f"{OURS} %", "methods ahead", "best of them", "ahead by, points", f"{OURS} global %", "ahead in global",
-        "best in global", "global, ahead by", "sooner at the target", "fastest", "shortest time", f"{OURS}'s time", "target counts",
-        "sending fewer", "fewest bytes", f"{OURS}'s bytes relative to the smallest",
-    )  # fmt: skip
+    own = {task: ahead(standings, task, "personalised", others) for task in standings.targets}
+    server = {task: ahead(standings, task, "global", others) for task in standings.targets}
+    fewer = {task: ahead(standings, task, "bytes", [m for m in others if m != ALONE], sign=-1) for task in standings.targets}
+    times = {task: {m: math.inf if (s := standings.seconds(task, m)) is None else s for m in standings.ranks} for task in standings.targets}
+    sooner = {task: {m: s for m, s in found.items() if s < found.get(OURS, math.inf)} for task, found in times.items()}
+
+    def first(found: Mapping[str, float]) -> str | None:
+        return next(iter(found), None)
+
+    def fastest(task: str) -> str | None:
+        return min(sooner[task], key=sooner[task].__getitem__, default=None)
+
+    def relative(task: str) -> Cell:
+        size, best = standings.spread(task, OURS, "bytes"), max(fewer[task].values(), default=0.0)
+        return number(size.mean / (size.mean - best) if size and best and size.mean - best else None, 2)
+
+    columns = [
+        Column("task", words),
+        Column(f"{OURS} %", lambda task: points(standings.spread(task, OURS, "personalised"))),
+        Column("methods ahead", lambda task: number(len(own[task]), 0)),
+        Column("best of them", lambda task: words(first(own[task]))),
+        Column("ahead by, points", lambda task: number(100 * max(own[task].values()) if own[task] else None)),
+        Column(f"{OURS} global %", lambda task: points(standings.spread(task, OURS, "global"))),
+        Column("ahead in global", lambda task: number(len(server[task]), 0)),
+        Column("best in global", lambda task: words(first(server[task]))),
+        Column("global, ahead by", lambda task: number(100 * max(server[task].values()) if server[task] else None)),
+        Column("sooner at the target", lambda task: number(len(sooner[task]), 0)),
+        Column("fastest", lambda task: words(fastest(task))),
+        Column("shortest time", lambda task: tables.seconds(min(sooner[task].values(), default=None))),
+        Column(f"{OURS}'s time", lambda task: tables.seconds(times[task][OURS])),
+        Column("target counts", lambda task: words("yes" if standings.targets[task].counted else "no")),
+        Column("sending fewer", lambda task: number(len(fewer[task]), 0)),
+        Column("fewest bytes", lambda task: words(first(fewer[task]))),
+        Column(f"{OURS}'s bytes relative to the smallest", relative),
+    ]
     note = (
         f"Tasks on which another method has a higher personalised or global score than {OURS}, reaches the target in less modelled time, "
         "or sends fewer bytes; methods that do not federate are no measure of bytes."
     )
-    return Table("losses", "Where FibecFed loses", note, header, tuple(rows))
+    ours = [task for task in standings.targets if standings.spread(task, OURS, "personalised")]
+    lost = [task for task in ours if own[task] or server[task] or sooner[task] or fewer[task]]
+    return tables.table("losses", "Where FibecFed loses", note, columns, lost)
 
 
-def _better(standings: Standings, task: str, others: list[str], of: Callable[[Run], float]) -> tuple[Spread | None, dict[str, float]]:
-    """FibecFed's value on a task, and by how much each other method's is higher, of those whose is."""
-    comparison = standings.comparison
-    ours = spread(map(of, comparison.of(task, OURS)))
-    found = {m: spread(map(of, comparison.of(task, m))) for m in others}
-    return ours, {m: other.mean - ours.mean for m, other in found.items() if ours and other and other.mean > ours.mean}
+def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], sign: int = 1) -> dict[str, float]:
+    """Of some other methods those with a better mean than FibecFed's on a task, the best first, and by how much."""
+    column = standings.means(measure).get(task, pd.Series(dtype=float)).reindex([OURS, *others])
+    gaps = sign * (column - column[OURS]).drop(OURS)
+    return gaps[gaps > 0].sort_values(ascending=False, kind="stable").to_dict()
 
 
 def ablations(standings: Standings) -> Table:
     """FibecFed's variants beside it, on the seeds that both have."""
-    comparison, rows = standings.comparison, []
-    for task in comparison.tasks:
-        ours = {run.seed: run for run in comparison.of(task, OURS)}
-        for method in comparison.ablations:
-            pairs = [(run, ours[run.seed]) for run in comparison.of(task, method) if run.seed in ours]
-            if not pairs:
-                continue
-            rows.append(
-                (
-                    words(task),
-                    words(method),
-                    number(len(pairs), 0),
-                    points(spread(run.last.personalised for run, _ in pairs)),
-                    points(spread(run.last.personalised - own.last.personalised for run, own in pairs)),
-                    number(_ratio([(total_size(run), total_size(own)) for run, own in pairs]), 3),
-                    number(_ratio([(run.steps, own.steps) for run, own in pairs]), 3),
-                )
-            )
-    header = ("task", "variant", "seeds", "personalised %", f"difference to {OURS}, points", "bytes, x", "steps, x")
+    frame = standings.frame.sort_values("seed")
+    pairs = frame[frame["ablation"]].merge(frame[frame["method"] == OURS], on=["task", "seed"], suffixes=("", "_ours"))
+    for name in ("bytes", "steps"):
+        pairs[f"{name}, x"] = pairs[name] / pairs[f"{name}_ours"].where(pairs[f"{name}_ours"] != 0)
+    pairs["gain"] = pairs["personalised"] - pairs["personalised_ours"]
+    found = pairs.groupby(["task", "method"])
+
+    columns: list[Column] = [
+        Column("task", lambda place: words(place[0])),
+        Column("variant", lambda place: words(place[1])),
+        Column("seeds", lambda place: number(len(found.get_group(place)), 0)),
+        Column("personalised %", lambda place: points(spread(found.get_group(place)["personalised"]))),
+        Column(f"difference to {OURS}, points", lambda place: points(spread(found.get_group(place)["gain"]))),
+        Column("bytes, x", lambda place: number(found.get_group(place)["bytes, x"].mean(), 3)),
+        Column("steps, x", lambda place: number(found.get_group(place)["steps, x"].mean(), 3)),
+    ]
     note = f"Runs of {OURS} with parts left out or exchanged, compared with {OURS} on the same seeds. They are not ranked."
-    return Table("ablations", "Parts of FibecFed", note, header, tuple(rows))
-
-
-def _ratio(pairs: list[tuple[float, float]]) -> float | None:
-    ratios = [one / other for one, other in pairs if other]
-    return statistics.fmean(ratios) if ratios else None
+    return tables.table("ablations", "Parts of FibecFed", note, columns, sorted(found.groups))
 
 
 def tuning(standings: Standings) -> Table:
     """Learning rates tried."""
-    rows = []
-    for method, tried in standings.comparison.tuning.items():
-        if isinstance(tried, dict):
-            rate = _rate(tried.get("chosen"))
-            chosen = rate if rate.value is None else Cell(f"{rate.text}{_server(tried)}", rate.value)
-            rows.append((words(method), words(_trials(tried.get("tried"))), chosen, words(tried.get("source"))))
+    rows = {method: row for method, row in standings.comparison.tuning.items() if isinstance(row, dict)}
+
+    def chosen(method: str) -> Cell:
+        rate = _rate(rows[method].get("chosen"))
+        return rate if rate.value is None else Cell(f"{rate.text}{_server(rows[method])}", rate.value)
+
+    columns = [
+        Column("method", words),
+        Column("tried", lambda method: words(_trials(rows[method].get("tried")))),
+        Column("chosen", chosen),
+        Column("source of the centre", lambda method: words(rows[method].get("source"))),
+    ]
     note = (
         "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from. "
         "Server: the rate of the server's step that goes with it."
     )
-    return Table("tuning", "Tuning", note, ("method", "tried", "chosen", "source of the centre"), tuple(rows))
+    return tables.table("tuning", "Tuning", note, columns, rows)
 
 
 def _rate(rate: object) -> Cell:
@@ -211,55 +188,48 @@ def _rate(rate: object) -> Cell:
     return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
 
 
-def _server(row: dict[str, object]) -> str:
+def _server(row: Mapping[str, Any]) -> str:
     """As in " (server 2.7)", of a trial or a choice with a server rate; "" without one."""
     rates = row.get("rates")
     rate = rates.get("method.server_learning_rate") if isinstance(rates, dict) else None
-    return f" (server {rate:g})" if isinstance(rate, int | float) else ""
+    return "" if rate is None else f" (server {rate:g})"
 
 
-def _trials(tried: object) -> str | None:
+def _trials(tried: Sequence[Mapping[str, Any]]) -> str | None:
     """As in "0.0005: 81.2, 0.0015 (server 0.3): diverged"."""
-    rows = [one for one in tried if isinstance(one, dict)] if isinstance(tried, list) else []
-    scores = [(f"{one.get('rate')}{_server(one)}", one.get("score")) for one in rows]
-    return ", ".join(f"{rate}: {f'{100 * score:.1f}' if isinstance(score, int | float) else 'diverged'}" for rate, score in scores) or None
+    scores = [(f"{one['rate']}{_server(one)}", one["score"]) for one in tried]
+    return ", ".join(f"{rate}: {'diverged' if score is None else f'{100 * score:.1f}'}" for rate, score in scores) or None
 
 
 def runs(standings: Standings) -> Table:
     """Every run, raw."""
-    rows = []
-    for run in standings.comparison.runs:
-        last = run.last
-        rows.append(
-            (
-                words(run.task),
-                words(run.method),
-                number(run.seed, 0),
-                number(100 * last.personalised, 2),
-                number(100 * last.server, 2),
-                number(None if run.worst_decile is None else 100 * run.worst_decile),
-                number(None if run.metric_personalised is None else 100 * run.metric_personalised),
-                words(run.metric),
-                number(last.rounds, 0),
-                megabytes(run.bytes_up),
-                megabytes(run.bytes_down),
-                number(run.steps, 0),
-                number(run.examples, 0),
-                number(run.trainable, 0),
-                tables.seconds(last.seconds),
-                tables.seconds(run.measured_s),
-                _rate(run.conditions["learning_rate"]),
-                tables.seconds(run.source_s or None),
-                number(run.source_examples or None, 0),
-            )
-        )
-    header = (
-        "task", "method", "seed", "personalised %", "global %", "worst decile %", "own metric x 100", "metric", "rounds", "MB up",
-        "MB down", "steps", "examples", "parameters of adapter and head", "modelled time", "measured time", "learning rate",
-        "sources' time", "sources' examples",
-    )  # fmt: skip
+
+    def share(value: float | None, digits: int = 1) -> Cell:
+        return number(None if value is None else 100 * value, digits)
+
+    columns: list[Column] = [
+        Column("task", lambda run: words(run.task)),
+        Column("method", lambda run: words(run.method)),
+        Column("seed", lambda run: number(run.seed, 0)),
+        Column("personalised %", lambda run: share(run.last.personalised, 2)),
+        Column("global %", lambda run: share(run.last.server, 2)),
+        Column("worst decile %", lambda run: share(run.worst_decile)),
+        Column("own metric x 100", lambda run: share(run.metric_personalised)),
+        Column("metric", lambda run: words(run.metric)),
+        Column("rounds", lambda run: number(run.last.rounds, 0)),
+        Column("MB up", lambda run: megabytes(run.bytes_up)),
+        Column("MB down", lambda run: megabytes(run.bytes_down)),
+        Column("steps", lambda run: number(run.steps, 0)),
+        Column("examples", lambda run: number(run.examples, 0)),
+        Column("parameters of adapter and head", lambda run: number(run.trainable, 0)),
+        Column("modelled time", lambda run: tables.seconds(run.last.seconds)),
+        Column("measured time", lambda run: tables.seconds(run.measured_s)),
+        Column("learning rate", lambda run: _rate(run.conditions["learning_rate"])),
+        Column("sources' time", lambda run: tables.seconds(run.source_s or None)),
+        Column("sources' examples", lambda run: number(run.source_examples or None, 0)),
+    ]
     note = (
         "Every run as recorded. Own metric: the task's usual one where it is not accuracy. Modelled time is of all rounds; measured time "
         "is wall clock. Sources: what was trained beforehand on other tasks' data, counted nowhere else."
     )
-    return Table("runs", "All runs", note, header, tuple(rows))
+    return tables.table("runs", "All runs", note, columns, standings.comparison.runs)

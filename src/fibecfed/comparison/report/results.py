@@ -97,7 +97,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonResults:
     """Runs of methods on tasks with seeds.
 
     Attributes:

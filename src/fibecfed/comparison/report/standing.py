@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 
 from ...methods.catalogue import CATALOGUE
-from .results import OURS, Comparison, Point, Run, is_ablation
+from .results import OURS, ComparisonResults, Point, Run, is_ablation
 
 COUNTED_FROM = 0.05
 """A task counts for targets if its best method is at least this far above the majority class."""
@@ -25,6 +26,18 @@ DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
 ALONE = "local"
 """The method that does not federate; it still answers, with a few bytes a round, and is no measure of few bytes."""
+MEASURES: Mapping[str, Callable[[Run], float]] = {
+    "personalised": lambda run: run.last.personalised,
+    "global": lambda run: run.last.server,
+    "metric": lambda run: math.nan if run.metric_personalised is None else run.metric_personalised,
+    "bytes": lambda run: run.bytes_up + run.bytes_down,
+    "megabytes": lambda run: (run.bytes_up + run.bytes_down) / 1e6,
+    "steps": lambda run: run.steps,
+    "trainable": lambda run: run.trainable,
+    "majority": lambda run: run.majority,
+    "prior": lambda run: run.prior,
+}
+"""Column of `Standings.frame` -> what it holds of a run."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +51,10 @@ class Spread:
 
 def spread(values: Iterable[float]) -> Spread | None:
     """Without NaN; None where there are no values."""
-    found = [value for value in values if not math.isnan(value)]
-    if not found:
+    found = np.array([value for value in values if not math.isnan(value)])
+    if not len(found):
         return None
-    return Spread(round(statistics.fmean(found), DIGITS), statistics.stdev(found) if len(found) > 1 else None, len(found))
-
-
-def final(comparison: Comparison, task: str, method: str) -> Spread | None:
-    """Pooled personalised accuracy after the last round."""
-    return spread(run.last.personalised for run in comparison.of(task, method))
+    return Spread(round(float(found.mean()), DIGITS), round(float(found.std(ddof=1)), DIGITS) if len(found) > 1 else None, len(found))
 
 
 @dataclass(frozen=True)
@@ -70,46 +78,14 @@ class Target:
     counted: bool
 
 
-def target(comparison: Comparison, task: str) -> Target | None:
-    """The target of a task from its own runs; None where no ranked method has a score on it."""
-    finals = {method: found.mean for method in comparison.methods if (found := final(comparison, task, method))}
-    majority = spread(run.majority for run in comparison.runs if run.task == task)
-    if not finals or majority is None:
-        return None
-    best = max(sorted(finals), key=lambda method: finals[method])
-    gain = finals[best] - majority.mean
-    fixed = comparison.fixed_targets.get(task)
-    score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
-    prior = spread(run.prior for run in comparison.runs if run.task == task)
-    counted = gain >= COUNTED_FROM - SLACK or fixed is not None
-    return Target(task, majority.mean, None if prior is None else prior.mean, best, finals[best], score, counted)
-
-
 def reached(run: Run, score: float) -> Point | None:
     """The first evaluation of a trained model at which the pooled personalised accuracy is at least `score`."""
     return next((point for point in run.points if point.rounds > 0 and point.personalised >= score - SLACK), None)
 
 
-def cost_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> float | None:
-    """Median over runs of what it took to reach a score; a run that never does counts as infinity. None without runs."""
-    return statistics.median(costs_to(runs, score, of)) if runs else None
-
-
 def costs_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> list[float]:
-    """What it took each run; infinity for one that never gets there."""
+    """What it took each run to reach a score; infinity for one that never gets there."""
     return [math.inf if (point := reached(run, score)) is None else of(point) for run in runs]
-
-
-def ranks(scores: Mapping[str, float]) -> dict[str, float]:
-    """1 for the highest; equal scores share the mean of their places.
-
-    >>> ranks({"a": 0.5, "b": 0.9, "c": 0.5})
-    {'a': 2.5, 'b': 1.0, 'c': 2.5}
-    """
-    return {
-        one: 1.0 + sum(other > score for other in scores.values()) + 0.5 * (sum(other == score for other in scores.values()) - 1)
-        for one, score in scores.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -122,30 +98,28 @@ class Rank:
     tasks: int
 
 
-def mean_ranks(comparison: Comparison) -> dict[str, Rank]:
+def mean_ranks(frame: pd.DataFrame) -> dict[str, Rank]:
     """Best first. The bootstrap draws tasks, and inside each drawn task its seeds, with replacement; all methods share the draws.
 
     The interval is the middle 95 % of 2,000 draws. A method is ranked on the tasks it has scores on, among those that have some there.
+    Equal scores share the mean of their places.
     """
-    runs = [run for run in comparison.runs if not (is_ablation(run) or math.isnan(run.last.personalised))]
-    if not runs:
+    scores = frame[~frame["ablation"]].dropna(subset="personalised").set_index(["task", "method", "seed"])["personalised"]
+    if scores.empty:
         return {}
-    tasks, methods, seeds = sorted({run.task for run in runs}), sorted({run.method for run in runs}), sorted({run.seed for run in runs})
-    scores = np.full((len(tasks), len(methods), len(seeds)), np.nan)
-    for run in runs:
-        scores[tasks.index(run.task), methods.index(run.method), seeds.index(run.seed)] = run.last.personalised
-    plain = _ranked(_mean(scores))
-    drawn = _bootstrap(scores)
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    places = pd.MultiIndex.from_product(scores.index.remove_unused_levels().levels)
+    cube = scores.reindex(places).to_numpy().reshape([len(level) for level in places.levels])
+    plain = _ranked(_mean(cube))
+    low, high = np.nanquantile(_bootstrap(cube), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     found = {
         method: Rank(float(np.nanmean(plain[:, m])), float(low[m]), float(high[m]), int(np.isfinite(plain[:, m]).sum()))
-        for m, method in enumerate(methods)
+        for m, method in enumerate(places.levels[1])
     }
     return dict(sorted(found.items(), key=lambda item: (item[1].mean, item[0])))
 
 
 def _bootstrap(scores: np.ndarray) -> np.ndarray:
-    """Mean rank of each method in each draw: (DRAWS, methods)."""
+    """Mean rank of each method in each draw, (DRAWS, methods), from scores by task, method and seed."""
     random = np.random.default_rng(0)
     num_tasks, num_methods, _ = scores.shape
     overall = _mean(scores)
@@ -168,11 +142,8 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _ranked(means: np.ndarray) -> np.ndarray:
-    """`ranks` of each row; NaN where there is no score."""
-    means = np.round(means, DIGITS)
-    better = (means[:, None, :] > means[:, :, None]).sum(axis=-1)
-    equal = (means[:, None, :] == means[:, :, None]).sum(axis=-1)
-    return np.where(np.isnan(means), np.nan, 1.0 + better + 0.5 * (equal - 1))
+    """1 for the highest of each row; NaN where there is no score."""
+    return pd.DataFrame(np.round(means, DIGITS)).rank(axis=1, ascending=False).to_numpy()
 
 
 @dataclass(frozen=True)
@@ -180,26 +151,52 @@ class Standings:
     """A comparison with what was worked out from it once.
 
     Attributes:
+        frame: a row a run: task, method, seed, `MEASURES`, and whether it is an ablation.
         ranks: ranked methods, best first.
         targets: of every task with a ranked method.
     """
 
-    comparison: Comparison
+    comparison: ComparisonResults
+    frame: pd.DataFrame
     ranks: Mapping[str, Rank]
     targets: Mapping[str, Target]
 
     @cached_property
     def of_ours(self) -> Standings:
         """The same over the tasks on which FibecFed has a score: the others say nothing about it."""
-        comparison = self.comparison
-        runs = tuple(run for run in comparison.runs if final(comparison, run.task, OURS))
-        return self if len(runs) == len(comparison.runs) else standings(replace(comparison, runs=runs))
+        runs = tuple(run for run in self.comparison.runs if self.spread(run.task, OURS, "personalised"))
+        return self if len(runs) == len(self.comparison.runs) else standings(replace(self.comparison, runs=runs))
 
-    def pairs(self, method: str, of: Callable[[Run], float]) -> list[tuple[float, float]]:
-        """FibecFed's and a method's means over seeds on each task on which both have the value."""
-        comparison = self.comparison
-        found = [[spread(map(of, comparison.of(task, one))) for one in (OURS, method)] for task in comparison.tasks]
-        return [(ours.mean, other.mean) for ours, other in found if ours and other]
+    @cached_property
+    def _spreads(self) -> pd.DataFrame:
+        return self.frame.groupby(["task", "method"])[list(MEASURES)].agg(spread)
+
+    @cached_property
+    def _by_place(self) -> dict[str, dict[tuple[str, str], Spread]]:
+        return self._spreads.to_dict()  # pyright: ignore[reportReturnType]
+
+    def spread(self, task: str, method: str, measure: str) -> Spread | None:
+        """Of a column of `frame` over the seeds of a method on a task; None where it has no value."""
+        found = self._by_place[measure].get((task, method))
+        return found if isinstance(found, Spread) else None
+
+    @cached_property
+    def _means(self) -> pd.DataFrame:
+        return self._spreads.map(lambda found: found.mean, na_action="ignore").astype(float).unstack("task")
+
+    def means(self, measure: str) -> pd.DataFrame:
+        """Mean over seeds of a column of `frame`: methods x tasks, NaN where there is none."""
+        return self._means[measure]  # pyright: ignore[reportReturnType]
+
+    def mean(self, method: str, measure: str) -> float:
+        """Mean over the method's tasks of the mean over seeds; NaN without runs."""
+        return float(self.means(measure).loc[method].mean())
+
+    def overall(self, method: str, measure: str) -> Spread | None:
+        """`mean`, with the deviation over seeds of a seed's mean over tasks; over those with a value on all of the method's tasks."""
+        runs = self.frame[self.frame["method"] == method].pivot(index="seed", columns="task", values=measure)
+        found = spread(runs.dropna(axis=1, how="all").dropna(axis=0).mean(axis=1))
+        return found and replace(found, mean=round(self.mean(method, measure), DIGITS))
 
     def whole_lora(self, method: str) -> bool:
         """As `Row.whole_lora` in methods/catalogue.py says of the method's kind."""
@@ -211,18 +208,15 @@ class Standings:
         """Targets of the tasks that count."""
         return [one for one in self.targets.values() if one.counted]
 
-    def cost(self, task: str, method: str, of: Callable[[Point], float]) -> float | None:
-        """`cost_to` the task's target; None for a method that did not run there."""
-        return cost_to(self.comparison.of(task, method), self.targets[task].score, of)
-
-    def cost_range(self, task: str, method: str, of: Callable[[Point], float]) -> tuple[float, float] | tuple[()]:
-        """The lowest and the highest of `costs_to` the task's target; empty for a method that did not run there."""
+    def costs(self, task: str, method: str, of: Callable[[Point], float]) -> tuple[float, float, float] | None:
+        """Median, lowest and highest of `costs_to` the task's target over seeds; None for a method that did not run there."""
         found = costs_to(self.comparison.of(task, method), self.targets[task].score, of)
-        return (min(found), max(found)) if found else ()
+        return (statistics.median(found), min(found), max(found)) if found else None
 
     def seconds(self, task: str, method: str) -> float | None:
         """Modelled time to the task's target."""
-        return self.cost(task, method, lambda point: point.seconds)
+        found = self.costs(task, method, lambda point: point.seconds)
+        return found and found[0]
 
     def reaches(self, task: str, method: str) -> bool:
         """Whether the median run of a method reaches the task's target."""
@@ -231,25 +225,8 @@ class Standings:
 
     def first(self, task: str) -> list[str]:
         """Methods with the least modelled time to the task's target; several where they tie, none where nobody reaches it."""
-        found = {method: value for method in self.ranks if (value := self.seconds(task, method)) is not None and math.isfinite(value)}
+        found = {method: self.seconds(task, method) for method in self.ranks if self.reaches(task, method)}
         return [method for method, value in found.items() if value == min(found.values())]
-
-    def mean(self, method: str, of: Callable[[Run], float]) -> float:
-        """Mean over the method's tasks of the mean over seeds; NaN without runs."""
-        tasks = self.comparison.tasks
-        by_task = [found.mean for task in tasks if (found := spread(map(of, self.comparison.of(task, method))))]
-        return statistics.fmean(by_task) if by_task else math.nan
-
-    def overall(self, method: str, of: Callable[[Run], float]) -> Spread | None:
-        """`mean`, with the deviation over seeds of a seed's mean over tasks; over those with a value on all of the method's tasks."""
-        by_task = [{run.seed: of(run) for run in self.comparison.of(task, method)} for task in self.comparison.tasks]
-        by_task = [found for values in by_task if (found := {seed: value for seed, value in values.items() if not math.isnan(value)})]
-        if not by_task:
-            return None
-        whole = set(by_task[0]).intersection(*by_task[1:])
-        of_seeds = [statistics.fmean(values[seed] for values in by_task) for seed in sorted(whole)]
-        deviation = statistics.stdev(of_seeds) if len(of_seeds) > 1 else None
-        return Spread(round(self.mean(method, of), DIGITS), deviation, len(of_seeds))
 
     def relative_seconds(self, method: str) -> float | None:
         """Geometric mean over counted targets that both reach of a method's modelled time over FibecFed's; None where there is none."""
@@ -260,12 +237,24 @@ class Standings:
         return statistics.geometric_mean(ratios) if ratios and all(ratios) else None
 
 
-def standings(comparison: Comparison) -> Standings:
+def standings(comparison: ComparisonResults) -> Standings:
     """Ranks and targets of a comparison."""
-    targets = {task: one for task in comparison.tasks if (one := target(comparison, task))}
-    return Standings(comparison, mean_ranks(comparison), targets)
+    columns = ["task", "method", "seed", "ablation", *MEASURES]
+    rows = [[run.task, run.method, run.seed, is_ablation(run), *(of(run) for of in MEASURES.values())] for run in comparison.runs]
+    frame = pd.DataFrame(rows, columns=pd.Index(columns)).astype({"ablation": bool, **dict.fromkeys(MEASURES, float)})
+    ranks = mean_ranks(frame)
+    found = {task: _target(runs, ranks, comparison.fixed_targets.get(task)) for task, runs in frame.groupby("task")}
+    return Standings(comparison, frame, ranks, {task: one for task, one in found.items() if one is not None})
 
 
-def total_size(run: Run) -> float:
-    """Bytes both ways of a whole run."""
-    return float(run.bytes_up + run.bytes_down)
+def _target(runs: pd.DataFrame, ranked: Iterable[str], fixed: float | None) -> Target | None:
+    """The target of a task from its own runs; None where no ranked method has a score on it."""
+    finals = {method: found.mean for method in sorted(ranked) if (found := spread(runs.loc[runs["method"] == method, "personalised"]))}
+    majority, prior = spread(runs["majority"]), spread(runs["prior"])
+    if not finals or majority is None:
+        return None
+    best = max(finals, key=finals.__getitem__)
+    gain = finals[best] - majority.mean
+    score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
+    counted = gain >= COUNTED_FROM - SLACK or fixed is not None
+    return Target(str(runs["task"].iloc[0]), majority.mean, prior and prior.mean, best, finals[best], score, counted)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -38,6 +39,22 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        cell: of what a row is about.
+        best: `max` or `min`, which of its numbers is highlighted, all of those that tie; none of equal or of less than two numbers.
+        but: names of rows that are not compared.
+    """
+
+    name: str
+    cell: Callable[[Any], Cell]
+    best: Callable[[Collection[float]], float] | None = None
+    but: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of the report.
 
@@ -53,26 +70,43 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds numbers."""
+        return [any(row[place].value is not None for row in self.rows) for place in range(len(self.header))]
+
+
+def table(name: str, title: str, note: str, columns: Sequence[Column], of: Iterable[Any]) -> Table:
+    """A row for each of what the table is of, the best of its columns highlighted."""
+    rows = [[column.cell(one) for column in columns] for one in of]
+    for place, column in enumerate(columns):
+        compared = [row for row in rows if column.best and row[0].text not in column.but and row[place].value is not None]
+        values = {row[place].value for row in compared}
+        for row in compared if len(values) > 1 else ():
+            if column.best and row[place].value == column.best(values):  # pyright: ignore[reportArgumentType]
+                row[place] = replace(row[place], best=True)
+    return Table(name, title, note, tuple(column.name for column in columns), tuple(map(tuple, rows)))
+
 
 def words(text: object) -> Cell:
     """A cell of text; "-" for None."""
     return Cell("-" if text is None else str(text))
 
 
-def number(value: float | None, digits: int = 1, best: bool = False) -> Cell:
+def number(value: float | None, digits: int = 1) -> Cell:
     """A number with thousands set apart; "-" for None and NaN, "never" for infinity."""
     if value is None or math.isnan(value):
         return Cell("-")
-    return Cell("never" if math.isinf(value) else f"{value:,.{digits}f}", value, best)
+    return Cell("never" if math.isinf(value) else f"{value:,.{digits}f}", value)
 
 
-def points(found: Spread | None, best: bool = False) -> Cell:
+def points(found: Spread | None) -> Cell:
     """A score in per cent with its deviation: "84.1 ± 0.5"."""
     if found is None:
         return Cell("-")
     deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.1f}"
     mean = round(100 * found.mean, 1) + 0.0  # no -0.0
-    return Cell(f"{mean:.1f}{deviation}", 100 * found.mean, best)
+    return Cell(f"{mean:.1f}{deviation}", 100 * found.mean)
 
 
 def around(found: Spread | None, digits: int) -> Cell:
@@ -88,37 +122,15 @@ def with_range(cell: Cell, low: str = "", high: str = "") -> Cell:
     return cell if low == high else replace(cell, more=f"{low} to {high}")
 
 
-def seconds(value: float | None, best: bool = False) -> Cell:
+def seconds(value: float | None) -> Cell:
     """A duration; its value is in seconds."""
-    cell = number(value, best=best)
-    return cell if cell.value is None or math.isinf(cell.value) else Cell(duration(cell.value), cell.value, best)
+    cell = number(value)
+    return cell if cell.value is None or math.isinf(cell.value) else Cell(duration(cell.value), cell.value)
 
 
-def megabytes(size: float | None, best: bool = False) -> Cell:
+def megabytes(size: float | None) -> Cell:
     """Bytes as MB, 10^6 bytes."""
-    return number(None if size is None else size / 1e6, 1, best)
-
-
-def set_off(table: Table, *, most: Collection[int] = (), least: Collection[int] = (), but: Collection[str] = ()) -> Table:
-    """The table with the best of some columns highlighted, all of those that tie; none in a column of equal or of less than two numbers.
-
-    Args:
-        most, least: columns of which the highest or the lowest number is the best.
-        but: names of rows that are not compared in these columns.
-    """
-    best: dict[int, float] = {}
-    for column in (*most, *least):
-        found = {value for row in table.rows if row[0].text not in but and (value := row[column].value) is not None}
-        if len(found) > 1:
-            best[column] = max(found) if column in most else min(found)
-    rows = tuple(
-        tuple(
-            replace(cell, best=True) if place in best and cell.value == best[place] and row[0].text not in but else cell
-            for place, cell in enumerate(row)
-        )
-        for row in table.rows
-    )
-    return replace(table, rows=rows)
+    return number(None if size is None else size / 1e6)
 
 
 def without(table: Table, names: Sequence[str]) -> Table:
@@ -154,8 +166,7 @@ def show(table: Table, console: Console) -> None:
     console.print(Text(escaped(f"\n{table.title}"), style="bold"))
     console.print(Text(escaped(table.note), style="dim"), soft_wrap=True)
     shown = RichTable(box=None, pad_edge=False)
-    numeric = [any(row[i].value is not None for row in table.rows) for i in range(len(table.header))]
-    for name, right in zip(table.header, numeric, strict=True):
+    for name, right in zip(table.header, table.numeric, strict=True):
         shown.add_column(Text(escaped(name)), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(escaped(cell.whole), style="bold" if cell.best else "") for cell in row))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+import pandas as pd
 
 from ...core.units import count
 from .conditions import unlike
-from .results import OURS, Comparison, Run
-from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target, spread, total_size
+from .results import OURS, ComparisonResults
+from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target
 
 WITHIN = 1.02
 """Up to this factor FibecFed's bytes are said to be about the fewest."""
-_SCORES: tuple[tuple[str, Callable[[Run], float]], ...] = (
-    ("personalised", lambda run: run.last.personalised),
-    ("global", lambda run: run.last.server),
-)
+_SCORES = ("personalised", "global")
 
 
-def what(comparison: Comparison) -> str:
+def what(comparison: ComparisonResults) -> str:
     """One sentence: how many runs of what."""
     methods, tasks, seeds = comparison.methods, comparison.tasks, comparison.seeds
     more = f" and {count(len(comparison.ablations), 'variant')} of {OURS}" if comparison.ablations else ""
@@ -64,17 +60,23 @@ def _rank(standings: Standings) -> str:
     return f"{text}: place {place} of {of}; {place_of} is {other} with {whole[other].mean:.2f}."
 
 
+def _gains(standings: Standings, measure: str) -> pd.DataFrame:
+    """By how much FibecFed's mean is above each other method's: methods x tasks, NaN where one of the two has none."""
+    means = standings.means(measure).reindex(index=[OURS, *_others(standings)], columns=pd.Index(standings.targets))
+    return (means.loc[OURS] - means).drop(OURS)
+
+
 def _scores(standings: Standings) -> list[str]:
     lines = []
-    for name, of in _SCORES:
-        found = {method: pairs for method in _others(standings) if (pairs := standings.pairs(method, of))}
-        if not found:
+    for name in _SCORES:
+        gains = _gains(standings, name).dropna(how="all")
+        if gains.empty:
             continue
-        gaps = {method: 100 * statistics.fmean(ours - other for ours, other in pairs) for method, pairs in found.items()}
-        other = min(gaps, key=lambda method: gaps[method])
+        gaps, both = 100 * gains.mean(axis=1), gains.notna().sum(axis=1)
+        other = str(gaps.idxmin())
         side = "above" if gaps[other] > -SLACK else "below"
-        score, both = 100 * standings.mean(OURS, of), len(found[other])
-        where = "" if both == len(standings.pairs(OURS, of)) else f", over {count(both, 'task')} that both ran on"
+        score = 100 * standings.mean(OURS, name)
+        where = "" if both[other] == len(standings.targets) else f", over {count(int(both[other]), 'task')} that both ran on"
         lines.append(
             f"Its {name} score is {score:.1f} % as a mean over tasks, {abs(gaps[other]):.1f} points {side} the best other ({other}){where}."
         )
@@ -98,7 +100,7 @@ def _priors(standings: Standings) -> list[str]:
 def _bytes(standings: Standings) -> str:
     times = _times_the_bytes(standings)
     same = {method: value for method, value in times.items() if standings.whole_lora(method)}
-    text = f"It sends {standings.mean(OURS, total_size) / 1e6:.1f} MB per run"
+    text = f"It sends {standings.mean(OURS, 'bytes') / 1e6:.1f} MB per run"
     if same:
         fewest = max(same, key=lambda method: same[method])
         of = f"of the {len(same) + 1} methods that train LoRA of one rank on all adapted layers and average both factors"
@@ -111,9 +113,12 @@ def _bytes(standings: Standings) -> str:
 
 def _times_the_bytes(standings: Standings) -> dict[str, float]:
     """Other method -> FibecFed's bytes over its own, on all tasks of both together; without the method that does not federate."""
-    sent = {method: standings.pairs(method, total_size) for method in _others(standings) if method != ALONE}
-    sums = {method: tuple(map(sum, zip(*pairs, strict=True))) for method, pairs in sent.items() if pairs}
-    return {method: ours / other for method, (ours, other) in sums.items() if other}
+    means, found = standings.means("bytes"), {}
+    for method in _others(standings):
+        ours, other = means.loc[[OURS, method]].dropna(axis=1).sum(axis=1)
+        if method != ALONE and other:
+            found[method] = float(ours / other)
+    return found
 
 
 def _race(standings: Standings) -> list[str]:
@@ -151,13 +156,13 @@ def defeats(standings: Standings) -> list[str]:
     if OURS not in here.ranks or len(here.ranks) < 2:
         return []
     lost, won = [], []
-    for name, of in _SCORES:
-        compared = [task for task in here.targets if _gaps(here, task, of)]
-        if behind := [part for task in compared if (part := _ahead(here, task, of))]:
+    for name in _SCORES:
+        gains = _gains(here, name).dropna(axis=1, how="all")
+        if behind := [_ahead(task, gains[task]) for task in gains if (gains[task] < 0).any()]:
             lost.append(
-                f"Another method has the higher {name} score on {len(behind)} of {count(len(compared), 'task')}: {', '.join(behind)}."
+                f"Another method has the higher {name} score on {len(behind)} of {count(len(gains.columns), 'task')}: {', '.join(behind)}."
             )
-        elif compared:
+        elif len(gains.columns):
             won.append(f"no method has a higher {name} score on any")
     races = [one for one in here.counted if here.first(one.task)]  # a target that nobody reaches is no loss to anyone
     if late := [_late(here, one) for one in races if OURS not in here.first(one.task)]:
@@ -177,23 +182,10 @@ def defeats(standings: Standings) -> list[str]:
     return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
-def _gaps(standings: Standings, task: str, of: Callable[[Run], float]) -> dict[str, float]:
-    """Other method -> by how many points it is ahead on a task, negative where it is behind."""
-    comparison, ours = standings.comparison, spread(map(of, standings.comparison.of(task, OURS)))
-    if ours is None:
-        return {}
-    found = {method: spread(map(of, comparison.of(task, method))) for method in _others(standings)}
-    return {method: 100 * (other.mean - ours.mean) for method, other in found.items() if other}
-
-
-def _ahead(standings: Standings, task: str, of: Callable[[Run], float]) -> str | None:
-    """The best method ahead on a task and by how much; None where there is none."""
-    gaps = {method: gap for method, gap in _gaps(standings, task, of).items() if gap > 0}
-    if not gaps:
-        return None
-    best = max(gaps, key=lambda method: gaps[method])
-    others = len(gaps) - 1
-    return f"{task} ({best} by {gaps[best]:.1f} points{f', and {others} more' if others else ''})"
+def _ahead(task: str, gains: pd.Series) -> str:
+    """The best method ahead on a task and by how much."""
+    others = int((gains < 0).sum()) - 1
+    return f"{task} ({gains.idxmin()} by {-100 * gains.min():.1f} points{f', and {others} more' if others else ''})"
 
 
 def _late(standings: Standings, one: Target) -> str:
