@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from . import tables
 from .by_task import all_by_task
 from .results import OURS
-from .standing import ALONE, Standings, Target, spread
+from .standing import ALONE, Frame, Standings, Target, spread
 from .tables import Cell, Column, Table, megabytes, number, points, words
 
 
@@ -135,14 +133,14 @@ def losses(standings: Standings) -> Table:
 
 def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], sign: int = 1) -> dict[str, float]:
     """Of some other methods those with a better mean than FibecFed's on a task, the best first, and by how much."""
-    column = standings.means(measure).get(task, pd.Series(dtype=float)).reindex([OURS, *others])
+    column = standings.means(measure)[task].reindex([OURS, *others])
     gaps = sign * (column - column[OURS]).drop(OURS)
     return gaps[gaps > 0].sort_values(ascending=False, kind="stable").to_dict()
 
 
 def ablations(standings: Standings) -> Table:
     """FibecFed's variants beside it, on the seeds that both have."""
-    frame = standings.frame.sort_values("seed")
+    frame: Frame = standings.frame.sort_values("seed")
     pairs = frame[frame["ablation"]].merge(frame[frame["method"] == OURS], on=["task", "seed"], suffixes=("", "_ours"))
     for name in ("bytes", "steps"):
         pairs[f"{name}, x"] = pairs[name] / pairs[f"{name}_ours"].where(pairs[f"{name}_ours"] != 0)
@@ -195,7 +193,7 @@ def _server(row: Mapping[str, Any]) -> str:
     return "" if rate is None else f" (server {rate:g})"
 
 
-def _trials(tried: Sequence[Mapping[str, Any]]) -> str | None:
+def _trials(tried: Any) -> str | None:
     """As in "0.0005: 81.2, 0.0015 (server 0.3): diverged"."""
     scores = [(f"{one['rate']}{_server(one)}", one["score"]) for one in tried]
     return ", ".join(f"{rate}: {'diverged' if score is None else f'{100 * score:.1f}'}" for rate, score in scores) or None

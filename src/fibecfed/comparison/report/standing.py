@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ import pandas as pd
 from ...methods.catalogue import CATALOGUE
 from .results import OURS, ComparisonResults, Point, Run, is_ablation
 
+Frame = Any
+"""A DataFrame; pandas' own types tell too little of what is selected from one."""
 COUNTED_FROM = 0.05
 """A task counts for targets if its best method is at least this far above the majority class."""
 TARGET_SHARE = 0.8
@@ -98,7 +101,7 @@ class Rank:
     tasks: int
 
 
-def mean_ranks(frame: pd.DataFrame) -> dict[str, Rank]:
+def mean_ranks(frame: Frame) -> dict[str, Rank]:
     """Best first. The bootstrap draws tasks, and inside each drawn task its seeds, with replacement; all methods share the draws.
 
     The interval is the middle 95 % of 2,000 draws. A method is ranked on the tasks it has scores on, among those that have some there.
@@ -157,7 +160,7 @@ class Standings:
     """
 
     comparison: ComparisonResults
-    frame: pd.DataFrame
+    frame: Frame
     ranks: Mapping[str, Rank]
     targets: Mapping[str, Target]
 
@@ -168,12 +171,12 @@ class Standings:
         return self if len(runs) == len(self.comparison.runs) else standings(replace(self.comparison, runs=runs))
 
     @cached_property
-    def _spreads(self) -> pd.DataFrame:
+    def _spreads(self) -> Frame:
         return self.frame.groupby(["task", "method"])[list(MEASURES)].agg(spread)
 
     @cached_property
     def _by_place(self) -> dict[str, dict[tuple[str, str], Spread]]:
-        return self._spreads.to_dict()  # pyright: ignore[reportReturnType]
+        return self._spreads.to_dict()
 
     def spread(self, task: str, method: str, measure: str) -> Spread | None:
         """Of a column of `frame` over the seeds of a method on a task; None where it has no value."""
@@ -181,12 +184,12 @@ class Standings:
         return found if isinstance(found, Spread) else None
 
     @cached_property
-    def _means(self) -> pd.DataFrame:
+    def _means(self) -> Frame:
         return self._spreads.map(lambda found: found.mean, na_action="ignore").astype(float).unstack("task")
 
-    def means(self, measure: str) -> pd.DataFrame:
+    def means(self, measure: str) -> Frame:
         """Mean over seeds of a column of `frame`: methods x tasks, NaN where there is none."""
-        return self._means[measure]  # pyright: ignore[reportReturnType]
+        return self._means[measure]
 
     def mean(self, method: str, measure: str) -> float:
         """Mean over the method's tasks of the mean over seeds; NaN without runs."""
@@ -225,7 +228,7 @@ class Standings:
 
     def first(self, task: str) -> list[str]:
         """Methods with the least modelled time to the task's target; several where they tie, none where nobody reaches it."""
-        found = {method: self.seconds(task, method) for method in self.ranks if self.reaches(task, method)}
+        found = {method: self.seconds(task, method) or 0.0 for method in self.ranks if self.reaches(task, method)}
         return [method for method, value in found.items() if value == min(found.values())]
 
     def relative_seconds(self, method: str) -> float | None:
@@ -241,13 +244,13 @@ def standings(comparison: ComparisonResults) -> Standings:
     """Ranks and targets of a comparison."""
     columns = ["task", "method", "seed", "ablation", *MEASURES]
     rows = [[run.task, run.method, run.seed, is_ablation(run), *(of(run) for of in MEASURES.values())] for run in comparison.runs]
-    frame = pd.DataFrame(rows, columns=pd.Index(columns)).astype({"ablation": bool, **dict.fromkeys(MEASURES, float)})
+    frame: Frame = pd.DataFrame(rows, columns=pd.Index(columns)).astype({"ablation": bool, **dict.fromkeys(MEASURES, float)})
     ranks = mean_ranks(frame)
     found = {task: _target(runs, ranks, comparison.fixed_targets.get(task)) for task, runs in frame.groupby("task")}
     return Standings(comparison, frame, ranks, {task: one for task, one in found.items() if one is not None})
 
 
-def _target(runs: pd.DataFrame, ranked: Iterable[str], fixed: float | None) -> Target | None:
+def _target(runs: Frame, ranked: Iterable[str], fixed: float | None) -> Target | None:
     """The target of a task from its own runs; None where no ranked method has a score on it."""
     finals = {method: found.mean for method in sorted(ranked) if (found := spread(runs.loc[runs["method"] == method, "personalised"]))}
     majority, prior = spread(runs["majority"]), spread(runs["prior"])

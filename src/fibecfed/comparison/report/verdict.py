@@ -7,7 +7,7 @@ import pandas as pd
 from ...core.units import count
 from .conditions import unlike
 from .results import OURS, ComparisonResults
-from .standing import ALONE, COUNTED_FROM, SLACK, Standings, Target
+from .standing import ALONE, COUNTED_FROM, SLACK, Frame, Standings, Target
 
 WITHIN = 1.02
 """Up to this factor FibecFed's bytes are said to be about the fewest."""
@@ -60,7 +60,7 @@ def _rank(standings: Standings) -> str:
     return f"{text}: place {place} of {of}; {place_of} is {other} with {whole[other].mean:.2f}."
 
 
-def _gains(standings: Standings, measure: str) -> pd.DataFrame:
+def _gains(standings: Standings, measure: str) -> Frame:
     """By how much FibecFed's mean is above each other method's: methods x tasks, NaN where one of the two has none."""
     means = standings.means(measure).reindex(index=[OURS, *_others(standings)], columns=pd.Index(standings.targets))
     return (means.loc[OURS] - means).drop(OURS)
@@ -182,7 +182,7 @@ def defeats(standings: Standings) -> list[str]:
     return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
-def _ahead(task: str, gains: pd.Series) -> str:
+def _ahead(task: str, gains: Frame) -> str:
     """The best method ahead on a task and by how much."""
     others = int((gains < 0).sum()) - 1
     return f"{task} ({gains.idxmin()} by {-100 * gains.min():.1f} points{f', and {others} more' if others else ''})"
