@@ -69,7 +69,7 @@ def method_keys(kind: str) -> str:
     return table if table.count("\n") > 1 else "None."
 
 
-def travels(kind: str) -> str:
+def sent(kind: str) -> str:
     """What a method sends, phase by phase, for 50 clients and 40 rounds: the fields of its message classes."""
     chosen = make(METHODS[kind](), Setting(TrainingOptions(), 40, 50, Key(0), 64))
     rows = ["| phase | rounds | clients | down | up |", "|---|---|---|---|---|"]
@@ -153,7 +153,7 @@ PARTS = {
 }
 
 
-OF_A_METHOD = {"keys": method_keys, "travels": travels}
+OF_A_METHOD = {"keys": method_keys, "sent": sent}
 """Parts that are written `<!-- generated: keys lora -->`."""
 
 

@@ -1,7 +1,7 @@
 """Tries every family of models that transformers classifies sequences with, and writes the table in docs/models.md.
 
 `python tools/families.py` tries all, some minutes; with names of families, those alone, whose rows are replaced. Each is tried in a process
-of its own, on a tiny random model: check, a run of one round, and the saved adapter. 1 if any ended otherwise than with a run or a refusal.
+of its own, on a tiny random model: check, a run of one round, and the saved adapter. 1 if any neither ran nor was rejected.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _try(family: str, kind: str, folder: Path, answers: multiprocessing.SimpleQu
 
 
 def shown(text: str) -> str:
-    """An outcome as the cell of a table: without what all refusals begin and end with."""
+    """An outcome as the cell of a table: without what all rejections begin and end with."""
     text = re.sub(r"^model\.name: \S* cannot be used( with this method)?: ", "", text).removesuffix("; docs/models.md lists what can")
     return text.replace("|", r"\|").replace("<", r"\<")
 

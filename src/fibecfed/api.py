@@ -28,7 +28,7 @@ def run(
     Args:
         config: a `Config`, a nested mapping with the tables of a configuration file, or the path of one.
         out: folder to write; it must not exist or be empty.
-        on_event: is told of every round, evaluation and warning (`fibecfed.engine.events`).
+        on_event: called with every round, evaluation and warning (`fibecfed.engine.events`).
         method: a method of your own (`fibecfed.core.method`), or a function that makes it from the training options, the number of rounds
             and of clients, and a random stream; in place of the configuration's. docs/own-method.md.
 

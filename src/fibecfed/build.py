@@ -180,7 +180,7 @@ _ENDLESS = 10**9  # transformers gives a tokenizer without a limit one of 10^30 
 
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
-    """Refuse what neither model nor data can be blamed for alone."""
+    """Reject what neither model nor data can be blamed for alone."""
     longest = num_positions(model_config)
     got = max((int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part)), default=0)
     taken = positions_used(getattr(config.method, "adapter", None))
@@ -218,7 +218,7 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
 def _known(
     tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, data: FederatedData, prompt: Prompt | None, source: Source
 ) -> None:
-    """Refuse tokens that the model has no embeddings for, in the texts or as words that stand for classes."""
+    """Reject tokens that the model has no embeddings for, in the texts or as words that stand for classes."""
     for part in (data.train, data.validation, data.test):
         if len(part):
             refuse_unknown(part.table.ids, tokenizer, model_config, source.published)
@@ -256,7 +256,7 @@ def prepare(
     made_method = build_method(inputs, method)
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
-        hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is refused when its task is made
+        hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is rejected when its task is made
         made = beforehand.prepare(config, inputs.source, inputs.tokenizer, hidden=hidden, trial=trial)
     task = build_task(
         inputs.source,
@@ -291,7 +291,7 @@ def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any
 
 
 def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
-    """Refuse a curriculum that cuts the texts away between the words of a template, which are never cut."""
+    """Reject a curriculum that cuts the texts away between the words of a template, which are never cut."""
     if inputs.prompt is None or (shortest := method.shortest()) is None:
         return
     cut, key = shortest

@@ -37,8 +37,8 @@ class Traffic:
     """What one phase sends, as the encoded messages' lengths.
 
     Attributes:
-        cohort: clients a round.
-        down, up: bytes a client and round, least and most, where the number of shared layers is only found out in the run.
+        cohort: clients per round.
+        down, up: bytes per client and round, least and most, where the number of shared layers is only found out in the run.
     """
 
     phase: str
@@ -161,7 +161,7 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
 def _sizes_of_messages(
     phase: Phase[Any, Any, Any, Any], server: Any, first: Round, clients: Sequence[ClientId], num_samples: int
 ) -> list[tuple[int, int]]:
-    """Bytes down and up of a phase's first round; one pair where every client gets the same, else one a client, of the first hundred."""
+    """Bytes down and up of a phase's first round; one pair where every client gets the same, else one per client, of the first hundred."""
     broadcast = phase.broadcast(server, first)
     downs = [broadcast] if phase.address is None else [phase.address(server, broadcast, client) for client in clients[:100]]
     like = expected(phase, server, broadcast, first).like

@@ -19,7 +19,7 @@ Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
 """The encoded message to each of some clients, made when it is asked for."""
 
 Summary: TypeAlias = Callable[[ClientId], Mapping[str, Any]]
-"""What a client is told of the run's results."""
+"""What a client gets of the run's results."""
 
 
 class Clients(Protocol):
@@ -36,7 +36,7 @@ class Clients(Protocol):
         Args:
             messages: the last broadcast to clients, of the round `last`.
             shared: checksum of the global adapter.
-            summary, header: what each is told of the run, for its model card.
+            summary, header: what each gets of the run, for its model card.
             adapters: False: nothing is saved.
 
         Returns:

@@ -46,7 +46,7 @@ def of_round(prepared: Prepared, out: Path, checkpoint: Checkpoint, now: Round) 
 
 
 def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]]:
-    """What each client is told of the run: the scores of the federation and its own, and nobody else's."""
+    """What each client gets of the run: the scores of the federation and its own, and nobody else's."""
     common = {name: value for name, value in summary.items() if name != "clients"}
     return lambda client: {**common, "client": summary["clients"].get(client)}
 

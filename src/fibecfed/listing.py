@@ -1,4 +1,4 @@
-"""What `fibecfed list` shows: one function a topic, each giving a header and rows of text."""
+"""What `fibecfed list` shows: one function per topic, each giving a header and rows of text."""
 
 from __future__ import annotations
 

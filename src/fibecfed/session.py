@@ -195,7 +195,7 @@ class _Session:
 
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train from a checkpoint, or from the start, to the end."""
-        server = None if checkpoint is None else self._server(checkpoint)  # what cannot be read is refused before anything is written
+        server = None if checkpoint is None else self._server(checkpoint)  # what cannot be read is rejected before anything is written
         checkpoints = Checkpoints(self.out / CHECKPOINTS, self.config.resources.keep_checkpoints)
         limit, repeatable = self.config.resources.client_memory_mb * 2**20, self.config.federation.round_attempts > 1
         states = checkpoints.open_states(checkpoint, limit, repeatable=repeatable)

@@ -114,7 +114,7 @@ def source_prompts(
     else:
         for name, path in paths.items():
             if not path.is_file():
-                _texts(config, name)  # what cannot be read is refused now, as it would be in the run
+                _texts(config, name)  # what cannot be read is rejected now, as it would be in the run
     nothing = torch.zeros(options.adapter.num_tokens, hidden), None
     found = [_read(path) or nothing for path in paths.values()]
     return torch.stack([prompt for prompt, _ in found]), tuple(work for _, work in found if work is not None)

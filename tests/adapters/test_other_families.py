@@ -1,4 +1,4 @@
-"""Families beyond the four tiny ones: each adapter is tried out when its task is made, or refused in a sentence."""
+"""Families beyond the four tiny ones: each adapter is tried out when its task is made, or rejected in a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages: what comes back is what went, and anything else is refused."""
+"""Messages: what comes back is what went, and anything else is rejected."""
 
 from __future__ import annotations
 

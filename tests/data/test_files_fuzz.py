@@ -54,7 +54,7 @@ def plain_unicode(value: str) -> bool:
 
 
 def read(path: Path) -> RawSplit | None:
-    """What is read; None for a file that is refused in a sentence which shows no long value whole."""
+    """What is read; None for a file that is rejected in a sentence which shows no long value whole."""
     try:
         found = read_split(path, COLUMNS)
     except UserError as error:
@@ -169,7 +169,7 @@ def missing(value: Any) -> bool:
 
 
 def of_objects(found: RawSplit | None, rows: list[dict[str, Any]]) -> None:
-    """Refused if and only if there is a reason, and else as it was."""
+    """Rejected if and only if there is a reason, and else as it was."""
     texts, labels, clients = ([row.get(name) for row in rows] for name in ("text", "label", "who"))
     reason = (
         any(map(missing, (*texts, *labels, *clients)))

@@ -1,4 +1,4 @@
-"""Templates and label words: what the model reads, what is cut, and which words are refused."""
+"""Templates and label words: what the model reads, what is cut, and which words are rejected."""
 
 from __future__ import annotations
 

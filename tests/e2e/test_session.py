@@ -157,7 +157,7 @@ def test_clients_named_by_a_column_get_folders_of_their_own_whatever_they_are_ca
     assert "# Adapter of client ü and co" in (tmp_path / "runs" / "run" / "clients" / "%C3%BC%20and%20co" / "README.md").read_text()
 
 
-# ---- what is refused
+# ---- what is rejected
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_not_touched(whole: Any, inputs: Path) -> None:

@@ -1,4 +1,4 @@
-"""An answer that is not what it must be is refused by name, and the run goes on as if its sender had not been asked."""
+"""An answer that is not what it must be is rejected by name, and the run goes on as if its sender had not been asked."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_the_examples_a_client_counts_on_are_those_of_its_first_evaluation_after
     assert after == standing and set(found.clients) == {"0", "1"}
     assert re.match(r"client 2: test counts \d examples of class \d, expected \d as in its first evaluation", found.failures["2"])
     assert re.match(r"client 3: validation counts \d examples of class 0, expected \d as in its first evaluation", found.failures["3"])
-    # what was refused at first pins nothing
+    # what was rejected at first pins nothing
     first, standing = replace(honest, transport=Losing(world.transport, {"2": LIES["a NaN loss"][0]})).after(world.server, last.now, 1)
     assert not honest.after(world.server, last.now, 2, standing)[0].failures
 

@@ -159,7 +159,7 @@ def quiet() -> Iterator[None]:
 
 def outcome(family: str, kind: str, folder: Path) -> str:
     """`RUNS`, where a method trains a tiny model of the family, and plain PEFT computes the same from the adapter it saves; the sentence in
-    which both `check` and `run` refuse it before anything is written; or what else happened, beginning with "fault".
+    which both `check` and `run` reject it before anything is written; or what else happened, beginning with "fault".
 
     Raises:
         Unmade: no tiny model can be made.
@@ -180,7 +180,7 @@ def outcome(family: str, kind: str, folder: Path) -> str:
         if found[0] != found[1]:
             return f"fault: check says {found[0]!r}, run {found[1]!r}"
         if found[0] != RUNS:
-            return found[0] if not run.exists() else f"fault: it was refused after something was written: {found[0]}"
+            return found[0] if not run.exists() else f"fault: it was rejected after something was written: {found[0]}"
         return RUNS if _loads_alike(config, folder) else "fault: its saved adapter computes another function"
 
 

@@ -18,7 +18,7 @@ def _stopped(mark: Path, *_: object) -> None:
 
 
 def obedient(pipe: Connection) -> None:
-    """`how.txt` in the parent folder of the job's folder: done, refused, killed, killed-once, killed-at-N, brief or slow.
+    """`how.txt` in the parent folder of the job's folder: done, rejected, killed, killed-once, killed-at-N, brief or slow.
 
     The last is killed when N bytes of a long message are on their way.
     """

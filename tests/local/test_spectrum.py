@@ -166,7 +166,7 @@ def test_unknown_names_and_gradients_that_are_not_finite_are_refused() -> None:
         hessian_vector_product(task, {**params, "head": params["head"] * math.nan}, batch, params)
 
 
-# Curvature with one dimension a layer
+# Curvature with one dimension per layer
 
 
 def dense_layer_curvature(task: Any, params: Params, batch: Batch) -> Tensor:

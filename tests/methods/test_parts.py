@@ -171,5 +171,5 @@ def test_a_run_of_self_evolution_is_plain_in_its_first_half_and_not_in_its_secon
 
 def test_a_method_is_made_of_the_parts_its_options_ask_for():
     method = made_method("voc", training=TRAINING, start=0.2)
-    assert method.curriculum == Competence(0.2, 0.9) and method.aggregation == Mean() and method.travels == EVERYTHING
+    assert method.curriculum == Competence(0.2, 0.9) and method.aggregation == Mean() and method.shared == EVERYTHING
     assert made_method("slw").curriculum == GrowingLength(8, 8, 0.3, LENGTH)

@@ -1,4 +1,4 @@
-"""Where models come from, what is refused and in which words, and the adapter, device and precision they get."""
+"""Where models come from, what is rejected and in which words, and the adapter, device and precision they get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads of the families that are known, and refusal of those whose logits would be another function's."""
+"""Heads of the families that are known, and rejection of those whose logits would be another function's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which maps LoRA adapts: the defaults by family, and names that are refused."""
+"""Which maps LoRA adapts: the defaults by family, and names that are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers: which are refused, what they pad with, and tokens that the model has no embeddings for."""
+"""Tokenizers: which are rejected, what they pad with, and tokens that the model has no embeddings for."""
 
 from __future__ import annotations
 

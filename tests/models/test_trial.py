@@ -1,4 +1,4 @@
-"""What a model is asked for before anything starts, and in which sentence it is refused where it fails."""
+"""What a model is asked for before anything starts, and in which sentence it is rejected where it fails."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Body:
         return self.module.get_input_embeddings()(inputs["input_ids"]) if given is None else given
 
     def require(self, what: str, *arguments: str) -> None:
-        """Refuse a body that does not take `arguments`, on behalf of the adapter `what`.
+        """Reject a body that does not take `arguments`, on behalf of the adapter `what`.
 
         Raises:
             UserError: it does not.
@@ -63,7 +63,7 @@ class Body:
             raise UserError(f"method.kind: {what} cannot be used with a {kind}: its call takes no {names}; choose another model")
 
     def require_front(self, what: str) -> None:
-        """Refuse a body that tokens cannot be put before, on behalf of the adapter `what`.
+        """Reject a body that tokens cannot be put before, on behalf of the adapter `what`.
 
         Raises:
             UserError: it takes no embeddings or positions, or counts distances over padding, so that the side of the padding would matter.
@@ -99,7 +99,7 @@ class Adapter(Protocol):
         ...
 
     def check(self, body: Body) -> None:
-        """Refuse a body that it cannot serve.
+        """Reject a body that it cannot serve.
 
         Raises:
             UserError: with the reason.

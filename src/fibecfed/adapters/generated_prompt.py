@@ -17,7 +17,7 @@ class GeneratedPrompt(nn.Module):
     """m soft tokens = up(ReLU(down(v))) before the input, v being the example's vector from the frozen body without any adapter.
 
     v is the mean of the last hidden state over the text's tokens [C: the paper takes the first token's, which decoders have no use for].
-    It is computed once an example and kept. Each is computed alone, without padding and dropout, so that its bits depend on the example
+    It is computed once per example and kept. Each is computed alone, without padding and dropout, so that its bits depend on the example
     and not on the batch it first came in: a resumed run sees the same. Where embeddings are given in place of tokens, it is computed from
     them, and not kept.
 

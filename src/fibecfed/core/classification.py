@@ -31,7 +31,7 @@ def classification(task: Task, what: str, instead: str) -> Classification:
     """`task`, known to predict classes.
 
     Args:
-        what: what needs classes, as the beginning of the sentence that refuses any other task.
+        what: what needs classes, as the beginning of the sentence that rejects any other task.
         instead: what to do about it, as its end.
 
     Raises:

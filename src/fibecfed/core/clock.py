@@ -44,7 +44,7 @@ class Network:
     Every client has a link of its own; the server's is never the bottleneck [C].
 
     Attributes:
-        up_mbit, down_mbit: bandwidth from and to a client, 10^6 bits a second.
+        up_mbit, down_mbit: bandwidth from and to a client, 10^6 bits per second.
         latency_ms: delay of one message, in one direction.
         client_speed: how many times as fast as the machine of the run a client computes.
     """
@@ -63,9 +63,9 @@ class Network:
             raise UserError(f"--latency-ms: got {self.latency_ms}, expected a number of at least 0")
 
     def describe(self) -> str:
-        """In words: "10 Mbit/s up, 50 Mbit/s down, 30 ms a message, clients as fast as the machine of the runs"."""
+        """In words: "10 Mbit/s up, 50 Mbit/s down, 30 ms per message, clients as fast as the machine of the runs"."""
         speed = "as fast as" if self.client_speed == 1 else f"{self.client_speed:g} times as fast as"
-        links = f"{self.up_mbit:g} Mbit/s up, {self.down_mbit:g} Mbit/s down, {self.latency_ms:g} ms a message"
+        links = f"{self.up_mbit:g} Mbit/s up, {self.down_mbit:g} Mbit/s down, {self.latency_ms:g} ms per message"
         return f"{links}, clients {speed} the machine of the runs"
 
 

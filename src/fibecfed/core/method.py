@@ -70,7 +70,7 @@ class Client(Generic[C]):
 
 @dataclass(frozen=True)
 class Work:
-    """What a client did in one round; travels with its message and is counted with it.
+    """What a client did in one round; sent with its message and counted with it.
 
     Attributes:
         steps: optimiser steps.
@@ -110,7 +110,7 @@ class Update(Generic[C, U]):
         state: the client's next state; stays.
         work: counts; go to the server.
         notes: what a researcher wants to see of the inside (difficulties, eigenvalues), as JSON values. They are written into the
-            records of a simulation and never travel over a network.
+            records of a simulation and are never sent over a network.
     """
 
     message: U

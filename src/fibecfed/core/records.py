@@ -35,7 +35,7 @@ class RoundRecord:
 
     Attributes:
         cohort: the clients that were asked.
-        bytes_down, bytes_up: length of the encoded messages to and from each client, by client id; with those of replies that were refused
+        bytes_down, bytes_up: length of the encoded messages to and from each client, by client id; with those of replies that were rejected
             and of `attempts`.
         fields_down, fields_up: tensor bytes by message field, and `overhead`; summed over the cohort. `discarded`: bytes of whole messages
             from which nothing came into the server's state.
@@ -48,7 +48,7 @@ class RoundRecord:
             "mps" = of the wall, until the device was done; "wall" = of the wall alone, as in version 0.1, which wrote no kind. Several
             with "+" between them where the machines of a federation differ.
         refused: those of `failures` that sent an answer which was not what it must be.
-        excluded: clients that take no part from here on, since too many of their answers in a row were refused.
+        excluded: clients that take no part from here on, after too many consecutive rejected answers.
         attempts: earlier cohorts of this round of which too few answered.
     """
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot stop a program: whatever they are, what they refuse is dropped."""
+"""Standard output and standard error that cannot stop a program: whatever they are, what they cannot take is dropped."""
 
 from __future__ import annotations
 

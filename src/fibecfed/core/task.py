@@ -22,7 +22,7 @@ class TracedLinear:
     Attributes:
         weight: name of W among the trainable tensors; W is (d_out, d_in).
         bias: name of the bias, or None where there is none or it is not trained.
-        input: x, shape (batch, token, d_in), or (batch, d_in) for a head on one vector an example.
+        input: x, shape (batch, token, d_in), or (batch, d_in) for a head on one vector per example.
         output: y, part of the graph of the losses, shape (batch, token, d_out) or (batch, d_out).
     """
 
@@ -72,9 +72,9 @@ class Task(Protocol):
 
     The module behind it is never left written, so that clients cannot leak into each other, and is used by one call at a time: other
     threads wait. Every method that takes
-    `params` refuses names other than the task's own, plus any of `adapted_weights`, which then replace the frozen ones, and plus any of
+    `params` rejects names other than the task's own, plus any of `adapted_weights`, which then replace the frozen ones, and plus any of
     them with `DELTA` behind, which are then added to the frozen ones.
-    Losses are in nat, one an example: whether they are summed or averaged is the caller's visible choice.
+    Losses are in nat, one per example: whether they are summed or averaged is the caller's visible choice.
     """
 
     @property
@@ -105,7 +105,7 @@ class Task(Protocol):
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
         """-log p(label given the text; params), float32 or better; with `targets` q in the batch, sum_c q_c (-log p(c)).
-        `embeddings` stand in for those of `input_ids`."""
+        `embeddings` replace those of `input_ids`."""
         ...
 
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:

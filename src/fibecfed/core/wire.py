@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 WIRE_VERSION = 1
-"""Written into every message; another number is refused."""
+"""Written into every message; another number is rejected."""
 
 Tensors = Mapping[str, Tensor]
 """A field that holds named tensors."""
@@ -47,7 +47,7 @@ def message(cls: type[M]) -> type[M]:
 
     >>> @message
     ... class Hello:
-    ...     '''A greeting.'''
+    ...     '''A handshake.'''
     ...     words: tuple[str, ...]
     ...     weight: Tensor
     >>> blob = encode(Hello(("good", "day"), torch.ones(2)))
@@ -222,7 +222,7 @@ def payload_bytes(value: Any, length: int | None = None) -> dict[str, int]:
     """Bytes of tensor data by field, and what the rest of the encoded message takes as `overhead`.
 
     Args:
-        length: bytes that travelled, where they are known already; else the message is encoded to count them.
+        length: bytes that were sent, where they are known already; else the message is encoded to count them.
     """
     sizes = {field: sum(tensor.nbytes for tensor in tensors.values()) for field, tensors in tensors_of(value).items()}
     sizes["overhead"] = (len(encode(value)) if length is None else length) - sum(sizes.values())

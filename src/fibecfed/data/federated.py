@@ -206,7 +206,7 @@ def made_up(
     texts = ["data " * length] * different
     labels = torch.arange(different) % len(label_names)
     split = TextSplit(texts, texts if options.pair_column is not None else None, labels, None)
-    dataset = TextDataset(split, split, tuple(label_names), options.pair_column is not None, None, "made up")
+    dataset = TextDataset(split, split, tuple(label_names), options.pair_column is not None, None, "synthetic")
     plain = options.model_copy(update={"max_train": None, "max_test": None, "validation_fraction": 0.0, "label_noise": 0.0})
     whole = federate(dataset, tokenizer, plain, clients=1, partition="iid", key=Key(0), prompt=prompt)
     held = {"train": torch.arange(each) % different}

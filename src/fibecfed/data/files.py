@@ -67,7 +67,7 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
 
 
 def check_columns(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse a table that lacks a column, or has it twice.
+    """Reject a table that lacks a column, or has it twice.
 
     Raises:
         UserError: naming the column, those that are there, and the nearest of them.

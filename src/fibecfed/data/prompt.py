@@ -52,7 +52,7 @@ class Prompt:
 
     Attributes:
         template: with `<mask>`, which stands last for a causal model.
-        words: one a class, in the order of the classes.
+        words: one per class, in the order of the classes.
         tokens: the vocabulary's entries for the words, with the leading space where the vocabulary has such.
         token_ids: their numbers.
         mask_id: the tokenizer's mask; None for a causal model, whose word comes after the last token.

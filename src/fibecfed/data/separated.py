@@ -49,7 +49,7 @@ def read_separated(source: str, text: str, wanted: Sequence[str], preferred: str
 
     The separator is the one that gives the header every wanted column, `preferred` before the others. Quotation marks enclose values, as
     CSV has it, where every row can be read so; they are parts of the texts where that loses rows (many tab-separated tables know no
-    quoting). A row that has more or fewer values than the header is refused.
+    quoting). A row that has more or fewer values than the header is rejected.
 
     Args:
         source: the file, for errors.
@@ -186,7 +186,7 @@ def _swallowed(source: str, text: str, separator: str, quoted: _Parsed) -> tuple
 
 @contextmanager
 def _no_limit() -> Iterator[None]:
-    """The csv module refuses values of more than 128 kB unless told otherwise."""
+    """The csv module rejects values of more than 128 kB by default."""
     before = csv.field_size_limit(sys.maxsize)
     try:
         yield

@@ -170,7 +170,7 @@ def _told(parts: Sequence[RawSplit]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the classes in order: `fixed` if given, else those found; whole numbers in numerical order, text in sorted order.
+    """Names of the classes in order: `fixed` if given, else those found; integers in numerical order, text in sorted order.
 
     Raises:
         UserError: fewer than two classes, or a name twice.
@@ -189,7 +189,7 @@ def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
-    """Labels become positions in `names`: by name, or as they are where they are whole numbers and the names are words."""
+    """Labels become positions in `names`: by name, or as they are where they are integers and the names are words."""
     number = {name: index for index, name in enumerate(names)}
     if all(isinstance(label, int) for label in raw.labels) and not any(name.lstrip("+-").isdecimal() for name in names):
         number = {str(index): index for index in range(len(names))}

@@ -26,7 +26,7 @@ class TextTask:
         hub: id of the data set on the Hugging Face hub; None where it is not there in a usable form.
         hub_config: its configuration, if it has several.
         hub_columns: its columns for the first text, the second text (None for single sentences) and the label. Labels there are
-            whole numbers or truth values in the order of `labels`, or the names themselves.
+            integers or truth values in the order of `labels`, or the names themselves.
         hub_splits: its splits that are used for training and for testing. Where the official test labels are hidden, the
             development set is the test set.
         package: the Python package that ships it, if one does.

@@ -19,7 +19,7 @@ class Columns:
     """Which columns of a file are read, and what becomes of rows without a text or a label.
 
     Attributes:
-        skip_empty: such rows are left out and counted, instead of refused.
+        skip_empty: such rows are left out and counted, instead of rejected.
     """
 
     text: str

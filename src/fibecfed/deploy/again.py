@@ -56,7 +56,7 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
     if (out / SUMMARY).is_file():
         return read_summary(out), True
     known = about(out)
-    load(out / CONFIG)  # a mistake in it is told here, before Flower is asked
+    load(out / CONFIG)  # a mistake in it is reported here, before Flower is asked
     app, connection = Path(known.get("app", "")), known.get("connection", "")
     if not connection:
         raise UserError(

@@ -32,7 +32,7 @@ from .check import data_sections, site_sections, states_kept
 
 ABOUT = "client.json"
 _ADVICE = (
-    "restore it from a backup, or remove it and start again with the client's --name: a run that is under way then refuses it until "
+    "restore it from a backup, or remove it and start again with the client's --name: a run that is under way then rejects it until "
     "`fibecfed resume`"
 )
 

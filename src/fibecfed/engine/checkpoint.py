@@ -197,7 +197,7 @@ class Checkpoints:
 
 
 class RunLock:
-    """Refuses a second process on the same run folder, as a context. The system lets go of the lock when its holder dies.
+    """Locks a run's folder against a second process, as a context. The system lets go of the lock when its holder dies.
 
     Raises:
         UserError: on entering, when another process holds the lock; with its id.

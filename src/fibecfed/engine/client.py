@@ -79,7 +79,7 @@ class Changed:
 
 
 def frame(message: bytes, work: Work) -> bytes:
-    """What travels up: the message, then the counts of the work."""
+    """What is sent up: the message, then the counts of the work."""
     steps = work.steps | CLOCKS.index(work.compute_clock) << _CLOCK
     return message + _WORK.pack(steps, work.examples, work.loss, work.compute_s)
 

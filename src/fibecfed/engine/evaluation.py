@@ -41,7 +41,7 @@ class Evaluator:
     Attributes:
         clients: those that are asked.
         test, validation: their slices together, for the global model.
-        batch_size: examples a forward pass.
+        batch_size: examples per forward pass.
         tolerance: what becomes of clients that fail; a quorum is not asked for.
         start: stream of the tensors at the start, given where the clients hold all examples and the server none: they then count for the
             global model too.

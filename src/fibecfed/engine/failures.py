@@ -59,7 +59,7 @@ class Standing:
 
     Attributes:
         num_samples: training examples that a client named in its first answer that was accepted.
-        refused: answers of a client that were refused since the last accepted one. Not answering does not count.
+        refused: answers of a client that were rejected since the last accepted one. Not answering does not count.
         excluded: clients that are not asked any more.
         counted: what a client counted on in its first answer to an evaluation that was accepted.
     """
@@ -74,8 +74,8 @@ class Standing:
 
         Args:
             accepted: the clients whose answers were accepted, with the number of examples that each named, if any.
-            refused: the clients whose answers were refused.
-            exclude_after: refused answers in a row that exclude a client; 0 = never.
+            refused: the clients whose answers were rejected.
+            exclude_after: consecutive rejected answers that exclude a client; 0 = never.
         """
         named = {client: count for client, count in accepted.items() if count is not None}
         in_a_row = {client: times for client, times in self.refused.items() if client not in accepted}

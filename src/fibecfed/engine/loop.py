@@ -29,7 +29,7 @@ REPEATS = (
 )
 STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
 USABLE = "The checkpoint before it stays usable"
-LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are refused"
+LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are rejected"
 
 
 class Kept(Protocol):
@@ -147,7 +147,7 @@ class _Exchange:
     """What came back from one cohort, by client.
 
     Attributes:
-        bytes_up: of every reply, refused ones too.
+        bytes_up: of every reply, rejected ones too.
         failures: reasons; `refused` are those of them that sent an answer, `repeats` those that would fail in the same way again.
     """
 

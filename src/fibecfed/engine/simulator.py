@@ -28,7 +28,7 @@ class Transport(Protocol):
         Args:
             requests: may make the bytes of each client when they are asked for; take a few at a time.
             timeout_s: a client that has not answered so many seconds later has failed. None: wait until each has answered or failed.
-            max_bytes: a longer reply need not be taken in; the loop refuses it in any case.
+            max_bytes: a longer reply need not be taken in; the loop rejects it in any case.
         """
         ...
 

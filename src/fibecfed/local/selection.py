@@ -181,7 +181,7 @@ def neuron_masks(options: NeuronOptions, params: Params, neurons: Neurons | None
 
 def _checked_scores(name: str, num_rows: int, neurons: Neurons | None) -> Tensor:
     if neurons is None or name not in neurons.rows:
-        raise ValueError(f"no Fisher information of {name}; expected one number a row, {num_rows} in all: run fisher_pass first")
+        raise ValueError(f"no Fisher information of {name}; expected one number per row, {num_rows} in all: run fisher_pass first")
     scores = _scores(name, neurons)
     if scores.shape != (num_rows,):
         raise ValueError(f"{name}: Fisher information of shape {tuple(scores.shape)} for {num_rows} rows; it belongs to another model")

@@ -99,12 +99,12 @@ def layer_sensitivity(
         max_examples: examples looked at, the first ones of `batches`; None = all.
 
     Returns:
-        One number a layer, float32, shape (L,), without unit; index 0 is the block next to the embeddings. Examples weigh the same however
-        they are batched.
+        One number per layer, float32, shape (L,), without unit; index 0 is the block next to the embeddings. Examples weigh the same
+        however they are batched.
 
     Raises:
         ValueError: no examples, `max_examples` below 1, an importance of another name, a batch without attention mask, or arguments that
-            `worst_noise` refuses.
+            `worst_noise` rejects.
     """
     if importance not in ("output", "increment"):
         raise ValueError(f'got importance = {importance!r}; expected "output" or "increment"')

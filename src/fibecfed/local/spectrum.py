@@ -1,7 +1,7 @@
 """Curvature of one client's loss, and the rules that read from it how many layers to aggregate globally.
 
 [S] (arXiv 2410.00131, abstract and published summaries) says only that the number of layers is chosen "losslessly". Both rules here are
-[C]: `layer_gap` looks at the Hessian with one dimension a layer, `plateau` at its whole spectrum. On LoRA the second is ill-posed (nearly
+[C]: `layer_gap` looks at the Hessian with one dimension per layer, `plateau` at its whole spectrum. On LoRA the second is ill-posed (nearly
 all spectral mass sits at eigenvalue 0, so that its answer hangs on rounding) and is kept for comparison.
 
 Every derivative is taken of the *mean* loss over one batch, in float32 or better. Give these functions `task.exact()`: the fused attention
@@ -103,7 +103,7 @@ def hessian_vector_product(task: Task, params: Params, batch: Batch, vector: Par
 
 
 def layer_curvature(task: Task, params: Params, batch: Batch) -> Float[Tensor, "layers layers"]:
-    """C(l, j) = u_l^T H u_j, the Hessian of the mean loss with one dimension a layer. [C]
+    """C(l, j) = u_l^T H u_j, the Hessian of the mean loss with one dimension per layer. [C]
 
     u_l is the gradient inside layer l, scaled to length 1, and zero elsewhere; where the gradient inside a layer is zero, so are its row
     and column. The head is in no layer. Costs L Hessian-vector products on one graph.
@@ -250,10 +250,10 @@ def plateau_ratio(
     """The share of spectral mass above the first threshold at which that share stands still. [C]
 
     mass(t) = mass on Ritz values strictly above t. t goes up from 0 in equal steps until mass(t) changed by less than `tolerance` in
-    `quiet_steps` steps in a row; the answer is mass(t) there. If mass(t) falls below half of mass(0) first, the step is halved and t starts
-    from 0 again. A step shorter than the smallest positive Ritz value over `quiet_steps` answers mass(0), so the search ends by itself;
-    after `max_halvings` halvings, when the step is far below rounding, the answer is mass(0) as well. So it lies between half of mass(0)
-    and mass(0).
+    `quiet_steps` consecutive steps; the answer is mass(t) there. If mass(t) falls below half of mass(0) first, the step is halved and t
+    starts from 0 again. A step shorter than the smallest positive Ritz value over `quiet_steps` answers mass(0), so the search ends by
+    itself; after `max_halvings` halvings, when the step is far below rounding, the answer is mass(0) as well. So it lies between half of
+    mass(0) and mass(0).
 
     On LoRA the answer hangs on the sign of a value that is 0 up to rounding: kept for comparison.
 

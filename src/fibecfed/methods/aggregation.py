@@ -152,7 +152,7 @@ class ServerYogi(_Adaptive):
 class Exact:
     """FedEx-LoRA (Singhal et al., ACL 2025, arXiv 2410.09432): W + scaling B A + residual is the mean of the clients' products.
 
-    A and B are the mean factors. The residual of a round is added to those of the rounds before it, and travels down beside the factors.
+    A and B are the mean factors. The residual of a round is added to those of the rounds before it, and is sent down beside the factors.
     Only maps whose A and B are both shared have one.
     """
 

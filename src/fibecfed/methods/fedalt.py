@@ -84,7 +84,7 @@ class FedAlt(Defaults):
         return trained_on(size, self.training, epochs=self.local_epochs)
 
     def summary(self, server: FedAltServer) -> Mapping[str, Any]:
-        """How many tensors travel."""
+        """How many tensors are sent."""
         return {"shared_tensors": len(server.shared)}
 
     def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:

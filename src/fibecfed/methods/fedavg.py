@@ -88,7 +88,7 @@ class FedAvg(Defaults):
 
     Attributes:
         trained: which tensors move at all; the others stay as they were at the start.
-        travels: which tensors are sent both ways; the others stay on each client, which begins with those of the start.
+        shared: which tensors are sent both ways; the others stay on each client, which begins with those of the start.
         curriculum: which examples a client trains on in a round.
         targets: what the loss compares with.
         aggregation: how the answers become the next shared model.
@@ -98,7 +98,7 @@ class FedAvg(Defaults):
     training: TrainingOptions
     num_rounds: int
     trained: Names = EVERYTHING
-    travels: Names = EVERYTHING
+    shared: Names = EVERYTHING
     curriculum: Curriculum = ALL_DATA
     targets: Targets = TRUE_LABELS
     aggregation: Aggregation = MEAN
@@ -110,7 +110,7 @@ class FedAvg(Defaults):
     @property
     def is_personal(self) -> bool:
         """Where something stays on the clients."""
-        return self.travels != EVERYTHING
+        return self.shared != EVERYTHING
 
     @property
     def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
@@ -122,24 +122,24 @@ class FedAvg(Defaults):
         return ServerModel(task.init_params(key), **self.aggregation.start(task))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
-        """What does not travel, as it is at the start."""
-        travelling = set(self.travels.of(task.names))
-        if travelling == set(task.names):
+        """What is not sent, as it is at the start."""
+        shared = set(self.shared.of(task.names))
+        if shared == set(task.names):
             return OwnTensors({})
-        return OwnTensors({name: value for name, value in task.init_params(key).items() if name not in travelling})
+        return OwnTensors({name: value for name, value in task.init_params(key).items() if name not in shared})
 
     def personalise(self, message: SharedModel, state: OwnTensors) -> Params:
         """The shared tensors, under its own; residuals beside the frozen weights."""
         return {**message.shared, **state.own, **deltas(message.residual)}
 
     def server_params(self, server: ServerModel) -> Params:
-        """The shared model; what does not travel is as at the start."""
-        return {**server.params, **deltas(self.aggregation.beside(server, self.travels.of(server.params)))}
+        """The shared model; what is not sent is as at the start."""
+        return {**server.params, **deltas(self.aggregation.beside(server, self.shared.of(server.params)))}
 
     def summary(self, server: ServerModel) -> Mapping[str, Any]:
-        """What travels; with exact aggregation also how large the residuals are."""
+        """What is sent; with exact aggregation also how large the residuals are."""
         ratio = {"residual_ratio": residual_ratio(server)} if server.maps else {}
-        return {"shared_tensors": len(self.travels.of(server.params)), **ratio}
+        return {"shared_tensors": len(self.shared.of(server.params)), **ratio}
 
     def load(self, size: int, now: Round, chance: float) -> Load:
         """The examples of the curriculum, and a pass over all of them where the targets ask for one."""
@@ -166,7 +166,7 @@ class FedAvg(Defaults):
         return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=trained, penalty=penalty)
 
     def _broadcast(self, server: ServerModel, now: Round) -> SharedModel:
-        shared = pick(server.params, self.travels.of(server.params))
+        shared = pick(server.params, self.shared.of(server.params))
         return SharedModel(shared, self.aggregation.beside(server, shared.keys()))
 
     def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
@@ -208,12 +208,12 @@ def build(options: MethodOptions, setting: Setting) -> FedAvg:
             return replace(
                 plain,
                 trained=Names(without=still),
-                travels=Names(without=(*still, *head)),
+                shared=Names(without=(*still, *head)),
                 aggregation=aggregation_of(name, options.server),
                 proximal=options.proximal if isinstance(options, FedProxOptions) else 0.0,
             )
         case LocalOptions():
-            return replace(plain, travels=NOTHING)
+            return replace(plain, shared=NOTHING)
         case VocOptions():
             return replace(plain, curriculum=Competence(options.start, options.share))
         case SlwOptions():
@@ -223,13 +223,13 @@ def build(options: MethodOptions, setting: Setting) -> FedAvg:
         case SelfEvolutionOptions():
             return replace(plain, targets=SelfEvolution(options.after, options.smoothing, options.weight))
         case FFALoraOptions():
-            return replace(plain, trained=Names(without=FROZEN_A.only), travels=Names(without=FROZEN_A.only))
+            return replace(plain, trained=Names(without=FROZEN_A.only), shared=Names(without=FROZEN_A.only))
         case FedExLoraOptions():
             return replace(plain, aggregation=Exact())
         case FedSALoraOptions():
-            return replace(plain, travels=Names(only=("lora_A",) if options.head == "personal" else ("lora_A", HEAD)))
+            return replace(plain, shared=Names(only=("lora_A",) if options.head == "personal" else ("lora_A", HEAD)))
         case FedPromptOptions():
-            return replace(plain, travels=Names(only=(ADAPTER,)))
+            return replace(plain, shared=Names(only=(ADAPTER,)))
         case MomdOptions():
             return replace(plain, training=training.model_copy(update={"optimizer": "sgd", "momentum": options.momentum}))
         case MomsAdamwOptions():

@@ -1,5 +1,5 @@
-"""FedPepTAO (Che et al., EMNLP 2023, arXiv 2310.15080): the better layers travel, and the server corrects its step for clients that drift.
-docs/methods/fedpeptao.md. [S] marks what the paper or its published code states, [C] what is chosen here.
+"""FedPepTAO (Che et al., EMNLP 2023, arXiv 2310.15080): better layers are averaged, and the server corrects its step for client
+drift. docs/methods/fedpeptao.md. [S] marks what the paper or its published code states, [C] what is chosen here.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class LocalLayersAndSteps:
 class FedPepTaoServer:
     """The server's state.
 
-    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: share of the layers that is to travel.
-    scores: of each layer. layers: those that travel.
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: share of the layers that is to be averaged.
+    scores: of each layer. layers: those that are averaged.
     difference: d of the round before. velocity: v. control: c. rounds: rounds of tuning that are over.
     """
 
@@ -89,7 +89,7 @@ class FedPepTao(Defaults):
     """The method of a configuration.
 
     Attributes:
-        rule: "share", or "plateau": how the share of the layers that travel is found.
+        rule: "share", or "plateau": how the share of the averaged layers is found.
         layers: that share, by the rule share.
         spectrum_clients: how many compute the spectrum, by the rule plateau.
         gradient: what the server's momentum is made of.
@@ -115,7 +115,7 @@ class FedPepTao(Defaults):
 
     @property
     def phases(self) -> tuple[Phase[FedPepTaoServer, OwnTensors, Any, Any], ...]:
-        """Every client scores the layers once [S]; then tuning. With the rule plateau some clients say before how many should travel."""
+        """Every client scores the layers once [S]; then tuning. With the rule plateau some clients first say how many to average."""
         rows: list[Phase[FedPepTaoServer, OwnTensors, Any, Any]] = []
         if self.rule == "plateau":
             row = ("spectrum", 1, self.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
@@ -146,7 +146,7 @@ class FedPepTao(Defaults):
         return {**state.own, **message.shared}
 
     def server_params(self, server: FedPepTaoServer) -> Params:
-        """The layers that travel and the head as the server holds them, the others as at the start."""
+        """The averaged layers and the head as the server holds them, the others as at the start."""
         return server.params
 
     def load(self, size: int, now: Round, chance: float) -> Load:
@@ -156,7 +156,7 @@ class FedPepTao(Defaults):
         return Load(passes=self.training.batch_size) if now.phase == "score" else trained_on(size, self.training)
 
     def summary(self, server: FedPepTaoServer) -> Mapping[str, Any]:
-        """The layers that travel, every layer's score, and the share that the curvature called for."""
+        """The averaged layers, every layer's score, and the share that the curvature called for."""
         return {
             "global_layers": list(server.layers),
             "num_layers": len(server.scores),
@@ -165,7 +165,7 @@ class FedPepTao(Defaults):
         }
 
     def outlook(self, server: FedPepTaoServer) -> Sequence[FedPepTaoServer]:
-        """How many layers travel is known by the rule share alone."""
+        """How many layers are averaged is known by the rule share alone."""
         most = len(server.scores)
         numbers = (1, most) if self.rule == "plateau" else (ceil_share(server.ratio, most),)
         return tuple(replace(server, layers=tuple(range(number))) for number in numbers)
@@ -175,7 +175,7 @@ class FedPepTao(Defaults):
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
         return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
-    # Which layers travel
+    # Which layers are averaged
 
     def _ratio(self, client: Client[OwnTensors], message: AskRatio, now: Round) -> Update[OwnTensors, Ratio]:
         return measured(client, client.state.own, "plateau", self.training)
@@ -204,7 +204,7 @@ class FedPepTao(Defaults):
         return Update(LocalLayersAndSteps(shared, len(client.data.train), result.steps), own, work_of(result))
 
     def _aggregate(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], now: Round) -> FedPepTaoServer:
-        """The corrected step for the layers that travel; the head takes the mean [C: the published model has none]."""
+        """The corrected step for the averaged layers; the head takes the mean [C: the published model has none]."""
         mean = mean_by_size(received)
         steps = {name: self._step(server, received, name, mean[name]) for name in _in_layers(server, mean)}
         return replace(
@@ -242,7 +242,7 @@ class FedPepTao(Defaults):
         return _Step(moved, update.to(moved), velocity.to(moved), control.to(moved))
 
     def _keep(self, server: FedPepTaoServer, received: Received[LocalLayersAndSteps]) -> ClientControl:
-        """c_k after the round, of the layers that travel."""
+        """c_k after the round, of the averaged layers."""
         names = _in_layers(server, received.message.shared)
         return ClientControl({name: self._client_control(server, received, name).to(server.params[name]) for name in names})
 

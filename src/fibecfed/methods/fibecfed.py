@@ -265,7 +265,7 @@ class FibecFed(Defaults):
         return GlobalLayers(server.layers, shared, self.aggregation.beside(server, shared.keys()))
 
     def _shared(self, server: Server) -> dict[str, Tensor]:
-        """The tensors that travel: those of the global layers, and the head's where it is shared."""
+        """The tensors that are sent: those of the global layers, and the head's where it is shared."""
         found = of_layers(server.params, server.tensor_layers, server.layers, head=self.shares_head)
         return {name: value for name, value in found.items() if name not in self.still.of(found)}
 

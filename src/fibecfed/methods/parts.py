@@ -2,7 +2,7 @@
 
 | part | kinds | decides |
 |---|---|---|
-| names | `Names` | which tensors are trained; which of them travel |
+| names | `Names` | which tensors are trained; which of them are sent |
 | curriculum | `AllData`, `Competence`, `GrowingLength`, `ShortFirst` | which examples a client trains on, cut to how many tokens |
 | targets | `TrueLabels`, `SelfEvolution` | what the loss compares with, and how much an example counts |
 | aggregation | those of aggregation.py | how the answers become the server's next model |

@@ -72,7 +72,7 @@ class SLora(Defaults):
     Attributes:
         sparse_rounds: rounds of stage 1, those of `tuning.num_rounds` are stage 2.
         tuning: stage 2.
-        key: draws which numbers stage 1 trains: public, so that values travel without their positions.
+        key: draws which numbers stage 1 trains: public, so that values are sent without their positions.
     """
 
     tuning: FedAvg

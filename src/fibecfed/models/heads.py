@@ -75,7 +75,7 @@ def _inner(module: nn.Module) -> nn.Module:
 
 
 def classifier_head(model: nn.Module, body: nn.Module) -> tuple[nn.Module, Pooling]:
-    """The head as a function of one hidden vector an example, and which vector that is.
+    """The head as a function of one hidden vector per example, and which vector that is.
 
     Raises:
         UnsupportedModel: a classifier of a kind that is not known here.

@@ -26,7 +26,7 @@ class LabelWords:
     class is predicted, are those of the classes' words. The head sees that one position only.
 
     Attributes:
-        token_ids: one a class, in the order of the classes, all different.
+        token_ids: one per class, in the order of the classes, all different.
         mask_id: the token in whose place a masked model predicts the word; None for a causal model, which predicts it after the last.
     """
 

@@ -91,7 +91,7 @@ def small_task(
         model = AutoModelForSequenceClassification.from_config(config)
     if adapter is None:
         return TransformerTask(add_lora(model, options, dropout=0.0, key=key))
-    # source prompts do not travel, so that any will do
+    # source prompts are not sent, so that any will do
     sources = torch.ones(4, adapter.num_tokens, hidden) if isinstance(adapter, MixedPromptAdapter) else None
     add_adapter(model, adapter, head="last" if options.head == "last" else "full", key=key, sources=sources)
     return TransformerTask(model)

@@ -76,7 +76,7 @@ def num_embeddings(config: PretrainedConfig | None) -> int | None:
 
 
 def refuse_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, published: str) -> None:
-    """Refuse tokens that the model has no embeddings for, as where they were added to its tokenizer alone.
+    """Reject tokens that the model has no embeddings for, as where they were added to its tokenizer alone.
 
     Raises:
         UserError: names the token, its number and the number of embeddings.

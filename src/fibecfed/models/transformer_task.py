@@ -38,7 +38,7 @@ class AdaptedModel:
 
     The task runs the body itself and applies the head to its hidden states, so that the scores of an example depend neither on the padding
     of its batch nor on the side it stands on. Both are tried when it is made, on one example of four tokens: a family whose own call
-    computes something else is refused.
+    computes something else is rejected.
 
     Args:
         model: as the objective's `model_class` loads it, with at least one parameter that requires a gradient.
@@ -271,7 +271,7 @@ class AdaptedModel:
     @one_at_a_time
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
-        """Refuse a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest.
+        """Reject a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest.
 
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """

@@ -1,4 +1,4 @@
-"""Whatever training will ask of a model is asked of it once before anything starts, on two short texts: what fails then is refused."""
+"""Whatever training will ask of a model is asked of it once before anything starts, on two short texts: what fails then is rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONGEST = 200
 
 @contextlib.contextmanager
 def refusing(published: str, family: str, what: str, use: str = "") -> Iterator[None]:
-    """Turns whatever a model's own code raises into a refusal of that model; memory that runs out stays what it is.
+    """Turns whatever a model's own code raises into a rejection of that model; memory that runs out stays what it is.
 
     Args:
         published: the model's name.

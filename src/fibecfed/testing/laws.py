@@ -114,7 +114,7 @@ def the_backbone_keeps_every_byte(subject: Subject) -> None:
     assert not any(module._forward_hooks for module in task.model.modules()), "a hook was left"
 
 
-def the_recorded_bytes_are_those_that_travelled(subject: Subject) -> None:
+def the_recorded_bytes_are_those_that_were_sent(subject: Subject) -> None:
     """By client and by field, both ways."""
     world, _, records = subject.finished
     for record in records:
@@ -243,7 +243,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     the_same_seed_gives_the_same_bits,
     the_order_in_which_clients_answer_changes_nothing,
     the_backbone_keeps_every_byte,
-    the_recorded_bytes_are_those_that_travelled,
+    the_recorded_bytes_are_those_that_were_sent,
     sizes_of_messages_do_not_depend_on_the_clock,
     the_server_knows_what_every_answer_must_look_like,
     on_the_server_only_what_was_sent_moves,

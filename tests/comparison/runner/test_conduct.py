@@ -1,4 +1,4 @@
-"""A whole comparison in one folder: made, gone on with, added to, refused."""
+"""A whole comparison in one folder: made, gone on with, added to, rejected."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert left == Left(refused=1) and re.search(r"0 made now in [^,]+, 0 of 1 run done, 1 refused; the report", text)
-    assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was refused" in text
+    assert left == Left(refused=1) and re.search(r"0 made now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
+    assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
     assert left.sentence("fibecfed compare x") == (
-        "1 run refused: change what the reasons above name, or remove these methods: the same command would refuse them again"
+        "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"
     )
     every = Left(failed=2, unusable=1).sentence("fibecfed compare x")
     assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")

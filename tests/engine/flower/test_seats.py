@@ -88,7 +88,7 @@ def test_a_silent_node_is_waited_for_once_while_the_others_work_or_for_a_tenth_o
         begun = clock.now
         replies = asked(transport, "0", "away")
         assert isinstance(replies["0"], bytes) and clock.now - begun <= most + transport_module.POLL_S
-        assert replies["away"] == Failure("client away is not connected (1 connected SuperNode has not answered a greeting)")
+        assert replies["away"] == Failure("client away is not connected (1 connected SuperNode has not answered a handshake)")
 
 
 def test_a_client_that_falls_silent_costs_one_timeout_and_is_asked_again_once_it_answers(tmp_path: Path, clock: Clock) -> None:

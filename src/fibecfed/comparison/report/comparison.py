@@ -200,7 +200,7 @@ def _plan(folder: Path, found: _Found) -> Plan:
 
 
 def _missing(folder: Path, found: _Found, runs: Sequence[tuple[str, str, int]]) -> list[str]:
-    """Which runs of the plan have no folder at all; those that have one but cannot be read are told apart."""
+    """Which runs of the plan have no folder at all; those that have one but cannot be read are reported elsewhere."""
     begun = {(place.task, place.method, place.seed) for place in found.places.values()} | set(runs)
     plan = _plan(folder, found)
     tasks = plan.tasks or sorted({task for task, _, _ in runs})

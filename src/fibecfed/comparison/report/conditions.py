@@ -23,7 +23,7 @@ _NAMES = {
 
 
 _SETTINGS = ("model", "federation", "training", "data")  # compared as these texts where a run's single settings are not known
-_MOST, _FEW = 6, 3  # names in a row, and where two rows stand beside each other
+_MOST, _FEW = 6, 3  # names in a list, and where two lists stand beside each other
 
 
 def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def _whose(runs: Sequence[Run], comparison: ComparisonResults) -> str:
 
 
 def short(names: Sequence[str], most: int = _MOST) -> str:
-    """Names in a row, of many the first.
+    """Names as a list, of many the first.
 
     >>> short(["a", "b", "c", "d"], 3), short(["a", "b", "c"], 3)
     ('a, b and 2 more', 'a, b, c')
@@ -119,12 +119,12 @@ def _shown(value: Any) -> str:
 
 
 def _sources(comparison: ComparisonResults) -> str:
-    """Which methods had source prompts from other tasks, and at what cost a run."""
+    """Which methods had source prompts from other tasks, and at what cost per run."""
     parts = []
     for method in sorted({run.method for run in comparison.runs if run.source_examples}):
         runs = [run for run in comparison.runs if run.method == method]
         seconds, examples = (sum(values) / len(runs) for values in zip(*((r.source_s, r.source_examples) for r in runs), strict=True))
-        cost = f"{duration(seconds)} and {examples:,.0f} examples a run, not in its bytes and times"
+        cost = f"{duration(seconds)} and {examples:,.0f} examples per run, not in its bytes and times"
         parts.append(f"{method}: source prompts on other tasks' data, {cost}")
     return "; ".join(parts)
 

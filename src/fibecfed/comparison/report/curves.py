@@ -1,4 +1,4 @@
-"""Score against modelled time, bytes and rounds: a line a method, and behind it from the lowest to the highest seed."""
+"""Score against modelled time, bytes and rounds: a line per method, and behind it from the lowest to the highest seed."""
 
 from __future__ import annotations
 

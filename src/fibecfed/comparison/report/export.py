@@ -1,4 +1,4 @@
-"""A comparison in one small file: a header, then a line a run. Its tables can be written anew from it, without the runs."""
+"""A comparison in one small file: a header, then a line per run. Its tables can be written anew from it, without the runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def to_lines(comparison: ComparisonResults, folder: Path) -> str:
     """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network.
 
     Args:
-        folder: of the comparison, as its problems call it; they are told without it, and without any other absolute path.
+        folder: of the comparison, as its problems call it; they are shown without it, and without any other absolute path.
     """
     told: list[dict[str, Any]] = []
     lines = []

@@ -135,7 +135,7 @@ def clients(standings: Standings, task: str) -> Figure | None:
 
 
 def ablations(standings: Standings) -> Figure | None:
-    """Difference of each variant to FibecFed on the same seeds: a small dot a seed, a large one for the mean."""
+    """Difference of each variant to FibecFed on the same seeds: a small dot per seed, a large one for the mean."""
     comparison = standings.comparison
     rows = []
     for task in comparison.tasks:

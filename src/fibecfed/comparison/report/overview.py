@@ -22,7 +22,7 @@ def all_tables(standings: Standings) -> list[Table]:
 
 
 def methods(standings: Standings) -> Table:
-    """One row a method: rank, scores, targets, bytes, steps."""
+    """One row per method: rank, scores, targets, bytes, steps."""
     races, ranks = standings.counted, standings.ranks
     measured = ("personalised", "global", "bytes", "steps", "trainable")
     mean = {name: {method: standings.mean(method, name) for method in ranks} for name in measured}
@@ -56,7 +56,7 @@ def methods(standings: Standings) -> Table:
 
 
 def targets(standings: Standings) -> Table:
-    """One row a task: where its target comes from, who reaches it first."""
+    """One row per task: where its target comes from, who reaches it first."""
     fixed = standings.comparison.fixed_targets
     first = {task: standings.first(task) for task in standings.targets}
 

@@ -14,7 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 24, 38
 
 
 def selections(standings: Standings) -> list[tuple[str, list[Figure]]]:
-    """A heading and a figure a task each, of its run with the lowest seed; without those about which a run recorded nothing."""
+    """A heading and a figure per task, of its run with the lowest seed; without those about which a run recorded nothing."""
     runs = {task: found[0] for task in standings.comparison.tasks if (found := standings.comparison.of(task, OURS))}
     kinds = {
         "Importance of each layer; filled layers are averaged over clients, hatched ones stay on them": _importance,

@@ -28,7 +28,7 @@ SLACK = 10.0**-DIGITS
 DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
 ALONE = "local"
-"""The method that does not federate; it still answers, with a few bytes a round, and is no measure of few bytes."""
+"""The method that does not federate; it still answers, with a few bytes per round, and is no measure of few bytes."""
 MEASURES: Mapping[str, Callable[[Run], float]] = {
     "personalised": lambda run: run.last.personalised,
     "global": lambda run: run.last.server,

@@ -151,7 +151,7 @@ def _left_out(standings: Standings) -> list[str]:
 
 
 def defeats(standings: Standings) -> list[str]:
-    """Where FibecFed loses, a sentence a kind of loss: scores, time to the target, bytes; empty without FibecFed or others."""
+    """Where FibecFed loses, a sentence per kind of loss: scores, time to the target, bytes; empty without FibecFed or others."""
     here = standings.of_ours
     if OURS not in here.ranks or len(here.ranks) < 2:
         return []

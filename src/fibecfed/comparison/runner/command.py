@@ -40,8 +40,8 @@ class Left:
         """
         parts = []
         if self.refused:
-            way_out = "change what the reasons above name, or remove these methods: the same command would refuse them again"
-            parts.append(f"{count(self.refused, 'run')} refused: {way_out}")
+            way_out = "change what the reasons above name, or remove these methods: the same command would reject them again"
+            parts.append(f"{count(self.refused, 'run')} rejected: {way_out}")
         if self.unusable:
             parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: do what is said above, then: {again}")
         if self.failed:
@@ -87,7 +87,7 @@ def _as_user_error(out: Path) -> Iterator[None]:
 
 
 def show_results(console: Console, results: Results, out: Path, seconds: float) -> None:
-    """The report, which says why runs failed or were refused, then what it does not know of, and how many there are of each."""
+    """The report, which says why runs failed or were rejected, then what it does not know of, and how many there are of each."""
     try:
         found = read_report(out)
         show(found, console)
@@ -96,7 +96,7 @@ def show_results(console: Console, results: Results, out: Path, seconds: float) 
         _print(console, str(error))
     for one, reason in results.unusable.items():
         _print(console, f"{one.name}: {reason}")
-    kinds = {"failed": results.failed, "refused": results.refused, "whose folder cannot be used": results.unusable}
+    kinds = {"failed": results.failed, "rejected": results.refused, "whose folder cannot be used": results.unusable}
     of = len(results.done) + sum(map(len, kinds.values()))
     left = "".join(f", {len(jobs)} {name}" for name, jobs in kinds.items() if jobs)
     made = f"{results.new} made now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"

@@ -47,9 +47,9 @@ class Results:
     Attributes:
         done: summaries of the runs, those finished before included.
         failed: those that stopped, with the reason; the same command tries them again.
-        refused: those whose configuration cannot be run, with the reason; the same command would refuse them again.
+        refused: those whose configuration cannot be run, with the reason; the same command would reject them again.
         unusable: those whose folder cannot be used, with the reason and what to do.
-        new: how many runs and trials were made now, the refused ones left out.
+        new: how many runs and trials were made now, the rejected ones left out.
     """
 
     done: Mapping[Job, dict[str, Any]]
@@ -211,7 +211,7 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
 
 
 def _tune(comparison: Comparison, out: Path, maker: _Maker) -> tuple[dict[str, Tuned], dict[str, tuple[str, bool]], int]:
-    """Rates of every kind of method, why some have none and whether a trial was refused, and how many trials were made now."""
+    """Rates of every kind of method, why some have none and whether a trial was rejected, and how many trials were made now."""
     kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
     held = read_tuning(out)
     tuned = {kind: row for kind, row in held.items() if row.trials}
@@ -226,7 +226,7 @@ def _tune(comparison: Comparison, out: Path, maker: _Maker) -> tuple[dict[str, T
         reasons = unusable | {one: o.reason for one, o in outcomes.items() if o.summary is None and o.why != "diverged"}
         for one, reason in reasons.items():
             refused = one in outcomes and outcomes[one].why == "refused"
-            how = "was refused" if refused else "failed"
+            how = "was rejected" if refused else "failed"
             problems.setdefault(one.method, (f"no rate was chosen, because the trial {one.name} {how}: {reason}", refused))
         steps = {kind: tried for kind, tried in steps.items() if kind not in problems}
         if extension or not comparison.tuning.extend:

@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Watcher(Protocol):
-    """Who is told about the jobs."""
+    """Callbacks about the jobs."""
 
     def started(self, one: Job) -> None: ...
     def round(self, one: Job, done: int, of: int, score: float | None = None) -> None: ...

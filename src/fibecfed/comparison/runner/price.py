@@ -3,9 +3,9 @@
 Bytes, and parameters of adapter and head, are found out, not looked up: each method's messages are made and encoded with six small random
 models of the same family (hidden sizes 64, 256 and 512, 2 and 4 layers). They are linear in the number of layers and quadratic in the
 hidden size, which six points determine; the digits in the messages' headers are not, which leaves less than 1 % of doubt. Steps come from
-each run's own schedule. Time and memory are estimates [C]: 4 operations a token and value of the blocks for forward and backward (frozen
-weights need no gradient of their own), 2 for forward alone; every text as long as it may be; weights in 2 bytes; activations as in
-Korthikanti et al. 2023, "Reducing Activation Recomputation in Large Transformer Models", equation 1.
+each run's own schedule. Time and memory are estimates [C]: 4 operations per token and parameter of the blocks for forward and
+backward (frozen weights need no gradient of their own), 2 for forward alone; every text as long as it may be; weights in 2 bytes;
+activations as in Korthikanti et al. 2023, "Reducing Activation Recomputation in Large Transformer Models", equation 1.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def price(comparison: Comparison, method: str, shape: Shape) -> Price:
 
 
 def _of_run(prepared: Prepared, sized: _Sized, shape: Shape, speed: float) -> tuple[float, float, float, float]:
-    """Bytes, steps, operations, and seconds at `speed` operations a second, of one run."""
+    """Bytes, steps, operations, and seconds at `speed` operations per second, of one run."""
     config, network = prepared.inputs.config, Network()
     effort, length = plan_effort(prepared), max_length(prepared.inputs.config)
     trained = 4.0 * shape.block_values * length * (effort.steps * config.training.batch_size + effort.passes)

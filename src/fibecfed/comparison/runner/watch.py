@@ -17,7 +17,7 @@ from .pool import Outcome
 
 
 class Watch:
-    """Shows what the workers do; a context, and the watcher that a `Pool` tells."""
+    """Shows what the workers do; a context, and the `Watcher` of a `Pool`."""
 
     def __init__(self, console: Console, clock: Clock, workers: int) -> None:
         self._console = console
@@ -63,8 +63,8 @@ class Watch:
         self._scores.pop(one, None)
         self._ended += 1
         if outcome.summary is None:
-            # why it was refused stands in the report below, for each of its kind
-            how = "refused" if outcome.why == "refused" else f"failed: {outcome.reason}"
+            # why it was rejected stands in the report below, for each of its kind
+            how = "rejected" if outcome.why == "refused" else f"failed: {outcome.reason}"
         else:
             how = f"personalised {percent(outcome.summary['scores']['pooled_personalised'])}, {duration(time.monotonic() - began)}"
         self._line(f"{one.name}: {how}")

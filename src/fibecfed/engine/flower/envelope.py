@@ -1,4 +1,4 @@
-"""What travels between a server and a resident client: the method's message, and around it whom, which run, which round it is for."""
+"""What is sent between a server and a resident client: the method's message, and around it whom, which run, which round it is for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Reply:
         status: "done", "failed" (it tried) or "refused" (the request is not for it, or it has another configuration).
         reason: a sentence, where it is not done.
         action, run, client, number: of the request that is answered.
-        payload: uint8; where it is done, what the action asks for; where it is refused, the client's configuration as JSON.
+        payload: uint8; where it is done, what the action asks for; where it is rejected, the client's configuration as JSON.
     """
 
     status: str
@@ -64,7 +64,7 @@ class Hello:
 
     Attributes:
         name: its stable name.
-        identity: drawn once for its folder, so that two machines of one name are told apart.
+        identity: drawn once for its folder, to distinguish two machines of one name.
         config: what it has in common with the server, as JSON.
         initial: checksum of its trainable tensors at the start.
         versions: of what computes its numbers, as JSON.

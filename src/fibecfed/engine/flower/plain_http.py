@@ -1,4 +1,4 @@
-"""Refuses to work behind Flower processes that send in plain HTTP beyond this machine, unless this machine's user allowed that by name."""
+"""Stops behind Flower processes that send in plain HTTP beyond this machine, unless this machine's user allowed that by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refuse_plain_http(settings: Mapping[str, Any], how: str) -> None:
         if found is not None:
             program, address = found
             raise ValueError(
-                f"{program} runs with --insecure on {address}: everything would travel in plain HTTP. Give it certificates "
+                f"{program} runs with --insecure on {address}: everything would be sent in plain HTTP. Give it certificates "
                 f"(docs/deploy.md), or, if another layer encrypts, {how}"
             )
 

@@ -115,7 +115,7 @@ class Post:
         except WireError:
             return blob
         if reply.status == "refused" and (table := table_of(payload.decode(errors="replace"))):
-            return Failure(f"refused, since it has another configuration: {disagreements(self.config, table)}")
+            return Failure(f"rejected, since it has another configuration: {disagreements(self.config, table)}")
         if reply.status != "done":
             return Failure(f"{reply.status}: {reply.reason}"[:_LONGEST_REASON])
         told = (reply.action, reply.run, reply.client, reply.number)

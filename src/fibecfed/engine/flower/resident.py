@@ -47,7 +47,7 @@ class Resident:
         config: what it must have in common with the server.
         folder: for its states and adapters, one folder in it for each run.
         keep_states: how many states of a run are kept.
-        say: is told in a sentence what happens; nothing in it can steer a terminal, although the server chose parts of it.
+        say: called with a sentence about what happens; nothing in it can steer a terminal, although the server chose parts of it.
     """
 
     name: ClientId

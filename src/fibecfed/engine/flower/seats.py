@@ -1,4 +1,4 @@
-"""Which client is behind which SuperNode: greets in the background, so that one that never answers costs the others no time."""
+"""Which client is behind which SuperNode: handshakes run in the background, so that one that never answers costs the others no time."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .post import Letter, Post
 from .resident import Start
 
 HELLO_S = 60.0
-"""How long a greeting may be under way."""
+"""Time limit of a handshake."""
 
 REST_S = 2.0
-"""A SuperNode whose client could not be reached, or was refused, is greeted again after this time at the earliest."""
+"""A handshake with a SuperNode whose client could not be reached, or was rejected, is repeated after this time at the earliest."""
 
 LONGEST_REST_S = 900.0
-"""A SuperNode that does not answer at all is greeted less and less often, and at last after such a pause."""
+"""Handshakes with a SuperNode that does not answer at all become less and less frequent, up to such a pause."""
 
 START_S = 600.0
-"""How long initial tensors may be under way."""
+"""Time limit for a client to take initial tensors."""
 
 _NO_ROUND = Round("", 0, 0, 0)
 
@@ -46,14 +46,14 @@ class Seat:
 
 
 class Seats:
-    """Who is where. Every SuperNode is greeted whose client is not known, or has failed since: another may be there now.
+    """Who is where. Every SuperNode gets a handshake whose client is not known, or has failed since: another may be there now.
 
-    Nothing here waits. Greetings, and initial tensors for those whose own draws gave others, stay under way from one exchange to the next;
-    whoever waits for them is told by `is_expecting` whether that is worth while, and says with `stop_waiting` that it was enough: who has
+    Nothing here waits. Handshakes, and initial tensors for those whose own draws gave others, stay under way from one exchange to the next;
+    whoever waits for them asks `is_expecting` whether that is worth while, and says with `stop_waiting` that it was enough: who has
     not answered by then is seated when it does, but is not waited for again.
 
     Attributes:
-        at: the round that the server is at; a greeting tells it, and clients forget states of rounds that a resumed run has not reached.
+        at: the round that the server is at; a handshake carries it, and clients forget states of rounds that a resumed run has not reached.
         strangers: SuperNodes whose client cannot take part, with the reason.
         notes: bytes of initial tensors that clients had to be sent.
     """
@@ -67,10 +67,10 @@ class Seats:
         self._say = say
         self._seats: dict[ClientId, Seat] = {}
         self._open: dict[str, Letter] = {}
-        self._rested: dict[int, float] = {}  # when a SuperNode may be greeted again
-        self._unanswered: dict[int, int] = {}  # greetings in a row without an answer
+        self._rested: dict[int, float] = {}  # when a handshake may be repeated
+        self._unanswered: dict[int, int] = {}  # consecutive handshakes without an answer
         self._given_up: set[int] = set()  # SuperNodes that are not waited for
-        self._late: dict[ClientId, str] = {}  # what clients did not do in time that have not answered a greeting since
+        self._late: dict[ClientId, str] = {}  # what clients did not do in time that have not answered a handshake since
         self._doors: dict[int, ClientId] = {}  # who was last behind each SuperNode
         self._known: dict[ClientId, str] = {}  # the identity that each name had first
         self._initial: Params = {}
@@ -100,11 +100,11 @@ class Seats:
         reasons = list(self.strangers.values())
         silent = len({letter.node for letter in self._open.values()} | self._unanswered.keys() - self.strangers.keys())
         if silent:
-            reasons.append(f"{silent} connected {'SuperNode has' if silent == 1 else 'SuperNodes have'} not answered a greeting")
+            reasons.append(f"{silent} connected {'SuperNode has' if silent == 1 else 'SuperNodes have'} not answered a handshake")
         return Failure(f"client {client} is not connected" + (f" ({'; '.join(reasons)})" if reasons else ""))
 
     def lose(self, client: ClientId, node: int, late: str | None = None) -> None:
-        """Do not ask a client behind `node` again until it has answered a greeting.
+        """Do not ask a client behind `node` again until it has answered a handshake.
 
         Args:
             late: what it did not do in time; it may be at work still, and is not waited for. None: it failed.
@@ -118,7 +118,7 @@ class Seats:
             self._given_up.add(node)
             self._late[client] = late
 
-    # ---- greetings
+    # ---- handshakes
 
     def under_way(self) -> Collection[str]:
         """Numbers of the messages whose replies are for `take`; those whose time is over are given up here."""
@@ -134,7 +134,7 @@ class Seats:
         self._given_up.update(letter.node for letter in self._open.values())
 
     def greet(self) -> None:
-        """Send a greeting to every connected SuperNode that needs one."""
+        """Start a handshake with every connected SuperNode that needs one."""
         now, nodes = time.monotonic(), self._post.nodes()
         self._forget_all_but(nodes)
         self._expire(now)
@@ -178,7 +178,7 @@ class Seats:
                 self._open[letter.number] = letter
 
     def _judge(self, node: int, problem: str | None) -> None:
-        """A SuperNode answered; `problem`: why its client cannot take part, which is told once."""
+        """A SuperNode answered; `problem`: why its client cannot take part, which is reported once."""
         before = self.strangers.pop(node, None)
         if problem is None:
             self._given_up.discard(node)
@@ -214,14 +214,14 @@ class Seats:
         self._given_up &= nodes
 
     def _introduced(self, node: int, blob: bytes) -> str | None:
-        """Seat a client that answered a greeting; or why it cannot take part."""
+        """Seat a client that answered a handshake; or why it cannot take part."""
         try:
             reply = decode(Reply, blob)
             hello = decode(Hello, unpacked(reply.payload)) if reply.status == "done" else None
         except WireError as error:
-            return f"a SuperNode's client did not answer a greeting with one: {error}"
+            return f"a SuperNode's client did not answer a handshake with one: {error}"
         if hello is None:
-            return f"client {reply.client[:80]} refused: {reply.reason}"
+            return f"client {reply.client[:80]} rejected: {reply.reason}"
         if not re.fullmatch(CLIENT_NAME, hello.name):
             return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
         differing = disagreements(self._post.config, table_of(hello.config))

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MAX_BYTES = 2**31
-"""Longest request or answer; a length beyond it is refused before anything is read."""
+"""Longest request or answer; a length beyond it is rejected before anything is read."""
 
 STALL_S = 10.0
-"""How long either side waits for the other to begin or to go on with a message; both are on one machine."""
+"""How long either side waits for the other to begin or to continue a message; both are on one machine."""
 
 _LENGTH = 8
 _PIECE = 2**20
@@ -159,7 +159,7 @@ def _remove_stale(path: Path) -> None:
 def serve(server: socket.socket, answer: Callable[[bytes], bytes], say: Callable[[str], None], max_bytes: int = MAX_BYTES) -> None:
     """Answer one connection after the other until interrupted: one job at a time, the others wait in line.
 
-    Whatever a relay does (it sends nothing, too much, or dies while its job is done) is told to `say`, and the next one is served.
+    Whatever a relay does (it sends nothing, too much, or dies while its job is done) is reported to `say`, and the next one is served.
     """
     while True:
         connection, _ = server.accept()

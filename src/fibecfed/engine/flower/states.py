@@ -21,7 +21,7 @@ class RoundStates:
     Args:
         folder: made when there is something to keep.
         keep: states that are kept, the newest ones.
-        kind: message class of a state, which a damaged file is told by; None: not looked at.
+        kind: message class of a state, which a damaged file does not have; None: not looked at.
     """
 
     def __init__(self, folder: Path, keep: int, kind: type[Any] | None = None) -> None:

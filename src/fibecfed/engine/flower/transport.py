@@ -30,15 +30,15 @@ GREETING_SHARE = 0.1
 class FlowerTransport:
     """Clients by their stable names, wherever Flower says they are now. Implements `engine.simulator.Transport`.
 
-    A client is greeted before it is first asked, and again after each failure: what sits behind a SuperNode may have changed. Clients that
-    are there are asked at once; the others are greeted meanwhile (see `seats`), and asked as soon as they have answered, if that is within
-    `GREETING_SHARE` of the time and within `seats.HELLO_S`.
+    There is a handshake with a client before it is first asked, and after each failure: what is behind a SuperNode may have changed.
+    Clients that are there are asked at once; the others get a handshake meanwhile (see `seats`), and are asked as soon as they have
+    answered it, if that is within `GREETING_SHARE` of the time and within `seats.HELLO_S`.
 
     Args:
         run: 16 hexadecimal digits, the same over all resumptions.
         config: the configuration's keys and values that a client must share.
         completed: rounds completed before.
-        say: is told in a sentence what the user should know.
+        say: called with a sentence that the user should know.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class FlowerTransport:
         """The ids of the federation's clients, sorted: `names` if given, else those of the first `clients` that introduce themselves.
 
         Args:
-            names: all of them are waited for; after `wait_s` one is enough, and the others may come later. Who is missing is told once.
+            names: all of them are waited for; after `wait_s` one is enough, and the others may come later. Who is missing is reported once.
 
         Raises:
-            RunFailed: too few; with what was said to those that were refused.
+            RunFailed: too few; with what was said to those that were rejected.
         """
         begun = time.monotonic()
         told = False
@@ -71,7 +71,7 @@ class FlowerTransport:
                 self._seats.stop_waiting()
                 return tuple(here[:clients])
             if late:
-                refused = "".join(f". Refused: {reason}" for reason in self._seats.strangers.values())
+                refused = "".join(f". Rejected: {reason}" for reason in self._seats.strangers.values())
                 raise RunFailed(
                     printable(f"after {wait_s:g} s {len(here)} of {clients} clients are here ({', '.join(here) or 'none'}){refused}")
                 )
@@ -92,9 +92,9 @@ class FlowerTransport:
         timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """Each reply as it comes, and a `Failure` for each client that is not connected, refuses, fails, or is late.
+        """Each reply as it comes, and a `Failure` for each client that is not connected, rejects, fails, or is late.
 
-        Bytes that are no reply of ours are handed on as they are, for the loop to refuse and to count.
+        Bytes that are no reply of ours are handed on as they are, for the loop to reject and to count.
 
         Args:
             timeout_s: for the whole exchange; an answer that comes later is never read.
@@ -124,10 +124,10 @@ class FlowerTransport:
     def _ask(
         self, action: str, now: Round, blobs: Mapping[ClientId, bytes], timeout_s: float
     ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """The payload of each client's reply. One that fails or is late is greeted before it is asked again."""
+        """The payload of each client's reply. One that fails or is late gets a handshake before it is asked again."""
         end = time.monotonic() + timeout_s
         self._seats.greet()
-        list(self._fetch({}))  # greetings that were answered since the last exchange
+        list(self._fetch({}))  # handshakes that were answered since the last exchange
         share = GREETING_SHARE if any(self._seats.node_of(client) is not None for client in blobs) else 1.0
         patience = time.monotonic() + min(seats.HELLO_S, share * (end - time.monotonic()))
         waiting, asked = dict.fromkeys(blobs), dict[str, Letter]()
@@ -172,7 +172,7 @@ class FlowerTransport:
                 asked[letter.number] = letter
 
     def _fetch(self, asked: dict[str, Letter]) -> Iterator[tuple[Letter, bytes | Failure]]:
-        """Answers that have come to those of `asked`, which are taken out of it; answers to greetings go to where they belong."""
+        """Answers that have come to those of `asked`, which are taken out of it; answers to handshakes go to where they belong."""
         for number, reply in self._post.arrived({*asked, *self._seats.under_way()}):
             if number in asked:
                 yield asked.pop(number), reply
