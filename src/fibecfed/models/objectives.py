@@ -62,7 +62,7 @@ class Objective(Protocol):
         ...
 
     def some_labels(self, input_ids: Tensor) -> Tensor:
-        """Labels for made-up texts."""
+        """Labels for synthetic texts."""
         ...
 
 

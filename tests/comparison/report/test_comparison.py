@@ -79,7 +79,9 @@ def test_what_was_trained_beforehand_on_other_tasks_stands_apart(folder: Path):
     found = read_comparison(folder)
     plain, other = found.of("cola", "lora")[0], found.of("cola", "voc")[0]
     assert (other.source_s, other.source_examples, plain.source_s, plain.source_examples) == (42.0, 1000, 0.0, 0)
-    assert dict(conditions(found))["Trained beforehand"].startswith("voc: source prompts on other tasks' data, 10 s and 250 examples per run")
+    assert dict(conditions(found))["Trained beforehand"].startswith(
+        "voc: source prompts on other tasks' data, 10 s and 250 examples per run"
+    )
 
 
 def test_what_was_selected_is_read_from_notes_and_summary(folder: Path):
