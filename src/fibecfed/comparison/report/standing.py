@@ -154,7 +154,7 @@ class Standings:
     """A comparison with what was worked out from it once.
 
     Attributes:
-        frame: a row a run: task, method, seed, `MEASURES`, and whether it is an ablation.
+        frame: a row per run: task, method, seed, `MEASURES`, and whether it is an ablation.
         ranks: ranked methods, best first.
         targets: of every task with a ranked method.
     """
