@@ -79,7 +79,7 @@ def test_a_clients_card_quotes_its_own_score_and_nobody_elses():
     others = {"secret-name": {"test_examples": 9, "accuracy": 0.1, "majority": 0.9}}
     text = card(summary={**SUMMARY, "client": own, "clients": others})
     assert "| this adapter, on this client's 37 test examples | 45.9 % | 66.0 % |" in text and "secret-name" not in text
-    assert "no better than always answering the most frequent class" in text
+    assert "no better than always predicting the most frequent class" in text
     fine = card(summary={**SUMMARY, "client": {**own, "accuracy": 0.7}})
     assert "70.0 %" in fine and "no better" not in fine
     whole = card(Adapter(None), summary={**SUMMARY, "clients": others})
@@ -88,7 +88,7 @@ def test_a_clients_card_quotes_its_own_score_and_nobody_elses():
 
 def test_a_score_below_the_most_frequent_class_is_said_plainly():
     text = card(summary={**SUMMARY, "saved": {**SAVED, "global": 0.6}})
-    assert "The global score (60.0 %) is below what always answering the most frequent class gives (61.0 %)." in text
+    assert "The global score (60.0 %) is below what always predicting the most frequent class gives (61.0 %)." in text
     assert "below" not in card()
 
 

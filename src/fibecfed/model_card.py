@@ -129,7 +129,7 @@ def _scores(adapter: Adapter, summary: Mapping[str, Any]) -> str:
     head, *body = [f"| {name} | {_cell(score)} | {_cell(simple)} |" for name, score, simple in rows]
     notes = remarks({**summary, "clients": {}})  # other clients are nobody's business
     if adapter.client is not None and _no_better(own):
-        notes.insert(0, "On this client's test examples the adapter is no better than always answering the most frequent class.")
+        notes.insert(0, "On this client's test examples the adapter is no better than always predicting the most frequent class.")
     return "\n".join([head, "|---|---|---|", *body, *(["", " ".join(notes)] if notes else [])])
 
 

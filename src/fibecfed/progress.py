@@ -190,7 +190,7 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     best = scores.get("best_by_validation")
     table = Table("", "personalised", "global", "worst decile", box=None, pad_edge=False)
     if scores.get("majority") is not None:  # not in summaries of version 0.1
-        table.add_row("most frequent class", percent(scores["own_majority"]), percent(scores["majority"]), percent(None))
+        table.add_row("majority class", percent(scores["own_majority"]), percent(scores["majority"]), percent(None))
     rows = {"untrained": scores.get("untrained"), "last round": scores}
     if best is not None:
         rows[f"best by validation (round {best['rounds']})"] = best

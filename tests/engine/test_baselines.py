@@ -31,11 +31,11 @@ def test_scores_above_what_needs_no_text_are_not_remarked_on():
     [
         (
             {"pooled_personalised": 0.639},
-            "personalised score (63.9 %) is below what always answering each client's own most frequent class",
+            "personalised score (63.9 %) is below what always predicting each client's own most frequent class",
         ),
-        ({"pooled_personalised": 0.65}, "The personalised score (65.0 %) only equals what always answering each client's own"),
-        ({"global": 0.588}, "The global score (58.8 %) is below what always answering the most frequent class gives (60.0 %)."),
-        ({"own_majority": None, "pooled_personalised": 0.59}, "below what always answering the most frequent class gives (60.0 %)"),
+        ({"pooled_personalised": 0.65}, "The personalised score (65.0 %) only equals what always predicting each client's own"),
+        ({"global": 0.588}, "The global score (58.8 %) is below what always predicting the most frequent class gives (60.0 %)."),
+        ({"own_majority": None, "pooled_personalised": 0.59}, "below what always predicting the most frequent class gives (60.0 %)"),
     ],
 )
 def test_a_score_that_needs_no_text_is_said_plainly_with_what_to_try(saved: dict[str, Any], sentence: str):

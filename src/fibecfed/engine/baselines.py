@@ -20,7 +20,7 @@ _NAMED = 5
 
 
 def majority(confusion: Confusion) -> float:
-    """Accuracy of always answering the most frequent class of the counted examples; NaN where there are none."""
+    """Accuracy of always predicting the most frequent class of the counted examples; NaN where there are none."""
     by_class = [sum(row) for row in confusion]
     return max(by_class) / sum(by_class) if any(by_class) else math.nan
 
@@ -64,7 +64,7 @@ def _no_better(saved: Mapping[str, Any]) -> list[str]:
     ):
         if score is not None and simple is not None and score <= simple and score < 1:
             than = "only equals" if score == simple else "is below"
-            lines.append(f"The {name} score ({percent(score)}) {than} what always answering {what} gives ({percent(simple)}).")
+            lines.append(f"The {name} score ({percent(score)}) {than} what always predicting {what} gives ({percent(simple)}).")
     if lines:
         lines.append("Try another training.learning_rate, more federation.rounds, or a larger data.max_length if texts are cut.")
     return lines

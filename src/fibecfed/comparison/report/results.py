@@ -56,7 +56,7 @@ class Run:
 
     Attributes:
         method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
-        majority: accuracy of always answering the largest class of the test set; NaN without one.
+        majority: accuracy of always predicting the largest class of the test set; NaN without one.
         prior: pooled accuracy of each client answering the largest class of its own training examples, whatever the text; NaN where it is
             not known how the examples were spread.
         metric, metric_personalised: the task's own metric where it is not accuracy.
