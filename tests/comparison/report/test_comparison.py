@@ -258,7 +258,9 @@ def test_broken_tuning_is_told_and_the_rest_reported(folder: Path, text: str, wh
 ROW = {"tried": [{"rate": 0.0005, "score": 0.81}], "chosen": 0.0005, "source": "a paper"}
 
 
-@pytest.mark.parametrize("row", [3, {"tried": 3, "chosen": 1.0}, {"tried": [3], "chosen": 1.0}, {**ROW, "chosen": "x"}])
+@pytest.mark.parametrize(
+    "row", [3, {"tried": 3, "chosen": 1.0}, {"tried": [3], "chosen": 1.0}, {**ROW, "chosen": "x"}, {**ROW, "rates": 3}]
+)
 def test_a_row_of_tuning_that_tells_nothing_is_told(folder: Path, row: Any):
     (folder / "tuning.json").write_text(json.dumps({"lora": row, "voc": ROW}))
     found = read_comparison(folder)

@@ -14,6 +14,7 @@ from fibecfed.comparison.report import overview, tables
 from fibecfed.comparison.report.comparison import read_comparison, write_report
 from fibecfed.comparison.report.conditions import conditions
 from fibecfed.comparison.report.export import from_lines, section, to_lines
+from fibecfed.comparison.report.recorded import TuningRow
 from fibecfed.comparison.report.results import ComparisonResults
 from fibecfed.comparison.report.standing import standings
 from fibecfed.core.clock import Network
@@ -64,8 +65,10 @@ def test_a_server_rate_stands_beside_the_learning_rate_and_the_column_still_sort
 
     tried = [{"rate": 0.04, "score": 0.55, "rates": rates(0.04, 0.3)}, {"rate": 0.00444, "score": 0.61, "rates": rates(0.00444, 2.7)}]
     row = {"tried": tried, "chosen": 0.00444, "source": "a paper", "rates": rates(0.00444, 2.7)}
-    plain = {"tried": [{"rate": 0.1, "score": 1}], "chosen": 0.1, "source": "a paper", "rates": 3}
-    table = overview.tuning(standings(ComparisonResults("c", (), Network(), tuning={"moms-adamw": row, "lora": plain})))
+    plain = {"tried": [{"rate": 0.1, "score": 1}], "chosen": 0.1, "source": "a paper"}
+    table = overview.tuning(
+        standings(ComparisonResults("c", (), Network(), tuning={"moms-adamw": TuningRow(**row), "lora": TuningRow(**plain)}))
+    )
     (_, all_tried, chosen, _), (_, one, other, _) = table.rows
     assert all_tried.text == "0.04 (server 0.3): 55.0, 0.00444 (server 2.7): 61.0"
     assert (chosen.text, chosen.value) == ("0.00444 (server 2.7)", 0.00444)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from ...core.clock import Network
 from ...core.errors import UserError
-from ...core.files import COMPARISON, CONFIG, RECORDS, write_atomically
+from ...core.files import COMPARISON, CONFIG, RECORDS, TUNING, write_atomically
 from .export import to_lines, without_folders
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables
-from .planned import Plan, read_plan, read_tuning
+from .recorded import ASIDE, NO_PLAN, NOWHERE, RUNS, TRIALS, Place, Plan, TuningRow, line_of, read_json, short, told
 from .results import ComparisonResults, Run
 from .runs import progress_of, read_run
 from .standing import Standings, standings
 from .tables import to_csv
-from .whole import ASIDE, Place
-
-RUNS, TRIALS = "runs", "tuning"
 
 
 @dataclass
@@ -82,7 +83,7 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     if unknown := sorted(set(targets or ()) - tasks):
         raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
     problems += _missing(folder, found, list(runs))
-    tuning = read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
+    tuning = _read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
     return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
 
@@ -176,7 +177,7 @@ def _place(folder: Path, found: _Found) -> Place:
     """With the names in its path if that is a comparison's."""
     names = _names(folder)
     if names is None:
-        return Place()
+        return NOWHERE
     root, task, method, seed = names
     return _plan(root, found).place(task, method, seed)
 
@@ -192,11 +193,68 @@ def _names(folder: Path) -> tuple[Path, str, str, int] | None:
 
 
 def _plan(folder: Path, found: _Found) -> Plan:
-    """The plan of a comparison's folder, read once."""
+    """The plan of a comparison's folder, read once; `NO_PLAN` without one, or where something is wrong with it."""
     path = Path(os.path.abspath(folder))
     if path not in found.plans:
-        found.plans[path] = read_plan(folder, found.problems)
+        found.plans[path] = _read_plan(folder / COMPARISON, found.problems)
     return found.plans[path]
+
+
+def _read_plan(path: Path, problems: list[str]) -> Plan:
+    lost = "so runs of it that are missing cannot be named; restore the file, or remove it: the next `fibecfed compare` writes it again"
+    try:
+        return Plan.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror}); make it readable")
+    except ValidationError as error:
+        problems.append(f"{path}: {told(error, 'a comparison')}, {lost}")
+    except ValueError as error:
+        problems.append(f"{path}: not valid TOML ({error}), {lost}")
+    return NO_PLAN
+
+
+def _read_tuning(folders: Iterable[Path], below: Path, problems: list[str]) -> dict[str, TuningRow | None]:
+    """Method -> what was tried for it, of all comparisons in `folders`; None where a file does not tell.
+
+    Where two of them found different rates for a method, each is called after its folder too, as it stands below `below`.
+    """
+    found: dict[str, dict[str, TuningRow | None]] = {}
+    for folder in folders:
+        for method, row in _rows(folder / TUNING, problems).items():
+            found.setdefault(method, {})[os.path.relpath(folder, below)] = row
+    merged: dict[str, TuningRow | None] = {}
+    for method, rows in found.items():
+        first = next(iter(rows.values()))
+        same = all(row == first for row in rows.values())
+        merged |= {method: first} if same else {f"{method} ({where})": row for where, row in rows.items()}
+    return merged
+
+
+def _rows(path: Path, problems: list[str]) -> dict[str, TuningRow | None]:
+    again = "restore the file, or remove it: the next `fibecfed compare` makes it again from the trials"
+    try:
+        table = read_json(path, Any)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror}), so the report shows no tuning; make it readable")
+        return {TUNING: None}
+    except ValueError as error:
+        problems.append(f"{path}{line_of(error)}: cannot be read ({error}), so the report shows no tuning; {again}")
+        return {TUNING: None}
+    if not isinstance(table, dict):
+        problems.append(f"{path}: got {short(table)}, expected a table of methods, so the report shows no tuning; {again}")
+        return {TUNING: None}
+    rows: dict[str, TuningRow | None] = {}
+    for method, row in table.items():
+        try:
+            rows[method] = TuningRow.model_validate(row)
+        except ValidationError:
+            problems.append(f"{path}: {method}: got {short(row)}, expected what was tried and chosen for it; {again}")
+            rows[method] = None
+    return rows
 
 
 def _missing(folder: Path, found: _Found, runs: Sequence[tuple[str, str, int]]) -> list[str]:

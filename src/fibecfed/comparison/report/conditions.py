@@ -131,12 +131,8 @@ def _sources(comparison: ComparisonResults) -> str:
 
 def _tuning(comparison: ComparisonResults) -> str:
     """How many rates were tried, as recorded, and for whom none were."""
-    numbers, unknown = {}, []
-    for name, row in comparison.tuning.items():
-        if not isinstance(row, Mapping) or not isinstance(row.get("tried"), list):
-            unknown.append(name)
-        elif row["tried"]:
-            numbers[name] = len(row["tried"])
+    unknown = [name for name, row in comparison.tuning.items() if row is None]
+    numbers = {name: len(row.tried) for name, row in comparison.tuning.items() if row and row.tried}
     parts = []
     if numbers:
         low, high = min(numbers.values()), max(numbers.values())

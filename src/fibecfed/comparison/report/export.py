@@ -12,6 +12,7 @@ from ...core.clock import Network
 from ...core.json_text import from_json, to_json, with_nan
 from . import overview, tables
 from .conditions import conditions
+from .recorded import TuningRow
 from .results import ComparisonResults, Point, Run, Selection
 from .standing import standings
 from .verdict import defeats, verdict, what
@@ -44,7 +45,7 @@ def to_lines(comparison: ComparisonResults, folder: Path) -> str:
         "title": comparison.title,
         "network": asdict(comparison.network),
         "problems": without_folders(comparison.problems, folder),
-        "tuning": dict(comparison.tuning),
+        "tuning": {method: row and row.model_dump(exclude_unset=True) for method, row in comparison.tuning.items()},
         "fixed_targets": dict(comparison.fixed_targets),
         "conditions": told,
     }
@@ -69,13 +70,13 @@ def from_lines(path: Path) -> ComparisonResults:
         header = from_json(texts[0])
         if (header["kind"], header["version"]) != ("comparison", EXPORT_VERSION):
             raise ValueError(f"got {header['kind']} of version {header['version']}, expected comparison of version {EXPORT_VERSION}")
+        tuning = {method: row and TuningRow.model_validate(row) for method, row in header["tuning"].items()}
         problems, runs = tuple(header["problems"]), []
         for number, text in enumerate(texts[1:], start=2):  # noqa: B007 - the message below says where it stopped
             runs.append(_run(from_json(text), header["conditions"]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path}, line {number}: no export of a comparison ({type(error).__name__}: {error})") from None
-    network = Network(**header["network"])
-    return ComparisonResults(header["title"], tuple(runs), network, problems, header["tuning"], header["fixed_targets"])
+    return ComparisonResults(header["title"], tuple(runs), Network(**header["network"]), problems, tuning, header["fixed_targets"])
 
 
 def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from . import tables
 from .by_task import all_by_task
+from .recorded import Trial, TuningRow
 from .results import OURS
 from .standing import ALONE, Frame, Standings, Target, spread
 from .tables import Cell, Column, Table, megabytes, number, points, words
@@ -162,17 +162,17 @@ def ablations(standings: Standings) -> Table:
 
 def tuning(standings: Standings) -> Table:
     """Learning rates tried."""
-    rows = {method: row for method, row in standings.comparison.tuning.items() if isinstance(row, dict)}
 
-    def chosen(method: str) -> Cell:
-        rate = _rate(rows[method].get("chosen"))
-        return rate if rate.value is None else Cell(f"{rate.text}{_server(rows[method])}", rate.value)
+    def trials(row: TuningRow) -> str:
+        scores = ("diverged" if one.score is None else f"{100 * one.score:.1f}" for one in row.tried)
+        return ", ".join(f"{one.rate}{_server(one)}: {score}" for one, score in zip(row.tried, scores, strict=True))
 
-    columns = [
-        Column("method", words),
-        Column("tried", lambda method: words(_trials(rows[method].get("tried")))),
-        Column("chosen", chosen),
-        Column("source of the centre", lambda method: words(rows[method].get("source"))),
+    rows = [(method, row) for method, row in standings.comparison.tuning.items() if row is not None]
+    columns: list[Column] = [
+        Column("method", lambda of: words(of[0])),
+        Column("tried", lambda of: words(trials(of[1]) or None)),
+        Column("chosen", lambda of: Cell("-") if of[1].chosen is None else Cell(f"{of[1].chosen:g}{_server(of[1])}", of[1].chosen)),
+        Column("source of the centre", lambda of: words(of[1].source)),
     ]
     note = (
         "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from. "
@@ -181,22 +181,10 @@ def tuning(standings: Standings) -> Table:
     return tables.table("tuning", "Tuning", note, columns, rows)
 
 
-def _rate(rate: object) -> Cell:
-    """A learning rate; "-" for what is none."""
-    return Cell(f"{rate:g}", float(rate)) if isinstance(rate, int | float) else Cell("-")
-
-
-def _server(row: Mapping[str, Any]) -> str:
+def _server(row: Trial | TuningRow) -> str:
     """As in " (server 2.7)", of a trial or a choice with a server rate; "" without one."""
-    rates = row.get("rates")
-    rate = rates.get("method.server_learning_rate") if isinstance(rates, dict) else None
+    rate = row.rates.get("method.server_learning_rate")
     return "" if rate is None else f" (server {rate:g})"
-
-
-def _trials(tried: Any) -> str | None:
-    """As in "0.0005: 81.2, 0.0015 (server 0.3): diverged"."""
-    scores = [(f"{one['rate']}{_server(one)}", one["score"]) for one in tried]
-    return ", ".join(f"{rate}: {'diverged' if score is None else f'{100 * score:.1f}'}" for rate, score in scores) or None
 
 
 def runs(standings: Standings) -> Table:
@@ -222,7 +210,7 @@ def runs(standings: Standings) -> Table:
         Column("parameters of adapter and head", lambda run: number(run.trainable, 0)),
         Column("modelled time", lambda run: tables.seconds(run.last.seconds)),
         Column("measured time", lambda run: tables.seconds(run.measured_s)),
-        Column("learning rate", lambda run: _rate(run.conditions["learning_rate"])),
+        Column("learning rate", lambda run: Cell(f"{run.conditions['learning_rate']:g}", run.conditions["learning_rate"])),
         Column("sources' time", lambda run: tables.seconds(run.source_s or None)),
         Column("sources' examples", lambda run: number(run.source_examples or None, 0)),
     ]

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ...core.clock import Network
+from .recorded import TuningRow
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ComparisonResults:
     Attributes:
         title: name of the folder.
         problems: what could not be read or is missing, a sentence each.
-        tuning: method -> what was tried, as in tuning.json.
+        tuning: method -> what was tried; None where that is not known.
         fixed_targets: task -> score in [0, 1] in place of the computed one.
     """
 
@@ -111,7 +112,7 @@ class ComparisonResults:
     runs: tuple[Run, ...]
     network: Network
     problems: tuple[str, ...] = ()
-    tuning: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tuning: Mapping[str, TuningRow | None] = field(default_factory=dict[str, "TuningRow | None"])
     fixed_targets: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @cached_property

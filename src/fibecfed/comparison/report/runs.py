@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
 
 from ...core import metrics
 from ...core.clock import Network, joined, round_seconds
@@ -18,8 +19,8 @@ from ...core.units import count
 from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
+from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, line_of, read_json, told
 from .results import Point, Run, Selection
-from .whole import NOWHERE, Damaged, Place, gap, lacking, misfits
 
 _BINS = 24
 
@@ -36,55 +37,56 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
         Damaged: it is finished, and cannot be used; naming file and line.
         UserError: what is missing of a run that is not finished.
     """
-    finished = (folder / SUMMARY).is_file()
+    finished, path, advice = (folder / SUMMARY).is_file(), folder / RECORDS, _advice(folder, place)
     if not finished and (failure := _failure(folder / FAILURE)):
         raise UserError(f"{folder}: {failure}")
-    path = folder / RECORDS
     if not path.is_file():
         if finished:
-            raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", _advice(folder, place))
+            raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", advice)
         raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
     try:
-        header, records = read(path)
+        raw, records = read(path)
+        header = Header.model_validate(raw)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValidationError as error:
+        raise Damaged(f"{path}, line 1: {told(error, 'a header')}", advice) from None
     except ValueError as error:
-        raise Damaged(str(error), _advice(folder, place)) from None
+        raise Damaged(str(error), advice) from None
     if not finished and not unfinished:
         done = sum(isinstance(record, RoundRecord) for record in records)
         raise UserError(
             f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
         )
-    if absent := lacking(header):
-        raise Damaged(f"{path}, line 1: got a header without {', '.join(absent)}", _advice(folder, place))
-    configuration = header["configuration"]
-    if wrong := list(misfits(configuration, place)):
-        advice = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
-        raise Damaged(f"{path}, line 1: the records of another run than its folder says: {', '.join(wrong)}", advice)
-    summary = _summary(folder, place) if finished else _so_far(records)
+    if wrong := place.misfits(header.configuration):
+        mend = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
+        raise Damaged(f"{path}, line 1: the records of another run than its folder says: {wrong}", mend)
+    summary = read_results(folder, place) if finished else _so_far(records)
     if broken := gap(records, summary):
-        raise Damaged(f"{path}, {broken}", _advice(folder, place))
-    data = configuration["data"]
+        raise Damaged(f"{path}, {broken}", advice)
     try:
-        return _reduced(
-            header,
-            records,
-            summary,
-            network,
-            task=place.task or str(data.get("task") or Path(data.get("path") or folder.resolve()).stem),
-            method=place.method or str(configuration["method"]["kind"]),
-            seed=int(configuration["seed"]),
-        )
+        return _reduced(header, raw, records, summary, network, _named(folder, header.configuration, place))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", _advice(folder, place)) from None
+        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", advice) from None
 
 
-def _so_far(records: Sequence[RoundRecord | EvalRecord]) -> dict[str, Any]:
+def _named(folder: Path, configuration: Configuration, place: Place) -> dict[str, Any]:
+    """Task, method and seed of a run."""
+    data = configuration.data
+    return {
+        "task": place.task or data.task or Path(data.path or folder.resolve()).stem,
+        "method": place.method or configuration.method.kind,
+        "seed": configuration.seed,
+    }
+
+
+def _so_far(records: Sequence[RoundRecord | EvalRecord]) -> Summary:
     """What `_reduced` takes from a summary, of a run that has none yet."""
     evaluations = [record for record in records if isinstance(record, EvalRecord)]
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     selected = next((record.server for record in reversed(rounds) if record.server), {})
-    return {"scores": {"worst_decile": worst_decile(evaluations[-1].clients) if evaluations else None}, "selected": selected}
+    scores = {"worst_decile": worst_decile(evaluations[-1].clients) if evaluations else None}
+    return Summary.model_validate({"scores": scores, "selected": selected, "seconds": 0, "evaluation": {"seconds": 0}})
 
 
 def progress_of(folder: Path) -> str | None:
@@ -114,60 +116,60 @@ def _failure(path: Path) -> str | None:
         return None
 
 
-def _summary(folder: Path, place: Place) -> dict[str, Any]:
+def read_results(folder: Path, place: Place = NOWHERE) -> Summary:
+    """summary.json of a finished run.
+
+    Raises:
+        Damaged: it is not what a run writes.
+        UserError: it cannot be read.
+    """
     path = folder / SUMMARY
     resume = f"remove it and resume with: fibecfed resume {folder}" if place.task is None else _advice(folder, place)
     try:
-        found = from_json(path.read_bytes())
+        return read_json(path, Summary)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
+    except ValidationError as error:
+        raise Damaged(f"{path}, line 1: {told(error, 'a summary')}", resume) from None
     except ValueError as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Damaged(f"{path}{line}: not JSON ({error})", resume) from None
-    if not isinstance(found, dict) or not isinstance(found.get("scores"), dict):
-        raise Damaged(f'{path}, line 1: expected a summary with "scores"', resume)
-    return found
+        raise Damaged(f"{path}{line_of(error)}: not JSON ({error})", resume) from None
 
 
 def _reduced(
-    header: Mapping[str, Any],
+    header: Header,
+    raw: Mapping[str, Any],
     records: Sequence[RoundRecord | EvalRecord],
-    summary: Mapping[str, Any],
+    summary: Summary,
     network: Network,
-    *,
-    task: str,
-    method: str,
-    seed: int,
+    named: Mapping[str, Any],
 ) -> Run:
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     evaluations = [record for record in records if isinstance(record, EvalRecord)]
     if not evaluations:
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
-    majority, own_majority = baselines(last, header["partition"])
-    metric = header.get("metric") if any(map(any, last.pooled)) else None
+    majority, own_majority = baselines(last, header.partition)
+    metric = header.metric if any(map(any, last.pooled)) else None
     return Run(
-        task=task,
-        method=method,
-        seed=seed,
-        kind=str(header["configuration"]["method"]["kind"]),
-        points=_points(records, network, str(header.get("device", "cpu")), int(header.get("threads") or 1)),
+        **named,
+        kind=header.configuration.method.kind,
+        points=_points(records, network, header.device, header.threads or 1),
         majority=majority,
         prior=own_majority,
-        worst_decile=summary["scores"].get("worst_decile"),
+        worst_decile=summary.scores.worst_decile,
         metric=metric if metric in ("f1", "matthews") else None,
         metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
         bytes_up=sum(sum(record.bytes_up.values()) for record in rounds),
         bytes_down=sum(sum(record.bytes_down.values()) for record in rounds),
         steps=sum(sum(record.steps.values()) for record in rounds),
         examples=sum(sum(record.examples.values()) for record in rounds),
-        trainable=int(header["trainable"]),
+        trainable=header.trainable,
         measured_s=sum(record.seconds for record in rounds),
         clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
-        selection=_selection(header, rounds, summary.get("selected") or {}),
-        conditions={**_conditions(header), "clock": joined(record.compute_clock for record in rounds)},
-        source_s=sum(float(one["seconds"]) for one in summary.get("sources", ())),
-        source_examples=sum(int(one["examples"]) for one in summary.get("sources", ())),
+        selection=_selection(header, rounds, summary.selected or {}),
+        conditions={**_conditions(header), "settings": _settings(header, raw), "clock": joined(one.compute_clock for one in rounds)},
+        source_s=sum(one.seconds for one in summary.sources),
+        source_examples=sum(one.examples for one in summary.sources),
     )
 
 
@@ -184,9 +186,9 @@ def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, devic
     return tuple(points)
 
 
-def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
-    epochs = int(header["configuration"]["training"]["local_epochs"])
-    available = {client: sum(parts["train"]) for client, parts in header["partition"].items()}
+def _selection(header: Header, rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
+    epochs = header.configuration.training.local_epochs
+    available = {client: sum(parts["train"]) for client, parts in header.partition.items()}
     kept, data, difficulty, own = {}, {}, [], 0
     for number, record in enumerate((record for record in rounds if any(record.steps.values())), start=1):
         whole = epochs * sum(available.get(client, 0) for client in record.steps)
@@ -210,39 +212,30 @@ def _selection(header: Mapping[str, Any], rounds: Sequence[RoundRecord], selecte
 
 def _histogram(values: Sequence[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Counts over equal bins of log10; values of 0 are in the first bin."""
-    positive = [math.log10(value) for value in values if value > 0]
+    positive = [value for value in values if value > 0]
     if len(positive) < 2 or min(positive) == max(positive):
         return (), ()
-    low, high = min(positive), max(positive)
-    width = (high - low) / _BINS
-    counts = [0] * _BINS
-    for value in values:
-        place = int((math.log10(value) - low) / width) if value > 0 else 0
-        counts[min(place, _BINS - 1)] += 1
-    return tuple(low + width * i for i in range(_BINS + 1)), tuple(counts)
+    counts, edges = np.histogram(np.log10(np.maximum(values, min(positive))), bins=_BINS)
+    return tuple(edges.tolist()), tuple(counts.tolist())
 
 
-def _conditions(header: Mapping[str, Any]) -> dict[str, Any]:
+def _conditions(header: Header) -> dict[str, Any]:
     """What a reader has to know to judge or repeat the numbers."""
-    configuration = header["configuration"]
-    federation, training, data = configuration["federation"], configuration["training"], configuration["data"]
-    machine = header.get("machine", {})
-    of = len(header["partition"]) or federation["clients"]  # as many as there were, which a column of the data decides as well
-    sampled = min(of, federation["clients_per_round"] or DEFAULT_CLIENTS_PER_ROUND)
-    clients = f"{count(of, 'client')}, {sampled} per round, {count(federation['rounds'], 'round')}"
-    spread = f"Dirichlet {federation.get('alpha'):g}" if federation.get("partition") == "dirichlet" else str(federation.get("partition"))
-    cuts = f"at most {data.get('max_train') or 'all'} training and {data.get('max_test') or 'all'} test examples"
-    cores = f"{machine.get('cores')} cores, {count(header.get('threads') or 1, 'thread')} per run, {header.get('precision')}"
+    federation, training, data, model = (getattr(header.configuration, name) for name in ("federation", "training", "data", "model"))
+    of = len(header.partition) or federation.clients  # as many as there were, which a column of the data decides as well
+    sampled = min(of, federation.clients_per_round or DEFAULT_CLIENTS_PER_ROUND)
+    clients = f"{count(of, 'client')}, {sampled} per round, {count(federation.rounds, 'round')}"
+    spread = f"Dirichlet {federation.alpha:g}" if federation.partition == "dirichlet" else str(federation.partition)
+    cores = f"{header.machine.get('cores')} cores, {count(header.threads or 1, 'thread')} per run, {header.precision}"
     return {
-        "model": f"{_without_folder(configuration['model'].get('name'))}, head {configuration['model'].get('head')}",
+        "model": f"{_without_folder(model.name)}, head {model.head}",
         "federation": f"{clients}, {spread}",
-        "training": f"{count(training['local_epochs'], 'local epoch')}, batches of {training['batch_size']}, {training['optimizer']}",
-        "learning_rate": training["learning_rate"],
-        "data": f"{cuts}, {data['max_length']} tokens",
-        "machine": f"{machine.get('processor')}, {cores}",
-        "versions": ", ".join(f"{name} {version}" for name, version in header.get("versions", {}).items()),
-        "commit": header.get("commit"),
-        "settings": _settings(header),
+        "training": f"{count(training.local_epochs, 'local epoch')}, batches of {training.batch_size}, {training.optimizer}",
+        "learning_rate": training.learning_rate,
+        "data": f"at most {data.max_train or 'all'} training and {data.max_test or 'all'} test examples, {data.max_length} tokens",
+        "machine": f"{header.machine.get('processor')}, {cores}",
+        "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),
+        "commit": header.commit,
     }
 
 
@@ -253,17 +246,17 @@ _NO_SETTINGS = (
 """What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
 
 
-def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(header: Header, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what runs must share to be compared on a task; the precision is the one that was computed in."""
-    tables = {name: table for name, table in header["configuration"].items() if name not in ("method", "resources")}
+    tables = {name: table for name, table in raw["configuration"].items() if name not in ("method", "resources")}
     found = {f"{above}.{name}": value for above, table in tables.items() if isinstance(table, Mapping) for name, value in table.items()}
-    if header.get("precision"):
-        found["training.precision"] = header["precision"]
-    if header["partition"]:
-        found["federation.clients"] = len(header["partition"])
+    if header.precision:
+        found["training.precision"] = header.precision
+    if header.partition:
+        found["federation.clients"] = len(header.partition)
     if "model.name" in found:
         found["model.name"] = _without_folder(found["model.name"])
-        digests = sorted(header.get("model", {}).get("files", {}).values())
+        digests = sorted(header.model.get("files", {}).values())
         found["model.weights"] = ", ".join(digest[:12] for digest in digests) or None  # folders of one name may hold different ones
     return {name: value for name, value in found.items() if name not in _NO_SETTINGS}
 
@@ -271,3 +264,25 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
 def _without_folder(name: Any) -> Any:
     """A model's name for a report that is handed on: of a local one without its place on this machine."""
     return Path(name).name if isinstance(name, str) and Path(name).is_absolute() else name
+
+
+def gap(records: Sequence[RoundRecord | EvalRecord], summary: Summary) -> str | None:
+    """Where rounds are missing or come twice, or the records end before the summary does; None where they are whole."""
+    done, evaluated = 0, None
+    for line, record in enumerate(records, start=2):
+        if isinstance(record, RoundRecord):
+            if record.number != done:
+                return f"line {line}: got the round with number {record.number}, expected number {done}"
+            done += 1
+        else:
+            if record.rounds != done:
+                return f"line {line}: got an evaluation after {count(record.rounds, 'round')}, expected one after {done}"
+            evaluated = record.rounds
+    rounds = done if summary.rounds is None else summary.rounds
+    scored = evaluated if summary.scores.rounds is None else summary.scores.rounds
+    if (rounds, scored) == (done, evaluated):
+        return None
+    last = f"{count(done, 'round')}, the last evaluation after {evaluated}"
+    return (
+        f"line {len(records) + 1}: got the end after {last}, expected {count(rounds, 'round')} and one after {scored}, as the summary says"
+    )

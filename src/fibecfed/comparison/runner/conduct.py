@@ -15,8 +15,7 @@ from ...core.errors import UserError
 from ...core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
-from ..report.comparison import RUNS, TRIALS
-from ..report.whole import ASIDE
+from ..report.recorded import ASIDE, RUNS, TRIALS
 from .options import Comparison
 from .plan import Clock, Job, job, look, move_aside
 from .pool import Outcome, Pool, Watcher, record_failure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from ...core.errors import UserError
 from ...core.files import CONFIG, RECORDS, SUMMARY
 from ...data.tasks import TASKS
 from ...methods.catalogue import CATALOGUE
-from ..report.runs import read_run
-from ..report.whole import ASIDE, Damaged, Place
+from ..report.recorded import ASIDE, Damaged, Place
+from ..report.runs import read_results, read_run
 from .options import Comparison
 
 UNKNOWN_EXAMPLES = 10_000
@@ -127,21 +126,17 @@ def look(one: Job) -> Held:
             f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
             "made, or choose another folder with --out"
         )
-    path = one.folder / SUMMARY
-    if not path.is_file():
+    if not (one.folder / SUMMARY).is_file():
         return Held()
+    place = Place(task=one.task, method=one.method, seed=one.seed, kind=one.config.method.model_dump()["kind"])
     try:
-        read_run(one.folder, Network(), Place(one.task, one.method, one.seed, one.config.method.model_dump()["kind"]))
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        read_run(one.folder, Network(), place)
+        summary = read_results(one.folder, place).model_dump(exclude_unset=True)
     except Damaged as error:
         return Held(damaged=error.what)
     except (UserError, OSError) as error:
         return Held(unusable=str(error))
-    match summary:
-        case {"scores": dict(), "seconds": int() | float(), "evaluation": {"seconds": int() | float()}}:
-            return Held(summary, moved=tuple(f"{name} was {before[name]}, now {new[name]}" for name in moved))
-        case _:
-            return Held(damaged=f"{path}: expected a summary with scores, seconds and evaluation.seconds")
+    return Held(summary, moved=tuple(f"{name} was {before[name]}, now {new[name]}" for name in moved))
 
 
 def move_aside(one: Job) -> Path:
