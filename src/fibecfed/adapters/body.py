@@ -98,6 +98,11 @@ class Adapter(Protocol):
         """Whether the body's normalisation layers are trained too."""
         ...
 
+    @property
+    def from_middle(self) -> bool:
+        """Whether nothing of it acts below block floor(L/2) (0-based)."""
+        ...
+
     def check(self, body: Body) -> None:
         """Reject a body that it cannot serve.
 

@@ -26,6 +26,7 @@ class Bottlenecks(nn.Module):
 
     num_positions = 0
     trains_norms = True
+    from_middle = False
 
     def __init__(self, size: int, num_layers: int, hidden: int) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class GeneratedPrompt(nn.Module):
     """
 
     trains_norms = False
+    from_middle = False
 
     def __init__(self, num_tokens: int, size: int, hidden: int) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ class LatePrompt(nn.Module):
     """
 
     trains_norms = False
+    from_middle = True
 
     def __init__(self, num_tokens: int, size: int, hidden: int) -> None:
         super().__init__()

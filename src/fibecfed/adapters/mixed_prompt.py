@@ -26,6 +26,7 @@ class MixedPrompt(nn.Module):
     """
 
     trains_norms = False
+    from_middle = False
 
     def __init__(self, sources: Tensor, size: int, temperature: float | None, start: Literal["source", "vocabulary"] = "source") -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class Prefix(nn.Module):
 
     num_positions = 0
     trains_norms = False
+    from_middle = False
 
     def __init__(self, num_tokens: int, num_layers: int, heads: int, dim: int, spread: float) -> None:
         super().__init__()

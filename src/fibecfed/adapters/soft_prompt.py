@@ -21,6 +21,7 @@ class SoftPrompt(nn.Module):
     """
 
     trains_norms = False
+    from_middle = False
 
     def __init__(self, num_tokens: int, hidden: int, start: Literal["vocabulary", "random"]) -> None:
         super().__init__()

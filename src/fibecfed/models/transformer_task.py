@@ -19,7 +19,9 @@ from ..adapters.make import norms
 from ..core.rng import Key
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
+from .activations import ActivationSize
 from .classifier import ADAPTER, Classifier
+from .depth import LowerBlocks, begins_of, graph_from
 from .heads import UnsupportedModel
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
 from .objectives import ClassHead, ClassObjective, Objective
@@ -77,6 +79,10 @@ class AdaptedModel:
         self._name_set = frozenset(self._names)
         self._layers = {name: self._find_layer(name) for name in self._names}
         self._norms = frozenset(norms(self.model))
+        adapter = self._classifier.adapter
+        front = self.num_layers // 2 if adapter is not None and adapter.from_middle else 0
+        self._begins = begins_of(self._layers, self._norms, ADAPTER, front, self.num_layers)
+        self.lower_blocks: LowerBlocks | None = None
         self._linears = trained_linears(self.model, self._name_set)
         self._adapted = adapted_weights(self.model)
         self._low_rank, self._transposed = low_rank_maps(self.model, self._name_set)
@@ -179,12 +185,14 @@ class AdaptedModel:
 
         handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
         with removing(handles):
-            self._logits(params, batch, embeddings)
+            self._logits(params, batch, embeddings, keeps=False)
         return tuple(outputs[-self.num_layers :])  # an adapter may have run the body before, for a vector of the text
 
     @one_at_a_time
     def traced(self, params: Params, batch: Batch) -> tuple[Float[Tensor, " batch"], Tape]:
         """Losses, and the trained linear maps that led to them, with the inputs and outputs that per-example gradients are made of.
+
+        Those in blocks below every tensor that requires a gradient are left out: nothing there has one.
 
         Raises:
             ValueError: a trainable tensor that is not the weight or bias of a linear map.
@@ -192,7 +200,9 @@ class AdaptedModel:
         covered = {name for linear in self._linears for name in (linear.weight, linear.bias) if name}
         if covered != self._name_set:
             raise ValueError(f"per-example gradients need linear maps; these are not: {sorted(self._name_set - covered)[:5]}")
-        with recorded(self._linears, params, len(batch["attention_mask"])) as records:
+        first = self._first_trained(params) or 0
+        linears = [linear for linear in self._linears if self._begins[linear.weight] >= first]
+        with recorded(linears, params, len(batch["attention_mask"])) as records:
             losses = self.losses(params, batch)
         return losses, Tape(tuple(records))
 
@@ -217,6 +227,26 @@ class AdaptedModel:
         self._set_attention("eager")
 
     @one_at_a_time
+    def keep_activations(self, budget: int) -> ActivationSize | None:
+        """From now on keep the output of blocks below all that is trained, see `LowerBlocks`, in at most `budget` bytes.
+
+        Returns:
+            What an example takes; None where nothing can be kept: dropout makes each output another, or the blocks of this model give
+            the next ones more than their output.
+        """
+        if self.dropout:
+            return None
+        lower = LowerBlocks(tuple(self._classifier.blocks), budget)
+        params, ids = self.params(), self._few_tokens()
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with self._kernels():
+            output = lower.tried(lambda inputs: self._logits(params, inputs, keeps=False), batch, max(1, self.num_layers // 2))
+        if output is None:
+            return None
+        self.lower_blocks = lower
+        return ActivationSize(output.shape[2], output.shape[1] - ids.shape[1], output.dtype)
+
+    @one_at_a_time
     def exact(self) -> Self:
         """The same function in float32, or float64 if the model is, with attention that has second derivatives. A copy."""
         model = copy.deepcopy(self.model)
@@ -229,8 +259,15 @@ class AdaptedModel:
     # How
 
     @one_at_a_time
-    def _logits(self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True) -> Tensor:
-        """The head's scores."""
+    def _logits(
+        self, params: Params, batch: Batch, embeddings: Tensor | None = None, *, adapted: bool = True, keeps: bool = True
+    ) -> Tensor:
+        """The head's scores.
+
+        Args:
+            adapted: with the adapter.
+            keeps: leave out lower blocks whose output is kept.
+        """
         if params.keys() != self._name_set:
             self._check_names(params)
         swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
@@ -238,10 +275,36 @@ class AdaptedModel:
             if (delta := params.get(weight + DELTA)) is not None:
                 delta = delta.T if weight in self._transposed else delta
                 swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
-        inputs = {name: value.to(self._device) for name, value in batch.items() if name not in _NOT_INPUTS}
-        with self._kernels():
-            logits = functional_call(self._classifier, swapped, (inputs, embeddings, adapted), tie_weights=False)
+
+        def forward(inputs: Batch) -> Tensor:
+            moved = {name: value.to(self._device) for name, value in inputs.items()}
+            return functional_call(self._classifier, swapped, (moved, embeddings, adapted), tie_weights=False)
+
+        inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+        first = self._first_trained(params) if embeddings is None else 0
+        lower = self.lower_blocks if keeps and adapted and embeddings is None and not self.model.training else None
+        with self._kernels(), graph_from(tuple(self._classifier.blocks), first or 0):
+            if lower is None:
+                logits = forward(inputs)
+            else:
+                attention = self._classifier.config._attn_implementation
+                logits = lower.run(forward, inputs, first, lambda block: self._below(params, block), attention)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _first_trained(self, params: Params) -> int | None:
+        """The lowest block in which a tensor that requires a gradient has a part, L if the head alone does; None without gradients."""
+        if not torch.is_grad_enabled():
+            return None
+        return min((self._begin(name) for name, value in params.items() if value.requires_grad), default=None)
+
+    def _below(self, params: Params, block: int) -> dict[str, Tensor]:
+        """The tensors that have a part in the blocks before number `block`."""
+        return {name: value for name, value in params.items() if self._begin(name) < block}
+
+    def _begin(self, name: str) -> int:
+        """As `begins_of`; a frozen weight given by its name, or what is added to it, begins in its block."""
+        found = self._begins.get(name)
+        return (self._find_layer(name) or 0) if found is None else found
 
     @contextlib.contextmanager
     def _kernels(self) -> Iterator[None]:
@@ -276,12 +339,7 @@ class AdaptedModel:
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """
         pad = self._classifier.config.pad_token_id or 0
-        masked = self._objective.mask_id
-        number = self._classifier.body.get_input_embeddings().num_embeddings
-        tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
-        ids = torch.tensor([tokens[-4:]], device=self._device)
-        if masked is not None:
-            ids[0, 1] = masked
+        ids = self._few_tokens()
         ones, three = torch.ones_like(ids), ids[:, :3]
         left, right = (torch.full_like(three, pad), ids), (ids, torch.full_like(three, pad))
         seen_left, seen_right = (torch.zeros_like(three), ones), (ones, torch.zeros_like(three))
@@ -305,6 +363,16 @@ class AdaptedModel:
             )
         if (padded - alone).abs().max() > tolerance * alone.abs().max():
             raise UnsupportedModel(f"{unsupported}: its logits depend on the padding of the batch")
+
+    def _few_tokens(self) -> Tensor:
+        """One example of four tokens, with a mask among them where the objective needs one."""
+        pad, masked = self._classifier.config.pad_token_id or 0, self._objective.mask_id
+        number = self._classifier.body.get_input_embeddings().num_embeddings
+        tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
+        ids = torch.tensor([tokens[-4:]], device=self._device)
+        if masked is not None:
+            ids[0, 1] = masked
+        return ids
 
     def _check_names(self, params: Params) -> None:
         missing = sorted(self._name_set - params.keys())
