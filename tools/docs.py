@@ -158,7 +158,7 @@ OF_A_METHOD = {"keys": method_keys, "sent": sent}
 
 
 def rendered(text: str) -> str:
-    """`text` with every generated part made anew."""
+    """`text` with every generated part made again."""
 
     def fill(found: re.Match[str]) -> str:
         part, _, kind = found[1].partition(" ")

@@ -243,7 +243,7 @@ def prepare(
     """Load the model and put everything together. The caller sets the number of threads (`core.process.threads`).
 
     Args:
-        weights: where the backbone's weights are looked for first, and kept for the next run of this process.
+        weights: where the base model's weights are looked for first, and kept for the next run of this process.
         read_data: None: `everyone`.
         trial: train and write nothing, though source prompts are then zero where the cache has none.
         method: makes the method of `method.kind` = "custom".

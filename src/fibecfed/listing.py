@@ -45,11 +45,11 @@ def models() -> Listing:
 
 
 def paces() -> Listing:
-    """The values of `method.curriculum.pace`, with the share of the data at progress u = t / (alpha T), at most 1."""
+    """The values of `method.curriculum.pace`, with the fraction of the data at progress u = t / (alpha T), at most 1."""
     from .local.curriculum import PACES
     from .local.options import CurriculumOptions
 
     beta = CurriculumOptions().beta
     steps = (0.0, 0.25, 0.5, 0.75, 1.0)
     rows = [(name, (pace.__doc__ or "").strip(), *(f"{pace(u, beta):.0%}" for u in steps)) for name, pace in PACES.items()]
-    return ("method.curriculum.pace", "share of the data at u = t / (alpha T)", *(f"u = {u:g}" for u in steps)), rows
+    return ("method.curriculum.pace", "fraction of the data at u = t / (alpha T)", *(f"u = {u:g}" for u in steps)), rows

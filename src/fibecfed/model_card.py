@@ -43,7 +43,7 @@ def model_card(
     """Markdown with the header that model hubs read. It names no licence and no language: those of the texts are not known here.
 
     Args:
-        files: weight file of the backbone -> SHA-256; empty where it was loaded by its id.
+        files: weight file of the base model -> SHA-256; empty where it was loaded by its id.
         summary: as in summary.json, with the client's own scores under `client`.
         settings: what is worth reading of the configuration, as TOML.
     """

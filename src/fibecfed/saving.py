@@ -87,7 +87,7 @@ def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None) -> Map
 
 
 def _base(prepared: Prepared) -> Base:
-    """The backbone, as somebody who was given the adapter finds it."""
+    """The base model, as somebody who was given the adapter finds it."""
     source, name = prepared.inputs.source, prepared.inputs.config.model.name
     if name in PACKAGED:
         return Base(source.published, name, packaged=True, gguf_file=source.gguf_file)
@@ -125,12 +125,12 @@ _LONGEST = 140
 
 
 def weight_files(prepared: Prepared) -> dict[str, str]:
-    """SHA-256 of each of the backbone's local weight files; empty for a hub id."""
+    """SHA-256 of each of the base model's local weight files; empty for a hub id."""
     return {path.name: sha256_of(path) for path in prepared.inputs.source.files}
 
 
 def checksum_of_files(source: Source) -> str:
-    """One SHA-256 over the local weight files of a backbone, whatever they are called; "" for a hub id."""
+    """One SHA-256 over the local weight files of a base model, whatever they are called; "" for a hub id."""
     digests = sorted(sha256_of(path) for path in source.files)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest() if digests else ""
 

@@ -50,7 +50,7 @@ def start(
 
     Args:
         adapters: whether the folder keeps adapters and checkpoints when the run is done; records and summary are the same without.
-        weights: a process that makes many runs gives the same one to each, so that a backbone is read once.
+        weights: a process that makes many runs gives the same one to each, so that a base model is read once.
         read_data: what this process knows of the data; None: all of it.
         connect: where the clients are.
         method: makes the method of `method.kind` = "custom".

@@ -57,7 +57,7 @@ def test_clocks_of_several_are_named_together_and_once_in_words():
         "cpu+cuda+wall",
         "wall",
     ]
-    assert clock_in_words("cpu+cuda+mps") == "processor seconds, or wall clock until the GPU was done"
+    assert clock_in_words("cpu+cuda+mps") == "CPU seconds, or wall clock until the GPU was done"
 
 
 def test_an_accelerator_works_while_the_process_waits_so_its_seconds_count_in_full():

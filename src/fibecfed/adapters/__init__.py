@@ -1,1 +1,1 @@
-"""What is trained beside the frozen backbone: LoRA by PEFT, and the adapters that the compared methods bring."""
+"""What is trained beside the frozen base model: LoRA by PEFT, and the adapters that the compared methods bring."""

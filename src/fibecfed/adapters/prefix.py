@@ -20,7 +20,7 @@ class Prefix(nn.Module):
     Args:
         heads: of keys and values.
         dim: of one head.
-        spread: standard deviation at the start [C: the backbone's `initializer_range`].
+        spread: standard deviation at the start [C: the base model's `initializer_range`].
     """
 
     num_positions = 0

@@ -21,7 +21,7 @@ def common(config: Config, weights: str) -> dict[str, Any]:
     A model that lies in a folder is known by its weights instead of by the folder's place.
 
     Args:
-        weights: checksum of the backbone's local weight files; "" for a hub id.
+        weights: checksum of the base model's local weight files; "" for a hub id.
     """
     table = {name: value for name, value in flat(config).items() if name not in OWN}
     if Path(config.model.name).exists():

@@ -18,7 +18,7 @@ from .text import show
 PLACES = ("model.name", "data.path", "data.test_path", "data.root")
 """Where files lie. The checksums in a run's records tell whether they are the same files."""
 CHANGEABLE = (*PLACES, "training.device", *(f"resources.{name}" for name in ResourceOptions.model_fields))
-"""What a resumed run may set anew: none of it decides what is computed."""
+"""What a resumed run may change: none of it decides what is computed."""
 
 
 def changed_settings(config: Config, recorded: Mapping[str, Any]) -> list[str]:

@@ -11,12 +11,12 @@ from .errors import UserError
 from .records import RoundRecord
 
 CLOCKS = ("wall", "cpu", "cuda", "mps")
-"""Kinds of clock: that of the wall, processor seconds, and that of the wall around a device which has finished what it was given. The
+"""Kinds of clock: that of the wall, CPU seconds, and that of the wall around a device which has finished what it was given. The
 first is that of version 0.1; their order is that of the numbers on the wire."""
 
 _IN_WORDS = {
-    "wall": "wall clock, times the share of it in which the process had a processor",
-    "cpu": "processor seconds",
+    "wall": "wall clock, times the fraction of it in which the process had a CPU",
+    "cpu": "CPU seconds",
     "cuda": "wall clock until the GPU was done",
     "mps": "wall clock until the GPU was done",
 }
@@ -70,11 +70,11 @@ class Network:
 
 
 _ELSEWHERE = 0.05
-"""A process that has less than this share of the processor does not compute its clients itself: they do elsewhere."""
+"""A process that has less than this fraction of the CPU does not compute its clients itself: they do elsewhere."""
 
 
 def processor_share(record: RoundRecord) -> float:
-    """Share of a round's wall clock in which its process really had a processor, at most 1: for clients' seconds that are wall clock.
+    """Fraction of a round's wall clock in which its process really had a CPU, at most 1: for clients' seconds that are wall clock.
 
     `cpu_s / seconds`: other processes on the machine stretch what such a client measures, some methods' rounds more than others'. 1 where
     nothing was recorded, where several threads computed, and where clients computed elsewhere: their seconds together exceed the round's,
@@ -90,13 +90,13 @@ def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu",
     """Modelled seconds of a round: max over its cohort of down + compute + up, since clients work in parallel.
 
     A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is what the client
-    measured over `client_speed`: processor seconds of all its threads, over their number; on an accelerator wall clock; and of records of
+    measured over `client_speed`: CPU seconds of all its threads, over their number; on an accelerator wall clock; and of records of
     version 0.1 wall clock times `processor_share`. A cohort of which too few answered comes before the next one, so its seconds are added,
     without compute, which is not known of it.
 
     Args:
         device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
-        threads: processor threads of a client.
+        threads: CPU threads of a client.
     """
     if record.compute_clock == "cpu":
         share = 1.0 / threads

@@ -77,7 +77,7 @@ class Work:
         examples: training examples that passed forward and backward through the model for those steps, with repetition.
         loss: mean training loss over them, nat; 0 where there were none.
         compute_s: seconds; filled in by the engine, as is
-        compute_clock: what they are seconds of: "cpu" of the processor, "cuda" (or "mps") of the wall until the device was done, "wall" of
+        compute_clock: what they are seconds of: "cpu" of the CPU, "cuda" (or "mps") of the wall until the device was done, "wall" of
             the wall alone.
     """
 
@@ -137,7 +137,7 @@ class Phase(Generic[S, C, D, U]):
     """One row of a method's outline.
 
     Attributes:
-        cohort: "sampled" = the federation's clients per round, drawn anew each round, the same for every method; a number = that many
+        cohort: "sampled" = the federation's clients per round, sampled in each round, the same for every method; a number = that many
             clients, drawn once for the phase.
         down, up: message classes; they are the wire schema. An int field `num_samples` of `up` is the client's number of training
             examples, which stays the same over a run.

@@ -11,7 +11,7 @@ Metric = Literal["accuracy", "matthews", "f1"]
 
 
 def accuracy(confusion: Confusion) -> float:
-    """Share of examples on the diagonal; NaN where there are none."""
+    """Fraction of examples on the diagonal; NaN where there are none."""
     total = sum(map(sum, confusion))
     return sum(row[i] for i, row in enumerate(confusion)) / total if total else math.nan
 

@@ -11,7 +11,7 @@ import torch
 
 @contextlib.contextmanager
 def threads(number: int) -> Generator[None]:
-    """Inside, torch computes with `number` processor threads."""
+    """Inside, torch computes with `number` CPU threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

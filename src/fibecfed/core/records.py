@@ -43,8 +43,8 @@ class RoundRecord:
         failures: client -> reason, for each client of the cohort whose answer was not used.
         notes: client -> what it wrote down about itself (simulation only).
         seconds: of the whole round on this machine, wall clock.
-        cpu_s: processor seconds of this process in the round, which a busy machine does not stretch as much.
-        compute_clock: what `compute_s` are seconds of: "cpu" = of the processor, which a busy machine does not stretch; "cuda" or
+        cpu_s: CPU seconds of this process in the round, which a busy machine does not stretch as much.
+        compute_clock: what `compute_s` are seconds of: "cpu" = of the CPU, which a busy machine does not stretch; "cuda" or
             "mps" = of the wall, until the device was done; "wall" = of the wall alone, as in version 0.1, which wrote no kind. Several
             with "+" between them where the machines of a federation differ.
         refused: those of `failures` that sent an answer which was not what it must be.

@@ -68,7 +68,7 @@ Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden st
 
 
 class Task(Protocol):
-    """A frozen backbone with an adapter and a head, as functions of the trainable tensors.
+    """A frozen base model with an adapter and a head, as functions of the trainable tensors.
 
     The module behind it is never left written, so that clients cannot leak into each other, and is used by one call at a time: other
     threads wait. Every method that takes
@@ -79,7 +79,7 @@ class Task(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """L, transformer blocks of the backbone."""
+        """L, transformer blocks of the base model."""
         ...
 
     @property

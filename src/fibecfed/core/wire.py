@@ -137,7 +137,7 @@ def _plain(default: Any) -> Any:
 
 
 def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous on the processor, those copied that share memory with another or lie in a larger one."""
+    """The tensors, contiguous on the CPU, those copied that share memory with another or lie in a larger one."""
     dense: dict[str, Tensor] = {}
     taken: set[int] = set()
     for key, tensor in tensors.items():

@@ -25,7 +25,7 @@ def planted_tokens(num: int, num_classes: int, vocab_size: int, length: int, key
 
     Args:
         vocab_size: token ids are below it.
-        noise: share of the labels that are replaced by another class; the markers keep telling the true one.
+        noise: fraction of the labels that are replaced by another class; the markers keep telling the true one.
 
     Raises:
         ValueError: too small a vocabulary or length.
@@ -84,7 +84,7 @@ def planted_federation(
     """Planted examples spread over clients; the numbers per client are means for the partitions that are not even.
 
     Args:
-        noise: share of the training labels that are replaced by another class; `FederatedData.flipped` tells which.
+        noise: fraction of the training labels that are replaced by another class; `FederatedData.flipped` tells which.
     """
     parts: dict[str, TableExamples] = {}
     for part, count in (("train", examples_per_client), ("validation", validation_per_client), ("test", test_per_client)):

@@ -17,7 +17,7 @@ from .prompt import Filled, Prompt, encode
 from .sources import TextSplit
 
 PAD_MULTIPLE = 8
-"""Batches are padded to multiples of it: few different shapes, so that the kernels prepared for one serve many batches. On a processor a
+"""Batches are padded to multiples of it: few different shapes, so that the kernels prepared for one serve many batches. On a CPU a
 training step took 12 % less time so, and the process a quarter less memory, than with batches padded to their longest example."""
 
 SEPARATOR = "\n"

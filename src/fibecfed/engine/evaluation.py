@@ -287,7 +287,7 @@ def better_by_validation(best: EvalRecord | None, record: EvalRecord) -> EvalRec
     """The best evaluation so far, after one more.
 
     Scores of different clients are not compared: an evaluation in which a client is missing is left out, and where fewer clients are asked
-    than before, since some were excluded, the choice begins anew.
+    than before, since some were excluded, the choice begins again.
     """
     if record.failures or not _number(record.pooled_validation):
         return best

@@ -87,7 +87,7 @@ def cohort(
     """Who takes part, sorted by id.
 
     Sampled rounds draw from `key.fold("cohort", n)`, n = number of sampled rounds before, so every method sees the same clients, whatever
-    happened in earlier rounds. A further attempt at a round draws anew, from the stream below under its number.
+    happened in earlier rounds. A further attempt at a round samples from the stream below, under its number.
 
     Args:
         excluded: their places go to the clients that come next in the order drawn.

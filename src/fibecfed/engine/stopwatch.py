@@ -12,7 +12,7 @@ from ..core.clock import CLOCKS
 class Stopwatch:
     """Started when it is made, by the thread that computes.
 
-    On processors it counts processor seconds, so that a busy machine, a disk or a sleep is no work of a client. With one thread these are
+    On CPUs it counts CPU seconds, so that a busy machine, a disk or a sleep is no work of a client. With one thread these are
     the seconds of the calling thread: torch computes in it, backward passes too, and whatever other threads of the process do (progress,
     a network) stays out. With several they are those of the process, since torch's threads beside the calling one cannot be told apart;
     one client at a time computes in a process. An accelerator works while the process waits: there it is the wall clock, read when the

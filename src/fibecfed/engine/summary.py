@@ -25,7 +25,7 @@ def summarise(
     `scores` are those after the last round, `saved` those of the models that were saved, `clients` each client's own under them. `majority`
     is the accuracy of always predicting the most frequent class, `own_majority` that of each client answering its own most frequent one.
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
-    wall clock of the rounds, `cpu_s` the processor time of this process in them, `compute_s` the sum of the clients' own seconds.
+    wall clock of the rounds, `cpu_s` the CPU time of this process in them, `compute_s` the sum of the clients' own seconds.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
     `best_by_validation` is None without validation examples.
 

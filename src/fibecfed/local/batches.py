@@ -14,7 +14,7 @@ from .options import TrainingOptions
 GROUP = 8
 """Batches whose examples are sorted together: large enough to save most padding, small enough that batches stay mixed."""
 PADDING = 200
-"""Tokens of padding in a batch that cost about as much as a pass of its own, measured with MiniLM on a processor [C]."""
+"""Tokens of padding in a batch that cost about as much as a pass of its own, measured with MiniLM on a CPU [C]."""
 
 
 def batches(

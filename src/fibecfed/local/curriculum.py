@@ -61,11 +61,11 @@ PACES: dict[str, Callable[[float, float], float]] = {
     "step": _step,
     "none": _none,
 }
-"""Share of the data at progress u in [0, 1], by name: beta at u = 0 and 1 at u = 1, never falling (none: 1 throughout) [C]."""
+"""Fraction of the data at progress u in [0, 1], by name: beta at u = 0 and 1 at u = 1, never falling (none: 1 throughout) [C]."""
 
 
 def share(options: CurriculumOptions, t: int, num_rounds: int) -> float:
-    """The share of its data that a client trains on in round t of T, by `options.pace` at u = min(1, t / (alpha T)).
+    """The fraction of its data that a client trains on in round t of T, by `options.pace` at u = min(1, t / (alpha T)).
 
     Args:
         options: pace, beta and alpha.
@@ -84,7 +84,7 @@ def share(options: CurriculumOptions, t: int, num_rounds: int) -> float:
 def ceil_share(share: float, count: int) -> int:
     """ceil(share x count), at least 1 and at most `count`, where rounding of the product does not count: 0.07 of 100 is 7, not 8."""
     if count < 1:
-        raise ValueError(f"a share of {count} things; expected at least one")
+        raise ValueError(f"a fraction of {count} things; expected at least one")
     return max(1, min(count, math.ceil(share * count - _ROUNDING)))
 
 

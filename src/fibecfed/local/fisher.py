@@ -313,7 +313,7 @@ def _batch_squares(
 def _expected_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
     """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up.
 
-    p is over the classes: a language model's over their words, which in its whole vocabulary have a small share of the mass.
+    p is over the classes: a language model's over their words, which in its whole vocabulary have a small fraction of the mass.
     """
     weights = task.logits(leaves, batch).softmax(-1)
     parts = [

@@ -21,7 +21,7 @@ def best_factors(
     """A and B with scaling B A = the best approximation of `matrix` of that rank (Eckart and Young 1936), float64.
 
     With the singular value decomposition U S V^T they are A = (S / scaling)^0.5 V^T and B = U (S / scaling)^0.5, cut to the first `rank`
-    singular values: both factors get the same share of each. The entry of largest size in each column of U is made positive, so that the
+    singular values: both factors get the same fraction of each. The entry of largest size in each column of U is made positive, so that the
     answer does not hang on the sign a library chooses. What is beyond the matrix' own size is 0.
     """
     u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)

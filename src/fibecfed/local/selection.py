@@ -71,7 +71,7 @@ def number_of_layers(options: LayerOptions, importance: Float[Tensor, " layers"]
     """How many layers are aggregated globally [C], by `options.rule`; method.md's clip(floor(x + 1/2), 1, L).
 
     - share: x = value L; count, last, first, random: value itself, by default x = L / 2;
-    - coverage: the fewest layers whose importances add up to that share of the total (one below 0 counts as 0; all layers
+    - coverage: the fewest layers whose importances add up to that fraction of the total (one below 0 counts as 0; all layers
       if the total is 0);
     - layer_gap, plateau: x = mu L r with `ratio` = r, the clients' mean;
     - all: L.
@@ -142,7 +142,7 @@ def neuron_masks(options: NeuronOptions, params: Params, neurons: Neurons | None
     mask multiplies the *step* of its tensor row by row (weight decay and moments included), not the gradient alone.
 
     - share: the top ceil(value x rows) neurons of each tensor, ties to the lower index;
-    - coverage: the fewest that hold that share of the tensor's Fisher information; all where it holds none;
+    - coverage: the fewest that hold that fraction of the tensor's Fisher information; all where it holds none;
     - random: ceil(value x rows), drawn from `key` and the tensor's name;
     - all: every neuron.
 

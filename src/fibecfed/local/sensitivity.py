@@ -39,7 +39,7 @@ def worst_noise(
         gradient: g, of each example's own loss with respect to its embeddings.
         embeddings: e.
         attention_mask: (batch, token), not 0 where there is a token. Padding gets no noise and does not count in any norm.
-        noise_scale: eps as a share of the Frobenius norm of the example's embeddings.
+        noise_scale: eps as a fraction of the Frobenius norm of the example's embeddings.
         norm: p > 1, or `math.inf`. For p other than 2 the Frobenius norm of delta is not eps.
 
     Returns:
@@ -51,7 +51,7 @@ def worst_noise(
     if not norm > 1:
         raise ValueError(f"got norm = {norm}; expected p > 1 or inf: the noise is taken from an L_p ball")
     if not (noise_scale > 0 and math.isfinite(noise_scale)):
-        raise ValueError(f"got noise_scale = {noise_scale}; expected a positive number: the noise as a share of the embeddings' norm")
+        raise ValueError(f"got noise_scale = {noise_scale}; expected a positive number: the noise as a fraction of the embeddings' norm")
     if gradient.shape != embeddings.shape or attention_mask.shape != embeddings.shape[:2]:
         shapes = f"{tuple(gradient.shape)}, {tuple(embeddings.shape)} and {tuple(attention_mask.shape)}"
         raise ValueError(f"gradient, embeddings and attention_mask have shapes {shapes}; expected (b, t, h) twice and (b, t)")

@@ -31,7 +31,7 @@ class Spectrum:
     """What one client found out about its curvature.
 
     Attributes:
-        ratio: r_k in [0, 1], the share of layers to aggregate globally.
+        ratio: r_k in [0, 1], the fraction of layers to aggregate globally.
         eigenvalues: ascending, nat a squared unit of the parameters: those of `layer_curvature` (layer_gap), or Ritz values (plateau).
         lipschitz: L_k of layer_gap; None for plateau.
         gap: lambda_(m+1) - lambda_m that layer_gap stopped at; None for plateau and where no gap was wide enough.
@@ -247,7 +247,7 @@ def plateau_ratio(
     quiet_steps: int = 3,
     max_halvings: int = 60,
 ) -> float:
-    """The share of spectral mass above the first threshold at which that share stands still. [C]
+    """The fraction of spectral mass above the first threshold at which that share stands still. [C]
 
     mass(t) = mass on Ritz values strictly above t. t goes up from 0 in equal steps until mass(t) changed by less than `tolerance` in
     `quiet_steps` consecutive steps; the answer is mass(t) there. If mass(t) falls below half of mass(0) first, the step is halved and t
@@ -260,7 +260,7 @@ def plateau_ratio(
     Args:
         ritz: Ritz values.
         mass: mass on each; sums to 1.
-        first_step: the first step as a share of the largest absolute Ritz value.
+        first_step: the first step as a fraction of the largest absolute Ritz value.
         tolerance, quiet_steps: what standing still means.
         max_halvings: halvings of the step, at most.
 

@@ -37,7 +37,7 @@ class FedAlt(Defaults):
     """The upper layers stay on each client; the others and the head are averaged.
 
     Attributes:
-        personal: share of the layers that stay.
+        personal: fraction of the layers that stay.
     """
 
     training: TrainingOptions

@@ -61,7 +61,7 @@ class LocalLayersAndSteps:
 class FedPepTaoServer:
     """The server's state.
 
-    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: share of the layers that is to be averaged.
+    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. ratio: fraction of the layers to average.
     scores: of each layer. layers: those that are averaged.
     difference: d of the round before. velocity: v. control: c. rounds: rounds of tuning that are over.
     """
@@ -89,7 +89,7 @@ class FedPepTao(Defaults):
     """The method of a configuration.
 
     Attributes:
-        rule: "share", or "plateau": how the share of the averaged layers is found.
+        rule: "share", or "plateau": how the fraction of the averaged layers is found.
         layers: that share, by the rule share.
         spectrum_clients: how many compute the spectrum, by the rule plateau.
         gradient: what the server's momentum is made of.

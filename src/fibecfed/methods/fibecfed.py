@@ -195,7 +195,7 @@ class FibecFed(Defaults):
         return {**server.params, **deltas(self.aggregation.beside(server, self._shared(server).keys()))}
 
     def load(self, size: int, now: Round, chance: float) -> Load:
-        """The round's share of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
+        """The round's fraction of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
         if now.phase == "importance":
             return Load(passes=2 * min(self.layers.importance_examples, size))
         if now.phase == "spectrum":

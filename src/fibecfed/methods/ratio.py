@@ -1,4 +1,4 @@
-"""The share of the layers that clients' curvature calls for: the messages of a phase that asks for it, and both of its halves."""
+"""The fraction of the layers that clients' curvature calls for: the messages of a phase that asks for it, and both of its halves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..local.spectrum import spectrum
 
 @message
 class AskRatio:
-    """Server to client: compute which share of the layers should be shared, from the curvature of your loss."""
+    """Server to client: compute which fraction of the layers should be shared, from the curvature of your loss."""
 
 
 @message
 class Ratio:
-    """Client to server: the share of the layers that its curvature calls for (r_k), and n_k."""
+    """Client to server: the fraction of the layers that its curvature calls for (r_k), and n_k."""
 
     ratio: float
     num_samples: int
@@ -46,5 +46,5 @@ def mean_ratio(received: Sequence[Received[Ratio]]) -> float:
 
 
 def no_share(server: Any, message: Ratio) -> str | None:
-    """r_k is a share of the layers."""
+    """r_k is a fraction of the layers."""
     return None if 0 <= message.ratio <= 1 else f"ratio is {message.ratio}, expected a share between 0 and 1"

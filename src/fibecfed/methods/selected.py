@@ -9,7 +9,7 @@ _LISTED = 8
 """A list that is longer is shortened; summary.json has all of it."""
 
 _WORDS = {
-    "ratio": "share of layers shared",
+    "ratio": "fraction of layers shared",
     "score_after": "examples ranked by difficulty",
     "shared_tensors": "tensors shared with all clients",
     "residual_ratio": "size of the residual relative to LoRA",

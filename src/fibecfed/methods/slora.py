@@ -33,7 +33,7 @@ from .options import SLoraOptions
 
 @message
 class SparseModel:
-    """Server to client, stage 1: by how much the chosen numbers of each adapted weight differ from the backbone's, and the head."""
+    """Server to client, stage 1: by how much the chosen numbers of each adapted weight differ from the base model's, and the head."""
 
     values: Tensors
     shared: Tensors
@@ -93,7 +93,7 @@ class SLora(Defaults):
         return (sparse, tune) if self.sparse_rounds else (tune,)
 
     def init(self, task: Task, key: Key) -> SLoraServer:
-        """The backbone as it is: every difference 0."""
+        """The base model as it is: every difference 0."""
         maps = task.low_rank()
         params = task.init_params(key)
         values = {found.weight: torch.zeros(self._count(params[found.a], params[found.b])) for found in maps}
@@ -106,7 +106,7 @@ class SLora(Defaults):
         return OwnTensors(pick(task.init_params(key), lora))
 
     def personalise(self, message: SparseModel | SharedModel, state: OwnTensors) -> Params:
-        """Stage 1: the backbone with the differences; stage 2: the shared LoRA."""
+        """Stage 1: the base model with the differences; stage 2: the shared LoRA."""
         if isinstance(message, SharedModel):
             return message.shared
         return {**state.own, **message.shared, **self._deltas(message.values, state.own)}
@@ -124,7 +124,7 @@ class SLora(Defaults):
         return {"sparse_values": sum(len(values) for values in server.values.values()), "sparse_rounds": self.sparse_rounds}
 
     def start(self, server: SLoraServer) -> dict[str, Tensor]:
-        """What stage 2 begins with: scaling B A = best rank-r form of stage 1's differences, the backbone back to what it was."""
+        """What stage 2 begins with: scaling B A = best rank-r form of stage 1's differences, the base model back to what it was."""
         params = dict(server.params)
         deltas = self._deltas(server.values, server.params)
         for found in _maps(server):

@@ -288,7 +288,7 @@ def build_task(
     weights: KeptWeights | None = None,
     uses: Collection[Use] = (),
 ) -> TransformerTask:
-    """The task of a configuration: backbone, adapter and head, on its device, in its precision.
+    """The task of a configuration: base model, adapter and head, on its device, in its precision.
 
     Args:
         objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words", and with LoRA alone.

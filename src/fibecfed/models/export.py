@@ -1,4 +1,4 @@
-"""Adapters on disk: LoRA in PEFT's own format, so that plain `PeftModel.from_pretrained` loads it on the same backbone, head included;
+"""Adapters on disk: LoRA in PEFT's own format, so that plain `PeftModel.from_pretrained` loads it on the same base model, head included;
 the others as `own_adapters` says."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save_adapter(
 
     Args:
         params: the task's tensors, and beside them what is added to some of its adapted weights (names ending in `DELTA`).
-        base: published id of the backbone, written as the adapter's base model.
+        base: published id of the base model, written as the adapter's base model.
         labels: class names in order, or these with the template and the words that stand for them; written to labels.json.
         card: text of the folder's README.md.
 

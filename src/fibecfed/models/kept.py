@@ -1,4 +1,4 @@
-"""The weights of the backbone that was loaded last, for a process that makes many runs with it: in memory once."""
+"""The weights of the base model that was loaded last, for a process that makes many runs with it: in memory once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 class KeptWeights:
     """One model's weights in memory, which they share with the models that were made of them: a task never leaves its module written.
 
-    Loading from them gives the same bits as loading from the files: heads and whatever else the files lack are drawn anew each time.
+    Loading from them gives the same bits as loading from the files: heads and whatever else the files lack are initialised again each time.
     """
 
     def __init__(self) -> None:

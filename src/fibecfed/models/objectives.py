@@ -37,7 +37,7 @@ class Objective(Protocol):
 
     @property
     def draws_head(self) -> bool:
-        """Whether the head is drawn anew, so that a model's file need not have it."""
+        """Whether the head is newly initialised, so that a model's file need not have it."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class ClassObjective(Objective, Protocol):
 
 @dataclass(frozen=True)
 class ClassHead:
-    """Classes told apart by a classification head on one vector of the text, drawn anew and trained; a `ClassObjective`."""
+    """Classes told apart by a classification head on one vector of the text, newly initialised and trained; a `ClassObjective`."""
 
     num_classes: int
 

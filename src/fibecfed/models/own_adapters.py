@@ -62,7 +62,7 @@ def add_adapter(
 
 
 def save_own_adapter(model: Any, params: Params, folder: Path, *, base: str, revision: str | None) -> None:
-    """Write `params` and all else that the frozen backbone lacks."""
+    """Write `params` and all else that the frozen base model lacks."""
     state = model.state_dict()
     kept = {name: state[name] for name in state if name.startswith(tuple(f"{path}." for path in model.adapter.beside)) or name == _SOURCES}
     tensors = {name: value.detach().to("cpu").contiguous() for name, value in {**kept, **params}.items()}

@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bf16; auto = bf16 where the processor has instructions for it, since elsewhere it is emulated and slower."""
+    """float32 or bf16; auto = bf16 where the hardware has instructions for it, since elsewhere it is emulated and slower."""
     if name != "auto":
         return name
     if device.type == "cuda":

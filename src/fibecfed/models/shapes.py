@@ -83,7 +83,7 @@ def config_of(name: str, table: Mapping[str, Any]) -> PretrainedConfig:
 def small_task(
     family: Family, *, layers: int, hidden: int, options: ModelOptions, adapter: Options | None, num_classes: int
 ) -> TransformerTask:
-    """A small random model of a family with the run's adapter, in float32 on the processor."""
+    """A small random model of a family with the run's adapter, in float32 on the CPU."""
     key = Key(0)
     config = tiny_config(family, num_classes=num_classes, layers=layers, hidden=hidden, heads=4)
     with torch.random.fork_rng(devices=[]):

@@ -95,7 +95,7 @@ class AdaptedModel:
 
     @property
     def num_layers(self) -> int:
-        """L, transformer blocks of the backbone."""
+        """L, transformer blocks of the base model."""
         return len(self._classifier.blocks)
 
     @property
@@ -121,7 +121,7 @@ class AdaptedModel:
 
     def init_params(self, key: Key) -> dict[str, Tensor]:
         """P at the start, drawn from `key`: LoRA's A uniform in +-1/sqrt(d_in) and B zero as in PEFT, the head's matrices normal with
-        the backbone's `initializer_range` and its biases zero; what another adapter says of its own; anything else, as normalisation
+        the base model's `initializer_range` and its biases zero; what another adapter says of its own; anything else, as normalisation
         layers, as it is in the module."""
         std = getattr(self._classifier.config, "initializer_range", 0.02)
         vocabulary = self._classifier.body.get_input_embeddings().weight
@@ -221,7 +221,7 @@ class AdaptedModel:
 
     @one_at_a_time
     def use_plain_attention_for_gradients(self) -> None:
-        """From now on attention is fused only where no gradient is asked for: on processors its backward in bf16 takes half of a step, that
+        """From now on attention is fused only where no gradient is asked for: on CPUs its backward in bf16 takes half of a step, that
         of plain attention a tenth."""
         self._fused = self._classifier.config._attn_implementation
         self._set_attention("eager")
@@ -334,7 +334,7 @@ class AdaptedModel:
     @one_at_a_time
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
-        """Reject a model whose logits are not those of its own call, or depend on padding, by more than a share of the largest.
+        """Reject a model whose logits are not those of its own call, or depend on padding, by more than a fraction of the largest.
 
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """

@@ -1,4 +1,4 @@
-"""A comparison in one small file: a header, then a line per run. Its tables can be written anew from it, without the runs."""
+"""A comparison in one small file: a header, then a line per run. Its tables can be written again from it, without the runs."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ _READING = (
     "Target of a task: majority class + 0.8 (best method's final score - majority class), from the same runs. It says how fast a method "
     "comes most of the way, not how good it is in the end; look at both.",
     "Modelled time is computed from recorded bytes and compute seconds for the network named above: the clients of a round work in "
-    "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the processor are left "
+    "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the CPU are left "
     "out.",
     "Targets are seen at evaluations only: a method that reaches one between two evaluations counts at the second.",
     "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows only how much the choice of tasks matters.",

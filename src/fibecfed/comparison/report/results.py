@@ -39,7 +39,7 @@ class Selection:
         importance: of each layer.
         layers: that are averaged.
         kept: rounds of training -> mean number of neurons that a client of that round updated, of its `own`; 0: not recorded.
-        data: rounds of training -> share of the cohort's examples, times local epochs, that was trained on.
+        data: rounds of training -> fraction of the cohort's examples, times local epochs, that was trained on.
         difficulty: (edges of the bins, as powers of ten; examples in each bin) over all scored examples.
     """
 

@@ -18,7 +18,7 @@ def selections(standings: Standings) -> list[tuple[str, list[Figure]]]:
     runs = {task: found[0] for task in standings.comparison.tasks if (found := standings.comparison.of(task, OURS))}
     kinds = {
         "Importance of each layer; filled layers are averaged over clients, hatched ones stay on them": _importance,
-        "Share of the clients' data that is trained on, by round": _data,
+        "Fraction of the clients' data that is trained on, by round": _data,
         "Neurons that a client updates in the layers it keeps, by round": _kept,
         "Difficulty of training examples: Fisher information of an example, logarithmic": _difficulty,
     }

@@ -20,7 +20,7 @@ Frame = Any
 COUNTED_FROM = 0.05
 """A task counts for targets if its best method is at least this far above the majority class."""
 TARGET_SHARE = 0.8
-"""Share of the way from the majority class to the best method's final score that is a task's target."""
+"""Fraction of the way from the majority class to the best method's final score that is a task's target."""
 DIGITS = 9
 """Of a mean that count: in the last bits, equal scores differ by the order in which they were added."""
 SLACK = 10.0**-DIGITS

@@ -43,7 +43,7 @@ class Scale:
 
 
 def linear(values: Sequence[float], start: float, end: float, *, zero: bool = False, margin: float = 0.05) -> Scale:
-    """A scale around some values, with a margin of a share of their span; from 0 on if `zero`."""
+    """A scale around some values, with a margin of a fraction of their span; from 0 on if `zero`."""
     low, high = min(values), max(values)
     room = margin * (high - low) or 0.01 * abs(high) or 1.0
     return Scale(0.0 if zero else low - room, high + room, start, end)

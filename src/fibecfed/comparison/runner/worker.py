@@ -1,4 +1,4 @@
-"""A worker: a process that makes one run after the other, and keeps the backbone between them.
+"""A worker: a process that makes one run after the other, and keeps the base model between them.
 
 Parent and worker exchange JSON over a pipe. Down: {"config": TOML, "folder": path}. Up, for each job: any number of `round` and `warning`,
 then one `done` or `failed`.

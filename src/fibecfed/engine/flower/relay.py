@@ -32,7 +32,7 @@ def content(blob: bytes, **options: str | float) -> RecordDict:
     """Bytes as the content of a Flower message, untouched: Arrays of our own type, which nothing converts.
 
     Flower stores parts of messages by the hash of their bytes, and what two messages share may be deleted with the one at the moment at
-    which the other is stored, which is then lost (flwr 1.41). So no two messages share anything: a mark, drawn anew, precedes the bytes of
+    which the other is stored, which is then lost (flwr 1.41). So no two messages share anything: a newly drawn mark precedes the bytes of
     every part and lies beside the options.
     """
     mark = secrets.token_bytes(_MARK)

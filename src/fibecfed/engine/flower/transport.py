@@ -24,7 +24,7 @@ AT_ONCE = 16
 """Messages that are made and handed to Flower together."""
 
 GREETING_SHARE = 0.1
-"""At most this share of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
+"""At most this fraction of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
 
 
 class FlowerTransport:
