@@ -1,4 +1,4 @@
-"""What a report takes from the files in a folder of runs, as models: what a file lacks, or has wrong, is told by its name."""
+"""What a report takes from the files in a folder of runs, as models: what a file lacks, or has wrong, is reported by its name."""
 
 from __future__ import annotations
 
