@@ -21,7 +21,7 @@ Forward: TypeAlias = Callable[[Batch], Tensor]
 """A batch's inputs -> what the whole model makes of them."""
 
 ENOUGH = 16
-"""Rows of a shape of batch that must have come out with the bits that are kept, before kept ones stand in for such a batch."""
+"""Rows of a shape of batch that must have come out with the bits that are kept, before kept ones replace such a batch."""
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ class LowerBlocks:
     example's tokens, how far its batch is padded, whether there is any padding in it (attention takes another way where there is none),
     and the kind of attention. That they do not depend on the other examples of the batch and on their number is a property of the
     kernels at hand. It is not taken for granted: the first `ENOUGH` kept rows of each shape of batch are computed all the same and
-    compared, and if a bit differs, from then on only whole batches stand in for the same whole batches.
+    compared, and if a bit differs, from then on only whole batches replace the same whole batches.
 
     What is kept is of one choice of untrained blocks with one set of values. A training with another choice or other values drops it; a
     call without gradients uses what is kept if its values are the same, and else computes.

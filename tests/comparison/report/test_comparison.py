@@ -104,7 +104,7 @@ def test_a_slower_network_only_stretches_the_modelled_time(folder: Path):
 
 
 def test_which_clock_the_seconds_of_clients_are_of_is_told_and_they_are_taken_as_such(folder: Path):
-    assert dict(conditions(read_comparison(folder)))["Seconds of clients"].startswith("wall clock, times the share")
+    assert dict(conditions(read_comparison(folder)))["Seconds of clients"].startswith("wall clock, times the fraction")
     before = read_comparison(folder).of("sst2", "lora")[0].last.seconds  # with half of the processor, as made
     for path in folder.glob("runs/*/lora/*/records.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
