@@ -112,7 +112,7 @@ def test_which_clock_the_seconds_of_clients_are_of_is_told_and_they_are_taken_as
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_comparison(folder)
     told = dict(conditions(found))["Seconds of clients"]
-    assert "CPU seconds: lora (" in told and "wall clock, times the fraction of it in which the process had a processor: " in told
+    assert "CPU seconds: lora (" in told and "wall clock, times the fraction of it in which the process had a CPU: " in told
     assert found.of("sst2", "lora")[0].last.seconds > before + 1
 
 
