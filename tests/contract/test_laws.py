@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fibecfed": {"layers": MEASURERS},
     "published order": {"layers": MEASURERS, "score_after": 0, "curriculum": {"order_within_round": "easy_to_hard"}},
     "closing round": {"layers": MEASURERS, "closing_round": True},
+    "scored in training": {"layers": MEASURERS, "score_after": 0, "curriculum": {"scoring": "training"}, "neurons": {"every": 2}},
     "layers alone": {"layers": LAST, "neurons": {"rule": "all"}, "curriculum": {"pace": "none"}},
     "layer_gap, coverage, rescored": {
         "layers": {**MEASURERS, "rule": "layer_gap"},
@@ -79,6 +80,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "fibecfed": _SCORES,
         "published order": _SCORES,
         "closing round": _SCORES,
+        "scored in training": _SCORES,
         "layers alone": "no scores, no masks: what is left of it is `everything off`",
         "layer_gap, coverage, rescored": _SCORES,
         "random throughout": _SCORES,

@@ -36,7 +36,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"epochs": epochs, "params": params, **more})
         return fit(task, params, epochs, *args, **more)
 
-    monkeypatch.setattr("fibecfed.methods.fibecfed.fit", spy)
+    monkeypatch.setattr("fibecfed.methods.fibecfed_client.fit", spy)
     return calls
 
 

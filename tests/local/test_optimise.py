@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
+from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.optimisers import MAKERS, WITH_MOMENTUM
@@ -152,14 +153,14 @@ def test_a_mask_for_a_tensor_that_is_not_trained_is_refused():
 def test_the_parameters_that_came_in_and_the_module_stay_as_they_were():
     params, module = TASK.params(), {name: value.clone() for name, value in TASK.model.state_dict().items()}
     kept = {name: value.clone() for name, value in params.items()}
-    fit(TASK, params, [batches()], options(), Key(0), collect_fisher=True)
+    fit(TASK, params, [batches()], options(), Key(0), collect=Collect())
     assert all(torch.equal(params[name], kept[name]) and not params[name].requires_grad for name in kept)
     assert all(torch.equal(value, module[name]) for name, value in TASK.model.state_dict().items())
 
 
 def test_fisher_collected_on_the_way_is_that_of_a_pass_when_hardly_anything_moves():
     slow = options(learning_rate=1e-12, weight_decay=0.0)
-    found = trained(slow, collect_fisher=True).neurons
+    found = trained(slow, collect=Collect()).neurons
     expected = fisher_pass(TASK, TASK.params(), batches()).neurons
     for got, want in ((found.rows, expected.rows), (found.columns, expected.columns)):
         assert got.keys() == want.keys()
@@ -169,17 +170,17 @@ def test_fisher_collected_on_the_way_is_that_of_a_pass_when_hardly_anything_move
 
 def test_fisher_is_collected_of_masked_neurons_too_and_in_the_first_epoch_alone():
     slow = options(learning_rate=1e-12, weight_decay=0.0)
-    plain = trained(slow, collect_fisher=True).neurons
-    masked = trained(slow, collect_fisher=True, masks=some_masks(0.2)).neurons
+    plain = trained(slow, collect=Collect()).neurons
+    masked = trained(slow, collect=Collect(), masks=some_masks(0.2)).neurons
     assert all(torch.allclose(plain.rows[name], masked.rows[name], rtol=1e-5) for name in plain.rows)
-    one = fit(TASK, TASK.params(), [batches()], options(), Key(0), collect_fisher=True).neurons
-    two = fit(TASK, TASK.params(), [batches(), batches()], options(), Key(0), collect_fisher=True).neurons
+    one = fit(TASK, TASK.params(), [batches()], options(), Key(0), collect=Collect()).neurons
+    two = fit(TASK, TASK.params(), [batches(), batches()], options(), Key(0), collect=Collect()).neurons
     assert one is not None and two is not None
     assert all(torch.equal(one.rows[name], two.rows[name]) for name in one.rows)
 
 
 def test_collecting_fisher_changes_no_step_and_is_off_unless_asked_for():
-    plain, collecting = trained(options()), trained(options(), collect_fisher=True)
+    plain, collecting = trained(options()), trained(options(), collect=Collect())
     assert plain.neurons is None
     assert plain.loss == collecting.loss
     assert all(torch.equal(plain.params[name], collecting.params[name]) for name in plain.params)
@@ -203,7 +204,7 @@ def test_collecting_fisher_follows_weights_and_penalty_of_the_objective(weights:
     def after(**more: Any) -> Any:
         return fit(TASK, start, epochs, options(), Key(0), penalty=distance if penalty else None, **more)
 
-    plain, collecting = after(), after(collect_fisher=True)
+    plain, collecting = after(), after(collect=Collect())
     assert plain.loss == collecting.loss
     assert all(torch.equal(plain.params[name], collecting.params[name]) for name in start)
     untouched = fit(TASK, start, [batches()], options(), Key(0)).params
@@ -214,7 +215,7 @@ def test_collecting_fisher_follows_weights_and_penalty_of_the_objective(weights:
 @pytest.mark.parametrize("weights", [(100.0, 0.0, 0.0, 0.0), (1.0, 2.0, 0.5, 3.0)], ids=str)
 def test_fisher_collected_under_weights_counts_each_example_once(weights: tuple[float, ...]):
     slow = options(learning_rate=1e-12, weight_decay=0.0)
-    found = fit(TASK, TASK.params(), [heavy(*weights)], slow, Key(0), collect_fisher=True).neurons
+    found = fit(TASK, TASK.params(), [heavy(*weights)], slow, Key(0), collect=Collect()).neurons
     assert found is not None
     singles = [{name: value[i : i + 1] for name, value in batch.items()} for batch in batches() for i in range(len(batch["labels"]))]
     for name in TASK.names:
@@ -225,7 +226,7 @@ def test_fisher_collected_under_weights_counts_each_example_once(weights: tuple[
 
 def test_fisher_of_a_part_that_is_trained_is_of_that_part():
     top = [name for name in TASK.names if TASK.layer_of(name) in (1, None)]
-    found = trained(options(), trained=top, collect_fisher=True).neurons
+    found = trained(options(), trained=top, collect=Collect()).neurons
     assert set(top) <= found.rows.keys()
 
 

@@ -21,6 +21,7 @@ from fibecfed.engine.checks import expected as expected_answer
 from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
 from fibecfed.local.batches import batches
+from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.selection import neuron_masks
@@ -279,13 +280,13 @@ def test_the_random_neurons_of_a_client_are_the_same_in_every_round_and_others_o
     update_of(world, "1", 1, state=first.state)
     update_of(world, "2")
     assert same(calls[0]["masks"], calls[1]["masks"]) and not same(calls[0]["masks"], calls[2]["masks"])
-    assert not first.state.rows and calls[0]["collect_fisher"] is False
+    assert not first.state.rows and calls[0]["collect"] is None
 
 
 def test_all_neurons_of_own_layers_move_without_a_rule(monkeypatch: pytest.MonkeyPatch):
     calls = watch(monkeypatch)
     update = update_of(federation(made_method(**FIXED, neurons={"rule": "all"}), TASK, DATA), "1")
-    assert not calls[0]["masks"] and not calls[0]["collect_fisher"]
+    assert not calls[0]["masks"] and calls[0]["collect"] is None
     assert not update.state.rows and "kept_neurons" not in update.notes
 
 
@@ -296,7 +297,7 @@ def test_fisher_of_the_neurons_follows_its_momentum_over_two_trainings(monkeypat
     train = DATA.client("1").train
 
     def collected(call: dict[str, Any]) -> Any:
-        return fit(TASK, call["params"], call["epochs"], TRAINING, Key(0), masks=call["masks"], collect_fisher=True).neurons
+        return fit(TASK, call["params"], call["epochs"], TRAINING, Key(0), masks=call["masks"], collect=Collect()).neurons
 
     first = update_of(world, "1")
     second = update_of(world, "1", 1, state=first.state)

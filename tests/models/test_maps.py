@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
+from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.options import TrainingOptions
@@ -97,7 +98,7 @@ def test_looking_at_the_maps_changes_no_loss_and_no_step(case: str) -> None:
     traced, _ = task.traced(params, batch)
     torch.testing.assert_close(traced, task.losses(params, batch), rtol=1e-12, atol=0)
     options = TrainingOptions(learning_rate=0.01)
-    plain, collecting = (fit(task, params, [[batch] * 2], options, Key(0), collect_fisher=collects) for collects in (False, True))
+    plain, collecting = (fit(task, params, [[batch] * 2], options, Key(0), collect=collect) for collect in (None, Collect()))
     for name in task.names:
         torch.testing.assert_close(collecting.params[name], plain.params[name], rtol=1e-9, atol=1e-9)
         decayed = params[name] * (1 - options.learning_rate * options.weight_decay) ** 2

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch
+from fibecfed.local.collect import Collect
 from fibecfed.local.optimise import fit
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.backbones import add_lora, set_dropout
@@ -97,7 +98,7 @@ def test_nothing_that_a_task_does_writes_its_module(family: Family) -> None:
     task.init_params(KEY)
     task.exact().losses(params, batch)
     options = TrainingOptions(learning_rate=0.1)
-    after = fit(task, params, [[batch, batch], [batch]], options, KEY, collect_fisher=True)
+    after = fit(task, params, [[batch, batch], [batch]], options, KEY, collect=Collect())
     assert any(bits(after.params)[name] != given[name] for name in given)
     assert bits(task.model) == before
     assert bits(params) == given

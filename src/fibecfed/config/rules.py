@@ -11,7 +11,7 @@ from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME, FederationOptions
-from ..local.options import LayerOptions, NeuronOptions, TrainingOptions
+from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..methods.options import LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from .text import nearest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def contradictions(config: Config) -> list[str]:
     """Every contradiction in a configuration, as sentences. Other keys that a sentence rests on stand in it in backticks."""
-    layers, neurons = getattr(config.method, "layers", None), getattr(config.method, "neurons", None)
+    layers, neurons, curriculum = (getattr(config.method, part, None) for part in ("layers", "neurons", "curriculum"))
     return [
         *_not_finite(config.model_dump()),
         *_model(config.model),
@@ -34,6 +34,7 @@ def contradictions(config: Config) -> list[str]:
         *_score_after(getattr(config.method, "score_after", None), config.federation),
         *(_layers(layers) if isinstance(layers, LayerOptions) else ()),
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
+        *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
     ]
 
@@ -227,3 +228,20 @@ def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
 def _neurons(neurons: NeuronOptions) -> Iterator[str]:
     if neurons.rule == "all" and neurons.value is not None:
         yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" takes none; remove it'
+    if neurons.rule in ("all", "random") and neurons.every != 1:
+        yield f'method.neurons.every: got {neurons.every}, but `method.neurons.rule` = "{neurons.rule}" measures nothing; remove it'
+
+
+def _curriculum(options: CurriculumOptions) -> Iterator[str]:
+    if options.scoring != "training":
+        return
+    if options.labels == "model":
+        yield (
+            'method.curriculum.labels: got "model" with `method.curriculum.scoring` = "training", whose backward passes are those of the '
+            'true labels; take `scoring` = "pass", or remove it'
+        )
+    if options.rescore_every:
+        yield (
+            f'method.curriculum.rescore_every: got {options.rescore_every} with `method.curriculum.scoring` = "training", which scores in '
+            'every local training; take `scoring` = "pass", or remove it'
+        )

@@ -46,11 +46,15 @@ def shuffled_batches(
     max_length: int | None = None,
     beside: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Batch]:
-    """One epoch over the examples at `positions` in random order, grouped by length if the options say so; the rest as for `batches`."""
-    order = positions[key.permutation(len(positions))]
-    if options.group_by_length:
-        order = grouped_by_length(examples, order, options.batch_size, key.fold("groups"))
+    """One epoch over the examples at `positions` in `shuffled` order; the rest as for `batches`."""
+    order = shuffled(examples, positions, options, key)
     return batches(examples, order, options.batch_size, max_length=max_length, beside=weighed(examples, options, beside))
+
+
+def shuffled(examples: Examples, positions: Tensor, options: TrainingOptions, key: Key) -> Tensor:
+    """`positions` in random order, grouped by length if the options say so."""
+    order = positions[key.permutation(len(positions))]
+    return grouped_by_length(examples, order, options.batch_size, key.fold("groups")) if options.group_by_length else order
 
 
 def weighed(examples: Examples, options: TrainingOptions, beside: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor] | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.rng import Key
@@ -103,6 +103,22 @@ def easy_to_hard(difficulty: Float[Tensor, " examples"]) -> Int[Tensor, " exampl
         position = int((~torch.isfinite(difficulty)).nonzero()[0])
         raise FloatingPointError(f"the difficulty of example {position} is {float(difficulty[position])}; expected a finite number")
     return torch.argsort(difficulty.cpu(), stable=True)
+
+
+def partly_scored(
+    difficulty: Float[Tensor, " examples"], known: Bool[Tensor, " examples"], order: Int[Tensor, " examples"]
+) -> Int[Tensor, " examples"]:
+    """`order` with the examples whose difficulty is known put easy to hard on the places that they hold in it; the others keep theirs.
+
+    >>> partly_scored(torch.tensor([0.9, 0.0, 0.1]), torch.tensor([True, False, True]), torch.tensor([1, 0, 2])).tolist()
+    [1, 2, 0]
+
+    Raises:
+        FloatingPointError: a known difficulty that is not finite.
+    """
+    scored, mixed = known.nonzero()[:, 0], order.clone()
+    mixed[known[order]] = scored[easy_to_hard(difficulty[scored])]
+    return mixed
 
 
 def control_order(order: Literal["length", "rarity", "random"], examples: Examples, key: Key) -> Int[Tensor, " examples"]:

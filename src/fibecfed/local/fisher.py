@@ -57,8 +57,8 @@ class Squares:
 
     Attributes:
         trace: ||g(s)||^2 of each example over the tensors asked for, shape (batch,).
-        rows: for every trained tensor the sum over the examples of each output row's squares, shape (d_out,).
-        columns: for every lora_B the same for each of its columns, one a rank, shape (r,).
+        rows: for every tensor asked for the sum over the examples of each output row's squares, shape (d_out,).
+        columns: for every lora_B among them the same for each of its columns, one a rank, shape (r,).
     """
 
     trace: Tensor
@@ -87,7 +87,11 @@ def _weight_squares(weight: str, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def squares(
-    tape: Tape, output_gradients: Sequence[Tensor | None], scale: float = 1.0, trace_over: Collection[str] | None = None
+    tape: Tape,
+    output_gradients: Sequence[Tensor | None],
+    scale: float = 1.0,
+    trace_over: Collection[str] | None = None,
+    rows_of: Collection[str] | None = None,
 ) -> Squares:
     """Sums of squared per-example gradients of one batch, in one bmm a weight.
 
@@ -98,7 +102,8 @@ def squares(
         tape: the trained linear maps of the forward pass.
         output_gradients: gradient of the summed losses at each map's output, in the tape's order; None where no loss depends on it.
         scale: factor on the gradients, so its square on the sums. After the backward pass of a *mean* over b examples it must be b.
-        trace_over: names of the tensors whose squares add up to the trace; None = all. Rows and columns are of all in either case.
+        trace_over: names of the tensors whose squares add up to the trace; None = all.
+        rows_of: names of the tensors whose rows and columns are wanted; None = all.
 
     Raises:
         ValueError: another number of gradients than maps, or no maps.
@@ -112,15 +117,19 @@ def squares(
     rows: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
 
+    def wanted(name: str, among: Collection[str] | None) -> bool:
+        return among is None or name in among
+
     def collect(name: str, trace: Tensor, row: Tensor) -> None:
-        rows[name] = row * factor
-        if trace_over is None or name in trace_over:
+        if wanted(name, rows_of):
+            rows[name] = row * factor
+        if wanted(name, trace_over):
             traces.append(trace)
 
     for linear, x, e in _uses(tape, output_gradients):
         trace, row, column = _weight_squares(linear.weight, x, e)
         collect(linear.weight, trace, row)
-        if column is not None:
+        if column is not None and wanted(linear.weight, rows_of):
             columns[linear.weight] = column * factor
         if linear.bias is not None:
             by_row = e.sum(1).square()

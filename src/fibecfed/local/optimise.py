@@ -14,7 +14,8 @@ from ..core.rng import Key
 from ..core.task import Tape, Task
 from ..core.trees import first_not_finite
 from ..core.types import Batch, Params
-from .fisher import Neurons, NeuronSums, squares
+from .collect import Collect, Collected
+from .fisher import Neurons
 from .optimisers import Optimiser, row_masks
 from .options import TrainingOptions
 
@@ -28,7 +29,9 @@ class Fit:
         steps: optimiser steps.
         examples: examples seen, with repetition.
         loss: their mean loss when they were seen, nat; 0 if there were none.
-        neurons: Fisher information of the first epoch, if asked for.
+        neurons: Fisher information of the neurons in the first epoch, if asked for.
+        traces: ||g(s)||^2 of the examples of the first epoch, each at the parameters from which its batch was trained, float32 on the CPU,
+            in the order in which they came; if asked for.
     """
 
     params: dict[str, Tensor]
@@ -36,6 +39,7 @@ class Fit:
     examples: int
     loss: float
     neurons: Neurons | None
+    traces: Tensor | None = None
 
 
 def fit(
@@ -47,7 +51,7 @@ def fit(
     *,
     trained: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    collect_fisher: bool = False,
+    collect: Collect | None = None,
     penalty: Callable[[Params], Tensor] | None = None,
 ) -> Fit:
     """Train a copy of `params` on the mean loss of each step's batches in turn, with a new optimiser.
@@ -60,8 +64,7 @@ def fit(
         trained: names that may move; default all.
         masks: name -> bool (rows,): only the rows marked move. Neither weight decay nor a moment moves any other row.
         penalty: what is added to the loss of each step, a number made of the tensors; not part of the recorded loss.
-        collect_fisher: sum per-example squared gradients by neuron during the first epoch; all neurons, masked or not. They are those of
-            the examples' own losses, each example once: neither `weights` nor `penalty` has a part in them.
+        collect: the Fisher information to take on the way; None: none.
 
     Raises:
         FloatingPointError: a loss or, at the end, a tensor that is not finite, with its batch or name.
@@ -70,7 +73,7 @@ def fit(
     work = {name: value.detach().to(task.device, copy=True) for name, value in params.items()}
     leaves = [work[name].requires_grad_() for name in moving]
     optimiser = Optimiser(leaves, row_masks(moving, work, masks or {}), options)
-    sums = NeuronSums() if collect_fisher else None
+    found = Collected(collect)
     num_steps = num_examples = batches_seen = 0
     total = 0.0
     with task.training(key):
@@ -82,17 +85,12 @@ def fit(
                 parts: list[tuple[list[Tensor], float]] = []
                 for batch in group:
                     size = len(batch["labels"])
-                    outputs: list[Tensor] = []
-                    if sums is not None and number == 0:
-                        losses, tape = task.traced(work, batch)
-                        tape = Tape(tuple(linear for linear in tape.linears if linear.output.requires_grad))  # not below what moves
-                        outputs = [linear.output for linear in tape.linears]
-                    else:
-                        losses, tape = task.losses(work, batch), Tape(())
+                    losses, tape = found.losses(task, work, batch) if number == 0 else (task.losses(work, batch), Tape(()))
                     objective = _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(work)
+                    outputs = [linear.output for linear in tape.linears]
                     grads, of_losses = _gradients(objective, losses, leaves, outputs, weighted="weights" in batch)
-                    if sums is not None and number == 0:
-                        sums.add(squares(tape, of_losses, scale=size))
+                    if number == 0:
+                        found.add(tape, of_losses, size)
                     parts.append((grads, float(batch["weights"].sum()) if "weights" in batch else float(size)))
                     seen.append((losses.detach().sum(), size))
                 optimiser.step(_joined(parts))
@@ -103,7 +101,7 @@ def fit(
     if (bad := first_not_finite(result)) is not None:
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
     mean = total / num_examples if num_examples else 0.0
-    return Fit(result, num_steps, num_examples, mean, sums.mean() if sums is not None else None)
+    return Fit(result, num_steps, num_examples, mean, found.neurons(), found.traces())
 
 
 def _groups(epoch: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

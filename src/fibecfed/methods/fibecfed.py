@@ -13,27 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update, Work
+from ..core.method import Client, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches, plain_epochs, shuffled_batches, weighed
-from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
+from ..local.batches import batches, plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
 from ..local.sensitivity import layer_sensitivity
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
 from .catalogue import Setting
+from .fibecfed_client import PASS_BATCH, ClientPart, Own, Trained
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
-
-PASS_BATCH = 32
-"""Examples a batch of a scoring pass; the scores do not depend on it."""
 
 
 @message
@@ -91,22 +88,6 @@ class Server:
     extra: Tensors = field(default_factory=dict[str, Tensor])
     maps: tuple[str, ...] = ()
     scaling: float = 1.0
-
-
-@message
-class Own:
-    """A client's state; never leaves it.
-
-    own: tensors of the layers that are not shared (all of P before it first trains). rows, columns: momentum of the neurons' Fisher
-    information. order: its training examples from easy to hard, empty until scored. trainings, since_scoring: counts.
-    """
-
-    own: Tensors
-    rows: Tensors
-    columns: Tensors
-    order: Tensor
-    trainings: int
-    since_scoring: int
 
 
 @dataclass(frozen=True)
@@ -206,7 +187,7 @@ class FibecFed(Defaults):
             now = now if now.phase == "tune" else replace(now, index=self.num_rounds, num_rounds=self.num_rounds)
             share = curriculum.share(options, now.index, now.num_rounds)
             used = min(size, batch_size * curriculum.num_batches_used(share, math.ceil(size / batch_size)))
-        scores = options.pace != "none" and options.order == "fisher" and now.index >= self.score_after
+        scores = options.pace != "none" and options.order == "fisher" and options.scoring == "pass" and now.index >= self.score_after
         is_new = (1 - chance) ** (now.index - self.score_after) if scores else 0.0
         return trained_on(used, self.training, passes=is_new * size)
 
@@ -274,93 +255,31 @@ class FibecFed(Defaults):
         return self.aggregation.step(server, received)
 
     def _tune(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
-        trained, state, work, notes = self._train(client, message, now)
-        return Update(LocalLayers(pick(trained, message.shared.keys()), len(client.data.train)), state, work, notes)
+        found = self._train(client, message, now)
+        answer = LocalLayers(pick(found.params, message.shared.keys()), len(client.data.train))
+        return Update(answer, found.state, found.work, found.notes)
 
     def _close(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
-        trained, state, work, notes = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
-        return Update(AllLayers(pick(trained, client.task.names), len(client.data.train)), state, work, notes)
+        found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
+        answer = AllLayers(pick(found.params, client.task.names), len(client.data.train))
+        return Update(answer, found.state, found.work, found.notes)
 
     def train(self, client: Client[Own], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples: what a client does of a model for itself alone."""
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
         return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
-    def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> tuple[dict[str, Tensor], Own, Work, dict[str, Any]]:
-        task, train, state = client.task, client.data.train, client.state
-        params = self.personalise(message, state)
-        own_names = sorted(set(task.names) - message.shared.keys())
-        layer_of = {name: task.layer_of(name) for name in own_names}
-        still = set(self.still.of([name for name in own_names if layer_of[name] in message.layers]))
-        chosen_from = [name for name in own_names if layer_of[name] is not None and name not in still]  # neurons of a head are its classes
-        notes: dict[str, Any] = {}
+    def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> Trained:
+        own_names = sorted(set(client.task.names) - message.shared.keys())
+        own_layers = {name: client.task.layer_of(name) for name in own_names}
+        still = self.still.of([name for name in own_names if own_layers[name] in message.layers])
+        masked = [name for name in own_names if own_layers[name] is not None and name not in still]  # neurons of a head are its classes
+        part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, self._last(now))
+        return part.train(client, self.personalise(message, client.state), own_names, masked, still, now)
 
-        scored = self._score(client, params, now)
-        order = state.order if scored is None else curriculum.easy_to_hard(scored.trace)
-        if scored is not None:
-            notes["difficulty"] = [float(f"{d:.6g}") for d in scored.trace]
-        positions = self._positions(client, order, now)
-
-        # Which neurons of its own layers it updates
-        selects = self.neurons.rule != "all" and bool(chosen_from)
-        fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
-        masks: dict[str, Tensor] = {}
-        if selects:
-            if fisher is None and self.neurons.rule != "random":
-                first = scored or self._pass(task, params, client, positions)
-                fisher = first.neurons.only(chosen_from)
-            masks = selection.neuron_masks(self.neurons, pick(params, chosen_from), fisher, self.key.fold("client", client.id, "neurons"))
-            notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
-            notes["own_neurons"] = sum(map(len, masks.values()))
-
-        sorts = self.curriculum.order_within_round == "easy_to_hard" and self.curriculum.pace != "none"
-        epochs = [
-            batches(train, positions, self.training.batch_size, beside=weighed(train, self.training))
-            if sorts
-            else shuffled_batches(train, positions, self.training, client.key.fold("order", epoch))
-            for epoch in range(self.training.local_epochs)
-        ]
-        collects = selects and self.neurons.rule != "random"
-        trained = sorted(set(task.names) - still)
-        dropout = client.key.fold("dropout")
-        result = fit(task, params, epochs, in_round(self.training, now), dropout, trained=trained, masks=masks, collect_fisher=collects)
-        if collects and result.neurons is not None:
-            fisher = momentum(fisher, result.neurons.only(chosen_from), self.neurons.momentum)
-
-        since = 0 if scored is not None else state.since_scoring
-        rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
-        after = Own(pick(result.params, own_names), rows, columns, order, state.trainings + 1, since + 1)
-        return result.params, after, Work(result.steps, result.examples, result.loss), notes
-
-    def _score(self, client: Client[Own], params: Params, now: Round) -> FisherPass | None:
-        """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
-        options, state = self.curriculum, client.state
-        if options.pace == "none" or options.order != "fisher" or now.index < self.score_after:
-            return None
-        again = options.rescore_every and state.since_scoring >= options.rescore_every
-        if len(state.order) and not again:
-            return None
-        return self._pass(client.task, params, client, torch.arange(len(client.data.train)))
-
-    def _pass(self, task: Task, params: Params, client: Client[Own], positions: Tensor) -> FisherPass:
-        """Fisher information of the examples at `positions`; the trace in their order."""
-        train = client.data.train
-        shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
-        found = fisher_pass(task, params, batches(train, shortest_first, PASS_BATCH), self.curriculum.labels, self.curriculum.fisher_over)
-        place = {int(position): i for i, position in enumerate(shortest_first)}
-        return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
-
-    def _positions(self, client: Client[Own], order: Tensor, now: Round) -> Tensor:
-        """The round's training examples: the first max(1, ceil(pace(t) batches)) batches of the easy-to-hard order [S], of a random order
-        before there is one [C]."""
-        train, options = client.data.train, self.curriculum
-        if options.pace == "none":
-            return torch.arange(len(train))
-        if options.order != "fisher":
-            order = curriculum.control_order(options.order, train, self.key.fold("client", client.id, "order"))
-        elif not len(order):
-            order = client.key.fold("unscored").permutation(len(train))
-        return curriculum.positions_of_round(order, curriculum.share(options, now.index, now.num_rounds), self.training.batch_size)
+    def _last(self, now: Round) -> bool:
+        """Whether nobody trains after this round of the phases here."""
+        return now.index >= self.num_rounds - (not self.closing_round)
 
 
 def _ask_importance(server: Server, now: Round) -> AskImportance:

@@ -1,0 +1,76 @@
+"""Fisher information from the backward passes that train anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.task import Tape, Task, TracedLinear
+from ..core.types import Batch, Params
+from .fisher import Neurons, NeuronSums, squares
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Fisher information that training takes from its own backward passes, in the first epoch. It is of the examples' own losses, each
+    counting once: neither `weights` nor a penalty has a part in it.
+
+    Attributes:
+        neurons: tensors whose neurons' information is averaged over the examples, masked or not; None: all that are trained.
+        every: of every so many batches, from the first on.
+        traces: whether the trace of every example is kept.
+        trace_over: tensors whose squares add up to it; None: all that are trained.
+    """
+
+    neurons: Collection[str] | None = None
+    every: int = 1
+    traces: bool = False
+    trace_over: Collection[str] | None = None
+
+
+class Collected:
+    """What `Collect` asks for, of the batches of the first epoch so far."""
+
+    def __init__(self, asked: Collect | None) -> None:
+        self._asked = asked
+        self._batches = 0
+        self._sums = NeuronSums()
+        self._traces: list[Tensor] = []
+
+    def losses(self, task: Task, params: Params, batch: Batch) -> tuple[Tensor, Tape]:
+        """The losses of the next batch, and the linear maps whose output gradients are needed; none where nothing is asked of it."""
+        if self._asked is None or not (self._asked.traces or self._of_neurons):
+            return task.losses(params, batch), Tape(())
+        losses, tape = task.traced(params, batch)
+        moving = (linear for linear in tape.linears if linear.output.requires_grad)  # not below what is trained
+        return losses, Tape(tuple(linear for linear in moving if self._asked.traces or _among(linear, self._asked.neurons)))
+
+    def add(self, tape: Tape, gradients: Sequence[Tensor | None], size: int) -> None:
+        """Count that batch: the gradients of its mean loss at the outputs."""
+        if self._asked is not None and tape.linears:
+            rows_of = self._asked.neurons if self._of_neurons else ()
+            found = squares(tape, gradients, scale=size, trace_over=self._asked.trace_over if self._asked.traces else (), rows_of=rows_of)
+            if self._of_neurons:
+                self._sums.add(found)
+            if self._asked.traces:
+                self._traces.append(found.trace)
+        self._batches += 1
+
+    @property
+    def _of_neurons(self) -> bool:
+        """Whether the neurons' information of the next batch is asked for."""
+        asked = self._asked
+        return asked is not None and (asked.neurons is None or bool(asked.neurons)) and self._batches % asked.every == 0
+
+    def neurons(self) -> Neurons | None:
+        return self._sums.mean() if self._sums.num_examples else None
+
+    def traces(self) -> Tensor | None:
+        return torch.cat(self._traces).to("cpu", torch.float32) if self._traces else None
+
+
+def _among(linear: TracedLinear, names: Collection[str] | None) -> bool:
+    return names is None or linear.weight in names or linear.bias in names

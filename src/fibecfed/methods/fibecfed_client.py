@@ -1,0 +1,201 @@
+"""A client's part of a round of FibecFed's tuning: which examples it trains on, which neurons it updates, what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.method import Client, Work
+from ..core.rng import Key
+from ..core.trees import pick
+from ..core.types import Params, Round
+from ..core.wire import Tensors, message
+from ..local import curriculum, selection
+from ..local.batches import batches, shuffled, weighed
+from ..local.collect import Collect
+from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
+from ..local.optimise import fit
+from ..local.options import CurriculumOptions, NeuronOptions, TrainingOptions
+from ..local.schedule import in_round
+
+PASS_BATCH = 32
+"""Examples a batch of a scoring pass; the scores do not depend on it."""
+
+
+@message
+class Own:
+    """A client's state; never leaves it.
+
+    own: tensors of the layers that are not shared (all of P before it first trains). rows, columns: momentum of the neurons' Fisher
+    information. order: its training examples from easy to hard, empty until scored, and where they are scored while training.
+    trainings, since_scoring: counts. difficulty: where they are scored while training, the latest "trace" of each example, float32, and the
+    "round" it is from, int64, -1 = not scored yet.
+    """
+
+    own: Tensors
+    rows: Tensors
+    columns: Tensors
+    order: Tensor
+    trainings: int
+    since_scoring: int
+    difficulty: Tensors = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client's training made."""
+
+    params: dict[str, Tensor]
+    state: Own
+    work: Work
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ClientPart:
+    """The options of it, and where the run stands.
+
+    Attributes:
+        score_after: round from which on examples are scored.
+        key: random stream of the method's own draws.
+        is_last: nobody trains after this round: what would serve a later one alone is left out.
+    """
+
+    training: TrainingOptions
+    curriculum: CurriculumOptions
+    neurons: NeuronOptions
+    score_after: int
+    key: Key
+    is_last: bool
+
+    def train(
+        self, client: Client[Own], params: Params, own: Sequence[str], masked: Sequence[str], still: Collection[str], now: Round
+    ) -> Trained:
+        """One local training.
+
+        Args:
+            params: all tensors, where it starts.
+            own: tensors that stay with the client.
+            masked: those of them of which only chosen neurons are updated.
+            still: tensors that do not move.
+        """
+        task, train, state = client.task, client.data.train, client.state
+        notes: dict[str, Any] = {}
+
+        # Which examples it trains on, in which order
+        scored = self._score(client, params, now)
+        order = state.order if scored is None else curriculum.easy_to_hard(scored.trace)
+        if scored is not None:
+            notes["difficulty"] = _written(scored.trace)
+        positions = self._positions(client, order, now)
+        orders = [self._order(client, positions, epoch) for epoch in range(self.training.local_epochs)]
+        beside = weighed(train, self.training)
+        epochs = [batches(train, one, self.training.batch_size, beside=beside) for one in orders]
+
+        # Which neurons of its own layers it updates
+        fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
+        ranks = self.neurons.rule not in ("all", "random") and bool(masked)
+        if ranks and fisher is None and not self._scores_in_training:
+            fisher = (scored or self._pass(client, params, positions[:: self.neurons.every])).neurons.only(masked)
+        masks: dict[str, Tensor] = {}
+        if masked and self.neurons.rule != "all":
+            chosen = self.neurons if fisher is not None or not ranks else NeuronOptions(rule="all")  # nothing is known in a first training
+            masks = selection.neuron_masks(chosen, pick(params, masked), fisher, self.key.fold("client", client.id, "neurons"))
+            notes["kept_neurons"] = sum(int(mask.sum()) for mask in masks.values())
+            notes["own_neurons"] = sum(map(len, masks.values()))
+
+        trained = sorted(set(task.names) - set(still))
+        collect = self._collect(client, masked if ranks and not self.is_last else (), now)
+        schedule, dropout = in_round(self.training, now), client.key.fold("dropout")
+        result = fit(task, params, epochs, schedule, dropout, trained=trained, masks=masks, collect=collect)
+        if result.neurons is not None:
+            fisher = momentum(fisher, result.neurons, self.neurons.momentum)
+        difficulty = dict(state.difficulty)
+        if result.traces is not None:
+            difficulty, new = self._latest(difficulty, orders[0][: len(result.traces)], result.traces, len(train), now)
+            notes |= {"difficulty": _written(difficulty["trace"][new]), "difficulty_of": new.tolist()} if len(new) else {}
+
+        since = 0 if scored is not None else state.since_scoring
+        rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
+        after = Own(pick(result.params, own), rows, columns, order, state.trainings + 1, since + 1, difficulty)
+        return Trained(result.params, after, Work(result.steps, result.examples, result.loss), notes)
+
+    @property
+    def _scores(self) -> bool:
+        return self.curriculum.pace != "none" and self.curriculum.order == "fisher"
+
+    @property
+    def _scores_in_training(self) -> bool:
+        return self.curriculum.scoring == "training"
+
+    @property
+    def _sorts(self) -> bool:
+        return self.curriculum.order_within_round == "easy_to_hard" and self.curriculum.pace != "none"
+
+    # What a pass or the training itself is asked for
+
+    def _score(self, client: Client[Own], params: Params, now: Round) -> FisherPass | None:
+        """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
+        if self._scores_in_training or not self._scores or now.index < self.score_after:
+            return None
+        state, every = client.state, self.curriculum.rescore_every
+        if len(state.order) and not (every and state.since_scoring >= every):
+            return None
+        return self._pass(client, params, torch.arange(len(client.data.train)))
+
+    def _pass(self, client: Client[Own], params: Params, positions: Tensor) -> FisherPass:
+        """Fisher information of the examples at `positions`; the trace in their order."""
+        train, options = client.data.train, self.curriculum
+        shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
+        found = fisher_pass(client.task, params, batches(train, shortest_first, PASS_BATCH), options.labels, options.fisher_over)
+        place = {int(position): i for i, position in enumerate(shortest_first)}
+        return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
+
+    def _collect(self, client: Client[Own], neurons: Collection[str], now: Round) -> Collect | None:
+        """Fisher information from the training itself: that of the neurons, and each example's trace where it is scored so and a later
+        round's choice or order of examples can depend on it."""
+        task, later = client.task, curriculum.share(self.curriculum, now.index + 1, max(now.num_rounds, 1))
+        chooses = later < 1 or self._sorts
+        traces = self._scores_in_training and self._scores and now.index >= self.score_after and chooses and not self.is_last
+        if not neurons and not traces:
+            return None
+        over = None if self.curriculum.fisher_over == "all" else frozenset(n for n in task.names if task.layer_of(n) is not None)
+        return Collect(neurons, self.neurons.every, traces, over)
+
+    def _latest(self, known: Tensors, seen: Tensor, traces: Tensor, size: int, now: Round) -> tuple[dict[str, Tensor], Tensor]:
+        """The latest trace of each example with the round it is from, and the examples seen for the first time."""
+        trace = known["trace"].clone() if known else torch.zeros(size)
+        rounds = known["round"].clone() if known else torch.full((size,), -1)
+        new = seen[rounds[seen] < 0].sort().values
+        trace[seen], rounds[seen] = traces, now.index
+        return {"trace": trace, "round": rounds}, new
+
+    # Which examples
+
+    def _positions(self, client: Client[Own], order: Tensor, now: Round) -> Tensor:
+        """The round's training examples: the first max(1, ceil(pace(t) batches)) batches of the easy-to-hard order [S], of a random order
+        before there is one [C]."""
+        train, options = client.data.train, self.curriculum
+        if options.pace == "none":
+            return torch.arange(len(train))
+        if options.order != "fisher":
+            order = curriculum.control_order(options.order, train, self.key.fold("client", client.id, "order"))
+        elif not len(order):
+            order = client.key.fold("unscored").permutation(len(train))
+            if client.state.difficulty:
+                order = curriculum.partly_scored(client.state.difficulty["trace"], client.state.difficulty["round"] >= 0, order)
+        return curriculum.positions_of_round(order, curriculum.share(options, now.index, now.num_rounds), self.training.batch_size)
+
+    def _order(self, client: Client[Own], positions: Tensor, epoch: int) -> Tensor:
+        """The order of an epoch."""
+        if self._sorts:
+            return positions
+        return shuffled(client.data.train, positions, self.training, client.key.fold("order", epoch))
+
+
+def _written(traces: Tensor) -> list[float]:
+    return [float(f"{trace:.6g}") for trace in traces]
