@@ -308,6 +308,15 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
         ({"method": {"neurons": {"rule": "all", "value": 0.5}}}, "method.neurons.value: .* takes none"),
+        ({"method": {"neurons": {"rule": "random", "every": 2}}}, "method.neurons.every: got 2, but .* measures nothing"),
+        (
+            {"method": {"curriculum": {"scoring": "training", "labels": "model"}}},
+            'method.curriculum.labels: got "model" with `method.curriculum.scoring` = "training"',
+        ),
+        (
+            {"method": {"curriculum": {"scoring": "training", "rescore_every": 3}}},
+            'method.curriculum.rescore_every: got 3 with `method.curriculum.scoring` = "training"',
+        ),
         ({"method": {"kind": "lroa"}}, 'method.kind: got "lroa", expected one of .*did you mean "lora"'),
         ({"method": {"kind": 3}}, "method.kind: got 3, expected one of"),
         ({"method": "lora"}, 'method: got "lora", expected a table'),

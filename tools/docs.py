@@ -25,6 +25,7 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
 from fibecfed.models.backbones import build_task, find
+from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +86,7 @@ def sent(kind: str) -> str:
 def by_aggregation() -> str:
     """Bytes of a round's messages by `method.aggregation`, for FibecFed with 3 of 6 layers global: MiniLM, LoRA of rank 8, 2 classes."""
     options = ModelOptions(name="minilm")
-    task = build_task(find(options), options, TrainingOptions(precision="float32"), num_classes=2, pad_token_id=0, key=Key(0))
+    task = build_task(find(options), options, TrainingOptions(precision="float32"), objective=ClassHead(2), pad_token_id=0, key=Key(0))
     rows = ["| `method.aggregation` | `method.head` | to a client | from a client |", "|---|---|---|---|"]
     for aggregation, head in (("mean", "shared"), ("mean", "personal"), ("ffa", "shared"), ("exact", "shared"), ("fedadam", "shared")):
         chosen = FibecFedOptions(aggregation=aggregation, head=head)
@@ -100,7 +101,7 @@ def by_aggregation() -> str:
 def leaves_a_client() -> str:
     """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
     options = ModelOptions(name="minilm")
-    task = build_task(find(options), options, TrainingOptions(precision="float32"), num_classes=2, pad_token_id=0, key=Key(0))
+    task = build_task(find(options), options, TrainingOptions(precision="float32"), objective=ClassHead(2), pad_token_id=0, key=Key(0))
     server_method = make(FibecFedOptions(), Setting(TrainingOptions(), 40, 50, Key(0)))
     server = server_method.init(task, Key(0))
     server = replace(server, layers=(3, 4, 5))
