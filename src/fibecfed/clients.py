@@ -11,8 +11,9 @@ from .build import Prepared
 from .core.trees import checksum
 from .core.types import ClientId, Round
 from .engine.client import ClientRuntime
-from .engine.simulator import Simulator, Transport
+from .engine.simulator import Simulator
 from .engine.states import ClientStates, StatesAt
+from .engine.transport import Transport
 from .saving import folder_names, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]

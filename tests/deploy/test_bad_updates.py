@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,9 +18,10 @@ from fibecfed import session
 from fibecfed.build import Prepared
 from fibecfed.clients import Clients, in_process
 from fibecfed.config import load
-from fibecfed.core.types import ClientId, Failure, Round
+from fibecfed.core.types import Failure
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.states import ClientStates
+from fibecfed.engine.transport import Ticket
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
@@ -43,10 +42,10 @@ SENTENCES = {
 class Silent(Simulator):
     """A simulator one of whose clients never answers in the tuning phase."""
 
-    def exchange(self, action: Any, now: Round, requests: Mapping[ClientId, bytes], *limits: Any) -> Iterator[tuple[ClientId, Any]]:
-        away = {SENDER} if action == "train" and now.phase == "tune" else set[str]()
-        yield from ((client, Failure("away")) for client in requests.keys() & away)
-        yield from super().exchange(action, now, {client: requests[client] for client in requests.keys() - away}, *limits)
+    def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
+        if (ticket.client, ticket.action, ticket.now.phase) == (SENDER, "train", "tune"):
+            return Failure("away")
+        return super().answer(ticket, blob)
 
 
 def without_sender(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Clients:

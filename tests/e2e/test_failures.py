@@ -18,6 +18,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.client import Counts
 from fibecfed.engine.events import RoundDone, Warned
 from fibecfed.engine.simulator import Simulator
+from fibecfed.engine.transport import Ticket
 
 Answer = Callable[[str, Round, ClientId, bytes], Any]
 
@@ -25,14 +26,13 @@ Answer = Callable[[str, Round, ClientId, bytes], Any]
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], None]:
     """Makes others of the answers that clients send from now on."""
-    exchange = Simulator.exchange
+    answer = Simulator.answer
 
     def install(change: Answer) -> None:
-        def faulty(self: Any, action: str, now: Round, *more: Any) -> Any:
-            for client, reply in exchange(self, action, now, *more):  # pyright: ignore[reportArgumentType]
-                yield client, change(action, now, client, reply)  # pyright: ignore[reportArgumentType]
+        def faulty(self: Simulator, ticket: Ticket, blob: bytes) -> Any:
+            return change(ticket.action, ticket.now, ticket.client, answer(self, ticket, blob))  # pyright: ignore[reportArgumentType]
 
-        monkeypatch.setattr(Simulator, "exchange", faulty)
+        monkeypatch.setattr(Simulator, "answer", faulty)
 
     return install
 

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import federation, made_data, made_method, made_task
+from made import Around, federation, made_data, made_method, made_task
 from toy import Count, Number, Reply, Toy
 
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.method import Phase, Work
-from fibecfed.core.types import ClientId, Failure, Round
+from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import Tensors, WireError, decode, encode, message
 from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_counts, expected
 from fibecfed.engine.client import Counts, frame, unframe
 from fibecfed.engine.failures import STOP, Tolerance, printable
-from fibecfed.engine.simulator import Action, Transport
+from fibecfed.engine.transport import Answer, Ticket, Transport
 from fibecfed.methods.fibecfed import AllLayers, Importance
 
 TASK, DATA = made_task(2), made_data(4, 6)
@@ -30,24 +30,19 @@ DROP = Tolerance(on_failure="drop", max_samples=1000, max_update_norm=100)
 BAD = "2"
 
 
-@dataclass
-class Faulty:
-    """A transport on which the answers of client 2 from round 1 on become others; without an answer, nothing of it arrives."""
+class Faulty(Around):
+    """A transport on which the answers of client 2 from round 1 on become others; without a fault, nothing of it arrives."""
 
-    inner: Transport
-    fault: Callable[[bytes], bytes] | None
+    def __init__(self, inner: Transport, fault: Callable[[bytes], bytes] | None) -> None:
+        super().__init__(inner)
+        self.fault = fault
 
-    def exchange(
-        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
-            if client != BAD or now.number == 0 or isinstance(reply, Failure):
-                yield client, reply
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        for answer in super().receive(tickets):
+            if answer.ticket.client != BAD or answer.ticket.now.number == 0 or isinstance(answer.reply, Failure):
+                yield answer
             elif self.fault is not None:
-                yield client, self.fault(reply)
-
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return self.inner.notes()
+                yield Answer(answer.ticket, self.fault(answer.reply))
 
 
 def changed(edit: Callable[[Any], Any], up: type = Reply) -> Callable[[bytes], bytes]:

@@ -26,6 +26,7 @@ from fibecfed.core.wire import WireError, decode, encode, message
 from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, confusion, frame, unframe
 from fibecfed.engine.states import ClientStates
 from fibecfed.engine.stopwatch import Stopwatch
+from fibecfed.engine.transport import exchange
 
 NOW = Round("tune", 1, 3, 1)
 TASK, DATA = made_task(2), made_data(4, 5, test_per_client=9, num_classes=2)
@@ -132,7 +133,7 @@ def test_the_same_request_twice_in_a_round_gives_the_same_reply_and_state():
     blob = encode(world.server)
     for number, times in ((0, 1), (1, 2)):
         now = replace(NOW, number=number)
-        replies = [unframe(dict(world.transport.exchange("train", now, {"1": blob, "2": blob}))["1"])[0] for _ in range(2)]
+        replies = [unframe(dict(exchange(world.transport, "train", now, {"1": blob, "2": blob}))["1"])[0] for _ in range(2)]
         assert replies[0] == replies[1]
         assert world.state("1").times == times
 
@@ -221,7 +222,7 @@ def test_what_is_not_finite_is_named_with_client_round_and_tensor_and_the_state_
         world.runtime.train("3", encode(world.server), NOW)
     assert str(found.value) == text
     assert world.state("3").times == 4
-    (reply,) = list(world.transport.exchange("train", NOW, {"3": encode(world.server)}))
+    (reply,) = list(exchange(world.transport, "train", NOW, {"3": encode(world.server)}))
     assert reply == ("3", Failure(text, repeats=True))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made import KEY, Federation, federation, made_data, made_method, made_task, undecided
-from toy import Toy
+from made import KEY, Around, Federation, federation, made_data, made_method, made_task, undecided
+from toy import Scripted, Toy
 
 from fibecfed.core import metrics
 from fibecfed.core.errors import Diverged, RunFailed
@@ -25,6 +25,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.client import Counts
 from fibecfed.engine.evaluation import Evaluator, best_by_validation, sample, scores, worst_decile
 from fibecfed.engine.failures import Standing, Tolerance
+from fibecfed.engine.transport import Answer, Ticket, exchange
 
 TASK, DATA = made_task(2), made_data(4, 8, test_per_client=6, validation_per_client=3)
 
@@ -48,22 +49,19 @@ def record(rounds: int = 1, **more: Any) -> EvalRecord:
     return EvalRecord(rounds=rounds, **{**fields, **rest, **more})
 
 
-@dataclass
-class Losing:
+class Losing(Around):
     """A transport on which other answers arrive than were sent; None: nothing arrives."""
 
-    inner: Any
-    lost: Mapping[str, Any]
+    def __init__(self, inner: Any, lost: Mapping[str, Any]) -> None:
+        super().__init__(inner)
+        self.lost = lost
 
-    def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
-        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
-            found = self.lost.get(client, reply)
-            found = found(decode(Counts, reply)) if callable(found) else found
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        for answer in super().receive(tickets):
+            found = self.lost.get(answer.ticket.client, answer.reply)
+            found = found(decode(Counts, cast("bytes", answer.reply))) if callable(found) else found
             if found is not None:
-                yield client, encode(found) if isinstance(found, Counts) else found
-
-    def notes(self) -> Any:
-        return {}
+                yield Answer(answer.ticket, encode(found) if isinstance(found, Counts) else found)
 
 
 def test_every_model_is_scored_on_the_examples_it_is_for():
@@ -136,13 +134,9 @@ def test_the_untrained_model_is_the_same_for_everybody_and_nothing_is_sent():
 
 
 def test_a_client_that_cannot_be_scored_stops_the_run():
-    class Broken:
-        def exchange(self, action: Any, now: Any, requests: Any, timeout_s: Any, max_bytes: Any) -> Any:
-            yield "0", Failure("client 0 is gone")
-
     world = federation(Toy(), TASK, DATA)
     *_, last = world.run()
-    broken = Evaluator(world.method, TASK, Broken(), DATA.clients, DATA.test, DATA.validation, 5)  # pyright: ignore[reportArgumentType]
+    broken = replace(evaluator(world), transport=Scripted({("0", 2): Failure("client 0 is gone")}))
     with pytest.raises(RunFailed, match="evaluation after 3 rounds: client 0 is gone"):
         broken.after(world.server, last.now, last.number)
 
@@ -233,7 +227,7 @@ def test_a_model_whose_loss_is_not_finite_is_its_clients_failure_and_a_divergenc
         evaluator(world).after(nan, last.now, 1)
     phase = world.method.phases[-1]
     requests = {client: encode(phase.broadcast(nan if client == "1" else world.server, last.now)) for client in DATA.clients}
-    replies = dict(world.transport.exchange("evaluate", last.now, requests))
+    replies = dict(exchange(world.transport, "evaluate", last.now, requests))
     assert isinstance(replies["1"], Failure) and replies["1"].repeats and sum(isinstance(reply, bytes) for reply in replies.values()) == 3
 
 

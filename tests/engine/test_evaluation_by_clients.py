@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from made import KEY, Federation, federation, made_data, made_method, made_task
+from made import KEY, Around, Federation, federation, made_data, made_method, made_task
 
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.types import Failure
@@ -17,6 +17,7 @@ from fibecfed.data.federated import absent
 from fibecfed.engine.client import BothCounts, Counts
 from fibecfed.engine.evaluation import Evaluator
 from fibecfed.engine.failures import Tolerance
+from fibecfed.engine.transport import Answer, Ticket
 
 DATA = made_data(4, 8, test_per_client=6, validation_per_client=3)
 NOTHING = absent(DATA.clients, DATA.label_names)
@@ -89,18 +90,17 @@ def test_nothing_but_names_is_sent_for_the_untrained_model_and_no_client_has_a_s
     assert {now.number for _, _, now, *_ in world.transport.carried} == {-1}
 
 
-class Altered:
+class Altered(Around):
     """A transport that puts something in the place of some clients' replies to one action."""
 
     def __init__(self, inner: Any, action: str, replies: Mapping[str, Any]) -> None:
-        self.inner, self.action, self.replies = inner, action, replies
+        super().__init__(inner)
+        self.action, self.replies = action, replies
 
-    def exchange(self, action: Any, now: Any, requests: Any, *limits: Any) -> Iterator[tuple[str, Any]]:
-        for client, reply in self.inner.exchange(action, now, requests, *limits):
-            yield client, self.replies.get(client, reply) if action == self.action else reply
-
-    def notes(self) -> Mapping[str, Any]:
-        return {}
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        for answer in super().receive(tickets):
+            replies = self.replies if answer.ticket.action == self.action else {}
+            yield Answer(answer.ticket, replies.get(answer.ticket.client, answer.reply))
 
 
 def test_counts_of_the_two_models_that_are_not_of_the_same_examples_are_refused() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from fibecfed.engine.client import frame
 from fibecfed.engine.failures import NEW, Standing, Tolerance, sentences
 from fibecfed.engine.loop import Step, cohort, run, schedule
 from fibecfed.engine.options import FederationOptions
-from fibecfed.engine.simulator import Action
+from fibecfed.engine.transport import Action, Answer, Ticket
 
 CLIENTS = tuple(str(i) for i in range(6))
 NAN = float("nan")
@@ -32,27 +31,25 @@ QUORUM = Tolerance(on_failure="drop", quorum=0.6, round_attempts=3)
 ROUNDS = 6
 
 
-@dataclass
-class Plan:
+class Plan(Scripted):
     """A transport whose exchanges, counted from 0, lose the answers of some clients; `asked` is what it was asked."""
 
-    lost: Mapping[int, Any] = field(default_factory=dict[int, Any])
-    asked: list[tuple[int, tuple[ClientId, ...], float | None, int | None]] = field(default_factory=list[Any])
+    def __init__(self, lost: Mapping[int, Any] | None = None) -> None:
+        super().__init__({})
+        self.lost = lost or {}
+        self.asked: list[tuple[int, tuple[ClientId, ...], float | None, int | None]] = []
 
-    def exchange(
+    def send(
         self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        lost = self.lost.get(len(self.asked), ())
+    ) -> Sequence[Ticket]:
         self.asked.append((now.number, tuple(requests), timeout_s, max_bytes))
-        answers = Scripted({}).exchange(action, now, requests)
-        for number, (client, reply) in enumerate(answers):
-            if lost == "all" or number in lost:
-                yield client, Failure(f"client {client} answered too late")
-            else:
-                yield client, reply
+        return super().send(action, now, requests, timeout_s, max_bytes)
 
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return {}
+    def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
+        lost, asked = self.lost.get(len(self.asked) - 1, ()), self.asked[-1][1]
+        if lost == "all" or asked.index(ticket.client) in lost:
+            return Failure(f"client {ticket.client} answered too late")
+        return super().answer(ticket, blob)
 
 
 def rounds(transport: Any, *, tolerance: Tolerance = QUORUM, per_round: int = 3, after: Step | None = None) -> list[Step]:
@@ -144,12 +141,9 @@ def test_below_the_quorum_in_every_attempt_the_run_stops_and_a_resumed_one_ends_
 
 
 def test_a_client_of_which_nothing_is_heard_has_failed():
-    class Silent:
-        def exchange(self, *asked: Any) -> Iterator[tuple[ClientId, bytes | Failure]]:
-            yield from list(Plan().exchange(*asked))[1:]
-
-        def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-            return {}
+    class Silent(Plan):
+        def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+            yield from list(super().receive(tickets))[1:]
 
     (first, *_) = rounds(Silent())
     assert first.record.failures == {planned(0)[0]: f"client {planned(0)[0]}, tune round 0: no answer"}

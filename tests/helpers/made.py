@@ -15,10 +15,23 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, Setting, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
-from fibecfed.testing.federation import KEY, Federation, Shuffled, Spy, same, seat
+from fibecfed.testing.federation import KEY, Around, Federation, Shuffled, Spy, same, seat
 from fibecfed.testing.federation import federation as begun
 
-__all__ = ["KEY", "Federation", "Shuffled", "Spy", "federation", "made_data", "made_method", "made_options", "made_task", "same", "seat"]
+__all__ = [
+    "KEY",
+    "Around",
+    "Federation",
+    "Shuffled",
+    "Spy",
+    "federation",
+    "made_data",
+    "made_method",
+    "made_options",
+    "made_task",
+    "same",
+    "seat",
+]
 
 LENGTH = 12
 """Tokens of the longest planted example."""

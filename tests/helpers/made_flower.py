@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,8 @@ from made import KEY, made_data, made_method, made_task
 from fibecfed.core.rng import Key
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import ClientId, Params, Round
-from fibecfed.core.wire import encode
+from fibecfed.core.wire import decode, encode
+from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.relay import OPTIONS, blob_of, content
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
@@ -139,6 +141,21 @@ def connected(
     transport = FlowerTransport(grid, RUN, config, {"torch": "1"}, completed, told.append)
     transport.start_from((task or made_task()).init_params(KEY.fold("run", "init")))
     return transport, grid, told
+
+
+def answering(name: ClientId) -> Callable[[bytes], bytes]:
+    """A client without a model, which answers with what it was sent."""
+
+    def answer(blob: bytes) -> bytes:
+        request = decode(Request, blob)
+        payload = unpacked(request.payload)
+        if request.action == "hello":
+            payload = encode(Hello(name, f"of {name}", json.dumps(CONFIG), checksum({}), "{}"))
+        if request.action == "finish":
+            payload = decode(Finish, payload).summary.encode()
+        return encode(Reply("done", "", request.action, request.run, request.client, request.number, packed(payload)))
+
+    return answer
 
 
 def ask() -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import ClientId, Failure, Params, Round
 from fibecfed.core.wire import Tensors, encode, message
 from fibecfed.engine.client import frame
-from fibecfed.engine.simulator import Action
+from fibecfed.engine.transport import InTurn, Ticket
 
 
 @message
@@ -86,20 +86,18 @@ def _mean(server: Number, received: Sequence[Received[Reply]], now: Round) -> Nu
     return Number({"w": sum(r.message.shared["w"] * r.message.num_samples for r in received) / total})  # pyright: ignore[reportArgumentType]
 
 
-@dataclass
-class Scripted:
+class Scripted(InTurn):
     """A transport whose clients answer with what a table says, and with client's number where it says nothing."""
 
-    script: Mapping[tuple[ClientId, int], Any]
+    def __init__(self, script: Mapping[tuple[ClientId, int], Any]) -> None:
+        super().__init__()
+        self.script = script
 
-    def exchange(
-        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client in requests:
-            answer = self.script.get((client, now.number), float(int(client) + 1))
-            if isinstance(answer, float):
-                answer = frame(encode(Reply({"w": torch.full((3,), answer)}, 1)), Work(2, 4, 0.25, 0.1))
-            yield client, answer
+    def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
+        found = self.script.get((ticket.client, ticket.now.number), float(int(ticket.client) + 1))
+        return numbered(found) if isinstance(found, float) else found
 
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return {}
+
+def numbered(value: float) -> bytes:
+    """The reply of a client that answers with a number."""
+    return frame(encode(Reply({"w": torch.full((3,), value)}, 1)), Work(2, 4, 0.25, 0.1))

@@ -24,7 +24,7 @@ from .client import Changed, Counts, confusion, global_params
 from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
 from .loop import REPEATS, STOPS, USABLE
 from .requests import Requests, total_bytes
-from .simulator import Action, Transport
+from .transport import Action, Transport, exchange
 
 
 def sample(clients: Sequence[ClientId], number: int | None, key: Key) -> tuple[ClientId, ...]:
@@ -151,7 +151,7 @@ class Evaluator:
         of_global: dict[ClientId, Counts] = {}
         failures: dict[ClientId, str] = {}
         bytes_up = repeats = 0
-        for client, reply in self.transport.exchange(action, now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
+        for client, reply in exchange(self.transport, action, now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
             if isinstance(reply, Failure):
                 failures[client] = printable(reply.reason)
                 repeats += reply.repeats

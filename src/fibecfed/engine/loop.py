@@ -21,7 +21,7 @@ from .checks import Expected, Refused, checked, expected, num_samples
 from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .requests import Requests
-from .simulator import Transport
+from .transport import Transport, exchange
 
 REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start a new run with a lower "
@@ -268,7 +268,7 @@ def _exchange(
     refused: list[ClientId] = []
     repeats: list[ClientId] = []
     chosen = tuple(requests)
-    for client, reply in transport.exchange("train", now, requests, tolerance.timeout_s, expect.max_bytes):
+    for client, reply in exchange(transport, "train", now, requests, tolerance.timeout_s, expect.max_bytes):
         if isinstance(reply, Failure):
             failures[client] = printable(reply.reason)
             if reply.repeats:

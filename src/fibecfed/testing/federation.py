@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,47 +18,70 @@ from ..core.wire import decode
 from ..data.federated import FederatedData
 from ..engine.client import ClientRuntime
 from ..engine.loop import Step, run
-from ..engine.simulator import Action, Simulator, Transport
+from ..engine.simulator import Simulator
 from ..engine.states import ClientStates, OnServer
+from ..engine.transport import Action, Answer, Ticket, Transport
 
 KEY = Key(7)
 """What everything random in these federations is drawn from."""
 
 
-class Spy:
-    """A transport that remembers what it carried, as (client, action, bytes down, bytes up)."""
+class Around:
+    """A transport around another one; a class to inherit from, which hands everything on as it is."""
 
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
-        self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
 
-    def exchange(
+    def send(
         self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        for client, reply in self.inner.exchange(action, now, requests, timeout_s, max_bytes):
-            self.carried.append((client, action, now, requests[client], reply))
-            yield client, reply
+    ) -> Sequence[Ticket]:
+        return self.inner.send(action, now, requests, timeout_s, max_bytes)
+
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        return self.inner.receive(tickets)
+
+    def drop(self, tickets: Collection[Ticket]) -> None:
+        self.inner.drop(tickets)
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         return self.inner.notes()
 
 
-class Shuffled:
-    """A transport whose replies come in an order of its own."""
+class Spy(Around):
+    """A transport that remembers what it carried, as (client, action, round, bytes down, bytes up)."""
 
     def __init__(self, inner: Transport) -> None:
-        self.inner = inner
+        super().__init__(inner)
+        self.carried: list[tuple[ClientId, Action, Round, bytes, bytes | Failure]] = []
+        self._sent: dict[Ticket, tuple[Action, Mapping[ClientId, bytes]]] = {}
 
-    def exchange(
+    def send(
         self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
+    ) -> Sequence[Ticket]:
+        tickets = super().send(action, now, requests, timeout_s, max_bytes)
+        self._sent.update(dict.fromkeys(tickets, (action, requests)))
+        return tickets
+
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        for answer in super().receive(tickets):
+            client, now = answer.ticket.client, answer.ticket.now
+            action, requests = self._sent.pop(answer.ticket)
+            self.carried.append((client, action, now, requests[client], answer.reply))
+            yield answer
+
+
+class Shuffled(Around):
+    """A transport that asks in an order of its own, and whose replies come in another one."""
+
+    def send(
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
+    ) -> Sequence[Ticket]:
         asked = list(requests)
         order = KEY.fold("shuffle", now.number).permutation(len(asked)).tolist()
-        replies = dict(self.inner.exchange(action, now, {asked[i]: requests[asked[i]] for i in order}, timeout_s, max_bytes))
-        yield from reversed(replies.items())
+        return super().send(action, now, {asked[i]: requests[asked[i]] for i in order}, timeout_s, max_bytes)
 
-    def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
-        return self.inner.notes()
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        yield from reversed(list(super().receive(tickets)))
 
 
 @dataclass

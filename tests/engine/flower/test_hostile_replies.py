@@ -19,6 +19,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.flower import post, seats
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Hello, Reply, Request, unpacked
+from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
 
@@ -53,6 +54,6 @@ def test_any_reply_ends_in_bytes_for_the_loop_or_in_a_failure_and_every_sentence
         transport, grid, told = connected({"0": honest})
         grid.nodes[1] = hostile
         for number in range(2):
-            ((client, reply),) = transport.exchange("train", Round("importance", 0, 1, number), {"0": ask()}, 20.0)
+            ((client, reply),) = exchange(transport, "train", Round("importance", 0, 1, number), {"0": ask()}, 20.0)
             assert client == "0" and isinstance(reply, bytes | Failure)
     assert all(sentence.isprintable() for sentence in told)

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-from made_flower import CONFIG, RUN, Grid, be_an_app
+from made_flower import CONFIG, RUN, Grid, answering, be_an_app
 
-from fibecfed.core.trees import checksum
 from fibecfed.core.types import Round
-from fibecfed.core.wire import decode, encode
 from fibecfed.engine.flower import transport as transport_module
-from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
+from fibecfed.engine.flower.envelope import Finish, packed
 from fibecfed.engine.flower.post import Post
 from fibecfed.engine.flower.transport import AT_ONCE, FlowerTransport
 from fibecfed.engine.requests import OnDemand
+from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
 
 NAMES = tuple(f"{n:03d}" for n in range(100))
-
-
-def answering(name: str) -> Any:
-    """A client that answers with what it was sent."""
-
-    def answer(blob: bytes) -> bytes:
-        request = decode(Request, blob)
-        payload = unpacked(request.payload)
-        if request.action == "hello":
-            payload = encode(Hello(name, f"of {name}", json.dumps(CONFIG), checksum({}), "{}"))
-        if request.action == "finish":
-            payload = decode(Finish, payload).summary.encode()
-        return encode(Reply("done", "", request.action, request.run, request.client, request.number, packed(payload)))
-
-    return answer
 
 
 @pytest.mark.parametrize("action", ["train", "finish"])
@@ -60,7 +43,7 @@ def test_a_message_of_its_own_for_each_of_many_clients_is_made_when_it_is_sent(a
     monkeypatch.setattr(Post, "send", counted)
     now = Round("tune", 0, 1, 0)
     if action == "train":
-        got = dict(transport.exchange("train", now, OnDemand(NAMES, lambda name: made.append(name) or name.encode()), 5.0))
+        got = dict(exchange(transport, "train", now, OnDemand(NAMES, lambda name: made.append(name) or name.encode()), 5.0))
         assert got == {name: name.encode() for name in NAMES}
     else:
         last = OnDemand(NAMES, lambda name: made.append(name) or Finish(packed(b""), "", name, "{}"))

@@ -21,6 +21,7 @@ from fibecfed.engine.flower import post, seats
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import run
+from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
 
@@ -48,7 +49,7 @@ def greeted(folder: Path, takes_s: float = TAKES_S, names: tuple[ClientId, ...] 
 
 
 def asked(transport: FlowerTransport, *clients: ClientId) -> Mapping[ClientId, bytes | Failure]:
-    return dict(transport.exchange("train", NOW, dict.fromkeys(clients, ask()), TIMEOUT_S))
+    return dict(exchange(transport, "train", NOW, dict.fromkeys(clients, ask()), TIMEOUT_S))
 
 
 def seconds_of_rounds(folder: Path, clock: Clock, names: tuple[ClientId, ...], silent: bool) -> list[tuple[float, RoundRecord]]:
@@ -141,10 +142,10 @@ def test_a_client_whose_node_goes_away_while_it_is_at_work_fails_as_soon_as_flow
     transport, grid = greeted(tmp_path)
     grid.nodes[1] = None
     begun = clock.now
-    exchange = transport.exchange("train", NOW, {"0": ask(), "1": ask()}, TIMEOUT_S)
-    assert next(exchange)[0] == "1"
+    answers = exchange(transport, "train", NOW, {"0": ask(), "1": ask()}, TIMEOUT_S)
+    assert next(answers)[0] == "1"
     del grid.nodes[1]
-    assert next(exchange) == ("0", Failure("client 0: Flower could not get an answer (Error: Node Unavailable)"))
+    assert next(answers) == ("0", Failure("client 0: Flower could not get an answer (Error: Node Unavailable)"))
     assert clock.now - begun <= TAKES_S + 2 * transport_module.POLL_S
 
 
@@ -154,14 +155,14 @@ def test_a_silent_node_is_greeted_less_and_less_often_and_one_that_comes_back_at
     at: list[float] = []
     while clock.now < 5000.0:
         before = len(grid.sent)
-        list(transport.exchange("train", NOW, {}, TIMEOUT_S))
+        list(exchange(transport, "train", NOW, {}, TIMEOUT_S))
         at += [clock.now] * (("query", SILENT) in grid.sent[before:])
         clock.sleep(1.0)
     assert [round(later - earlier) for earlier, later in pairwise(at[:8])] == [60, 120, 240, 480, 960, 960, 960]
     del grid.nodes[SILENT]
-    list(transport.exchange("train", NOW, {}, TIMEOUT_S))
+    list(exchange(transport, "train", NOW, {}, TIMEOUT_S))
     grid.nodes[SILENT] = None
-    list(transport.exchange("train", NOW, {}, TIMEOUT_S))
+    list(exchange(transport, "train", NOW, {}, TIMEOUT_S))
     assert grid.sent[-1] == ("query", SILENT)
 
 

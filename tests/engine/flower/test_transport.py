@@ -27,6 +27,7 @@ from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packe
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import Step, run
+from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
 
@@ -102,8 +103,8 @@ def test_counts_of_an_evaluation_are_the_simulators(tmp_path: Path) -> None:
     trained(transport)
     blob = encode(simulated.method.phases[-1].broadcast(steps[-1].server, steps[-1].now))
     requests = dict.fromkeys(made_data().clients, blob)
-    expected = dict(simulated.transport.inner.exchange("evaluate", steps[-1].now, requests))
-    got = dict(transport.exchange("evaluate", steps[-1].now, requests))
+    expected = dict(exchange(simulated.transport.inner, "evaluate", steps[-1].now, requests))
+    got = dict(exchange(transport, "evaluate", steps[-1].now, requests))
     assert got == expected and all(isinstance(decode(Counts, reply), Counts) for reply in got.values())
 
 
@@ -111,7 +112,7 @@ def test_another_configuration_is_refused_naming_the_keys_and_both_values(tmp_pa
     clients = residents(tmp_path)
     clients["1"] = replace(clients["1"], config={**CONFIG, "training.batch_size": 8, "data.max_length": 9})
     transport, _, told = connected(clients)
-    (reply,) = (reply for _, reply in transport.exchange("train", Round("tune", 0, 4, 1), {"1": b""}, 1.0))
+    (reply,) = (reply for _, reply in exchange(transport, "train", Round("tune", 0, 4, 1), {"1": b""}, 1.0))
     sentence = "client 1 has another configuration: data.max_length is 9 on the client and not set on the server; "
     sentence += "training.batch_size is 8 on the client and 4 on the server"
     assert isinstance(reply, Failure) and sentence in reply.reason and sentence in told
@@ -120,9 +121,9 @@ def test_another_configuration_is_refused_naming_the_keys_and_both_values(tmp_pa
 def test_a_client_that_starts_again_with_another_configuration_is_refused_in_the_middle_of_a_run(tmp_path: Path) -> None:
     clients = residents(tmp_path)
     transport, grid, _ = connected(clients)
-    assert all(not isinstance(reply, Failure) for _, reply in transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    assert all(not isinstance(reply, Failure) for _, reply in exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
     grid.nodes[1] = replace(clients["0"], config={**CONFIG, "seed": 8}).answer
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
     assert isinstance(reply, Failure) and "another configuration: seed is 8 on the client and 7 on the server" in reply.reason
 
 
@@ -141,12 +142,12 @@ def test_a_client_that_draws_other_initial_tensors_is_sent_the_servers_once_coun
 def test_a_late_answer_is_not_taken_for_one_of_the_round_that_is_under_way(tmp_path: Path) -> None:
     clients = residents(tmp_path)
     transport, grid, _ = connected(clients)
-    list(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    list(exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
     grid.nodes[1] = None
-    ((_, late),) = transport.exchange("train", Round("importance", 0, 2, 0), {"0": ask()}, 0.05)
+    ((_, late),) = exchange(transport, "train", Round("importance", 0, 2, 0), {"0": ask()}, 0.05)
     assert late == Failure("client 0 did not answer within 0.05 s")
     grid.deliver_late(clients["0"].answer)
-    ((_, still),) = transport.exchange("train", Round("importance", 1, 2, 1), {"0": ask()}, 0.05)
+    ((_, still),) = exchange(transport, "train", Round("importance", 1, 2, 1), {"0": ask()}, 0.05)
     assert isinstance(still, Failure) and "did not answer within" in still.reason
 
 
@@ -155,7 +156,7 @@ def test_an_answer_to_another_round_run_or_client_is_refused(tmp_path: Path) -> 
     for change in ({"number": 5}, {"run": "f" * 16}, {"client": "1"}, {"action": "evaluate"}):
         transport, grid, _ = connected(clients)
         grid.nodes[1] = on_reply(clients["0"], lambda reply, change=change: replace(reply, **change))
-        ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+        ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
         assert isinstance(reply, Failure) and "its answer is for another request" in reply.reason
 
 
@@ -173,13 +174,13 @@ def test_a_client_that_goes_away_and_comes_back_behind_another_node_takes_part_a
     clients = residents(tmp_path)
     transport, grid, _ = connected(clients)
     grid.nodes[1] = gone
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
     assert isinstance(reply, Failure) and "went away" in reply.reason
     del grid.nodes[1]
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
     assert isinstance(reply, Failure) and "client 0 is not connected" in reply.reason
     grid.nodes[77] = clients["0"].answer
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
     assert isinstance(reply, bytes)
 
 
@@ -196,7 +197,7 @@ def test_a_run_that_goes_on_waits_for_a_client_whose_first_greeting_was_lost_and
     transport.say = say
     assert transport.wait_for(3, ("0", "1", "2"), 60.0) == ("0", "1", "2")
     assert told == ["waiting up to 60 s for 1"]
-    ((client, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"1": ask()}, 5)
+    ((client, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"1": ask()}, 5)
     assert client == "1" and isinstance(reply, bytes)
 
 
@@ -276,7 +277,7 @@ def test_a_reply_whose_payload_is_no_bytes_is_handed_on_to_be_refused(tmp_path: 
     clients = residents(tmp_path)
     transport, grid, _ = connected(clients)
     grid.nodes[1] = on_reply(clients["0"], lambda reply: replace(reply, payload=payload))
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5)
     assert isinstance(reply, bytes)
 
 
@@ -319,19 +320,19 @@ def test_a_name_belongs_to_who_had_it_first_also_after_a_failure(tmp_path: Path)
     transport, grid, told = connected(clients)
     transport.wait_for(5, None, 1.0)
     grid.nodes[1] = gone
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
     assert isinstance(reply, Failure) and "went away" in reply.reason
     del grid.nodes[1]
     grid.nodes[99] = replace(clients["0"], identity="another's").answer
-    ((_, reply),) = transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
+    ((_, reply),) = exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 1)
     assert isinstance(reply, Failure) and "two clients are called 0; start one of them with another --name" in told
 
 
 def test_initial_tensors_are_counted_whoever_they_were_sent_for(tmp_path: Path) -> None:
     clients = residents(tmp_path, task=Other(made_task()))
     transport, _, _ = connected(clients)
-    list(transport.exchange("evaluate", Round("importance", 0, 1, 0), {"3": ask()}, 5))
-    list(transport.exchange("train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
+    list(exchange(transport, "evaluate", Round("importance", 0, 1, 0), {"3": ask()}, 5))
+    list(exchange(transport, "train", Round("importance", 0, 1, 0), {"0": ask()}, 5))
     assert set(transport.notes()) == {"0", "3"} and not transport.notes()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ...core.errors import RunFailed
@@ -11,9 +13,9 @@ from ...core.types import ClientId, Failure, Params, Round
 from ...core.wire import encode
 from ..failures import printable
 from ..requests import OnDemand
-from ..simulator import Action
+from ..transport import Action, Answer, Ticket
 from . import seats
-from .envelope import Finish
+from .envelope import Finish, Request
 from .post import Grid, Letter, Post
 
 POLL_S = 0.5
@@ -27,12 +29,30 @@ GREETING_SHARE = 0.1
 """At most this fraction of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
 
 
+@dataclass(frozen=True)
+class _Errand:
+    """A request that has no answer yet.
+
+    Attributes:
+        blobs: what is sent to each client of the same call of `send`.
+        timeout_s, end: how long its answer is waited for, and until when, by time.monotonic().
+        patience: until when a client is waited for that is not there.
+    """
+
+    ticket: Ticket
+    blobs: Mapping[ClientId, bytes]
+    timeout_s: float
+    end: float
+    patience: float
+
+
 class FlowerTransport:
-    """Clients by their stable names, wherever Flower says they are now. Implements `engine.simulator.Transport`.
+    """Clients by their stable names, wherever Flower says they are now. Implements `engine.transport.Transport`.
 
     There is a handshake with a client before it is first asked, and after each failure: what is behind a SuperNode may have changed.
     Clients that are there are asked at once; the others get a handshake meanwhile (see `seats`), and are asked as soon as they have
-    answered it, if that is within `GREETING_SHARE` of the time and within `seats.HELLO_S`.
+    answered it, if that is within `GREETING_SHARE` of the time and within `seats.HELLO_S`. Whatever is under way moves on only while
+    answers are received.
 
     Args:
         run: 16 hexadecimal digits, the same over all resumptions.
@@ -47,6 +67,10 @@ class FlowerTransport:
         self.say: Callable[[str], None] = lambda text: say(printable(text))  # clients chose parts of it
         self._post = Post(grid, run, config)
         self._seats = seats.Seats(self._post, versions, completed, lambda text: self.say(text))
+        self._count = 0
+        self._waiting: dict[Ticket, _Errand] = {}  # not sent yet: their clients are not there
+        self._asked: dict[str, tuple[Letter, _Errand]] = {}  # by Flower's number
+        self._came: dict[Ticket, bytes | Failure] = {}  # answers that nobody has received yet
 
     def wait_for(self, clients: int, names: Sequence[ClientId] | None, wait_s: float) -> tuple[ClientId, ...]:
         """The ids of the federation's clients, sorted: `names` if given, else those of the first `clients` that introduce themselves.
@@ -61,7 +85,7 @@ class FlowerTransport:
         told = False
         while True:
             self._seats.greet()
-            list(self._fetch({}))
+            self._fetch()
             here = [name for name in self._seats.names() if names is None or name in names]
             late = time.monotonic() > begun + wait_s
             if names is not None and (len(here) == len(names) or (late and here)):
@@ -84,24 +108,46 @@ class FlowerTransport:
         """Set the trainable tensors that every client must start from."""
         self._seats.start_from(params)
 
-    def exchange(
+    def send(
         self,
         action: Action,
         now: Round,
         requests: Mapping[ClientId, bytes],
         timeout_s: float | None = None,
         max_bytes: int | None = None,
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """Each reply as it comes, and a `Failure` for each client that is not connected, rejects, fails, or is late.
-
-        Bytes that are no reply of ours are handed on as they are, for the loop to reject and to count.
+    ) -> Sequence[Ticket]:
+        """As `Transport.send`. The answer of a client that is not connected, rejects, fails, or is late is a `Failure`.
 
         Args:
-            timeout_s: for the whole exchange; an answer that comes later is never read.
+            timeout_s: an answer that comes later is never read.
             max_bytes: not used: Flower has taken in the whole reply before it shows it.
         """
         self._seats.at = now.number if action == "train" else now.number + 1
-        yield from self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
+        return self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
+
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        """As `Transport.receive`. Bytes that are no reply of ours are handed on as they are, for the loop to reject and to count."""
+        wanted = self._open() & set(tickets)
+        while wanted:
+            for ticket in [ticket for ticket in self._came if ticket in wanted]:
+                wanted.remove(ticket)
+                if ticket in self._came:
+                    yield Answer(ticket, self._came.pop(ticket))
+            wanted &= self._open()
+            if not wanted:
+                return
+            self._hand_out()
+            idle = not self._fetch()
+            self._give_up()
+            if idle and not wanted & self._came.keys():
+                time.sleep(min(POLL_S, max(0.0, min(errand.end for errand in self._errands()) - time.monotonic())))
+
+    def drop(self, tickets: Collection[Ticket]) -> None:
+        """As `Transport.drop`. A client that was asked goes on computing."""
+        dropped = set(tickets)
+        self._waiting = {ticket: errand for ticket, errand in self._waiting.items() if ticket not in dropped}
+        self._asked = {number: held for number, held in self._asked.items() if held[1].ticket not in dropped}
+        self._came = {ticket: reply for ticket, reply in self._came.items() if ticket not in dropped}
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """Bytes of initial tensors that clients had to be sent since this was last asked; their own notes stay with them."""
@@ -112,77 +158,101 @@ class FlowerTransport:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
         self._seats.at = now.number + 1
         digests: dict[ClientId, str] = {}
-        for client, reply in self._ask("finish", now, OnDemand(list(last), lambda client: encode(last[client])), timeout_s):
+        for answer in self.receive(self._ask("finish", now, OnDemand(list(last), lambda client: encode(last[client])), timeout_s)):
+            client, reply = answer.ticket.client, answer.reply
             if isinstance(reply, Failure):
                 self.say(f"client {client} may not have saved its own model: {reply.reason}")
             elif reply:
                 digests[client] = reply.decode(errors="replace")
         return digests
 
-    # ---- one exchange
+    # ---- requests under way
 
-    def _ask(
-        self, action: str, now: Round, blobs: Mapping[ClientId, bytes], timeout_s: float
-    ) -> Iterator[tuple[ClientId, bytes | Failure]]:
-        """The payload of each client's reply. One that fails or is late gets a handshake before it is asked again."""
+    def _errands(self) -> list[_Errand]:
+        return [*self._waiting.values(), *(errand for _, errand in self._asked.values())]
+
+    def _open(self) -> set[Ticket]:
+        """Tickets whose answers nobody has received yet."""
+        return {errand.ticket for errand in self._errands()} | self._came.keys()
+
+    def _ask(self, action: str, now: Round, blobs: Mapping[ClientId, bytes], timeout_s: float) -> list[Ticket]:
+        """Send a request to each client that is there, and let the others wait for theirs."""
         end = time.monotonic() + timeout_s
         self._seats.greet()
-        list(self._fetch({}))  # handshakes that were answered since the last exchange
+        self._fetch()  # handshakes that were answered since answers were last received
         share = GREETING_SHARE if any(self._seats.node_of(client) is not None for client in blobs) else 1.0
         patience = time.monotonic() + min(seats.HELLO_S, share * (end - time.monotonic()))
-        waiting, asked = dict.fromkeys(blobs), dict[str, Letter]()
-        while True:
-            self._seats.start_alike(waiting)
-            here = [client for client in waiting if self._seats.node_of(client) is not None]
-            for some in range(0, len(here), AT_ONCE):
-                yield from self._send(action, now, OnDemand(here[some : some + AT_ONCE], blobs.__getitem__), asked, end)
-            waiting = {client: None for client in waiting if client not in here}
-            if waiting and (time.monotonic() >= patience or not self._seats.is_expecting()):
-                self._seats.stop_waiting()
-                yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
-                waiting.clear()
-            if not waiting and not asked:
-                return
-            idle = True
-            for letter, reply in self._fetch(asked):
-                idle = False
-                yield self._judged(letter, reply)
-            if time.monotonic() >= end:
-                break
-            if idle:
-                time.sleep(min(POLL_S, max(0.0, end - time.monotonic())))
-        for letter in sorted(asked.values(), key=lambda letter: letter.request.client):
-            client = letter.request.client
-            late = f"did not answer within {timeout_s:g} s"
-            self._seats.lose(client, letter.node, late)
-            yield client, Failure(f"client {client} {late}")
-        yield from ((client, self._seats.absence(client)) for client in sorted(waiting))
+        tickets = [Ticket(number, client, action, now) for number, client in enumerate(blobs, self._count)]
+        self._count += len(tickets)
+        self._waiting.update({ticket: _Errand(ticket, blobs, timeout_s, end, patience) for ticket in tickets})
+        self._hand_out()
+        return tickets
 
-    def _send(
-        self, action: str, now: Round, blobs: Mapping[ClientId, bytes], asked: dict[str, Letter], end: float
-    ) -> Iterator[tuple[ClientId, Failure]]:
-        """Send to clients that are there, which belong to `asked` from then on; a `Failure` for each to which nothing can be sent."""
-        nodes = {node: client for client in blobs if (node := self._seats.node_of(client)) is not None}
-        requests = {node: self._post.request(action, client, now, blobs[client]) for node, client in nodes.items()}
-        for (node, client), letter in zip(nodes.items(), self._post.send(requests, end - time.monotonic()), strict=True):
+    def _hand_out(self) -> None:
+        """Send what waits for clients that are there by now; who has been waited for long enough is absent."""
+        self._seats.start_alike(ticket.client for ticket in self._waiting)
+        here = [errand for ticket, errand in self._waiting.items() if self._seats.node_of(ticket.client) is not None]
+        for _, batch in groupby(here, key=lambda errand: (errand.ticket.action, errand.end)):
+            errands = list(batch)
+            for some in range(0, len(errands), AT_ONCE):
+                self._push(errands[some : some + AT_ONCE])
+        now, expecting = time.monotonic(), self._seats.is_expecting()
+        absent = [errand for errand in self._waiting.values() if now >= errand.patience or not expecting]
+        if absent:
+            self._seats.stop_waiting()
+            self._absent(absent)
+
+    def _push(self, errands: Sequence[_Errand]) -> None:
+        """Send some of one call of `send`, whose clients are there."""
+        of_node = {node: errand for errand in errands if (node := self._seats.node_of(errand.ticket.client)) is not None}
+        requests = {node: self._request(errand) for node, errand in of_node.items()}
+        for (node, errand), letter in zip(of_node.items(), self._post.send(requests, errands[0].end - time.monotonic()), strict=True):
+            client = errand.ticket.client
+            del self._waiting[errand.ticket]
             if isinstance(letter, Failure):
                 self._seats.lose(client, node)
-                yield client, Failure(f"client {client}: {letter.reason}")
+                self._came[errand.ticket] = Failure(f"client {client}: {letter.reason}")
             else:
-                asked[letter.number] = letter
+                self._asked[letter.number] = letter, errand
 
-    def _fetch(self, asked: dict[str, Letter]) -> Iterator[tuple[Letter, bytes | Failure]]:
-        """Answers that have come to those of `asked`, which are taken out of it; answers to handshakes go to where they belong."""
-        for number, reply in self._post.arrived({*asked, *self._seats.under_way()}):
-            if number in asked:
-                yield asked.pop(number), reply
+    def _request(self, errand: _Errand) -> Request:
+        ticket = errand.ticket
+        return self._post.request(ticket.action, ticket.client, ticket.now, errand.blobs[ticket.client])
+
+    def _fetch(self) -> bool:
+        """Take in what has come: answers to requests, and to handshakes, which go to where they belong. Whether an answer was among it."""
+        found = False
+        for number, reply in self._post.arrived({*self._asked, *self._seats.under_way()}):
+            if number in self._asked:
+                letter, errand = self._asked.pop(number)
+                self._came[errand.ticket] = self._judged(letter, reply)
+                found = True
             else:
                 self._seats.take(number, reply)
+        return found
 
-    def _judged(self, letter: Letter, blob: bytes | Failure) -> tuple[ClientId, bytes | Failure]:
+    def _judged(self, letter: Letter, blob: bytes | Failure) -> bytes | Failure:
+        """The payload of a client's reply. One that fails gets a handshake before it is asked again."""
         client = letter.request.client
         reply = blob if isinstance(blob, Failure) else self._post.opened(letter.request, blob)
         if not isinstance(reply, Failure):
-            return client, reply
+            return reply
         self._seats.lose(client, letter.node)
-        return client, Failure(f"client {client}: {reply.reason}")
+        return Failure(f"client {client}: {reply.reason}")
+
+    def _give_up(self) -> None:
+        """Requests whose time is over have failed. Who is late gets a handshake before it is asked again."""
+        now = time.monotonic()
+        over = [(number, letter, errand) for number, (letter, errand) in self._asked.items() if now >= errand.end]
+        for number, letter, errand in sorted(over, key=lambda entry: entry[2].ticket.client):
+            del self._asked[number]
+            late = f"did not answer within {errand.timeout_s:g} s"
+            self._seats.lose(errand.ticket.client, letter.node, late)
+            self._came[errand.ticket] = Failure(f"client {errand.ticket.client} {late}")
+        self._absent([errand for errand in self._waiting.values() if now >= errand.end])
+
+    def _absent(self, errands: Iterable[_Errand]) -> None:
+        """Clients that could not be asked."""
+        for errand in sorted(errands, key=lambda errand: errand.ticket.client):
+            del self._waiting[errand.ticket]
+            self._came[errand.ticket] = self._seats.absence(errand.ticket.client)
