@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import torch
 
 from .adapters.options import positions_used
-from .config import Config
+from .config import Config, needing_classes
 from .core.errors import UserError
 from .core.method import Method
 from .core.process import environment
@@ -36,7 +36,7 @@ from .models.backbones import (
 )
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
-from .models.objectives import ClassHead
+from .models.objectives import ClassHead, ClassObjective
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, refuse_unknown
 from .models.transformer_task import TransformerTask
 
@@ -77,7 +77,7 @@ _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=F
 """Tokenizers look at this variable each time; a fork after they had threads of their own warns."""
 
 MakeMethod: TypeAlias = Callable[[catalogue.Setting], Method[Any, Any]]
-PromptFor: TypeAlias = Callable[[Sequence[str]], Prompt | None]
+PromptFor: TypeAlias = Callable[[Sequence[str] | None], Prompt | None]
 ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
 """What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
 prompt for the names of the classes."""
@@ -100,8 +100,8 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     model_config = load_config(source)
     tokenizer = load_tokenizer(source, model_config)
 
-    def prompt_for(label_names: Sequence[str]) -> Prompt | None:
-        if config.model.head != "label-words":
+    def prompt_for(label_names: Sequence[str] | None) -> Prompt | None:
+        if config.model.head != "label-words" or label_names is None:
             return None
         return make_prompt(tokenizer, *template_and_words(config.data, label_names), masked=fills_masks(source, model_config))
 
@@ -181,6 +181,8 @@ _ENDLESS = 10**9  # transformers gives a tokenizer without a limit one of 10^30 
 
 def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
     """Reject what neither model nor data can be blamed for alone."""
+    if data.label_names is None and (mistakes := needing_classes(config)):
+        raise UserError(mistakes[0])
     longest = num_positions(model_config)
     got = max((int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part)), default=0)
     taken = positions_used(getattr(config.method, "adapter", None))
@@ -203,10 +205,11 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
     scored, present = config.evaluation.clients, num_clients(config, data)
     if scored is not None and scored > present:
         raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the number of clients; lower it")
-    weights = config.training.class_weights
-    if isinstance(weights, tuple) and len(weights) != len(data.label_names):
-        classes = ", ".join(data.label_names[:10])
-        raise UserError(f"training.class_weights: got {len(weights)}, expected {len(data.label_names)}, one for each of {classes}; fix it")
+    weights, names = config.training.class_weights, data.label_names or ()
+    if isinstance(weights, tuple) and len(weights) != len(names):
+        raise UserError(
+            f"training.class_weights: got {len(weights)}, expected {len(names)}, one for each of {', '.join(names[:10])}; fix it"
+        )
     asked, present = config.federation.clients_per_round, num_clients(config, data)
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
@@ -252,7 +255,7 @@ def prepare(
         UserError: as `read_inputs`, and for an adapter that does not fit the model.
     """
     inputs = read_inputs(config, read_data)
-    pad, prompt = inputs.tokenizer.pad_token_id, inputs.prompt
+    pad = inputs.tokenizer.pad_token_id
     made_method = build_method(inputs, method)
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
@@ -262,7 +265,7 @@ def prepare(
         inputs.source,
         config.model,
         config.training,
-        objective=ClassHead(len(inputs.data.label_names)) if prompt is None else LabelWords(prompt.token_ids, prompt.mask_id),
+        objective=_objective(inputs),
         pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
         adapter=getattr(config.method, "adapter", None),
@@ -272,6 +275,12 @@ def prepare(
     )
     _leaves_room(inputs, made_method)
     return Prepared(inputs, task, made_method, made)
+
+
+def _objective(inputs: Inputs) -> ClassObjective:
+    if inputs.prompt is not None:
+        return LabelWords(inputs.prompt.token_ids, inputs.prompt.mask_id)
+    return ClassHead(len(inputs.data.classes(f'model.head = "{inputs.config.model.head}"')))
 
 
 def given(method: Any) -> MakeMethod:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .build import Prepared, data_warnings
 from .core.terminal import escaped
+from .data.federated import FederatedData
 from .data.inspect import quantiles
 from .data.names import plain
 
@@ -55,9 +56,7 @@ def data_section(prepared: Prepared) -> Section:
         lengths = examples.whole_lengths
         spread = ", ".join(f"{length:,}" for length in quantiles(lengths))
         cut = int((lengths > data.max_length).sum())
-        rows.append(
-            (part, f"{len(examples):,}", _by_class(data.class_counts(part).sum(axis=0).tolist(), data.label_names), spread, f"{cut:,}")
-        )
+        rows.append((part, f"{len(examples):,}", _by_class(data, part), spread, f"{cut:,}"))
     return "\n".join(("Data", *data.read)), as_table(header, rows)
 
 
@@ -71,7 +70,11 @@ def _end_of(sides: set[str]) -> str:
     return "beginning" if sides == {"left"} else "end"
 
 
-def _by_class(counts: Sequence[int], names: Sequence[str]) -> str:
+def _by_class(data: FederatedData, part: str) -> str:
+    names = data.label_names
+    if names is None:
+        return ""
+    counts = data.class_counts(part).sum(axis=0).tolist()
     if len(names) > _CLASSES_SHOWN:
         return f"{len(names)} classes of {min(counts):,} to {max(counts):,}"
     return ", ".join(f"{plain(name)} {count:,}" for name, count in zip(names, counts, strict=True))
@@ -88,6 +91,8 @@ def clients_table(prepared: Prepared) -> Table:
         return as_table(("", "least", "middle", "most"), rows)
     columns = [examples_by_client(prepared, part) for part in parts]
     named = [(plain(client), *(f"{column[k]:,}" for column in columns)) for k, client in enumerate(data.clients)]
+    if data.label_names is None:
+        return as_table(("client", *parts), named)
     train = data.class_counts("train").tolist()
     if len(data.label_names) > _CLASSES_SHOWN:
         most = [max(row) / max(1, sum(row)) for row in train]

@@ -39,7 +39,7 @@ def _inputs(prepared: Prepared) -> dict[str, Any]:
     data = prepared.inputs.data
     return {
         "model": {"published": prepared.inputs.source.published, "files": weight_files(prepared)},
-        "labels": list(data.label_names),
+        "labels": list(data.label_names or ()),
         "partition": data.partition.table(),
         "data": {"sha256": data.checksum()},
     }

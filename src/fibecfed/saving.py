@@ -51,7 +51,7 @@ def save(
         RunFailed: the disk is full.
     """
     inputs = prepared.inputs
-    config, source, names = inputs.config, inputs.source, inputs.data.label_names
+    config, source, names = inputs.config, inputs.source, inputs.data.classes("an adapter's labels.json")
     own = getattr(config.method, "adapter", None)
     base = _base(prepared)
     if client is not None:

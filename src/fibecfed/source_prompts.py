@@ -200,7 +200,7 @@ def _train(config: Config, source: Source, tokenizer: Any, name: str) -> tuple[T
         source,
         config.model,
         training,
-        objective=ClassHead(len(held.label_names)),
+        objective=ClassHead(len(held.classes("a source task"))),
         pad_token_id=tokenizer.pad_token_id,
         key=key,
         adapter=prompt,

@@ -6,6 +6,7 @@ from .common import common
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
 from .places import PLACES, changed_settings, lost, places, refuse_lasting, same_name
 from .read import Loaded, from_table, load
+from .rules import needing_classes
 from .text import Setting, show
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "leaves",
     "load",
     "lost",
+    "needing_classes",
     "own_data_toml",
     "places",
     "refuse_lasting",

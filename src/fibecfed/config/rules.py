@@ -39,6 +39,28 @@ def contradictions(config: Config) -> list[str]:
     ]
 
 
+def needing_classes(config: Config) -> list[str]:
+    """What of a configuration needs examples with classes, as sentences that reject it for examples without."""
+    return list(_needing_classes(config))
+
+
+def _needing_classes(config: Config) -> Iterator[str]:
+    without, method = "for examples without classes", config.method
+    if config.federation.partition in ("dirichlet", "shards"):
+        yield f'federation.partition: got "{config.federation.partition}" {without}; take "column" or "iid"'
+    if config.data.label_noise:
+        yield f"data.label_noise: got {config.data.label_noise} {without}; take it out"
+    if config.model.head == "label-words":
+        yield f'model.head: got "label-words", which stand for classes, {without}; take another head'
+    if config.training.class_weights is not None:
+        yield f"training.class_weights: got weights of classes {without}; take it out"
+    curriculum = getattr(method, "curriculum", None)
+    if isinstance(curriculum, CurriculumOptions) and curriculum.labels == "model":
+        yield f'method.curriculum.labels: got "model", which goes over all classes, {without}; take "true"'
+    if method.needs_classes:
+        yield f'method.kind: got "{method.kind}", which needs the probabilities of classes, {without}; take another'
+
+
 def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
         if isinstance(value, Mapping):

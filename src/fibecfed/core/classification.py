@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import UserError
 from .task import Task
-from .types import Batch, Params
+from .types import Batch, Examples, Params
 
 
 class Classification(Task, Protocol):
@@ -40,3 +40,14 @@ def classification(task: Task, what: str, instead: str) -> Classification:
     if hasattr(task, "num_classes"):
         return cast("Classification", task)
     raise UserError(f"{what} needs a task that predicts classes, which this one does not; {instead}")
+
+
+def classes_of(examples: Examples, what: str, instead: str) -> Int[Tensor, " examples"]:
+    """The class of each example; arguments as for `classification`.
+
+    Raises:
+        UserError: they have none.
+    """
+    if examples.labels is not None:
+        return examples.labels
+    raise UserError(f"{what} needs examples with classes, which these do not have; {instead}")

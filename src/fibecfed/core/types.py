@@ -15,7 +15,8 @@ Params: TypeAlias = Mapping[str, Tensor]
 """Named tensors; the canonical order is that of the sorted names. Never write into one that came in."""
 
 Batch: TypeAlias = Mapping[str, Tensor]
-"""What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus `labels` (batch,).
+"""What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus what is to be predicted: the examples' classes
+as `labels` (batch,) where they have some, or whatever else a task takes its losses from.
 
 A method may add `targets`, class probabilities (batch, classes) that take the place of the labels in the loss, and `weights` (batch,), how
 much an example counts in the mean loss of its batch.
@@ -23,13 +24,13 @@ much an example counts in the mean loss of its batch.
 
 
 class Examples(Protocol):
-    """Tokenised, labelled examples of one client, addressed by position 0 .. len - 1."""
+    """Tokenised examples of one client, addressed by position 0 .. len - 1."""
 
     def __len__(self) -> int: ...
 
     @property
-    def labels(self) -> Tensor:
-        """Int64 labels, shape (examples,)."""
+    def labels(self) -> Tensor | None:
+        """The class of each example, int64, shape (examples,); None where they have no classes."""
         ...
 
     @property

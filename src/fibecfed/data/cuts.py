@@ -25,26 +25,26 @@ def subset(size: int, count: int | None, key: Key) -> np.ndarray:
     return np.sort(generator(key).permutation(size)[:count])
 
 
-def stratified_cut(labels: np.ndarray | Tensor, count: int, key: Key, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Cut `count` examples out so that their classes stand in the same proportion as in the whole (quotas by largest remainder).
+def stratified_cut(strata: np.ndarray | Tensor, count: int, key: Key, groups: Sequence[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Cut `count` examples out so that their strata stand in the same proportion as in the whole (quotas by largest remainder).
 
-    At least one example of each class stays, so a few less than `count` may be cut. With `groups`, at least one example of each
+    At least one example of each stratum stays, so a few less than `count` may be cut. With `groups`, at least one example of each
     group stays too.
 
     Args:
-        labels: class of each example, shape (n,).
+        strata: the stratum of each example, most often its class; integers, shape (n,).
         count: how many are cut, 0 .. n.
         groups: the group (client) of each example, n of them.
 
     Returns:
         Positions that stay and positions that are cut, both int64 and ascending.
     """
-    values = np.asarray(labels)
-    classes, totals = np.unique(values, return_counts=True)
+    values = np.asarray(strata)
+    present, totals = np.unique(values, return_counts=True)
     quotas = np.minimum(largest_remainder(totals.astype(float), count), totals - 1)
     order = generator(key).permutation(len(values))
     cut = np.zeros(len(values), dtype=bool)
-    for value, quota in zip(classes, quotas, strict=True):
+    for value, quota in zip(present, quotas, strict=True):
         cut[order[values[order] == value][:quota]] = True
     if groups is not None and len(values):
         _, group = np.unique(np.asarray(groups), return_inverse=True)

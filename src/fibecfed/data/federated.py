@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.classification import classes_of
 from ..core.errors import UserError
 from ..core.metrics import Metric
 from ..core.rng import Key
@@ -31,6 +32,7 @@ class FederatedData:
     Attributes:
         train: all training examples, with the labels that are trained on. Nobody in the federation sees them together.
         validation, test: all examples of these parts, for the server's model.
+        label_names: names of the classes, in order of the label; None where the examples have no classes.
         noisy: which training labels were replaced by another class (`data.label_noise`), bool, shape (training examples,).
         partition: its positions are those of `train`, `validation` and `test`; its counts are of the labels before any were replaced.
         max_length: tokens that examples were truncated to; 0 where there were no texts.
@@ -41,7 +43,7 @@ class FederatedData:
     train: TableExamples
     validation: TableExamples
     test: TableExamples
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] | None
     metric: Metric | None
     partition: Partition
     noisy: Tensor
@@ -75,9 +77,26 @@ class FederatedData:
         return examples.select(torch.cat([held[client] for client in clients]).sort().values)
 
     def class_counts(self, part: str) -> np.ndarray:
-        """Examples by client (in the order of `clients`) and class, of the labels before any were replaced, shape (clients, classes)."""
+        """Examples by client (in the order of `clients`) and class, of the labels before any were replaced, shape (clients, classes).
+
+        Raises:
+            UserError: the examples have no classes.
+        """
         counts = self.partition.counts[part]  # ends at the last class that has an example
-        return np.pad(counts, ((0, 0), (0, len(self.label_names) - counts.shape[1])))
+        return np.pad(counts, ((0, 0), (0, len(self.classes("a count of classes")) - counts.shape[1])))
+
+    def classes(self, what: str) -> tuple[str, ...]:
+        """Names of the classes, in order of the label.
+
+        Args:
+            what: what needs them, as the beginning of the sentence that rejects other data.
+
+        Raises:
+            UserError: the examples have no classes.
+        """
+        if self.label_names is None:
+            raise UserError(f"{what} needs examples with classes, which these do not have; use data with a column of labels")
+        return self.label_names
 
     def checksum(self) -> str:
         """SHA-256 over the tokens, the labels and the order of all examples, as hex; of texts alike to the model it is the same."""
@@ -87,7 +106,7 @@ class FederatedData:
             {f"{name} tokens": table.ids for name, table in tables.items()}
             | {f"{name} offsets": table.offsets for name, table in tables.items()}
             | {f"{name} rows": part.indices for name, part in parts.items()}
-            | {f"{name} labels": part.labels for name, part in parts.items()}
+            | {f"{name} labels": part.labels for name, part in parts.items() if part.labels is not None}
         )
 
     def flipped(self, client: ClientId) -> Tensor:
@@ -112,7 +131,7 @@ def federate(
 
     A pool of examples is drawn from train, so large that `max_train` of them are left after a stratified `validation_fraction` was
     cut off; `max_test` are drawn from test. Both are spread over the clients by their true labels; then `label_noise` of the training
-    labels are replaced by another class, each equally likely.
+    labels are replaced by another class, each equally likely. Examples without classes are cut at random, and spread by column or evenly.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -121,12 +140,13 @@ def federate(
         prompt: a template that the texts are put into.
 
     Raises:
-        UserError: more clients than training examples, a partition by column without that column, or a client known to test alone.
+        UserError: more clients than training examples, a partition by column without that column, a client known to test alone, or a
+            partition by class or noise in the labels of examples without classes.
     """
     groups = _groups(dataset, partition)
     rows, num_validation = _pool(len(dataset.train), options)
     pool = dataset.train.take(subset(len(dataset.train), rows, key.fold("train")))
-    kept, cut = stratified_cut(pool.labels, num_validation, key.fold("validation"), pool.clients if groups else None)
+    kept, cut = stratified_cut(pool.strata, num_validation, key.fold("validation"), pool.clients if groups else None)
     test_rows = subset(len(dataset.test), options.max_test, key.fold("test"))
     if groups and rows is not None:
         drawn = set(pool.clients or ())  # clients that the draw left without an example take no part, in testing neither
@@ -137,7 +157,7 @@ def federate(
     train_view, validation_view = pool_table.view(torch.from_numpy(kept)), pool_table.view(torch.from_numpy(cut))
     spread = spread_examples(
         partition,
-        {"train": train_view.labels, "validation": validation_view.labels, "test": test.labels},
+        {"train": classes_or_number(train_view), "validation": classes_or_number(validation_view), "test": classes_or_number(test)},
         num_clients=clients,
         alpha=alpha,
         size_alpha=size_alpha,
@@ -145,9 +165,9 @@ def federate(
         groups=_held_by(pool.clients, kept, cut, test.clients) if groups else None,
         key=key.fold("partition"),
     )
-    labels, noisy = flip_labels(train_view.labels, len(dataset.label_names), options.label_noise, key.fold("label_noise"))
+    train, noisy = with_noise(train_view, len(dataset.label_names or ()), options.label_noise, key.fold("label_noise"))
     return FederatedData(
-        train=TableExamples(pool_table, train_view.indices, labels),
+        train=train,
         validation=validation_view,
         test=test_table.view(),
         label_names=dataset.label_names,
@@ -158,6 +178,11 @@ def federate(
         read=dataset.read,
         notes=dataset.notes,
     )
+
+
+def classes_or_number(part: TableExamples | TextSplit) -> Tensor | int:
+    """What `partition` takes of a part: the class of each example, or how many there are where they have no classes."""
+    return len(part) if part.labels is None else part.labels
 
 
 def federate_one(
@@ -213,6 +238,18 @@ def made_up(
     indices = {part: dict.fromkeys(clients, held.get(part, torch.empty(0, dtype=torch.int64))) for part in PARTS}
     counts = {part: np.zeros((len(clients), len(label_names)), dtype=np.int64) for part in PARTS}
     return replace(whole, partition=Partition("column", tuple(sorted(clients)), indices, counts))
+
+
+def with_noise(examples: TableExamples, num_classes: int, share: float, key: Key) -> tuple[TableExamples, Tensor]:
+    """The examples with `share` of their labels replaced (`flip_labels`), and which were, bool, shape (examples,).
+
+    Raises:
+        UserError: a share of the labels of examples without classes.
+    """
+    if not share:
+        return examples, torch.zeros(len(examples), dtype=torch.bool)
+    labels, noisy = flip_labels(classes_of(examples, "data.label_noise", "take it out"), num_classes, share, key)
+    return replace(examples, labels=labels), noisy
 
 
 def flip_labels(labels: Tensor, num_classes: int, share: float, key: Key) -> tuple[Tensor, Tensor]:

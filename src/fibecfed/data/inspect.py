@@ -84,7 +84,7 @@ def _copies(data: FederatedData) -> Iterator[str]:
     copies = len(pool) - len(texts)
     if copies > COPIES_SHARE * len(pool):
         yield f"{copies:,} of {len(pool):,} training texts are duplicates of others; remove them, or they get more weight than the rest"
-    both = torch.stack([pool.digests, pool.labels]).unique(dim=1)[0]
+    both = torch.stack([pool.digests, pool.digests if pool.labels is None else pool.labels]).unique(dim=1)[0]
     under = both.unique(return_counts=True)[1]
     torn = set(both.unique()[under > 1].tolist())
     rows = sum(count for text, count in zip(texts.tolist(), counts.tolist(), strict=True) if text in torn)
@@ -118,13 +118,13 @@ def _tokens(data: FederatedData) -> Iterator[str]:
 
 def _names(data: FederatedData) -> Iterator[str]:
     counts = _counted(data)
-    for what, names, key in (("classes", data.label_names, "label"), ("clients", data.clients, "client")):
+    for what, names, key in (("classes", data.label_names or (), "label"), ("clients", data.clients, "client")):
         groups = look_alike(names)
         told = [" and ".join(map(_apart, group)) for group in groups[:5]]
         if told:
             more = f", and {len(groups) - 5:,} more" if len(groups) > 5 else ""
             yield f"{what} that look alike: {'; '.join(told)}{more}; write each the same way in every row if they are one {key}"
-    missing = [name for name in data.label_names if name.casefold() in _MISSING]
+    missing = [name for name in counts if name.casefold() in _MISSING]
     if missing:
         each = ", ".join(f"{shown(name)} ({counts[name]:,} training examples)" for name in missing[:5])
         yield f"classes whose names look like missing values: {each}; remove their rows if the label is missing there"
@@ -136,7 +136,9 @@ def _apart(name: str) -> str:
 
 
 def _counted(data: FederatedData) -> dict[str, int]:
-    """Class -> training examples, by the labels as they were read."""
+    """Class -> training examples, by the labels as they were read; {} where there are no classes."""
+    if data.label_names is None:
+        return {}
     return dict(zip(data.label_names, data.class_counts("train").sum(axis=0).tolist(), strict=True))
 
 
@@ -162,12 +164,12 @@ def _site(data: FederatedData) -> Iterator[str]:
 
 
 def _clients(data: FederatedData) -> Iterator[str]:
-    counts = dict(zip(data.clients, data.class_counts("train"), strict=True))
+    counts = dict(zip(data.clients, data.partition.counts["train"], strict=True))
     of = f"of {len(counts):,} clients"
     few = {name: int(row.sum()) for name, row in counts.items() if row.sum() < FEW_ON_A_CLIENT}
     if few:
         yield f"fewer than {FEW_ON_A_CLIENT} training examples on {len(few):,} {of}: {_with_counts(few)}"
-    alone = [name for name, row in counts.items() if (row > 0).sum() == 1]
+    alone = [name for name, row in counts.items() if data.label_names and (row > 0).sum() == 1]
     if alone:
         yield f"training examples of a single class on {len(alone):,} {of}: {listed(alone)}"
     empty = [name for name in data.clients if not len(data.partition.indices["test"][name])]

@@ -1,4 +1,4 @@
-"""Who holds which example: partitions of labelled examples over clients. No example twice, none left over."""
+"""Who holds which example: partitions over clients, some of them by class. No example twice, none left over."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ from .cuts import generator, largest_remainder
 Kind = Literal["dirichlet", "iid", "shards", "column"]
 PARTS = ("train", "validation", "test")
 
+BY_CLASS: tuple[Kind, ...] = ("dirichlet", "shards")
+"""The partitions that need classes."""
+WITHOUT_CLASSES = 'take "column" or "iid"'
+
 _FLOOR = 1e-9  # smallest class prior: keeps every cell of the table reachable for proportional fitting
 _FITTING_STEPS = 500
 _FITTING_TOLERANCE = 1e-4  # examples
@@ -31,7 +35,8 @@ class Partition:
     Attributes:
         clients: ids in ascending order.
         indices: part -> client -> positions inside the part, int64, ascending. A client may hold nothing of validation and test.
-        counts: part -> examples by client (in the order of `clients`) and class, int64, shape (clients, classes).
+        counts: part -> examples by client (in the order of `clients`) and class, int64, shape (clients, classes); one column of all of them
+            where they have no classes.
     """
 
     kind: Kind
@@ -40,7 +45,7 @@ class Partition:
     counts: Mapping[str, np.ndarray]
 
     def table(self) -> dict[ClientId, dict[str, list[int]]]:
-        """Client -> part -> number of examples of each class, as JSON values."""
+        """Client -> part -> number of examples of each class, or of all where they have none, as JSON values."""
         rows = {part: counts.tolist() for part, counts in self.counts.items()}
         return {client: {part: rows[part][k] for part in rows} for k, client in enumerate(self.clients)}
 
@@ -57,7 +62,7 @@ def client_ids(num_clients: int) -> tuple[ClientId, ...]:
 
 def partition(
     kind: Kind,
-    parts: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor | int],
     *,
     num_clients: int,
     key: Key,
@@ -70,16 +75,19 @@ def partition(
 
     Args:
         kind: "dirichlet", "iid", "shards" or "column": see the function of that name (`by_column`).
-        parts: labels of the examples of "train" and of any other parts, int64, shape (examples,).
+        parts: classes of the examples of "train" and of any other parts, int64, shape (examples,); or their number where they have none.
         num_clients: K; not used by "column".
         alpha, size_alpha: for "dirichlet".
         shards_per_client: for "shards".
         groups: for "column": part -> the client of each example.
 
     Raises:
-        UserError: more clients than training examples, or what the function of that name raises.
+        UserError: more clients than training examples, a partition by class of examples without, or what the function of that name raises.
     """
-    labels = {part: np.asarray(values, dtype=np.int64) for part, values in parts.items()}
+    if kind in BY_CLASS and any(isinstance(held, int) for held in parts.values()):
+        raise UserError(f'federation.partition: got "{kind}", which goes by class, for examples without classes; {WITHOUT_CLASSES}')
+    labels = {part: np.zeros(held) if isinstance(held, int) else np.asarray(held) for part, held in parts.items()}
+    labels = {part: values.astype(np.int64) for part, values in labels.items()}
     num_train = len(labels["train"])
     if kind == "column":
         if groups is None:

@@ -6,11 +6,13 @@ that learns C marker tokens knows everything that there is to know.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..core.rng import Key
-from .federated import FederatedData, flip_labels
+from .federated import FederatedData, classes_or_number, flip_labels, with_noise
 from .partition import Kind
 from .partition import partition as spread_examples
 from .text import TableExamples, TokenTable
@@ -80,28 +82,34 @@ def planted_federation(
     alpha: float = 1.0,
     validation_per_client: int = 1,
     test_per_client: int = 2,
+    classes: bool = True,
 ) -> FederatedData:
     """Planted examples spread over clients; the numbers per client are means for the partitions that are not even.
 
     Args:
         noise: fraction of the training labels that are replaced by another class; `FederatedData.flipped` tells which.
+        classes: False: the same texts, whose classes nobody is told.
+
+    Raises:
+        UserError: noise in, or a partition by, classes that nobody is told.
     """
     parts: dict[str, TableExamples] = {}
     for part, count in (("train", examples_per_client), ("validation", validation_per_client), ("test", test_per_client)):
-        parts[part] = planted_tokens(num_clients * count, num_classes, vocab_size, length, key.fold(part)).view()
+        view = planted_tokens(num_clients * count, num_classes, vocab_size, length, key.fold(part)).view()
+        parts[part] = view if classes else replace(view, labels=None)
     spread = spread_examples(
         partition,
-        {part: examples.labels for part, examples in parts.items()},
+        {part: classes_or_number(examples) for part, examples in parts.items()},
         num_clients=num_clients,
         alpha=alpha,
         key=key.fold("partition"),
     )
-    labels, noisy = flip_labels(parts["train"].labels, num_classes, noise, key.fold("label_noise"))
+    train, noisy = with_noise(parts["train"], num_classes, noise, key.fold("label_noise"))
     return FederatedData(
-        train=TableExamples(parts["train"].table, parts["train"].indices, labels),
+        train=train,
         validation=parts["validation"],
         test=parts["test"],
-        label_names=tuple(f"class {c}" for c in range(num_classes)),
+        label_names=tuple(f"class {c}" for c in range(num_classes)) if classes else None,
         metric=None,
         partition=spread,
         noisy=noisy,

@@ -39,21 +39,26 @@ _PACKAGED_TEST_FRACTION = 0.2
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Labelled texts. Row i of every list belongs to the same example.
+    """Texts, most often labelled. Row i of every list belongs to the same example.
 
     Attributes:
         pairs: the second texts; None for single sentences.
-        labels: int64, shape (examples,), each 0 .. number of classes - 1.
+        labels: int64, shape (examples,), each 0 .. number of classes - 1; None where there are no classes.
         clients: the client each example belongs to; None without `data.client_column`.
     """
 
     texts: list[str]
     pairs: list[str] | None
-    labels: Tensor
+    labels: Tensor | None
     clients: list[str] | None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def strata(self) -> Tensor:
+        """What a cut keeps in proportion: the classes; without them all examples are one stratum. Int64, shape (examples,)."""
+        return torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
 
     def take(self, rows: Sequence[int] | np.ndarray) -> TextSplit:
         """The examples at `rows`, in that order."""
@@ -61,7 +66,7 @@ class TextSplit:
         return TextSplit(
             texts=[self.texts[i] for i in picked],
             pairs=None if self.pairs is None else [self.pairs[i] for i in picked],
-            labels=self.labels[torch.from_numpy(picked)],
+            labels=None if self.labels is None else self.labels[torch.from_numpy(picked)],
             clients=None if self.clients is None else [self.clients[i] for i in picked],
         )
 
@@ -71,7 +76,7 @@ class TextDataset:
     """A task as text.
 
     Attributes:
-        label_names: names of the classes, in order of the label.
+        label_names: names of the classes, in order of the label; None where there are no classes.
         metric: the score that is customary beside accuracy, or None.
         source: where it was read from.
         read: what was read from where, a sentence for each file or source.
@@ -80,7 +85,7 @@ class TextDataset:
 
     train: TextSplit
     test: TextSplit
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] | None
     pair: bool
     metric: Metric | None
     source: str
@@ -142,12 +147,12 @@ def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> 
         names = class_names(raw, options.labels)
         whole = _numbered(raw, names)
         count = round(options.test_fraction * len(whole))
-        rest, cut = stratified_cut(whole.labels, count, key.fold("test"), whole.clients)
+        rest, cut = stratified_cut(whole.strata, count, key.fold("test"), whole.clients)
         if not len(cut):
             raise UserError(_no_test_set(path, whole, len(names), options))
         train, test = whole.take(rest), whole.take(cut)
-    if len(train.labels.unique()) < min_classes:
-        only = names[int(train.labels[0])]
+    if len(train.strata.unique()) < min_classes:
+        only = names[int(train.strata[0])]
         raise UserError(f"{path}, column {shown(options.label_column)}: every label is {shown(only)}. Expected at least two classes.")
     return TextDataset(train, test, names, options.pair_column is not None, None, str(path), *_told(read))
 
@@ -260,7 +265,7 @@ def _packaged(task: TextTask) -> TextDataset:
     sentences = whole.take([row for row, source in enumerate(whole.clients or ()) if source == "rotten_tomatoes"])
     sentences = TextSplit(sentences.texts, None, sentences.labels, None)
     count = round(_PACKAGED_TEST_FRACTION * len(sentences))
-    rest, cut = stratified_cut(sentences.labels, count, _PACKAGED_TEST_KEY)
+    rest, cut = stratified_cut(sentences.strata, count, _PACKAGED_TEST_KEY)
     origin = f"{task.package} {importlib.metadata.version(str(task.package))}"
     read = f"{origin}: {len(sentences):,} sentences"
     return TextDataset(sentences.take(rest), sentences.take(cut), task.labels, False, None, origin, (read,))

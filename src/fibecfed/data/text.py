@@ -33,7 +33,7 @@ class TokenTable:
     Attributes:
         ids: token ids of all examples, int32, shape (tokens,).
         offsets: int64, shape (examples + 1,), ascending from 0.
-        labels: int64, shape (examples,).
+        labels: int64, shape (examples,); None where examples have no classes.
         token_type_ids: which of two texts a token belongs to, uint8, shape (tokens,); None for a tokenizer without them.
         pad_id: fills up the shorter examples of a batch, where the attention mask is 0.
         special_ids: ids of [CLS], [SEP] and their like, which are not counted as words, int32.
@@ -47,7 +47,7 @@ class TokenTable:
 
     ids: Tensor
     offsets: Tensor
-    labels: Tensor
+    labels: Tensor | None
     token_type_ids: Tensor | None
     pad_id: int
     special_ids: Tensor
@@ -68,11 +68,11 @@ class TokenTable:
     def view(self, indices: Tensor | None = None, labels: Tensor | None = None) -> TableExamples:
         """The examples at `indices` (None: all), in that order, under other `labels` if given (one for each index)."""
         rows = torch.arange(len(self)) if indices is None else indices
-        return TableExamples(self, rows, self.labels[rows] if labels is None else labels)
+        return TableExamples(self, rows, _at(self.labels, rows) if labels is None else labels)
 
 
 def token_table(
-    examples: Sequence[Sequence[int]] | Tensor, labels: Sequence[int] | Tensor, pad_id: int = 0, special_ids: Sequence[int] = ()
+    examples: Sequence[Sequence[int]] | Tensor, labels: Sequence[int] | Tensor | None, pad_id: int = 0, special_ids: Sequence[int] = ()
 ) -> TokenTable:
     """A table of token ids that are already known: a list of lists, or a tensor (examples, tokens) of equal lengths."""
     if isinstance(examples, Tensor):
@@ -83,7 +83,7 @@ def token_table(
     return TokenTable(
         ids=ids.to(torch.int32),
         offsets=_offsets(lengths),
-        labels=torch.as_tensor(labels, dtype=torch.int64),
+        labels=None if labels is None else torch.as_tensor(labels, dtype=torch.int64),
         token_type_ids=None,
         pad_id=pad_id,
         special_ids=torch.tensor(list(special_ids), dtype=torch.int32),
@@ -250,12 +250,12 @@ class TableExamples:
 
     Attributes:
         indices: rows of the table, int64, shape (examples,).
-        labels: int64, shape (examples,); may differ from the table's.
+        labels: int64, shape (examples,); may differ from the table's. None where examples have no classes.
     """
 
     table: TokenTable
     indices: Tensor
-    labels: Tensor
+    labels: Tensor | None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -312,10 +312,10 @@ class TableExamples:
 
     def select(self, positions: Tensor, labels: Tensor | None = None) -> TableExamples:
         """The examples at `positions` of these, under other `labels` if given."""
-        return TableExamples(self.table, self.indices[positions], self.labels[positions] if labels is None else labels)
+        return TableExamples(self.table, self.indices[positions], _at(self.labels, positions) if labels is None else labels)
 
     def batch(self, positions: Sequence[int] | Tensor, max_length: int | None = None) -> Batch:
-        """`input_ids`, `attention_mask`, `labels` and, if the table has them, `token_type_ids`, all int64: the examples at
+        """`input_ids`, `attention_mask` and, if the examples have them, `labels` and `token_type_ids`, all int64: the examples at
         `positions` in that order, padded on the right to the first multiple of `PAD_MULTIPLE` that holds the longest of them.
 
         Args:
@@ -341,11 +341,16 @@ class TableExamples:
         batch = {
             "input_ids": self.table.ids[where].long().masked_fill_(~mask, self.table.pad_id),
             "attention_mask": mask.long(),
-            "labels": self.labels[picked],
         }
+        if self.labels is not None:
+            batch["labels"] = self.labels[picked]
         if self.table.token_type_ids is not None:
             batch["token_type_ids"] = self.table.token_type_ids[where].long() * mask
         return batch
+
+
+def _at(labels: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if labels is None else labels[rows]
 
 
 def _padded(length: int) -> int:

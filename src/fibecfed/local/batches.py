@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..core.classification import classes_of
 from ..core.rng import Key
 from ..core.types import Batch, Examples
 from .options import TrainingOptions
@@ -62,15 +63,19 @@ def weighed(examples: Examples, options: TrainingOptions, beside: Mapping[str, T
 
     "balanced": n / (C n_c) for a class with n_c of the client's n examples, C being the number of classes that it has: all classes count
     the same, and the mean weight is 1.
+
+    Raises:
+        UserError: class weights for examples without classes.
     """
     if options.class_weights is None:
         return beside
+    labels = classes_of(examples, "training.class_weights", "take it out")
     if options.class_weights == "balanced":
-        counts = torch.bincount(examples.labels)
+        counts = torch.bincount(labels)
         table = len(examples) / (counts.count_nonzero() * counts.clamp(min=1))
     else:
         table = torch.tensor(options.class_weights)
-    own = table.float()[examples.labels]
+    own = table.float()[labels]
     others = dict(beside or {})
     return {**others, "weights": own * others["weights"] if "weights" in others else own}
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.classification import Classification, classification
 from ..core.task import Tape, Task, TracedLinear
 from ..core.trees import placed
 from ..core.types import Batch, Params
@@ -262,6 +263,7 @@ def fisher_pass(
 
     Raises:
         ValueError: no batches, or an unknown `labels` or `over`.
+        UserError: `labels` = "model" and a task that predicts no classes.
         FloatingPointError: a loss or a sum of squares that is not finite; names batch and tensor.
     """
     if labels not in ("true", "model"):
@@ -269,15 +271,16 @@ def fisher_pass(
     if over not in ("all", "adapter"):
         raise ValueError(f"over = {over!r}; expected 'all' or 'adapter'")
     trace_over = None if over == "all" else frozenset(name for name in task.names if task.layer_of(name) is not None)
+    classes = classification(task, 'labels = "model"', 'take "true"') if labels == "model" else None
     trainable = frozenset(task.names)
     leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in placed(params, task.device).items()}
     traces: list[Tensor] = []
     sums = NeuronSums()
     for index, batch in enumerate(batches):
-        if labels == "true":
+        if classes is None:
             found = _batch_squares(task, leaves, batch, trace_over, None, index)
         else:
-            found = _expected_squares(task, leaves, batch, trace_over, index)
+            found = _expected_squares(classes, leaves, batch, trace_over, index)
         traces.append(found.trace)
         sums.add(found)
     if not traces:
@@ -319,7 +322,7 @@ def _batch_squares(
     return found
 
 
-def _expected_squares(task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
+def _expected_squares(task: Classification, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
     """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up.
 
     p is over the classes: a language model's over their words, which in its whole vocabulary have a small fraction of the mass.

@@ -84,8 +84,8 @@ def fit(
                     break
                 parts: list[tuple[list[Tensor], float]] = []
                 for batch in group:
-                    size = len(batch["labels"])
                     losses, tape = found.losses(task, work, batch) if number == 0 else (task.losses(work, batch), Tape(()))
+                    size = len(losses)
                     objective = _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(work)
                     outputs = [linear.output for linear in tape.linears]
                     grads, of_losses = _gradients(objective, losses, leaves, outputs, weighted="weights" in batch)

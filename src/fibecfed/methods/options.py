@@ -34,6 +34,7 @@ class MethodOptions(Options):
 
     kind: Any = Field(default="", description="The method.")  # each has its own name here; first in its table
     finetune: bool = Field(default=False, description="[C] After the last round, every client trains once more and keeps the result.")
+    needs_classes: ClassVar[bool] = False
 
 
 class ServerParts(MethodOptions):
@@ -176,6 +177,7 @@ class SelfEvolutionOptions(MethodOptions):
     """Self-evolution learning: uncertain examples get more weight and targets smoothed by the model (Zhong et al. 2023)."""
 
     kind: Literal["self-evolution"] = Field(default="self-evolution", description="The method.")
+    needs_classes: ClassVar[bool] = True
     after: float = Field(default=0.5, ge=0, lt=1, description="[C] Fraction of the rounds with plain training, at the start.")
     smoothing: float = Field(default=0.1, ge=0, lt=1, description="[C] Weight of the model's own prediction in the smoothed target.")
     weight: float = Field(

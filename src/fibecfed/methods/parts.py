@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.classification import Classification, classes_of, classification
 from ..core.method import Load
 from ..core.task import Task
 from ..core.trees import placed
@@ -233,7 +234,10 @@ class SelfEvolution:
     weight: float
 
     def beside(self, task: Task, params: Params, train: Examples, now: Round) -> Mapping[str, Tensor]:
-        return self.smoothed(probabilities(task, params, train), train.labels) if self.passes(now) else {}
+        if not self.passes(now):
+            return {}
+        who, instead = "self-evolution", "take another method"
+        return self.smoothed(probabilities(classification(task, who, instead), params, train), classes_of(train, who, instead))
 
     def smoothed(self, p: Float[Tensor, "examples classes"], labels: Tensor) -> dict[str, Tensor]:
         """Targets (examples, classes) and weights (examples,) from the class probabilities."""
@@ -247,7 +251,7 @@ class SelfEvolution:
         return int(now.index >= math.ceil(self.after * now.num_rounds - _ROUNDING))
 
 
-def probabilities(task: Task, params: Params, examples: Examples) -> Float[Tensor, "examples classes"]:
+def probabilities(task: Classification, params: Params, examples: Examples) -> Float[Tensor, "examples classes"]:
     """Class probabilities of every example, without dropout, in the order of the examples."""
     order, params = by_length(examples), placed(params, task.device)
     found = torch.cat([task.logits(params, batch).cpu().softmax(-1) for batch in batches(examples, order, _PASS_BATCH)])

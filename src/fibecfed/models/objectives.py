@@ -18,6 +18,8 @@ from .heads import PooledHead, Pooling, classifier_head
 class Head(Protocol):
     """A module that makes scores of the body's last hidden states (batch, token, hidden) and the inputs that led to them.
 
+    Scores are (row, score): one or several rows for each example, none for padding, in the order of the examples.
+
     Attributes:
         pooling: which hidden vector stands for an example, to an adapter that needs one.
     """

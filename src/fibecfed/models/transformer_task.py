@@ -361,7 +361,7 @@ class AdaptedModel:
             raise UnsupportedModel(
                 f"{unsupported}: pooling the {self._classifier.pooling} token and applying its head does not reproduce its own logits"
             )
-        if (padded - alone).abs().max() > tolerance * alone.abs().max():
+        if (padded.reshape(2, -1) - alone.reshape(1, -1)).abs().max() > tolerance * alone.abs().max():
             raise UnsupportedModel(f"{unsupported}: its logits depend on the padding of the batch")
 
     def _few_tokens(self) -> Tensor:
