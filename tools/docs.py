@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from fibecfed.comparison.report.export import from_lines, section
+from fibecfed.comparison.report.export import from_lines
+from fibecfed.comparison.report.markdown import section
 from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work
 from fibecfed.core.rng import Key

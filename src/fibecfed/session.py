@@ -20,7 +20,7 @@ from .core.process import threads
 from .core.records import EvalRecord
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
-from .engine.checkpoint import Checkpoint, Checkpoints, RunLock
+from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, sample, worst_decile
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
@@ -62,7 +62,7 @@ def start(
     _refuse_used(out)
     with threads(config.resources.threads), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
-        with _disk_errors(out), RunLock(out):
+        with _disk_errors(out), run_lock(out):
             _refuse_used(out)  # another process may have been faster
             write_atomically(out / CONFIG, to_toml(config).encode())
             return _Session(prepared, out, on_event, adapters, connect).go(None)
@@ -105,7 +105,7 @@ def resume(
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
-    with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), RunLock(out):
+    with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), run_lock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -126,20 +126,19 @@ def _alone(path: Path, wait: bool) -> Iterator[bool]:
     if path.is_file():
         yield False
         return
+    lock = FileLock(path.with_suffix(".lock"), timeout=-1 if wait else 0)
+    may = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        lock.acquire()
+    except Timeout:
+        may = False
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        may = True
-    except BlockingIOError:
-        may = False
-    try:
         yield may
     finally:
-        os.close(file)  # lets go of the lock; the file stays: removing it would let two processes lock two files of one name
+        lock.release()
 
 
 def _folder() -> Path:

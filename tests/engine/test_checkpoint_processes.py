@@ -14,17 +14,17 @@ import pytest
 from draws import drawn
 
 from fibecfed.core.errors import UserError
-from fibecfed.engine.checkpoint import Checkpoints, RunLock
+from fibecfed.engine.checkpoint import Checkpoints, run_lock
 
 ENVIRONMENT = {"PYTHONPATH": ":".join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
 
 _LOOP = """
 import os, sys, time
 from pathlib import Path
-from fibecfed.engine.checkpoint import Checkpoints, RunLock
+from fibecfed.engine.checkpoint import Checkpoints, run_lock
 
 def run(folder):
-    with RunLock(folder):
+    with run_lock(folder):
         checkpoints = Checkpoints(folder / "checkpoints", 2)
         latest = checkpoints.load_latest()
         states = checkpoints.open_states(latest, 3000)
@@ -59,7 +59,7 @@ def test_a_run_killed_at_random_moments_always_finds_server_and_clients_of_one_r
             time.sleep(draw.uniform(0.0, 0.1))
             os.kill(child, signal.SIGKILL)
             assert starter.stdout.readline() == "dead\n"
-            with RunLock(tmp_path):
+            with run_lock(tmp_path):
                 checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
                 latest = checkpoints.load_latest()
                 states = checkpoints.open_states(latest, 3000)
@@ -79,24 +79,24 @@ def test_a_run_killed_at_random_moments_always_finds_server_and_clients_of_one_r
 
 def test_a_second_process_on_the_same_folder_is_refused_with_the_id_of_the_first(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from fibecfed.engine.checkpoint import RunLock\n"
-        "with RunLock(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from fibecfed.engine.checkpoint import run_lock\n"
+        "with run_lock(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
-        with pytest.raises(UserError, match=f"process {process.pid}"), RunLock(tmp_path):
+        with pytest.raises(UserError, match=f"process {process.pid}"), run_lock(tmp_path):
             pytest.fail("two holders")
         process.kill()
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
 
 
 def test_a_lock_is_free_again_after_its_context_even_when_that_failed(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), RunLock(tmp_path / "new"):
+    with pytest.raises(KeyError), run_lock(tmp_path / "new"):
         raise KeyError
-    with RunLock(tmp_path / "new"), pytest.raises(UserError, match=f"process {os.getpid()}"), RunLock(tmp_path / "new"):
+    with run_lock(tmp_path / "new"), pytest.raises(UserError, match=f"process {os.getpid()}"), run_lock(tmp_path / "new"):
         pytest.fail("two holders")
     with (tmp_path / "new" / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

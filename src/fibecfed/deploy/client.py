@@ -22,7 +22,7 @@ from ..core.files import read_table, write_atomically
 from ..core.json_text import to_json
 from ..core.process import threads
 from ..core.types import ClientId, Params
-from ..engine.checkpoint import RunLock
+from ..engine.checkpoint import run_lock
 from ..engine.flower.resident import Resident
 from ..engine.flower.sockets import SocketError, listening, serve
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
@@ -65,7 +65,7 @@ def run(options: Options, say: Callable[[str], None], console: Console) -> None:
     config = _config(options)
     with contextlib.ExitStack() as held:
         with _writable(options.folder):
-            held.enter_context(RunLock(options.folder))
+            held.enter_context(run_lock(options.folder))
             name, identity = _who(options, config)
         held.enter_context(threads(config.resources.threads))
         began = time.perf_counter()

@@ -11,15 +11,16 @@ A manifest names packs, not clients, so a checkpoint's time and size depend on w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..core.errors import RunFailed, UserError
 from ..core.files import write_atomically
@@ -70,7 +71,7 @@ class _Manifest:
 class Checkpoints:
     """The newest `keep` checkpoints of a run, and one more that is pinned, in a folder of their own.
 
-    Writing is for the holder of the run's `RunLock` alone.
+    Writing is for the holder of the run's `run_lock` alone.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -196,44 +197,26 @@ class Checkpoints:
                     (self.folder / name).unlink()
 
 
-class RunLock:
-    """Locks a run's folder against a second process, as a context. The system lets go of the lock when its holder dies.
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Refuses a second process on the same run folder. The system releases the lock when its holder dies.
 
     Raises:
-        UserError: on entering, when another process holds the lock; with its id.
+        UserError: another process holds the lock; with its id.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-        self._file: int | None = None
-
-    def __enter__(self) -> RunLock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(file, 32).decode(errors="replace").strip() or "unknown"
-            os.close(file)
-            raise UserError(
-                f"{self._path.parent} is in use by another run (process {holder}); wait until it ends, or choose another folder"
-            ) from None
-        except BaseException:
-            os.close(file)
-            raise
-        self._file = file
-        try:
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            os.close(self._file)  # the file stays: removing it would let two processes lock two files of one name
-            self._file = None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = path.read_text(encoding="ascii", errors="replace")[:32].strip() or "unknown"
+        raise UserError(f"{folder} is in use by another run (process {holder}); wait until it ends, or choose another folder") from None
+    try:
+        path.write_text(f"{os.getpid()}\n", encoding="ascii")
+        yield
+    finally:
+        lock.release()
 
 
 class _Unusable(Exception):

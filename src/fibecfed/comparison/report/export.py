@@ -10,12 +10,8 @@ from typing import Any
 
 from ...core.clock import Network
 from ...core.json_text import from_json, to_json, with_nan
-from . import overview, tables
-from .conditions import conditions
 from .recorded import TuningRow
 from .results import ComparisonResults, Point, Run, Selection
-from .standing import standings
-from .verdict import defeats, verdict, what
 
 EXPORT_VERSION = 2
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s,;:()'\"]+/)*(?=\S)")  # of an absolute path, up to its last part
@@ -84,22 +80,3 @@ def _run(table: dict[str, Any], told: list[dict[str, Any]]) -> Run:
     points = tuple(Point(**with_nan(Point, dict(zip(names, values, strict=True)))) for values in table.pop("points"))
     known = told[table.pop("conditions")]
     return Run(**with_nan(Run, table), points=points, clients=(), selection=Selection(), conditions=known)
-
-
-def section(comparison: ComparisonResults) -> str:
-    """Markdown for docs/results.md: what was compared, conditions, verdict, losses, what is missing, tables but that of all runs."""
-    found = standings(comparison)
-    parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name != "Commit"])]
-    for title, lines in (
-        ("Verdict", verdict(found)),
-        ("Where FibecFed loses", defeats(found)),
-        ("Missing from this report", comparison.problems),
-    ):
-        if lines:
-            parts += [f"**{title}**", _list(lines)]
-    parts += [tables.to_markdown(table, "###") for table in overview.all_tables(found) if table.name not in ("runs", "losses")]
-    return "\n\n".join(parts)
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {' '.join(line.split())}" for line in lines)

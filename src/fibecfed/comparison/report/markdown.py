@@ -6,24 +6,35 @@ from collections.abc import Sequence
 
 from . import tables
 from .conditions import conditions
-from .standing import Standings
+from .overview import all_tables
+from .results import ComparisonResults
+from .standing import Standings, standings
 from .tables import Table
 from .verdict import defeats, verdict, what
 
 
-def to_markdown(standings: Standings, shown: Sequence[Table]) -> str:
-    """What was compared, conditions, verdict, losses, what is missing, then the tables."""
-    comparison = standings.comparison
-    parts = [f"# {comparison.title}", what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison)])]
-    for title, lines in (
-        ("Verdict", verdict(standings)),
-        ("Where FibecFed loses", defeats(standings)),
+def to_markdown(found: Standings, shown: Sequence[Table]) -> str:
+    """A file: title, what was compared, conditions, verdict, losses, what is missing, then the tables."""
+    return "\n\n".join([f"# {found.comparison.title}", *_parts(found, shown, "## {}", "##")]) + "\n"
+
+
+def section(comparison: ComparisonResults) -> str:
+    """The same for docs/results.md, without the title, the commit, and the tables of losses and of all runs."""
+    found = standings(comparison)
+    shown = [table for table in all_tables(found) if table.name not in ("runs", "losses")]
+    return "\n\n".join(_parts(found, shown, "**{}**", "###", without=("Commit",)))
+
+
+def _parts(found: Standings, shown: Sequence[Table], title: str, heading: str, without: tuple[str, ...] = ()) -> list[str]:
+    comparison = found.comparison
+    parts = [what(comparison), _list([f"{name}: {text}" for name, text in conditions(comparison) if name not in without])]
+    for name, lines in (
+        ("Verdict", verdict(found)),
+        ("Where FibecFed loses", defeats(found)),
         ("Missing from this report", comparison.problems),
     ):
-        if lines:
-            parts += [f"## {title}", _list(lines)]
-    parts += [tables.to_markdown(table) for table in shown]
-    return "\n\n".join(parts) + "\n"
+        parts += [title.format(name), _list(lines)] if lines else []
+    return [*parts, *(tables.to_markdown(table, heading) for table in shown)]
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -214,7 +214,8 @@ def told(error: ValidationError, what: str) -> str:
     parts = [f"got {what} without {', '.join(missing)}"] if missing else []
     for one in errors:
         if one["type"] != "missing":
-            expected = "a table" if one["type"] in ("model_type", "dict_type") else one["msg"].removeprefix("Input should be ")
+            kind = one["msg"].removeprefix("Input should be ").partition(", ")[0]
+            expected = "a table" if one["type"] in ("model_type", "dict_type") else kind
             parts.append(f"{'.'.join(map(str, one['loc'])) or what}: got {short(one['input'])}, expected {expected}")
     return ", ".join(parts)
 

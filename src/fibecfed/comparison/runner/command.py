@@ -15,7 +15,7 @@ from ...core.errors import RunFailed, UserError
 from ...core.files import COMPARISON
 from ...core.terminal import escaped
 from ...core.units import count, duration
-from ...engine.checkpoint import RunLock
+from ...engine.checkpoint import run_lock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
 from .conduct import Results, conduct, refuse_foreign, workers, write_down
@@ -62,7 +62,7 @@ def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
     began = time.monotonic()
     clock = Clock()
     refuse_foreign(comparison, out)
-    with _as_user_error(out), RunLock(out):
+    with _as_user_error(out), run_lock(out):
         write_down(comparison, out)
         runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
         _print(console, f"{out}: {count(runs, 'run')}, {workers(comparison)} at a time")
