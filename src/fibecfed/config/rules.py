@@ -5,22 +5,43 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
-from ..engine.options import CLIENT_NAME, EXPECTED_NAME, FederationOptions
+from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, FederationOptions
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..methods.options import LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from .text import nearest
 
-if TYPE_CHECKING:
-    from .model import Config
+
+class Tables(Protocol):
+    """What the rules look at of a `Config`."""
+
+    @property
+    def model(self) -> ModelOptions: ...
+
+    @property
+    def data(self) -> DataOptions: ...
+
+    @property
+    def federation(self) -> FederationOptions: ...
+
+    @property
+    def training(self) -> TrainingOptions: ...
+
+    @property
+    def evaluation(self) -> EvaluationOptions: ...
+
+    @property
+    def method(self) -> MethodOptions: ...
+
+    def model_dump(self) -> dict[str, Any]: ...
 
 
-def contradictions(config: Config) -> list[str]:
+def contradictions(config: Tables) -> list[str]:
     """Every contradiction in a configuration, as sentences. Other keys that a sentence rests on stand in it in backticks."""
     layers, neurons, curriculum = (getattr(config.method, part, None) for part in ("layers", "neurons", "curriculum"))
     return [
@@ -39,12 +60,12 @@ def contradictions(config: Config) -> list[str]:
     ]
 
 
-def needing_classes(config: Config) -> list[str]:
+def needing_classes(config: Tables) -> list[str]:
     """What of a configuration needs examples with classes, as sentences that reject it for examples without."""
     return list(_needing_classes(config))
 
 
-def _needing_classes(config: Config) -> Iterator[str]:
+def _needing_classes(config: Tables) -> Iterator[str]:
     without, method = "for examples without classes", config.method
     if config.federation.partition in ("dirichlet", "shards"):
         yield f'federation.partition: got "{config.federation.partition}" {without}; take "column" or "iid"'
@@ -106,7 +127,7 @@ def _data(data: DataOptions) -> Iterator[str]:
         yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
 
 
-def _label_words(config: Config) -> Iterator[str]:
+def _label_words(config: Tables) -> Iterator[str]:
     data, model = config.data, config.model
     task = TASKS.get(data.task or "")
     given = {"template": data.template, "label_words": data.label_words}
@@ -189,7 +210,7 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
         yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; fix one of them"
 
 
-def _save(config: Config) -> Iterator[str]:
+def _save(config: Tables) -> Iterator[str]:
     if config.evaluation.save != "best":
         return
     if config.federation.partition == "machines":
