@@ -274,7 +274,9 @@ def prepare(
         uses=getattr(made_method, "uses", ()),
     )
     _leaves_room(inputs, made_method)
-    return Prepared(inputs, task, made_method, made)
+    statistics = task.statistics
+    metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names)
+    return Prepared(inputs, task, made_method, made, metric)
 
 
 def _objective(inputs: Inputs) -> ClassObjective:

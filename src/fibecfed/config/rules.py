@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from ..core.metrics import mistake_in as mistake_in_metric
 from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
@@ -50,6 +51,7 @@ def contradictions(config: Tables) -> list[str]:
         *_data(config.data),
         *_label_words(config),
         *_federation(config.federation, config.data),
+        *_metric(config.evaluation.metric),
         *_save(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
@@ -80,6 +82,11 @@ def _needing_classes(config: Tables) -> Iterator[str]:
         yield f'method.curriculum.labels: got "model", which goes over all classes, {without}; take "true"'
     if method.needs_classes:
         yield f'method.kind: got "{method.kind}", which needs the probabilities of classes, {without}; take another'
+
+
+def _metric(name: str | None) -> Iterator[str]:
+    if name is not None and (mistake := mistake_in_metric(name)) is not None:
+        yield mistake
 
 
 def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .json_text import from_json, to_json, with_nan
+from .statistics import CONFUSION, NLL, Sums
 
-RECORDS_VERSION = 1
+RECORDS_VERSION = 2
+"""Of what is written. Version 1, which had confusion matrices and mean losses in place of sums by name, is read as well."""
+_READ = (1, RECORDS_VERSION)
 
 
 def _if_any() -> Any:
@@ -77,33 +81,55 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One evaluation. A confusion matrix has the true class as row and the predicted one as column.
+    """One evaluation: sums by name, of which `core.metrics` makes scores.
 
     Attributes:
         rounds: rounds completed before it; 0 is the untrained model.
-        clients: test confusion matrix of each client under its personalised model, by client id.
-        pooled, pooled_validation: sums of the clients' matrices over test and validation parts.
-        server, server_validation: the global model on the whole test set and all validation parts.
-        loss_pooled, loss_server: mean test loss, nat.
+        clients: sums over each client's test part under its personalised model, by client id.
+        pooled, pooled_validation: those of all clients, over test and validation parts.
+        server, server_validation: of the global model, over the whole test set and all validation parts.
         bytes_down, bytes_up: of the exchange, all clients together; apart from training.
-        failures: client -> reason, for each client that was asked and is in none of the counts.
+        failures: client -> reason, for each client that was asked and is in none of the sums.
     """
 
     rounds: int
-    clients: Mapping[str, list[list[int]]]
-    pooled: list[list[int]]
-    pooled_validation: list[list[int]]
-    server: list[list[int]]
-    server_validation: list[list[int]]
-    loss_pooled: float
-    loss_server: float
+    clients: Mapping[str, Sums]
+    pooled: Sums
+    pooled_validation: Sums
+    server: Sums
+    server_validation: Sums
     bytes_down: int
     bytes_up: int
     seconds: float
     failures: Mapping[str, str] = field(default_factory=dict[str, str], metadata={"if_any": True})
 
 
-_KINDS = {"round": RoundRecord, "evaluation": EvalRecord}
+_SUMS = ("pooled", "pooled_validation", "server", "server_validation")
+
+
+def _evaluation(line: dict[str, Any]) -> EvalRecord:
+    """An evaluation as it was read; a run that was begun by version 0.1 and resumed has lines of both versions."""
+    table = dict(line)
+    if isinstance(table["pooled"], list):
+        losses = {"pooled": table.pop("loss_pooled"), "server": table.pop("loss_server")}
+        found = {name: {CONFUSION: table[name]} for name in _SUMS}
+        for name, mean in losses.items():
+            found[name][NLL] = math.nan if mean is None else mean * sum(map(sum, table[name]))
+        found["clients"] = {client: {CONFUSION: matrix} for client, matrix in table["clients"].items()}
+    else:
+        found = {name: _with_nan(table[name]) for name in (*_SUMS, "clients")}
+    return EvalRecord(**with_nan(EvalRecord, {**table, **found}))
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_nan(item) for name, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_with_nan(item) for item in cast("list[Any]", value)]
+    return math.nan if value is None else value
+
+
+_KINDS = ("evaluation", "round")
 
 
 def to_line(record: RoundRecord | EvalRecord | Mapping[str, Any]) -> str:
@@ -131,18 +157,20 @@ def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[Ro
     lines = list(_lines(path, length))
     if not lines or lines[0].get("kind") != "header":
         raise ValueError(f"{path}, line 1: expected the header of a fibecfed run")
-    if lines[0].get("version") != RECORDS_VERSION:
-        raise ValueError(f"{path}, line 1: records of version {lines[0].get('version')!r}, expected {RECORDS_VERSION}")
+    if lines[0].get("version") not in _READ:
+        raise ValueError(f"{path}, line 1: records of version {lines[0].get('version')!r}, expected one of {', '.join(map(str, _READ))}")
     records: list[RoundRecord | EvalRecord] = []
     for number, line in enumerate(lines[1:], start=2):
         kind = line.pop("kind", None)
-        if not isinstance(kind, str) or kind not in _KINDS:
-            raise ValueError(f"{path}, line {number}: got kind {kind!r}, expected one of {sorted(_KINDS)}")
+        if kind not in _KINDS:
+            raise ValueError(f"{path}, line {number}: got kind {kind!r}, expected one of {list(_KINDS)}")
         try:
             if kind == "round":
                 line = _with_tuples(line)
                 line["attempts"] = tuple(FailedAttempt(**_with_tuples(attempt)) for attempt in line.get("attempts", ()))
-            records.append(_KINDS[kind](**with_nan(_KINDS[kind], line)))
+                records.append(RoundRecord(**with_nan(RoundRecord, line)))
+            else:
+                records.append(_evaluation(line))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
     return lines[0], records

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .rng import Key
+from .statistics import Statistics
 from .types import Batch, Params
 
 
@@ -110,6 +111,15 @@ class Task(Protocol):
 
     def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
         """Class scores, float32 or better, without a graph."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """The sums that `sums` gives."""
+        ...
+
+    def sums(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the examples of a batch, without a graph, on the CPU: what every metric is computed from."""
         ...
 
     def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:

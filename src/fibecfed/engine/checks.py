@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from ..core.method import Phase, Work
+from ..core.statistics import Statistics, Totals
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .client import BothCounts, Counts, named, not_finite, unframe
+from .client import BothScored, Scored, named, not_finite, unframe
 from .failures import Counted, Tolerance
 
 OVERHEAD_BYTES = 2**20
 """What an answer may take beside its tensors, for names and plain fields."""
 
-MAX_COUNTS_BYTES = 2**24
+MAX_SUMS_BYTES = 2**24
 """Of the answer to an evaluation: two confusion matrices of a thousand classes, or four of 700."""
 
 MOST = 2**40
@@ -105,71 +106,73 @@ def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int 
     return message, work
 
 
-def checked_counts(reply: bytes, num_classes: int, most: int, known: Counted | None) -> Counts:
-    """The counts of an evaluation.
+def checked_sums(reply: bytes, statistics: Statistics, most: int, known: Counted | None) -> Scored:
+    """The sums of an evaluation.
 
     Args:
+        statistics: of the task.
         most: examples that a part may have; 0 = no limit.
-        known: examples of each class in the client's first answer to an evaluation; None if it has not answered one yet.
+        known: examples of each kind in the client's first answer to an evaluation; None if it has not answered one yet.
 
     Raises:
-        Refused: they are not counts of so many classes, or cannot be those of this client's data.
+        Refused: they are not the task's sums, or cannot be those of this client's data.
         WireError: it is not a message of the class and wire version expected.
     """
-    if len(reply) > MAX_COUNTS_BYTES:
-        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
-    counts = decode(Counts, reply)
-    _check_counts(counts, num_classes, most, known, "in its first evaluation")
-    return counts
+    if len(reply) > MAX_SUMS_BYTES:
+        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_SUMS_BYTES}")
+    scored = decode(Scored, reply)
+    _check_sums(scored, statistics, most, known, "in its first evaluation")
+    return scored
 
 
-def checked_both_counts(reply: bytes, num_classes: int, most: int, known: Counted | None) -> BothCounts:
-    """As `checked_counts`, of both models, which are counted on the same examples.
+def checked_both_sums(reply: bytes, statistics: Statistics, most: int, known: Counted | None) -> BothScored:
+    """As `checked_sums`, of both models, which are scored on the same examples.
 
     Raises:
         Refused, WireError: as there.
     """
-    if len(reply) > MAX_COUNTS_BYTES:
-        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_COUNTS_BYTES}")
-    both = decode(BothCounts, reply)
-    _check_counts(both.own, num_classes, most, known, "in its first evaluation")
-    _check_counts(both.of_global, num_classes, most, counted(both.own), "with its own model")
+    if len(reply) > MAX_SUMS_BYTES:
+        raise Refused(f"a reply of {len(reply)} bytes, expected at most {MAX_SUMS_BYTES}")
+    both = decode(BothScored, reply)
+    _check_sums(both.own, statistics, most, known, "in its first evaluation")
+    _check_sums(both.of_global, statistics, most, counted(both.own, statistics), "with its own model")
     return both
 
 
-def _check_counts(counts: Counts, num_classes: int, most: int, known: Counted | None, when: str) -> None:
-    square = {"": torch.zeros(num_classes, num_classes, dtype=torch.int64)}
-    problem = _unlike(counts, {"test": square, "validation": square}) or _bad_counts(counts, most)
+def _check_sums(scored: Scored, statistics: Statistics, most: int, known: Counted | None, when: str) -> None:
+    like = {"test": statistics.zero, "validation": statistics.zero}
+    problem = _unlike(scored, like) or _bad_sums("test", scored.test, statistics, most)
+    problem = problem or _bad_sums("validation", scored.validation, statistics, most)
     if problem is None and known is not None:
-        parts = zip(("test", "validation"), counted(counts), known, strict=True)
+        parts = zip(("test", "validation"), counted(scored, statistics), known, strict=True)
         found = [(field, now, then) for field, now, then in parts if now != then]
-        problem = _other_examples(*found[0], when) if found else None
+        problem = _other_examples(*found[0], statistics, when) if found else None
     if problem is not None:
         raise Refused(problem)
 
 
-def counted(counts: Counts) -> Counted:
-    """Examples of each class in the test part and in the validation part."""
-    test, validation = ([sum(row) for row in table.tolist()] for table in (counts.test, counts.validation))
-    return tuple(test), tuple(validation)
+def counted(scored: Scored, statistics: Statistics) -> Counted:
+    """Examples of each kind in the test part and in the validation part."""
+    return statistics.counted(scored.test), statistics.counted(scored.validation)
 
 
-def _bad_counts(counts: Counts, most: int) -> str | None:
-    """Sums are those of Python's integers, which do not overflow."""
+def _bad_sums(field: str, sums: Totals, statistics: Statistics, most: int) -> str | None:
     limit, option = (min(most, MOST), " (federation.max_samples)") if most else (MOST, "")
-    for field, table, loss in (("test", counts.test, counts.test_loss), ("validation", counts.validation, counts.validation_loss)):
-        if bool((table < 0).any()):
-            return f"{field} has a count of {int(table.min())}, expected at least 0"
-        if (total := sum(map(sum, table.tolist()))) > limit:
-            return f"{field} counts {total} examples, expected at most {limit}{option}"
-        if not 0 <= loss <= LARGEST:
-            return f"{field}_loss is {loss}, expected a finite number of at least 0"
-    return None
+    for name, total in sorted(sums.items()):
+        if total.is_floating_point():
+            if not bool((total.abs() <= LARGEST).all()):  # NaN is not either
+                return f"{named(field, name)} has a sum that is not finite or above {LARGEST:g}, expected an ordinary number"
+        elif bool((total < 0).any()):
+            return f"{named(field, name)} has a count of {int(total.min())}, expected at least 0"
+    if (number := sum(statistics.counted(sums))) > limit:
+        return f"{field} counts {number} examples, expected at most {limit}{option}"
+    problem = statistics.problem(sums)
+    return None if problem is None else f"{field} {problem}"
 
 
-def _other_examples(field: str, now: tuple[int, ...], then: tuple[int, ...], when: str) -> str:
-    label = next(c for c, (a, b) in enumerate(zip(now, then, strict=True)) if a != b)
-    return f"{field} counts {now[label]} examples of class {label}, expected {then[label]} as {when}"
+def _other_examples(field: str, now: tuple[int, ...], then: tuple[int, ...], statistics: Statistics, when: str) -> str:
+    place = next(place for place, (a, b) in enumerate(zip(now, then, strict=True)) if a != b)
+    return f"{field} counts {now[place]} examples of {statistics.kind(place)}, expected {then[place]} as {when}"
 
 
 def num_samples(message: Any) -> int | None:

@@ -9,16 +9,15 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from ..core.clock import CLOCKS
 from ..core.method import Client, Method, Phase, Work
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.trees import first_not_finite, placed
-from ..core.types import ClientData, ClientId, Examples, Params, Round
+from ..core.trees import first_not_finite
+from ..core.types import ClientData, ClientId, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
-from ..local.batches import length_batches
+from .scoring import totals
 from .stopwatch import Stopwatch
 
 _WORK = struct.Struct("<QQdd")
@@ -32,43 +31,33 @@ TOO_LARGE = 2**63
 
 
 @message
-class Counts:
-    """Client to server, at an evaluation: confusion matrices (true class as row) and summed losses of its test and validation parts."""
+class Scored:
+    """Client to server, at an evaluation: the task's sums over its test part and over its validation part."""
 
-    test: torch.Tensor
-    validation: torch.Tensor
-    test_loss: float
-    validation_loss: float
+    test: Tensors
+    validation: Tensors
 
 
 @message
-class BothCounts:
-    """Client to server, at an evaluation where the server holds no examples: as `Counts`, of its own model and of the global one."""
+class BothScored:
+    """Client to server, at an evaluation where the server holds no examples: as `Scored`, of its own model and of the global one."""
 
-    test: torch.Tensor
-    validation: torch.Tensor
-    test_loss: float
-    validation_loss: float
-    global_test: torch.Tensor
-    global_validation: torch.Tensor
-    global_test_loss: float
-    global_validation_loss: float
+    test: Tensors
+    validation: Tensors
+    global_test: Tensors
+    global_validation: Tensors
 
     @classmethod
-    def of(cls, own: Counts, of_global: Counts) -> BothCounts:
-        return cls(*_fields(own), *_fields(of_global))
+    def of(cls, own: Scored, of_global: Scored) -> BothScored:
+        return cls(own.test, own.validation, of_global.test, of_global.validation)
 
     @property
-    def own(self) -> Counts:
-        return Counts(self.test, self.validation, self.test_loss, self.validation_loss)
+    def own(self) -> Scored:
+        return Scored(self.test, self.validation)
 
     @property
-    def of_global(self) -> Counts:
-        return Counts(self.global_test, self.global_validation, self.global_test_loss, self.global_validation_loss)
-
-
-def _fields(counts: Counts) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    return counts.test, counts.validation, counts.test_loss, counts.validation_loss
+    def of_global(self) -> Scored:
+        return Scored(self.global_test, self.global_validation)
 
 
 @message
@@ -168,34 +157,34 @@ class ClientRuntime:
         return frame(encode(update.message), work), update.notes
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
-        """Counts on the client's own test and validation parts.
+        """Sums over the client's own test and validation parts.
 
         Args:
-            action: "evaluate": `Counts` of its personalised model; "evaluate_both": `BothCounts`, from the same broadcast;
-                "evaluate_global": `Counts` of the global model, from a `Changed`.
+            action: "evaluate": `Scored` of its personalised model; "evaluate_both": `BothScored`, from the same broadcast;
+                "evaluate_global": `Scored` of the global model, from a `Changed`.
 
         Raises:
-            NotFinite: a loss that is not.
+            NotFinite: a sum that is not.
             WireError: a broadcast that is not what the phase sends.
         """
         where = f"client {client}, evaluation after {now.phase} round {now.index}" if now.phase else f"client {client}, evaluation"
         if action == "evaluate_global":
             changed = decode(Changed, blob).params
-            return encode(self._counts(client, {**self.task.init_params(self.key.fold("init")), **changed}, where))
-        own = self._counts(client, self.personal_params(client, blob, now), where)
+            return encode(self._scored(client, {**self.task.init_params(self.key.fold("init")), **changed}, where))
+        own = self._scored(client, self.personal_params(client, blob, now), where)
         if action == "evaluate":
             return encode(own)
         broadcast = decode(self._phases[now.phase].down, blob)
         shared = global_params(self.method, self.task, broadcast, client, self.key.fold("init"))
-        return encode(BothCounts.of(own, self._counts(client, shared, f"{where}, global model")))
+        return encode(BothScored.of(own, self._scored(client, shared, f"{where}, global model")))
 
-    def _counts(self, client: ClientId, params: Params, where: str) -> Counts:
+    def _scored(self, client: ClientId, params: Params, where: str) -> Scored:
         data = self.data(client)
-        test, test_loss = confusion(self.task, params, data.test, self.evaluation_batch_size)
-        validation, validation_loss = confusion(self.task, params, data.validation, self.evaluation_batch_size)
-        if not math.isfinite(test_loss + validation_loss):
-            raise NotFinite(f"{where}: its loss is {test_loss} on its test part and {validation_loss} on its validation part")
-        return Counts(test, validation, test_loss, validation_loss)
+        test, validation = (totals(self.task, params, part, self.evaluation_batch_size) for part in (data.test, data.validation))
+        for part, sums in (("test", test), ("validation", validation)):
+            if (bad := first_not_finite(sums)) is not None:
+                raise NotFinite(f"{where}: the sum of {bad} over its {part} part is not finite")
+        return Scored(test, validation)
 
     def personal_params(self, client: ClientId, blob: bytes, now: Round) -> Params:
         """The model that the client answers with, from the last broadcast."""
@@ -247,17 +236,3 @@ def not_finite(message: Any) -> str | None:
 def named(field: str, tensor: str) -> str:
     """A tensor of a message as a sentence names it."""
     return f"{field} {tensor}".strip()
-
-
-def confusion(task: Task, params: Params, examples: Examples, batch_size: int) -> tuple[torch.Tensor, float]:
-    """Confusion matrix, int64 (classes, classes) with the true class as row, and summed loss in nat."""
-    c = task.num_classes
-    params = placed(params, task.device)
-    counts = torch.zeros(c * c, dtype=torch.int64)
-    loss = 0.0
-    for batch in length_batches(examples, batch_size):
-        logits = task.logits(params, batch).to("cpu")
-        labels = batch["labels"].to("cpu")
-        counts += torch.bincount(labels * c + logits.argmax(-1), minlength=c * c)
-        loss += float(cross_entropy(logits, labels, reduction="sum"))
-    return counts.view(c, c), loss

@@ -1,29 +1,31 @@
-"""Scoring: every client counts on its own slice with its own model, the server on everything with the global one where they differ."""
+"""Scoring: every client sums over its own slice with its own model, the server over everything with the global one where they differ."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
 
-from ..core import metrics
 from ..core.errors import Diverged, RunFailed
 from ..core.method import Method
+from ..core.metrics import Metric
 from ..core.records import EvalRecord
 from ..core.rng import Key
+from ..core.statistics import Sums, Totals, added, plain
 from ..core.task import Task
 from ..core.trees import checksum
 from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError, encode
-from .checks import MAX_COUNTS_BYTES, Refused, checked_both_counts, checked_counts, counted
-from .client import Changed, Counts, confusion, global_params
+from .checks import MAX_SUMS_BYTES, Refused, checked_both_sums, checked_sums, counted
+from .client import Changed, Scored, global_params
 from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
 from .loop import REPEATS, STOPS, USABLE
 from .requests import Requests, total_bytes
+from .scoring import totals
 from .transport import Action, Transport, exchange
 
 
@@ -80,7 +82,7 @@ class Evaluator:
         got = self._asked("evaluate_both" if both else "evaluate", now, requests, rounds, standing.counted)
         bytes_down, bytes_up, of_global = got.bytes_down, got.bytes_up, got.of_global
         if with_global and not both:
-            same = {client: counted(counts) for client, counts in got.own.items()}
+            same = {client: counted(scored, self.task.statistics) for client, scored in got.own.items()}
             more = self._asked_of_global(server, now, list(got.own), rounds, same)
             failures = {**got.failures, **more.failures}
             got = replace(got, own={client: got.own[client] for client in more.own}, failures=failures, repeats=got.repeats + more.repeats)
@@ -88,28 +90,27 @@ class Evaluator:
         if got.failures and not got.own:
             raise self._failed(got.failures, got.repeats, rounds)
         pooled = self._added(got.own)
-        complete = (_number(pooled.test), _number(pooled.validation)) == (len(self.test), len(self.validation))
+        complete = (self._number(pooled.test), self._number(pooled.validation)) == (len(self.test), len(self.validation))
         if with_global:
             of_server = self._added(of_global)
         elif self.start is None and (self.method.is_personal or not complete):
             of_server = self._global(server)
         else:  # the clients have tested that very model, on just these examples
             of_server = pooled
+        own = {client: got.own[client] for client in sorted(got.own)}
         record = EvalRecord(
             rounds=rounds,
-            clients={client: got.own[client].test.tolist() for client in sorted(got.own)},
-            pooled=pooled.test,
-            pooled_validation=pooled.validation,
-            server=of_server.test,
-            server_validation=of_server.validation,
-            loss_pooled=pooled.loss,
-            loss_server=of_server.loss,
+            clients={client: plain(scored.test) for client, scored in own.items()},
+            pooled=plain(pooled.test),
+            pooled_validation=plain(pooled.validation),
+            server=plain(of_server.test),
+            server_validation=plain(of_server.validation),
             bytes_down=bytes_down,
             bytes_up=bytes_up,
             seconds=time.perf_counter() - start,
             failures={client: got.failures[client] for client in sorted(got.failures)},
         )
-        return record, standing.evaluated({client: counted(got.own[client]) for client in record.clients})
+        return record, standing.evaluated({client: counted(scored, self.task.statistics) for client, scored in own.items()})
 
     def untrained(self, server: Any) -> EvalRecord:
         """Scores of the model at the start, which is the same for everybody. Nothing is sent where the server has the examples.
@@ -126,12 +127,10 @@ class Evaluator:
         return EvalRecord(
             rounds=0,
             clients={},
-            pooled=found.test,
-            pooled_validation=found.validation,
-            server=found.test,
-            server_validation=found.validation,
-            loss_pooled=found.loss,
-            loss_server=found.loss,
+            pooled=plain(found.test),
+            pooled_validation=plain(found.validation),
+            server=plain(found.test),
+            server_validation=plain(found.validation),
             bytes_down=got.bytes_down,
             bytes_up=got.bytes_up,
             seconds=time.perf_counter() - start,
@@ -141,17 +140,17 @@ class Evaluator:
     def _asked(
         self, action: Action, now: Round, requests: Mapping[ClientId, bytes], rounds: int, known: Mapping[ClientId, Counted]
     ) -> _Answers:
-        """The counts of the clients that gave usable ones, in the order of the requests; the reasons of the others.
+        """The sums of the clients that gave usable ones, in the order of the requests; the reasons of the others.
 
         Args:
-            known: examples of each class that a client must count.
+            known: examples of each kind that a client must count.
         """
-        classes, most = self.task.num_classes, self.tolerance.max_samples
-        own: dict[ClientId, Counts] = {}
-        of_global: dict[ClientId, Counts] = {}
+        statistics, most = self.task.statistics, self.tolerance.max_samples
+        own: dict[ClientId, Scored] = {}
+        of_global: dict[ClientId, Scored] = {}
         failures: dict[ClientId, str] = {}
         bytes_up = repeats = 0
-        for client, reply in exchange(self.transport, action, now, requests, self.tolerance.timeout_s, MAX_COUNTS_BYTES):
+        for client, reply in exchange(self.transport, action, now, requests, self.tolerance.timeout_s, MAX_SUMS_BYTES):
             if isinstance(reply, Failure):
                 failures[client] = printable(reply.reason)
                 repeats += reply.repeats
@@ -159,10 +158,10 @@ class Evaluator:
             bytes_up += len(reply)
             try:
                 if action == "evaluate_both":
-                    both = checked_both_counts(reply, classes, most, known.get(client))
+                    both = checked_both_sums(reply, statistics, most, known.get(client))
                     own[client], of_global[client] = both.own, both.of_global
                 else:
-                    own[client] = checked_counts(reply, classes, most, known.get(client))
+                    own[client] = checked_sums(reply, statistics, most, known.get(client))
             except (Refused, WireError) as error:
                 failures[client] = printable(f"client {client}: {error}")
         failures.update({client: f"client {client}: no answer" for client in requests if client not in own and client not in failures})
@@ -180,7 +179,7 @@ class Evaluator:
     def _asked_of_global(
         self, server: Any, now: Round, clients: Sequence[ClientId], rounds: int, known: Mapping[ClientId, Counted]
     ) -> _Answers:
-        """Counts of the global model alone, of which clients are sent what is not as at the start."""
+        """Sums of the global model alone, of which clients are sent what is not as at the start."""
         params, before = self.method.server_params(server), self.task.init_params(self._key)
         changed = {name: value for name, value in params.items() if name not in before or not torch.equal(value, before[name])}
         return self._asked("evaluate_global", now, dict.fromkeys(clients, encode(Changed(changed))), rounds, known)
@@ -195,29 +194,25 @@ class Evaluator:
         assert self.start is not None
         return self.start
 
-    def _added(self, counts: Mapping[ClientId, Counts]) -> _Scored:
-        """Sums in the order of `counts`, which is not that of arrival, on which the last bits would hang."""
-        test = validation = metrics.zeros(self.task.num_classes)
-        loss = 0.0
-        for of_one in counts.values():
-            test = metrics.add(test, of_one.test.tolist())
-            validation = metrics.add(validation, of_one.validation.tolist())
-            loss += of_one.test_loss
-        return _Scored(test, validation, loss / max(1, _number(test)))
+    def _added(self, scored: Mapping[ClientId, Scored]) -> Scored:
+        """Sums in the order of `scored`, which is not that of arrival, on which the last bits would hang."""
+        zero = self.task.statistics.zero
+        return Scored(added((one.test for one in scored.values()), zero), added((one.validation for one in scored.values()), zero))
 
-    def _global(self, server: Any) -> _Scored:
+    def _number(self, sums: Totals) -> int:
+        return sum(self.task.statistics.counted(sums))
+
+    def _global(self, server: Any) -> Scored:
         params = self.method.server_params(server)
-        test, loss = confusion(self.task, params, self.test, self.batch_size)
-        validation, _ = confusion(self.task, params, self.validation, self.batch_size)
-        return _Scored(test.tolist(), validation.tolist(), loss / max(1, int(test.sum())))
+        return Scored(*(totals(self.task, params, part, self.batch_size) for part in (self.test, self.validation)))
 
 
 @dataclass(frozen=True)
 class _Answers:
     """What came back from an exchange; `of_global` where both models were asked for; `repeats` of the failures would come again."""
 
-    own: Mapping[ClientId, Counts]
-    of_global: Mapping[ClientId, Counts]
+    own: Mapping[ClientId, Scored]
+    of_global: Mapping[ClientId, Scored]
     failures: Mapping[ClientId, str]
     repeats: int
     bytes_down: int
@@ -227,18 +222,9 @@ class _Answers:
 _NOBODY = _Answers({}, {}, {}, 0, 0, 0)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Confusion matrices of one model, and its mean test loss."""
-
-    test: list[list[int]]
-    validation: list[list[int]]
-    loss: float
-
-
-def worst_decile(clients: Mapping[ClientId, Sequence[Sequence[int]]]) -> float | None:
-    """10th percentile of the clients' accuracies, interpolated linearly; of those with test examples. None where there are none."""
-    scores = sorted(metrics.accuracy(counts) for counts in clients.values() if _number(counts))
+def worst_decile(clients: Mapping[ClientId, Sums], metric: Metric) -> float | None:
+    """The score that nine of ten clients reach: the 10th percentile from the worst, interpolated linearly; None where no client has one."""
+    scores = sorted((score for sums in clients.values() if not math.isnan(score := metric.of(sums))), reverse=not metric.higher_is_better)
     if not scores:
         return None
     place = 0.1 * (len(scores) - 1)
@@ -247,50 +233,50 @@ def worst_decile(clients: Mapping[ClientId, Sequence[Sequence[int]]]) -> float |
     return scores[low] + (place - low) * (scores[high] - scores[low])
 
 
-def scores(record: EvalRecord, metric: metrics.Metric | None) -> dict[str, Any]:
-    """Pooled personalised, global and worst decile on the test sets, accuracy in [0, 1]; `metric` beside it where the task has one."""
-    table: dict[str, Any] = {
+def scores(record: EvalRecord, metric: Metric) -> dict[str, Any]:
+    """Pooled personalised, global and worst decile on the test sets under one metric; None where nothing was counted."""
+    return {
         "rounds": record.rounds,
-        "pooled_personalised": _accuracy(record.pooled),
-        "global": _accuracy(record.server),
-        "worst_decile": worst_decile(record.clients),
+        "pooled_personalised": known(metric.of(record.pooled)),
+        "global": known(metric.of(record.server)),  # a server of machines with their own data has no examples
+        "worst_decile": worst_decile(record.clients, metric),
     }
-    if metric in ("matthews", "f1"):
-        of = metrics.matthews if metric == "matthews" else metrics.f1
-        table[f"pooled_personalised_{metric}"] = of(record.pooled)
-        table[f"global_{metric}"] = of(record.server)
-    return table
 
 
-def _number(counts: Sequence[Sequence[int]]) -> int:
-    """Examples that were counted."""
-    return sum(map(sum, counts))
+def every_score(record: EvalRecord, metrics: Sequence[Metric]) -> dict[str, dict[str, float | None]]:
+    """Each metric of the personalised models and of the global one, by name, on the test sets."""
+    sums = {"personalised": record.pooled, "global": record.server}
+    return {whose: {metric.name: known(metric.of(found)) for metric in metrics} for whose, found in sums.items()}
 
 
-def _accuracy(counts: metrics.Confusion) -> float | None:
-    """None where nothing was counted: a server of machines with their own data has no examples."""
-    return metrics.accuracy(counts) if _number(counts) else None
+def known(score: float) -> float | None:
+    """None in place of NaN, which is no JSON."""
+    return None if math.isnan(score) else score
 
 
-def best_by_validation(records: Sequence[EvalRecord]) -> EvalRecord | None:
-    """The evaluation with the best pooled accuracy on the validation parts, the earliest of equals; None where nothing can be chosen by it.
+def best_by_validation(records: Sequence[EvalRecord], metric: Metric) -> EvalRecord | None:
+    """The evaluation with the best pooled score on the validation parts, the earliest of equals; None where nothing can be chosen by it.
 
     Never the best on test.
 
     Args:
         records: in the order of the run.
     """
-    return reduce(better_by_validation, records, None)
+    best = None
+    for record in records:
+        best = better_by_validation(best, record, metric)
+    return best
 
 
-def better_by_validation(best: EvalRecord | None, record: EvalRecord) -> EvalRecord | None:
+def better_by_validation(best: EvalRecord | None, record: EvalRecord, metric: Metric) -> EvalRecord | None:
     """The best evaluation so far, after one more.
 
     Scores of different clients are not compared: an evaluation in which a client is missing is left out, and where fewer clients are asked
     than before, since some were excluded, the choice begins again.
     """
-    if record.failures or not _number(record.pooled_validation):
+    score = metric.of(record.pooled_validation)
+    if record.failures or math.isnan(score):
         return best
     if best is None or best.clients.keys() != record.clients.keys():
         return record
-    return record if metrics.accuracy(record.pooled_validation) > metrics.accuracy(best.pooled_validation) else best
+    return record if metric.better(score, metric.of(best.pooled_validation)) else best

@@ -48,7 +48,7 @@ class Tolerance:
 
 
 Counted: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
-"""Examples of each class in a client's test part and in its validation part."""
+"""Examples of each kind, as a class, in a client's test part and in its validation part."""
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,16 @@ class EvaluationOptions(Options):
         description="Clients that take part in evaluations, sampled once per run; scores then cover these alone. Default: all.",
     )
     batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
+    metric: str | None = Field(
+        default=None,
+        description="Primary metric: scores, tables, targets and the best round go by it. Default accuracy. Others: macro_f1, "
+        "macro_precision, macro_recall, matthews, loss, calibration_error; of two classes f1, precision, recall (of the second one); "
+        "of any class f1:NAME, precision:NAME, recall:NAME.",
+    )
     save: Literal["last", "best"] = Field(
         default="last",
-        description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best accuracy "
-        "on the clients' validation parts (the earlier of equals); that round's checkpoint is kept beside the newest ones.",
+        description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best "
+        "primary metric on the clients' validation parts (the earlier of equals); that round's checkpoint is kept beside the newest ones.",
     )
 
 

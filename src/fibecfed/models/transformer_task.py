@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..adapters.make import norms
 from ..core.rng import Key
+from ..core.statistics import Statistics, class_sums, of_classes
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .activations import ActivationSize
@@ -422,3 +423,12 @@ class TransformerTask(AdaptedModel):
     def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
         """The most likely class of each example, without a graph."""
         return self.logits(params, batch).argmax(-1)
+
+    @property
+    def statistics(self) -> Statistics:
+        """The sums that `sums` gives: those of its classes."""
+        return of_classes(self.num_classes)
+
+    def sums(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the examples of a batch, without a graph, on the CPU: confusion matrix, loss, calibration."""
+        return class_sums(self.logits(params, batch), batch["labels"])
