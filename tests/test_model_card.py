@@ -53,8 +53,10 @@ def test_its_header_names_the_base_model_for_hubs_and_claims_nothing_that_is_not
         "metrics": ["accuracy"],
     }
     assert base in [node.value for node in ast.walk(ast.parse(block(text, "python"))) if isinstance(node, ast.Constant)]
-    with_f1 = card(summary={**SUMMARY, "scores": {**SUMMARY["scores"], "global_f1": 0.5}})
-    assert yaml.safe_load(with_f1.split("---\n")[1])["metrics"] == ["accuracy", "f1"]
+    for metric, named in (("macro_f1", ["f1"]), ("matthews", ["matthews_correlation"]), ("loss", [])):
+        assert yaml.safe_load(card(summary={**SUMMARY, "metric": metric}).split("---\n")[1])["metrics"] == named
+    by_loss = card(summary={**SUMMARY, "metric": "loss", "saved": {**SAVED, "majority": None, "own_majority": None}})
+    assert "| loss |" in by_loss and "0.825 nat" in by_loss and "no better" not in by_loss
 
 
 def test_it_says_whose_it_is_how_it_was_made_and_how_it_did():
@@ -75,12 +77,12 @@ def test_it_says_whose_it_is_how_it_was_made_and_how_it_did():
 
 
 def test_a_clients_card_quotes_its_own_score_and_nobody_elses():
-    own = {"test_examples": 37, "accuracy": 0.459, "majority": 0.66}
-    others = {"secret-name": {"test_examples": 9, "accuracy": 0.1, "majority": 0.9}}
+    own = {"test_examples": 37, "score": 0.459, "majority": 0.66}
+    others = {"secret-name": {"test_examples": 9, "score": 0.1, "majority": 0.9}}
     text = card(summary={**SUMMARY, "client": own, "clients": others})
     assert "| this adapter, on this client's 37 test examples | 45.9 % | 66.0 % |" in text and "secret-name" not in text
     assert "no better than always predicting the most frequent class" in text
-    fine = card(summary={**SUMMARY, "client": {**own, "accuracy": 0.7}})
+    fine = card(summary={**SUMMARY, "client": {**own, "score": 0.7}})
     assert "70.0 %" in fine and "no better" not in fine
     whole = card(Adapter(None), summary={**SUMMARY, "clients": others})
     assert "this adapter, on all test examples" in whole and "secret-name" not in whole and "# Adapter of the global model" in whole
@@ -88,7 +90,7 @@ def test_a_clients_card_quotes_its_own_score_and_nobody_elses():
 
 def test_a_score_below_the_most_frequent_class_is_said_plainly():
     text = card(summary={**SUMMARY, "saved": {**SAVED, "global": 0.6}})
-    assert "The global score (60.0 %) is below what always predicting the most frequent class gives (61.0 %)." in text
+    assert "The global score (60.0 %) is worse than what always predicting the most frequent class gives (61.0 %)." in text
     assert "below" not in card()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fibecfed.core.metrics import METRICS
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
 from fibecfed.progress import Progress
 
@@ -18,11 +19,11 @@ def events() -> list:
         PhaseStarted("importance", 1),
         RoundDone("importance", 0, 1, None, 100, 100, 2.0),
         PhaseStarted("tune", 25),
-        Evaluated(0, 0.5, 0.5, None),
+        Evaluated(0, METRICS["accuracy"], 0.5, 0.5, None, {}),
         *rounds[:10],
         Warned("checkpoint 3 [was] corrupt"),
         *rounds[10:],
-        Evaluated(25, 0.81, 0.8, 0.7, is_last=True, answered=2, clients=3),
+        Evaluated(25, METRICS["accuracy"], 0.81, 0.8, 0.7, {}, is_last=True, answered=2, clients=3),
         Finished({}, Path("runs/a")),
     ]
 

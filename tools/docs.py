@@ -18,10 +18,11 @@ from fibecfed.comparison.report.markdown import section
 from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work
 from fibecfed.core.rng import Key
+from fibecfed.core.statistics import of_classes
 from fibecfed.core.trees import num_values
 from fibecfed.core.types import Round
 from fibecfed.core.wire import describe, encode
-from fibecfed.engine.client import Counts, frame
+from fibecfed.engine.client import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
@@ -127,14 +128,12 @@ def leaves_a_client() -> str:
             shape = shapes.get((type(message).__name__, field), "")
             name, at, whole = (f"`{type(message).__name__}`", when, size) if number == 0 else ("", "", "")
             rows.append(f"| {name} | {at} | `{field}` | {kind} | {shape} | {whole} |")
-    counts = Counts(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.0, 0.0)
-    for number, (field, kind) in enumerate(describe(Counts)):
-        shape = "(2, 2)" if kind == "tensor" else ""
-        size = f"{len(encode(counts)):,}" if number == 0 else ""
-        rows.append(
-            f"| {'`Counts`' if number == 0 else ''} | {'at an evaluation' if number == 0 else ''} | `{field}` | {kind} | {shape} | {size} |"
-        )
-    rows.append("| 32 bytes behind each but `Counts` | | `steps`, `examples`, `loss`, `compute_s` | numbers | | included |")
+    zero = dict(of_classes(2).zero)
+    shown = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zero.items())
+    for number, (field, kind) in enumerate(describe(Scored)):
+        name, at, whole = ("`Scored`", "at an evaluation", f"{len(encode(Scored(zero, zero))):,}") if number == 0 else ("", "", "")
+        rows.append(f"| {name} | {at} | `{field}` | {kind} | {shown} | {whole} |")
+    rows.append("| 32 bytes after each but `Scored` | | `steps`, `examples`, `loss`, `compute_s` | numbers | | included |")
     return "\n".join(rows)
 
 

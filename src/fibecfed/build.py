@@ -12,6 +12,7 @@ from .adapters.options import positions_used
 from .config import Config, needing_classes
 from .core.errors import UserError
 from .core.method import Method
+from .core.metrics import METRICS, Metric, primary
 from .core.process import environment
 from .core.rng import Key
 from .core.types import ClientId
@@ -65,12 +66,14 @@ class Prepared:
 
     Attributes:
         beforehand: what the method needed before the federation.
+        metric: the primary one.
     """
 
     inputs: Inputs
     task: TransformerTask
     method: Method[Any, Any]
     beforehand: catalogue.Prepared = catalogue.NOTHING
+    metric: Metric = METRICS["accuracy"]
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)

@@ -70,7 +70,14 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
         "method": config.method.model_dump()["kind"],
         "task": config.data.task or config.data.path,
         "seed": config.seed,
-        **summarise(records, metric=data.metric, selected=selected, partition=header["partition"], saved=last.number + 1),
+        **summarise(
+            records,
+            metric=prepared.metric,
+            selected=selected,
+            labels=data.label_names,
+            partition=header["partition"],
+            saved=last.number + 1,
+        ),
     }
     summary |= prepared.beforehand.summary
     if adapters:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .core.units import percent
+from .core.metrics import Metric
 from .data.prompt import Prompt
-from .engine.baselines import remarks
+from .engine.baselines import metric_of, no_better, remarks
 from .snippet import Base, Reading, snippet
 
 
@@ -58,7 +58,7 @@ base_model: {json.dumps(base.published)}
 library_name: {"fibecfed" if adapter.own_kind else "peft"}
 pipeline_tag: text-classification
 tags: [text-classification, federated-learning, {json.dumps(adapter.own_kind) if adapter.own_kind else "lora"}, fibecfed]
-metrics: [{", ".join(["accuracy", *_more_metrics(summary)])}]
+metrics: [{", ".join(_hub_metrics(summary))}]
 ---
 
 # Adapter of {who}
@@ -113,33 +113,29 @@ def _other_weights(base: Base) -> str:
     )
 
 
-def _more_metrics(summary: Mapping[str, Any]) -> list[str]:
-    hub = {"matthews": "matthews_correlation", "f1": "f1"}
-    return [hub[name] for name in hub if f"global_{name}" in summary["scores"]]
+def _hub_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """What the hub calls the metric of the card's table, where it has a name for it."""
+    name = metric_of(summary).name.partition(":")[0].removeprefix("macro_")
+    return [{"matthews": "matthews_correlation"}.get(name, name)] if name not in ("loss", "calibration_error") else []
 
 
 def _scores(adapter: Adapter, summary: Mapping[str, Any]) -> str:
-    saved, own = summary["saved"], summary.get("client") or {}
-    rows = [("", "accuracy", "always the most frequent class")]
-    if adapter.client is not None and own.get("accuracy") is not None:
-        rows.append((f"this adapter, on this client's {own['test_examples']} test examples", own["accuracy"], own["majority"]))
+    saved, own, metric = summary["saved"], summary.get("client") or {}, metric_of(summary)
+    rows = [("", metric.title, "always the most frequent class")]
+    if adapter.client is not None and own.get("score") is not None:
+        rows.append((f"this adapter, on this client's {own['test_examples']} test examples", own["score"], own["majority"]))
     rows.append(("all clients, each with its own model", saved["pooled_personalised"], saved["own_majority"]))
     rows.append(("the global model" if adapter.client else "this adapter, on all test examples", saved["global"], saved["majority"]))
     rows.append(("before training", summary["scores"]["untrained"]["global"], saved["majority"]))
-    head, *body = [f"| {name} | {_cell(score)} | {_cell(simple)} |" for name, score, simple in rows]
+    head, *body = [f"| {name} | {_cell(score, metric)} | {_cell(simple, metric)} |" for name, score, simple in rows]
     notes = remarks({**summary, "clients": {}})  # other clients are nobody's business
-    if adapter.client is not None and _no_better(own):
+    if adapter.client is not None and no_better(own.get("score"), own.get("majority"), metric):
         notes.insert(0, "On this client's test examples the adapter is no better than always predicting the most frequent class.")
     return "\n".join([head, "|---|---|---|", *body, *(["", " ".join(notes)] if notes else [])])
 
 
-def _no_better(own: Mapping[str, Any]) -> bool:
-    score, simple = own.get("accuracy"), own.get("majority")
-    return score is not None and simple is not None and score <= simple and score < 1
-
-
-def _cell(value: float | str | None) -> str:
-    return value if isinstance(value, str) else "not measured" if value is None else percent(value)
+def _cell(value: float | str | None, metric: Metric) -> str:
+    return value if isinstance(value, str) else "not measured" if value is None else metric.text(value)
 
 
 def _words(prompt: Prompt | None) -> str:

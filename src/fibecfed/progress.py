@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .core.files import CONFIG, FLOWER, RECORDS, SUMMARY
+from .core.metrics import METRICS
 from .core.terminal import escaped
-from .core.units import count, duration, percent
-from .engine.baselines import remarks
+from .core.units import count, duration
+from .engine.baselines import metric_of, remarks
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .methods.selected import in_words
 
@@ -42,7 +43,9 @@ class Progress:
         self._live: Live | None = None
         self._task: Any = None
         self._total = self._done = self._bytes = 0
-        self._phase, self._score, self._loss = "", math.nan, math.nan
+        self._phase, self._loss = "", math.nan
+        self._score: float | None = None
+        self._metric = METRICS["accuracy"]
         self._round_s: float | None = None
         self._scored = self._last_scored = False
 
@@ -71,11 +74,11 @@ class Progress:
             case RoundDone():
                 self._round(event)
             case Evaluated():
-                self._score = event.pooled_personalised
+                self._score, self._metric = event.pooled_personalised, event.metric
                 self._scored, self._last_scored = event.rounds > 0, event.is_last
                 some = f" ({event.answered} of {event.clients} clients)" if event.answered < event.clients else ""
                 scores = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
-                shown = ", ".join(f"{name} {percent(score)}" for name, score in scores.items())
+                shown = ", ".join(f"{name} {event.metric.text(score)}" for name, score in scores.items())
                 self._line(f"after round {event.rounds}{some}: {shown}" + (" (last)" if event.is_last else ""))
             case Warned():
                 self._line(f"warning: {event.text}", always=True)
@@ -113,7 +116,7 @@ class Progress:
 
     def _facts(self) -> str:
         facts = [
-            "" if math.isnan(self._score) else f"{'score' if self._scored else 'untrained'} {percent(self._score)}",
+            "" if self._score is None else f"{'score' if self._scored else 'untrained'} {self._metric.text(self._score)}",
             "" if math.isnan(self._loss) else f"loss {self._loss:.3f}",
             decimal(self._bytes),
             self._left(),
@@ -154,7 +157,8 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
         summary: as in summary.json.
     """
     console.print(_scores(summary))
-    console.print(Text(_COLUMNS), soft_wrap=True)
+    title = metric_of(summary).title
+    console.print(Text(f"{title[0].upper()}{title[1:]} {_COLUMNS}"), soft_wrap=True)
     facts = {
         "saved": _saved(summary),
         "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
@@ -179,24 +183,24 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
 
 
 _COLUMNS = (
-    "Accuracy on test examples. Personalised: each client's own model on its own\n"
+    "on test examples. Personalised: each client's own model on its own\n"
     "examples; global: the server's model on all of them; worst decile: what nine\n"
     "of ten clients reach with their own model."
 )
 
 
 def _scores(summary: Mapping[str, Any]) -> Table:
-    scores = summary["scores"]
+    scores, metric = summary["scores"], metric_of(summary)
     best = scores.get("best_by_validation")
     table = Table("", "personalised", "global", "worst decile", box=None, pad_edge=False)
     if scores.get("majority") is not None:  # not in summaries of version 0.1
-        table.add_row("majority class", percent(scores["own_majority"]), percent(scores["majority"]), percent(None))
+        table.add_row("majority class", metric.text(scores["own_majority"]), metric.text(scores["majority"]), metric.text(None))
     rows = {"untrained": scores.get("untrained"), "last round": scores}
     if best is not None:
         rows[f"best by validation (round {best['rounds']})"] = best
     for name, row in rows.items():
         if row is not None:
-            table.add_row(name, *(percent(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
+            table.add_row(name, *(metric.text(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
     return table
 
 

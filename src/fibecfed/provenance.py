@@ -29,7 +29,9 @@ def header_of(prepared: Prepared) -> dict[str, Any]:
         **_inputs(prepared),
         "read": list(data.read),
         "warnings": list(data_warnings(prepared.inputs)),
-        "metric": data.metric,
+        "metric": prepared.metric.name,
+        "higher_is_better": prepared.metric.higher_is_better,
+        "usual_metric": data.metric,
         "trainable": sum(value.numel() for value in prepared.task.params().values()),
     }
 

@@ -13,7 +13,7 @@ import torch
 from .build import Prepared, build_method
 from .core.method import Client, Phase
 from .core.types import ClientData, Examples, Round
-from .engine.client import confusion
+from .engine.scoring import totals
 
 _EXAMPLES = 32  # no method makes a larger batch of its own; those of training and of evaluation are of the configuration
 
@@ -43,7 +43,7 @@ def rehearse(prepared: Prepared) -> int:
             phase.client_update(seat, _message(phase, server, now, client), now)
     scored = inputs.data.test if len(inputs.data.test) else inputs.data.train
     batch_size = config.evaluation.batch_size
-    confusion(task, method.server_params(server), _longest(scored, batch_size), batch_size)
+    totals(task, method.server_params(server), _longest(scored, batch_size), batch_size)
     return peak_memory()
 
 

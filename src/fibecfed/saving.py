@@ -18,6 +18,7 @@ from .adapters.options import called
 from .build import Prepared, max_length, num_clients, reads_pairs
 from .config import Config, flat, keys, show
 from .core.errors import RunFailed
+from .core.metrics import Metric
 from .core.task import DELTA
 from .core.types import ClientId, Params
 from .data.text import pair_separator
@@ -55,7 +56,8 @@ def save(
     own = getattr(config.method, "adapter", None)
     base = _base(prepared)
     if client is not None:
-        summary = {**summary, "client": _with_majority(summary.get("client"), inputs.data.partition.table().get(client))}
+        parts = inputs.data.partition.table().get(client)
+        summary = {**summary, "client": _with_majority(summary.get("client"), parts, prepared.metric)}
     pair = reads_pairs(config)
     reading = Reading(pair, pair_separator(inputs.tokenizer) if pair and inputs.prompt is None else "", inputs.prompt)
     card = model_card(
@@ -78,11 +80,11 @@ def save(
         raise RunFailed(f"{folder} could not be written: {error}") from error
 
 
-def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None) -> Mapping[str, Any] | None:
+def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None, metric: Metric) -> Mapping[str, Any] | None:
     """A client's scores; a server whose clients are machines does not know which class is a client's most frequent one."""
     if scores is None or scores["majority"] is not None or parts is None:
         return scores
-    found = own_majority([parts])
+    found = own_majority([parts], metric)
     return {**scores, "majority": None if math.isnan(found) else found}
 
 

@@ -13,15 +13,15 @@ from typing import Any
 from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .clients import Connect, in_process
 from .config import Config, changed_settings, load, lost, refuse_lasting, to_toml
-from .core import metrics
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
+from .core.metrics import offered_by
 from .core.process import threads
 from .core.records import EvalRecord
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
-from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, sample, worst_decile
+from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .engine.failures import Standing, Tolerance, sentences
 from .engine.log import Log, read_header, read_records
@@ -236,7 +236,7 @@ class _Session:
                     self.say(DataInspected(tuple(header["warnings"])))
                 self._evaluated(log, evaluator.untrained(server), False)
             else:
-                best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds])
+                best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds], self.prepared.metric)
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
@@ -268,7 +268,7 @@ class _Session:
                 if self._due(step):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
                     self._evaluated(log, scored, is_last)
-                    best = better_by_validation(best, scored)
+                    best = better_by_validation(best, scored, self.prepared.metric)
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
@@ -327,7 +327,9 @@ class _Session:
         log.write(record)
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
-        pooled, server = metrics.accuracy(record.pooled), metrics.accuracy(record.server)
+        found, metric = scores(record, self.prepared.metric), self.prepared.metric
+        every_metric = every_score(record, offered_by(record.pooled))
         every = min(len(self.data.clients), self.config.evaluation.clients or len(self.data.clients))
         answered = len(record.clients) if record.rounds else every - len(record.failures)
-        self.say(Evaluated(record.rounds, pooled, server, worst_decile(record.clients), is_last, answered, every))
+        pooled, server, worst = found["pooled_personalised"], found["global"], found["worst_decile"]
+        self.say(Evaluated(record.rounds, metric, pooled, server, worst, every_metric, is_last, answered, every))

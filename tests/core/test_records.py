@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sums import sums
 
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import RECORDS_VERSION, EvalRecord, FailedAttempt, RoundRecord, read, to_line
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -43,22 +45,23 @@ ROUNDS = st.builds(
     excluded=CLIENTS,
     attempts=st.lists(st.builds(FailedAttempt, CLIENTS, COUNTS, COUNTS, REASONS, CLIENTS), max_size=2).map(tuple),
 )
+SUMS = st.fixed_dictionaries({"confusion": MATRIX, "nll": NUMBERS, "calibration": st.lists(NUMBERS, max_size=3)})
 EVALUATIONS = st.builds(
     EvalRecord,
     rounds=st.integers(0),
-    clients=st.dictionaries(TEXT, MATRIX, max_size=2),
-    pooled=MATRIX,
-    pooled_validation=MATRIX,
-    server=MATRIX,
-    server_validation=MATRIX,
-    loss_pooled=NUMBERS,
-    loss_server=NUMBERS,
+    clients=st.dictionaries(TEXT, SUMS, max_size=2),
+    pooled=SUMS,
+    pooled_validation=SUMS,
+    server=SUMS,
+    server_validation=SUMS,
     bytes_down=st.integers(0),
     bytes_up=st.integers(0),
     seconds=NUMBERS,
     failures=REASONS,
 )
-EVALUATION = EvalRecord(0, {"a": [[1, 0], [0, 1]]}, [[1, 0], [0, 1]], [[0]], [[0]], [[0]], 0.5, math.nan, 1, 2, 0.1)
+EVALUATION = EvalRecord(
+    0, {"a": sums([[1, 0], [0, 1]])}, sums([[1, 0], [0, 1]], 0.5), sums([[0]]), sums([[2]], math.nan), sums([[0]]), 1, 2, 0.1
+)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -92,7 +95,7 @@ WITH_ANY_NUMBERS = st.builds(
     cpu_s=ANY_NUMBERS,
     server=st.dictionaries(TEXT, ANY_NUMBERS | st.lists(ANY_NUMBERS), max_size=2),
     notes=st.dictionaries(TEXT, st.dictionaries(TEXT, st.lists(st.lists(ANY_NUMBERS)), max_size=2), max_size=2),
-) | st.builds(replace, EVALUATIONS, loss_pooled=ANY_NUMBERS, loss_server=ANY_NUMBERS, seconds=ANY_NUMBERS)
+) | st.builds(replace, EVALUATIONS, pooled=st.fixed_dictionaries({"confusion": MATRIX, "nll": ANY_NUMBERS}), seconds=ANY_NUMBERS)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -110,6 +113,8 @@ def test_every_line_is_strict_json_and_its_numbers_come_back_those_that_are_not_
             then, now = list(then.items()), list(now.items())
             assert [name for name, _ in then] == [name for name, _ in now]
             then, now = [number for _, number in then], [number for _, number in now]
+        elif field.name == "pooled":
+            then, now = [then["nll"]], [now["nll"]]
         elif field.type != "float":
             continue
         else:
@@ -117,13 +122,28 @@ def test_every_line_is_strict_json_and_its_numbers_come_back_those_that_are_not_
         assert [math.isnan(b) if not math.isfinite(a) else a == b for a, b in zip(then, now, strict=True)] == [True] * len(then)
 
 
-def test_what_version_0_1_wrote_for_numbers_that_are_not_finite_is_read(tmp_path: Path) -> None:
-    line = to_line(EVALUATION).replace('"loss_pooled":0.5,"loss_server":null', '"loss_pooled":Infinity,"loss_server":NaN')
-    (tmp_path / "records.jsonl").write_text(to_line({}) + line)
-    (record,) = read(tmp_path / "records.jsonl")[1]
-    assert isinstance(record, EvalRecord)
-    assert record.loss_pooled == math.inf
-    assert math.isnan(record.loss_server)
+OLD = """{"kind":"header","version":1,"metric":"f1"}
+{"kind":"evaluation","rounds":3,"clients":{"0":[[1,0],[0,2]]},"pooled":[[3,1],[0,4]],"pooled_validation":[[1,0],[1,0]],"server":[[4,0],[4,0]],\
+"server_validation":[[2,0],[0,0]],"loss_pooled":0.5,"loss_server":NaN,"bytes_down":7,"bytes_up":9,"seconds":0.1}
+""".replace("\\\n", "")
+
+
+def test_confusion_matrices_and_mean_losses_of_version_0_1_are_read_as_sums(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(OLD + to_line(EVALUATION))  # begun by 0.1, resumed by this version
+    header, (old, new) = read(tmp_path / "records.jsonl")
+    assert (header["metric"], header["higher_is_better"], header["usual_metric"]) == ("accuracy", True, "f1")
+    assert isinstance(old, EvalRecord) and old.clients == {"0": {"confusion": [[1, 0], [0, 2]]}}
+    assert old.pooled == {"confusion": [[3, 1], [0, 4]], "nll": 4.0} and old.pooled_validation == {"confusion": [[1, 0], [1, 0]]}
+    assert math.isnan(old.server["nll"]) and old.server_validation == {"confusion": [[2, 0], [0, 0]]}
+    assert METRICS["loss"].of(old.pooled) == 0.5 and math.isnan(METRICS["calibration_error"].of(old.pooled))
+    assert isinstance(new, EvalRecord) and new.clients == EVALUATION.clients
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_records_of_another_version_are_refused_by_name(tmp_path: Path, version: Any) -> None:
+    (tmp_path / "records.jsonl").write_text(OLD.replace('"version":1', f'"version":{json.dumps(version)}'))
+    with pytest.raises(ValueError, match=f"records of version {version!r}, expected one of 1, 2"):
+        read(tmp_path / "records.jsonl")
 
 
 @settings(max_examples=50, deadline=None)
@@ -142,7 +162,7 @@ def test_a_loss_that_is_not_a_number_comes_back(tmp_path: Path) -> None:
     path.write_text(to_line({}) + to_line(EVALUATION))
     (record,) = read(path)[1]
     assert isinstance(record, EvalRecord)
-    assert math.isnan(record.loss_server)
+    assert math.isnan(record.server["nll"])
 
 
 @pytest.mark.parametrize("name", ["kind", "version"])
@@ -167,7 +187,7 @@ GOOD = to_line({}).encode()
     [
         (b"", "line 1: expected the header"),
         (to_line(EVALUATION).encode(), "line 1: expected the header"),
-        (b'{"kind":"header","version":99}\n', "line 1: records of version 99, expected 1"),
+        (b'{"kind":"header","version":99}\n', "line 1: records of version 99, expected one of 1, 2"),
         (GOOD + b'{"kind":"round"', "line 2: not JSON"),
         (GOOD + GOOD, "line 2: got kind 'header'"),
         (GOOD + b'{"kind":["round"]}\n', "line 2: got kind"),

@@ -15,7 +15,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Counts
+from fibecfed.engine.client import Scored
 from fibecfed.engine.events import RoundDone, Warned
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.transport import Ticket
@@ -108,8 +108,8 @@ def test_a_client_cannot_count_on_other_examples_after_the_run_was_resumed(
     def twice_as_many(action: str, now: Round, client: ClientId, reply: bytes) -> bytes:
         if action != "evaluate" or client != "2":
             return reply
-        counts = decode(Counts, reply)
-        return encode(replace(counts, test=2 * counts.test))
+        sent = decode(Scored, reply)
+        return encode(replace(sent, test={**sent.test, "confusion": 2 * sent.test["confusion"]}))
 
     with pytest.raises(KeyboardInterrupt):
         session.start(config, tmp_path, stop_in_round_4)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from saved import run_config, save_language_model, write_reviews
+from sums import matrix
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -59,10 +60,10 @@ def test_a_run_trains_lora_alone_and_plain_peft_predicts_what_was_reported(maske
             counts[int(examples.labels[row]), int(scores.argmax())] += 1
         return counts.tolist()
 
-    assert counted(out / "global", None) == last.server
+    assert counted(out / "global", None) == matrix(last.server)
     for client in inputs.data.clients:
         own = out / "clients" / client
-        assert counted(own if own.exists() else out / "global", client) == last.clients[client]
+        assert counted(own if own.exists() else out / "global", client) == matrix(last.clients[client])
 
 
 def test_a_model_without_a_head_for_words_is_refused_before_anything_is_written(inputs: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from ran import counted_by_plain_peft
 from safetensors.torch import load_file
 from saved import adapter_files, interrupted_at, run_config
+from sums import matrix
 
 from fibecfed import session
 from fibecfed.config import Config
 from fibecfed.core.errors import UserError
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, read
 from fibecfed.engine.checkpoint import Checkpoint, Checkpoints
 from fibecfed.engine.events import Evaluated, Finished, RoundDone, Warned
@@ -46,12 +48,13 @@ def best(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_the_adapters_are_those_of_a_run_that_ended_with_the_best_round(best: Any, inputs: Path, tmp_path: Path) -> None:
     out, summary = best
     evaluations = [one for one in read(out / "records.jsonl")[1] if isinstance(one, EvalRecord) and one.rounds]
-    right = [sum(one.pooled_validation[i][i] for i in range(2)) for one in evaluations]
+    right = [sum(matrix(one.pooled_validation)[i][i] for i in range(2)) for one in evaluations]
     chosen = evaluations[right.index(max(right))]
     assert summary["saved"]["rounds"] == chosen.rounds == summary["scores"]["best_by_validation"]["rounds"]
     assert summary["scores"]["rounds"] == evaluations[-1].rounds
-    for client, counts in chosen.clients.items():
-        assert summary["clients"][client]["accuracy"] == (counts[0][0] + counts[1][1]) / sum(map(sum, counts))
+    for client, sums in chosen.clients.items():
+        counts = sums["confusion"]
+        assert summary["clients"][client]["score"] == (counts[0][0] + counts[1][1]) / sum(map(sum, counts))
 
     # the same run, stopped as soon as that round's checkpoint lay there, with the states that it then had
     def stop(event: object) -> None:
@@ -93,7 +96,7 @@ def test_the_best_rounds_models_are_scored_as_they_were_then(best: Any, inputs: 
     out, summary = best
     chosen = next(one for one in read(out / "records.jsonl")[1] if isinstance(one, EvalRecord) and one.rounds == summary["saved"]["rounds"])
     server, clients = counted_by_plain_peft(config(inputs), inputs, out)
-    assert server == chosen.server and clients == chosen.clients
+    assert server == matrix(chosen.server) and clients == {client: matrix(sums) for client, sums in chosen.clients.items()}
 
 
 def test_a_best_checkpoint_that_was_damaged_gives_way_to_the_last_round_with_a_warning(inputs: Path, tmp_path: Path) -> None:
@@ -124,3 +127,24 @@ def test_without_validation_examples_or_across_machines_it_is_refused(inputs: Pa
             federation={"partition": "machines"},
             evaluation={"save": "best"},
         )
+
+
+def test_the_primary_metric_chooses_the_round_and_fills_summary_and_card(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = run_config(inputs, evaluation={"every": 1, "metric": "loss", "save": "best"}, federation={"rounds": 3})
+    summary = session.start(config, out)
+    records = [record for record in read(out / "records.jsonl")[1] if isinstance(record, EvalRecord)]
+    losses = {record.rounds: METRICS["loss"].of(record.pooled_validation) for record in records if record.rounds}
+    assert (summary["metric"], summary["higher_is_better"]) == ("loss", False)
+    assert summary["saved"]["rounds"] == min(losses, key=lambda rounds: (losses[rounds], rounds))
+    assert summary["scores"]["pooled_personalised"] == METRICS["loss"].of(records[-1].pooled)
+    assert "| loss |" in (out / "global" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"), [("acuracy", "expected 'accuracy'"), ("f1:goood", "expected a class of the data after the colon: 'good'")]
+)
+def test_a_metric_that_is_not_to_be_had_stops_before_anything_is_written(inputs: Path, tmp_path: Path, metric: str, text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        session.start(run_config(inputs, evaluation={"metric": metric}), tmp_path / "run")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from ran import counted_by_plain_peft
 from saved import run_config
+from sums import matrix
 
 from fibecfed import session
 from fibecfed.comparison.report.runs import _conditions
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
 from fibecfed.saving import folder_name
@@ -61,6 +63,10 @@ def test_the_summary_has_the_names_that_others_rely_on(whole: Any) -> None:
     scores = summary["scores"]
     assert three <= scores.keys() and three < scores["untrained"].keys()
     assert {"rounds", *three} <= scores["best_by_validation"].keys()
+    assert (summary["metric"], summary["higher_is_better"]) == ("accuracy", True)
+    assert scores["metrics"]["personalised"]["accuracy"] == scores["pooled_personalised"]
+    assert scores["metrics"]["global"].keys() == METRICS.keys() and scores["metrics"]["global"]["loss"] > 0
+    assert summary["classes"]["labels"] == ["bad", "good"]
     for name in ("bytes_up", "bytes_down", "steps", "examples", "seconds"):
         assert summary[name] > 0
     assert summary["selected"]["global_layers"] in ([0], [1])
@@ -73,6 +79,7 @@ def test_the_records_say_under_what_conditions_and_what_happened(whole: Any) -> 
     assert header["configuration"]["federation"]["clients"] == 4
     assert {"torch", "transformers", "peft", "python"} <= header["versions"].keys()
     assert (header["threads"], header["precision"], header["device"], header["labels"]) == (1, "float32", "cpu", ["bad", "good"])
+    assert (header["metric"], header["higher_is_better"], header["usual_metric"]) == ("accuracy", True, None)
     assert list(header["model"]["files"]) == ["model.safetensors"] and header["machine"]["cores"] >= 1
     assert set(header["partition"]) == {"0", "1", "2", "3"}
     assert sum(sum(parts["test"]) for parts in header["partition"].values()) == 24
@@ -118,8 +125,8 @@ def test_plain_peft_loads_the_adapters_and_predicts_what_was_reported(name: str,
     *_, last = [record for record in read(out / "records.jsonl")[1] if isinstance(record, EvalRecord)]
 
     server, clients = counted_by_plain_peft(config, inputs, out)
-    assert server == last.server and clients == last.clients
-    assert all(sum(column) for column in zip(*last.pooled, strict=True)), "all predictions are equal: the test would see little"
+    assert server == matrix(last.server) and clients == {client: matrix(sums) for client, sums in last.clients.items()}
+    assert all(sum(column) for column in zip(*matrix(last.pooled), strict=True)), "all predictions are equal: the test would see little"
     assert summary["adapters"]["personal"] > 0
 
 
@@ -349,7 +356,7 @@ def test_an_evaluation_may_ask_a_sample_of_the_clients_the_same_one_each_time(in
     asked = {tuple(record.clients) for record in found}
     assert len(asked) == 1 and len(*asked) == 2 and len(found) > 2
     held = read(tmp_path / "run" / "records.jsonl")[0]["partition"]
-    assert all(sum(map(sum, record.server)) == sum(sum(held[client]["test"]) for client in record.clients) for record in found)
+    assert all(sum(map(sum, matrix(record.server))) == sum(sum(held[client]["test"]) for client in record.clients) for record in found)
     assert summary["scores"]["pooled_personalised"] is not None and len(list((tmp_path / "run" / "clients").iterdir())) > 2
     with pytest.raises(UserError, match=r"evaluation\.clients: got 9, expected at most 4"):
         session.start(run_config(inputs, evaluation={"clients": 9}), tmp_path / "more")

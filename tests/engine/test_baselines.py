@@ -31,11 +31,11 @@ def test_scores_above_what_needs_no_text_are_not_remarked_on():
     [
         (
             {"pooled_personalised": 0.639},
-            "personalised score (63.9 %) is below what always predicting each client's own most frequent class",
+            "personalised score (63.9 %) is worse than what always predicting each client's own most frequent class",
         ),
         ({"pooled_personalised": 0.65}, "The personalised score (65.0 %) only equals what always predicting each client's own"),
-        ({"global": 0.588}, "The global score (58.8 %) is below what always predicting the most frequent class gives (60.0 %)."),
-        ({"own_majority": None, "pooled_personalised": 0.59}, "below what always predicting the most frequent class gives (60.0 %)"),
+        ({"global": 0.588}, "The global score (58.8 %) is worse than what always predicting the most frequent class gives (60.0 %)."),
+        ({"own_majority": None, "pooled_personalised": 0.59}, "worse than what always predicting the most frequent class gives (60.0 %)"),
     ],
 )
 def test_a_score_that_needs_no_text_is_said_plainly_with_what_to_try(saved: dict[str, Any], sentence: str):
@@ -49,12 +49,11 @@ def test_what_cannot_be_known_or_bettered_is_not_remarked_on():
 
 
 def test_clients_below_their_own_most_frequent_class_are_named_the_worst_first():
-    clients = {f"{n}": {"test_examples": 10, "accuracy": 0.5 - n / 100, "majority": 0.5} for n in range(8)}
-    clients["none"] = {"test_examples": 0, "accuracy": None, "majority": None}
+    clients = {f"{n}": {"test_examples": 10, "score": 0.5 - n / 100, "majority": 0.5} for n in range(8)}
+    clients["none"] = {"test_examples": 0, "score": None, "majority": None}
     (text,) = remarks(summary(clients=clients))
-    assert (
-        text.startswith("7 of 8 clients score below their own most frequent class: 7 (43.0 % against 50.0 %), 6 (") and "and 2 more" in text
-    )
+    assert text.startswith("7 of 8 clients score worse than their own most frequent class: 7 (43.0 % against 50.0 %), 6 (")
+    assert "and 2 more" in text
 
 
 @pytest.mark.parametrize(
@@ -79,8 +78,8 @@ def test_a_round_that_was_clearly_better_is_named_with_the_key_to_set(best: dict
 
 
 def test_a_client_is_told_its_own_scores_and_nobody_elses():
-    told = summaries({"method": "lora", "clients": {"a": {"accuracy": 0.1}, "b": {"accuracy": 0.9}}})
-    assert told("a") == {"method": "lora", "client": {"accuracy": 0.1}} and told("c")["client"] is None
+    told = summaries({"method": "lora", "clients": {"a": {"score": 0.1}, "b": {"score": 0.9}}})
+    assert told("a") == {"method": "lora", "client": {"score": 0.1}} and told("c")["client"] is None
 
 
 def test_what_a_method_chose_is_said_in_words_and_long_lists_are_shortened():

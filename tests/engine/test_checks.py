@@ -13,14 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import Around, federation, made_data, made_method, made_task
+from sums import scored
 from toy import Count, Number, Reply, Toy
 
 from fibecfed.core.errors import RunFailed
 from fibecfed.core.method import Phase, Work
+from fibecfed.core.statistics import of_classes
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import Tensors, WireError, decode, encode, message
-from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_counts, expected
-from fibecfed.engine.client import Counts, frame, unframe
+from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_sums, expected
+from fibecfed.engine.client import frame, unframe
 from fibecfed.engine.failures import STOP, Tolerance, printable
 from fibecfed.engine.transport import Answer, Ticket, Transport
 from fibecfed.methods.fibecfed import AllLayers, Importance
@@ -269,26 +271,32 @@ def test_the_answers_of_fibecfed_are_known_in_every_phase():
     assert [step.record.failures for step in finished] == [{}] * 3
 
 
-def test_counts_of_an_evaluation_are_counts_of_the_classes_there_are():
-    good = Counts(torch.ones(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.5, 0.0)
-    assert checked_counts(encode(good), 2, 4, ((2, 2), (0, 0))).test_loss == 0.5
+TWO = of_classes(2)
+
+
+def test_sums_of_an_evaluation_are_those_of_the_classes_there_are():
+    good = scored(torch.ones(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.5)
+    assert checked_sums(encode(good), TWO, 4, ((2, 2), (0, 0))).test["nll"] == 0.5
+    far = replace(good, test={**good.test, "calibration": good.test["calibration"] + 0.3})
     for wrong, text in [
-        (replace(good, test=torch.ones(3, 3, dtype=torch.int64)), r"test of its update has shape \(3, 3\), expected \(2, 2\)"),
-        (replace(good, validation=torch.ones(2, 2)), "validation of its update has dtype float32, expected int64"),
-        (replace(good, test=torch.tensor([[1, 0], [0, -1]])), "test has a count of -1, expected at least 0"),
-        (replace(good, test=good.test * 2**62), f"test counts {2**64} examples, expected at most {2**40}$"),
+        (scored(torch.ones(3, 3, dtype=torch.int64), good.test["confusion"]), r"test confusion .* has shape \(3, 3\), expected \(2, 2\)"),
+        (replace(good, validation={**good.test, "confusion": torch.ones(2, 2)}), "validation confusion .* dtype float32, expected int64"),
+        (replace(good, validation={"confusion": good.test["confusion"]}), r"validation of its update lacks 2 tensors \(calibration, nll\)"),
+        (scored(torch.tensor([[1, 0], [0, -1]]), good.test["confusion"]), "test confusion has a count of -1, expected at least 0"),
+        (scored(good.test["confusion"] * 2**62, good.test["confusion"]), f"test counts {2**64} examples, expected at most {2**40}$"),
+        (far, r"test calibration sums to 4\.5, expected at most 4, the number of examples"),
     ]:
         with pytest.raises(Refused, match=text):
-            checked_counts(encode(wrong), 2, 0, None)
+            checked_sums(encode(wrong), TWO, 0, None)
     for most, known, text in [
         (3, None, r"test counts 4 examples, expected at most 3 \(federation.max_samples\)"),
         (0, ((2, 3), (0, 0)), "test counts 2 examples of class 1, expected 3 as in its first evaluation"),
         (0, ((2, 2), (1, 0)), "validation counts 0 examples of class 0, expected 1 as in its first evaluation"),
     ]:
         with pytest.raises(Refused, match=text):
-            checked_counts(encode(good), 2, most, known)
+            checked_sums(encode(good), TWO, most, known)
     with pytest.raises(Refused, match="a reply of 16777217 bytes"):
-        checked_counts(bytes(2**24 + 1), 2, 0, None)
+        checked_sums(bytes(2**24 + 1), TWO, 0, None)
 
 
 TABLES = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), min_size=4, max_size=4)
@@ -296,12 +304,12 @@ TABLES = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), min_size
 
 @settings(max_examples=100, deadline=None)
 @given(TABLES, TABLES, st.floats(), st.floats(), st.integers(0, 20))
-def test_whatever_counts_come_they_are_refused_or_add_up_to_what_they_may(test: Any, validation: Any, a: float, b: float, most: int):
-    message = Counts(torch.tensor(test).view(2, 2), torch.tensor(validation).view(2, 2), a, b)
+def test_whatever_sums_come_they_are_refused_or_add_up_to_what_they_may(test: Any, validation: Any, a: float, b: float, most: int):
+    message = scored(torch.tensor(test).view(2, 2), torch.tensor(validation).view(2, 2), a, b)
     try:
-        found = checked_counts(encode(message), 2, most, None)
+        found = checked_sums(encode(message), TWO, most, None)
     except Refused:
         return
     limit = most or 2**40
     assert min(*test, *validation) >= 0 and sum(test) <= limit and sum(validation) <= limit
-    assert found.test_loss >= 0 and found.validation_loss >= 0 and math.isfinite(1e6 * (a + b))
+    assert found.test["nll"] >= 0 and found.validation["nll"] >= 0 and math.isfinite(1e6 * (a + b))

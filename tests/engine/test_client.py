@@ -23,7 +23,8 @@ from fibecfed.core.clock import CLOCKS
 from fibecfed.core.method import Phase, Update, Work
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import WireError, decode, encode, message
-from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, confusion, frame, unframe
+from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, frame, unframe
+from fibecfed.engine.scoring import totals
 from fibecfed.engine.states import ClientStates
 from fibecfed.engine.stopwatch import Stopwatch
 from fibecfed.engine.transport import exchange
@@ -244,20 +245,23 @@ def test_a_broadcast_that_is_not_of_the_phase_is_refused():
         begun().runtime.train("3", encode(Count(1)), NOW)
 
 
-def test_confusion_counts_what_a_loop_over_examples_counts():
+def test_sums_are_what_a_loop_over_examples_adds_up():
     params = undecided(TASK, TASK.init_params(KEY), DATA.test)
-    expected, loss = torch.zeros(2, 2, dtype=torch.int64), 0.0
+    expected, loss, calibration = torch.zeros(2, 2, dtype=torch.int64), 0.0, torch.zeros(15, dtype=torch.float64)
     for i in range(len(DATA.test)):
         batch = DATA.test.batch([i])
         expected[int(batch["labels"]), int(TASK.predict(params, batch))] += 1
         loss += float(TASK.losses(params, batch))
+        sure, predicted = TASK.logits(params, batch)[0].double().softmax(-1).max(-1)
+        calibration[min(14, int(15 * sure))] += float(sure) - (int(batch["labels"]) == int(predicted))
     for size in (1, 5, 64):
-        counts, summed = confusion(TASK, params, DATA.test, size)
-        assert counts.tolist() == expected.tolist() and counts.dtype == torch.int64
-        assert summed == pytest.approx(loss, rel=1e-4)
+        found = totals(TASK, params, DATA.test, size)
+        assert found["confusion"].tolist() == expected.tolist() and found["confusion"].dtype == torch.int64
+        assert float(found["nll"]) == pytest.approx(loss, rel=1e-4)
+        assert torch.allclose(found["calibration"], calibration, atol=1e-5)
     assert (expected > 0).all()
 
 
 def test_nothing_to_count_on_gives_zeros():
-    counts, loss = confusion(TASK, TASK.init_params(KEY), DATA.test.select(torch.tensor([], dtype=torch.int64)), 4)
-    assert counts.tolist() == [[0, 0], [0, 0]] and loss == 0.0
+    found = totals(TASK, TASK.init_params(KEY), DATA.test.select(torch.tensor([], dtype=torch.int64)), 4)
+    assert found["confusion"].tolist() == [[0, 0], [0, 0]] and found["nll"] == 0.0 and not found["calibration"].any()

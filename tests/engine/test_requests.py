@@ -13,14 +13,16 @@ import pytest
 import torch
 from made import KEY, Spy, federation, made_data, made_method, made_task
 from saved import run_config, save_backbone, write_reviews
+from sums import scored
 from toy import Number, Reply, Toy
 
 from fibecfed import session
 from fibecfed.core.method import Phase, Work
+from fibecfed.core.statistics import of_classes
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode, payload_bytes
 from fibecfed.engine import requests
-from fibecfed.engine.client import ClientRuntime, Counts, frame
+from fibecfed.engine.client import ClientRuntime, frame
 from fibecfed.engine.evaluation import Evaluator
 from fibecfed.engine.loop import run
 from fibecfed.engine.requests import OnDemand, Requests, total_bytes
@@ -73,7 +75,7 @@ class Echo:
 
     def evaluate(self, action: str, client: str, blob: bytes, now: Round) -> bytes:
         assert decode(Number, blob).shared["w"].tolist() == [float(int(client))] * 3
-        return encode(Counts(torch.eye(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.1, 0.0))
+        return encode(scored(torch.eye(2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64), 0.1))
 
 
 def simulated() -> Simulator:
@@ -82,10 +84,10 @@ def simulated() -> Simulator:
 
 
 def test_an_evaluation_of_a_thousand_clients_holds_a_few_messages(tracked: type[Tracked]) -> None:
-    task: Any = SimpleNamespace(num_classes=2)
+    task: Any = SimpleNamespace(statistics=of_classes(2))
     evaluator = Evaluator(Addressing(), task, simulated(), MANY, range(2000), [], 5)  # pyright: ignore[reportArgumentType]
     found, _ = evaluator.after(Number({"w": torch.zeros(3)}), NOW, 1)
-    assert found.pooled == [[1000, 0], [0, 1000]]
+    assert found.pooled["confusion"] == [[1000, 0], [0, 1000]]
     assert tracked.made == 1000 and tracked.most <= 3
     assert found.bytes_down == 1000 * len(encode(Number({"w": torch.zeros(3)})))
 

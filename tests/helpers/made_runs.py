@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sums import sums
+
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, to_line
 from fibecfed.engine.summary import summarise
 
@@ -110,10 +113,11 @@ def evaluation(rounds: int, names: Sequence[str], accuracy: float, draw: random.
     while (gap := right - sum(counts.values())) != 0:
         name = draw.choice(names)
         counts[name] = min(25, max(0, counts[name] + (1 if gap > 0 else -1)))
-    clients = {name: _matrix(counts[name], 15, 10) for name in names}
-    pooled = [[sum(m[i][j] for m in clients.values()) for j in range(2)] for i in range(2)]
-    server = _matrix(min(total, max(0, right - draw.randrange(0, total // 10))), 15 * len(names), 10 * len(names))
-    return EvalRecord(rounds, clients if rounds else {}, pooled, pooled, server, server, 0.4, 0.5, 1000, 100, 1.0)
+    matrices = {name: _matrix(counts[name], 15, 10) for name in names}
+    pooled = sums([[sum(m[i][j] for m in matrices.values()) for j in range(2)] for i in range(2)], 0.4)
+    server = sums(_matrix(min(total, max(0, right - draw.randrange(0, total // 10))), 15 * len(names), 10 * len(names)), 0.5)
+    clients = {name: sums(found, 0.4) for name, found in matrices.items()} if rounds else {}
+    return EvalRecord(rounds, clients, pooled, pooled, server, server, 1000, 100, 1.0)
 
 
 def _matrix(right: int, first: int, second: int) -> list[list[int]]:
@@ -145,13 +149,13 @@ def write(
         "training": {"local_epochs": 2, "batch_size": 8, "optimizer": "adamw", "learning_rate": 0.0005},
         "method": {"kind": kind},
     }
-    metric = {"cola": "matthews", "mrpc": "f1"}.get(task)
     header = {
-        "configuration": configuration, "commit": "0" * 40, "versions": {"python": "3.11.7", "torch": "2.13.0"}, "metric": metric,
+        "configuration": configuration, "commit": "0" * 40, "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "metric": "accuracy", "higher_is_better": True, "usual_metric": {"cola": "matthews", "mrpc": "f1"}.get(task),
         "machine": {"system": "Linux", "processor": "A processor", "cores": 2}, "threads": 1, "precision": "bf16", "device": "cpu",
         "trainable": 74_498, "labels": ["no", "yes"], "partition": {name: {"train": [n, 0], "test": [7, 3]} for name, n in sizes.items()},
     }  # fmt: skip
     (folder / "config.toml").write_text(f"seed = {seed}\n")
     (folder / "records.jsonl").write_text(to_line(header) + "".join(map(to_line, records)))
-    summary = {"method": kind, "task": task, "seed": seed, **summarise(records, metric=metric, selected=selected)}  # type: ignore[arg-type]
+    summary = {"method": kind, "task": task, "seed": seed, **summarise(records, metric=METRICS["accuracy"], selected=selected)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

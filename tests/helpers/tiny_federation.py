@@ -11,6 +11,7 @@ from typing import Any
 
 from machines import Machines
 from saved import save_backbone, write_reviews
+from sums import matrix
 
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 
@@ -100,9 +101,10 @@ def facts(out: Path) -> list[Any]:
                 )
             )
         elif isinstance(record, EvalRecord):
-            found.append((record.failures, record.clients, record.pooled, record.server, record.server_validation))
+            of_all = (matrix(sums) for sums in (record.pooled, record.server, record.server_validation))
+            found.append((record.failures, record.clients, *of_all))
             if record.rounds:
-                found.append((record.loss_pooled, record.bytes_down))
+                found.append((record.pooled, record.bytes_down))
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from .errors import UserError
 from .statistics import CALIBRATION, CONFUSION, NLL, Sums
+from .units import percent
 
 Confusion = Sequence[Sequence[int]]
 
@@ -50,9 +51,9 @@ class Metric:
 
     def text(self, score: float | None) -> str:
         """A score as a reader wants it, "-" for none: "81.3 %", "0.412 nat", "0.62"."""
-        if score is None or math.isnan(score):
-            return "-"
-        return f"{100 * score:.1f} %" if self.unit == "%" else f"{score:.3f} {self.unit}".rstrip()
+        if self.unit == "%" or score is None or math.isnan(score):
+            return percent(score)
+        return f"{score:.3f} {self.unit}".rstrip()
 
 
 # ---- of a confusion matrix (true class as row, predicted class as column)

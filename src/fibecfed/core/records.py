@@ -110,14 +110,14 @@ _SUMS = ("pooled", "pooled_validation", "server", "server_validation")
 def _evaluation(line: dict[str, Any]) -> EvalRecord:
     """An evaluation as it was read; a run that was begun by version 0.1 and resumed has lines of both versions."""
     table = dict(line)
-    if isinstance(table["pooled"], list):
+    if isinstance(table.get("pooled"), list):
         losses = {"pooled": table.pop("loss_pooled"), "server": table.pop("loss_server")}
         found = {name: {CONFUSION: table[name]} for name in _SUMS}
         for name, mean in losses.items():
             found[name][NLL] = math.nan if mean is None else mean * sum(map(sum, table[name]))
         found["clients"] = {client: {CONFUSION: matrix} for client, matrix in table["clients"].items()}
     else:
-        found = {name: _with_nan(table[name]) for name in (*_SUMS, "clients")}
+        found = {name: _with_nan(table[name]) for name in (*_SUMS, "clients") if name in table}
     return EvalRecord(**with_nan(EvalRecord, {**table, **found}))
 
 
@@ -159,6 +159,9 @@ def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[Ro
         raise ValueError(f"{path}, line 1: expected the header of a fibecfed run")
     if lines[0].get("version") not in _READ:
         raise ValueError(f"{path}, line 1: records of version {lines[0].get('version')!r}, expected one of {', '.join(map(str, _READ))}")
+    header = lines[0]
+    if header["version"] == 1:
+        header |= {"metric": "accuracy", "higher_is_better": True, "usual_metric": header.get("metric")}
     records: list[RoundRecord | EvalRecord] = []
     for number, line in enumerate(lines[1:], start=2):
         kind = line.pop("kind", None)
@@ -173,7 +176,7 @@ def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[Ro
                 records.append(_evaluation(line))
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
-    return lines[0], records
+    return header, records
 
 
 def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,11 @@ def added(many: Iterable[Totals], zero: Totals) -> dict[str, Tensor]:
 
 def plain(totals: Totals) -> dict[str, Any]:
     """Tensors as numbers and lists, for a file and for metrics."""
-    return {name: value.tolist() for name, value in totals.items()}
+    return {name: _listed(value) for name, value in totals.items()}
+
+
+def _listed(value: Tensor) -> Any:
+    return cast("Any", value.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 # ---- classification
@@ -91,7 +95,7 @@ def class_sums(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _by_class(totals: Totals) -> tuple[int, ...]:
-    return tuple(sum(row) for row in totals[CONFUSION].tolist())  # Python's integers do not overflow
+    return tuple(sum(row) for row in _listed(totals[CONFUSION]))  # Python's integers do not overflow
 
 
 def _impossible(totals: Totals) -> str | None:

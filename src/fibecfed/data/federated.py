@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..core.classification import classes_of
 from ..core.errors import UserError
-from ..core.metrics import Metric
 from ..core.rng import Key
 from ..core.trees import checksum
 from ..core.types import ClientData, ClientId
@@ -44,7 +43,7 @@ class FederatedData:
     validation: TableExamples
     test: TableExamples
     label_names: tuple[str, ...] | None
-    metric: Metric | None
+    metric: str | None
     partition: Partition
     noisy: Tensor
     max_length: int = 0

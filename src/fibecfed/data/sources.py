@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.files import expanded
-from ..core.metrics import Metric
 from ..core.rng import Key
 from .cuts import stratified_cut
 from .files import check_columns, read_split
@@ -87,7 +86,7 @@ class TextDataset:
     test: TextSplit
     label_names: tuple[str, ...] | None
     pair: bool
-    metric: Metric | None
+    metric: str | None
     source: str
     read: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..core.metrics import Metric
-
 _GLUE = "nyu-mll/glue"
 _IT_WAS = "{x} . It was <mask> ."
 _BETWEEN = "{a} ? <mask> , {b}"
@@ -40,7 +38,7 @@ class TextTask:
     template: str
     label_words: tuple[str, ...]
     pair: bool
-    metric: Metric | None
+    metric: str | None
     hub: str | None
     hub_config: str | None
     hub_columns: tuple[str, str | None, str]

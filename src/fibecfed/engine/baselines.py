@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..core.metrics import Confusion
+from ..core.metrics import Metric, metric_named
 from ..core.records import EvalRecord
-from ..core.units import count, percent
+from ..core.statistics import CONFUSION, Sums
+from ..core.units import count
 
 Parts = Mapping[str, Sequence[int]]
 """Part -> number of examples of each class, of one client."""
@@ -19,27 +20,41 @@ _NAMED = 5
 """Clients that a sentence names."""
 
 
-def majority(confusion: Confusion) -> float:
-    """Accuracy of always predicting the most frequent class of the counted examples; NaN where there are none."""
-    by_class = [sum(row) for row in confusion]
-    return max(by_class) / sum(by_class) if any(by_class) else math.nan
+def majority(sums: Sums, metric: Metric) -> float:
+    """Score of always predicting the most frequent class of the counted examples; NaN where it does not follow from that, or without any."""
+    by_class = [sum(row) for row in sums[CONFUSION]]
+    return _always([(by_class, by_class)], metric)
 
 
-def baselines(record: EvalRecord, partition: Mapping[str, Parts]) -> tuple[float, float]:
+def baselines(record: EvalRecord, partition: Mapping[str, Parts], metric: Metric) -> tuple[float, float]:
     """`majority` and `own_majority` of the clients that an evaluation counted: what its scores are compared with."""
     counted = [parts for client, parts in partition.items() if client in record.clients]
-    return majority(record.pooled), own_majority(counted)
+    return majority(record.pooled, metric), own_majority(counted, metric)
 
 
-def own_majority(partition: Iterable[Parts]) -> float:
-    """Pooled accuracy of clients that each answer the most frequent class of their own training examples, whatever the text.
+def own_majority(partition: Iterable[Parts], metric: Metric) -> float:
+    """Pooled score of clients that each answer the most frequent class of their own training examples, whatever the text.
 
-    NaN where it is not known how the examples are spread.
+    NaN where it is not known how the examples are spread, or where the metric does not follow from predicted classes alone.
     """
-    parts = [part for part in partition if any(part["train"])]
-    right = sum(part["test"][max(range(len(part["train"])), key=part["train"].__getitem__)] for part in parts)
-    tested = sum(sum(part["test"]) for part in parts)
-    return right / tested if tested else math.nan
+    return _always([(part["test"], part["train"]) for part in partition if any(part["train"])], metric)
+
+
+def _always(groups: Sequence[tuple[Sequence[int], Sequence[int]]], metric: Metric) -> float:
+    """Score of answering one class in each group: the most frequent one of its second counts, on the examples of its first."""
+    if not groups or metric.needs != (CONFUSION,):
+        return math.nan
+    confusion = [[0] * len(groups[0][0]) for _ in groups[0][0]]
+    for counts, known in groups:
+        answer = max(range(len(known)), key=known.__getitem__)
+        for c, number in enumerate(counts):
+            confusion[c][answer] += number
+    return metric.of({CONFUSION: confusion})
+
+
+def metric_of(summary: Mapping[str, Any]) -> Metric:
+    """The primary metric of a summary; of one of version 0.1 accuracy."""
+    return metric_named(summary.get("metric", "accuracy"), summary.get("classes", {}).get("labels", ()))
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:
@@ -51,10 +66,17 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     saved = summary.get("saved")
     if saved is None:
         return []
-    return [*_no_better(saved), *_clients_below(summary.get("clients", {})), *_better_round(summary["scores"], saved)]
+    metric = metric_of(summary)
+    below = _clients_below(summary.get("clients", {}), metric)
+    return [*_no_better(saved, metric), *below, *_better_round(summary["scores"], saved, metric)]
 
 
-def _no_better(saved: Mapping[str, Any]) -> list[str]:
+def no_better(score: float | None, simple: float | None, metric: Metric) -> bool:
+    """Whether a score does not beat that of a simple rule; a perfect one is nothing to complain of."""
+    return score is not None and simple is not None and not metric.better(score, simple) and not (metric.unit == "%" and score == 1)
+
+
+def _no_better(saved: Mapping[str, Any], metric: Metric) -> list[str]:
     own = saved["majority"] if saved["own_majority"] is None else saved["own_majority"]
     of_own = "the most frequent class" if saved["own_majority"] is None else "each client's own most frequent class"
     lines = []
@@ -62,39 +84,37 @@ def _no_better(saved: Mapping[str, Any]) -> list[str]:
         ("personalised", saved["pooled_personalised"], own, of_own),
         ("global", saved["global"], saved["majority"], "the most frequent class"),
     ):
-        if score is not None and simple is not None and score <= simple and score < 1:
-            than = "only equals" if score == simple else "is below"
-            lines.append(f"The {name} score ({percent(score)}) {than} what always predicting {what} gives ({percent(simple)}).")
+        if no_better(score, simple, metric):
+            than = "only equals" if score == simple else "is worse than"
+            lines.append(f"The {name} score ({metric.text(score)}) {than} what always predicting {what} gives ({metric.text(simple)}).")
     if lines:
         lines.append("Try another training.learning_rate, more federation.rounds, or a larger data.max_length if texts are cut.")
     return lines
 
 
-def _clients_below(clients: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    known = {name: one for name, one in clients.items() if one["accuracy"] is not None and one["majority"] is not None}
-    below = sorted((name for name, one in known.items() if one["accuracy"] < one["majority"]), key=lambda name: _loss(known[name]))
+def _clients_below(clients: Mapping[str, Mapping[str, Any]], metric: Metric) -> list[str]:
+    known = {name: one for name, one in clients.items() if one.get("score") is not None and one["majority"] is not None}
+    below = [name for name, one in known.items() if metric.better(one["majority"], one["score"])]
     if not below:
         return []
-    named = ", ".join(f"{name} ({percent(known[name]['accuracy'])} against {percent(known[name]['majority'])})" for name in below[:_NAMED])
+    below.sort(key=lambda name: (-abs(known[name]["score"] - known[name]["majority"]), name))
+    examples = (f"{name} ({metric.text(known[name]['score'])} against {metric.text(known[name]['majority'])})" for name in below[:_NAMED])
     more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
     verb = "scores" if len(below) == 1 else "score"
-    return [f"{len(below)} of {count(len(known), 'client')} {verb} below their own most frequent class: {named}{more}."]
+    return [f"{len(below)} of {count(len(known), 'client')} {verb} worse than their own most frequent class: {', '.join(examples)}{more}."]
 
 
-def _loss(client: Mapping[str, Any]) -> float:
-    return client["accuracy"] - client["majority"]
-
-
-def _better_round(scores: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """That another round than the saved one was clearly better by validation: at least a point and one standard error."""
+def _better_round(scores: Mapping[str, Any], saved: Mapping[str, Any], metric: Metric) -> list[str]:
+    """That another round than the saved one was clearly better by validation: of a share at least a point and one standard error."""
     best = scores.get("best_by_validation")
     if best is None or best["rounds"] == saved["rounds"] or best["validation_examples"] != saved["validation_examples"]:
         return []
-    gain = best["validation"] - saved["validation"]
-    error = math.sqrt(best["validation"] * (1 - best["validation"]) / best["validation_examples"])
-    if gain < max(_CLEARLY, error):
+    gain = abs(best["validation"] - saved["validation"])
+    share = min(1.0, max(0.0, best["validation"]))
+    error = math.sqrt(share * (1 - share) / best["validation_examples"]) if metric.unit == "%" else _CLEARLY * abs(saved["validation"])
+    if not metric.better(best["validation"], saved["validation"]) or gain < max(_CLEARLY, error):
         return []
     return [
         f"The models of round {saved['rounds']} are saved, but those of round {best['rounds']} were better on the validation parts "
-        f'({percent(best["validation"])} against {percent(saved["validation"])}): set evaluation.save = "best" to keep them.'
+        f'({metric.text(best["validation"])} against {metric.text(saved["validation"])}): set evaluation.save = "best" to keep them.'
     ]

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
-
 from ..core.clock import CLOCKS
 from ..core.method import Client, Method, Phase, Work
 from ..core.rng import Key

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..core.metrics import Metric
+
 
 @dataclass(frozen=True)
 class Started:
@@ -60,14 +62,18 @@ class Evaluated:
 
     Attributes:
         rounds: rounds completed before it; 0 is the untrained model.
-        pooled_personalised, global_, worst_decile: test scores between 0 and 1.
+        metric: the primary one.
+        pooled_personalised, global_, worst_decile: its scores on the test sets; None where nothing was counted.
+        metrics: every metric's scores by name, of the "personalised" models and of the "global" one.
         answered, clients: clients that the scores are of, and those that were asked.
     """
 
     rounds: int
-    pooled_personalised: float
-    global_: float
+    metric: Metric
+    pooled_personalised: float | None
+    global_: float | None
     worst_decile: float | None
+    metrics: Mapping[str, Mapping[str, float | None]]
     is_last: bool = False
     answered: int = 0
     clients: int = 0

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.metrics import Metric, accuracy
+from ..core.metrics import Metric, f1, number_of, offered_by, precision, recall
 from ..core.records import EvalRecord, RoundRecord
+from ..core.statistics import CONFUSION, Sums
 from .baselines import Parts, baselines, own_majority
-from .evaluation import best_by_validation, scores
+from .evaluation import best_by_validation, every_score, known, scores
 
 
 def summarise(
     records: Sequence[RoundRecord | EvalRecord],
     *,
-    metric: Metric | None,
+    metric: Metric,
     selected: Mapping[str, Any],
+    labels: Sequence[str] = (),
     partition: Mapping[str, Parts] | None = None,
     saved: int | None = None,
 ) -> dict[str, Any]:
     """The numbers of a finished run.
 
-    `scores` are those after the last round, `saved` those of the models that were saved, `clients` each client's own under them. `majority`
-    is the accuracy of always predicting the most frequent class, `own_majority` that of each client answering its own most frequent one.
+    `scores` are those after the last round under the primary metric, with all others in `scores.metrics`; `saved` those of the models that
+    were saved, `clients` each client's own under them, `classes` the scores by class and the confusion matrices (true class as row).
+    `majority` is the score of always predicting the most frequent class, `own_majority` that of each client answering its own most frequent
+    one; None where the metric does not follow from predicted classes alone.
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
     wall clock of the rounds, `cpu_s` the CPU time of this process in them, `compute_s` the sum of the clients' own seconds.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
     `best_by_validation` is None without validation examples.
 
     Args:
+        metric: the primary one.
         selected: what the method chose.
+        labels: names of the classes.
         partition: client -> part -> number of examples of each class, as in the records' header; None: not known.
         saved: rounds after which the models were saved; None: the last.
 
@@ -43,18 +48,21 @@ def summarise(
         raise ValueError("the records hold no evaluation")
     trained = [record for record in evaluations if record.rounds > 0] or evaluations
     last = trained[-1]
-    best = best_by_validation(trained)
+    best = best_by_validation(trained, metric)
     kept = next((record for record in trained if record.rounds == saved), last)
     return {
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
         "scores": {
             **_scored(last, metric),
-            **_baselines(last, partition),
+            **_baselines(last, partition, metric),
+            "metrics": every_score(last, offered_by(last.pooled)),
             "best_by_validation": None if best is None else _scored(best, metric),
             "untrained": scores(evaluations[0], metric),
         },
         "saved": {
             **_scored(kept, metric),
-            **_baselines(kept, partition),
+            **_baselines(kept, partition, metric),
             "rounds": saved or len(rounds),
         },
         "bytes_up": sum(sum(record.bytes_up.values()) for record in rounds),
@@ -73,32 +81,47 @@ def summarise(
         "failures": sum(len(one.failures) for record in rounds for one in (record, *record.attempts)),
         "clients_that_took_part": len({client for record in rounds for client in record.cohort if record.steps.get(client)}),
         "selected": dict(selected),
-        "clients": {client: _of_client(counts, (partition or {}).get(client)) for client, counts in kept.clients.items()},
+        "clients": {client: _of_client(sums, (partition or {}).get(client), metric) for client, sums in kept.clients.items()},
+        **_classes(kept, labels),
     }
 
 
-def _scored(record: EvalRecord, metric: Metric | None) -> dict[str, Any]:
-    """`scores`, with the accuracy that a round can be chosen by."""
+def _scored(record: EvalRecord, metric: Metric) -> dict[str, Any]:
+    """`scores`, with the one that a round can be chosen by."""
     return {
         **scores(record, metric),
-        "validation": _known(accuracy(record.pooled_validation)),
-        "validation_examples": sum(map(sum, record.pooled_validation)),
+        "validation": known(metric.of(record.pooled_validation)),
+        "validation_examples": _number(record.pooled_validation),
     }
 
 
-def _baselines(record: EvalRecord, partition: Mapping[str, Parts] | None) -> dict[str, float | None]:
-    overall, own = baselines(record, partition or {})
-    return {"majority": _known(overall), "own_majority": _known(own)}
+def _baselines(record: EvalRecord, partition: Mapping[str, Parts] | None, metric: Metric) -> dict[str, float | None]:
+    overall, own = baselines(record, partition or {}, metric)
+    return {"majority": known(overall), "own_majority": known(own)}
 
 
-def _of_client(counts: Sequence[Sequence[int]], parts: Parts | None) -> dict[str, Any]:
+def _of_client(sums: Sums, parts: Parts | None, metric: Metric) -> dict[str, Any]:
     return {
-        "test_examples": sum(map(sum, counts)),
-        "accuracy": _known(accuracy(counts)),
-        "majority": None if parts is None else _known(own_majority([parts])),
+        "test_examples": _number(sums),
+        "score": known(metric.of(sums)),
+        "majority": None if parts is None else known(own_majority([parts], metric)),
     }
 
 
-def _known(value: float) -> float | None:
-    """None in place of NaN, which is no JSON."""
-    return None if math.isnan(value) else value
+def _number(sums: Sums) -> int:
+    return number_of(sums[CONFUSION])
+
+
+def _classes(record: EvalRecord, labels: Sequence[str]) -> dict[str, Any]:
+    """Scores by class, in the order of the labels; nothing where the classes have no names."""
+    if not labels:
+        return {}
+    table: dict[str, Any] = {"labels": list(labels)}
+    for whose, sums in (("personalised", record.pooled), ("global", record.server)):
+        confusion = sums[CONFUSION]
+        by_class = {name: [known(of(confusion, c)) for c in range(len(confusion))] for name, of in _BY_CLASS.items()}
+        table[whose] = {**by_class, "confusion": confusion}
+    return {"classes": table}
+
+
+_BY_CLASS = {"precision": precision, "recall": recall, "f1": f1}

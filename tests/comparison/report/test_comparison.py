@@ -13,6 +13,7 @@ from typing import Any
 
 import made_runs
 import pytest
+from sums import sums
 
 from fibecfed.comparison.report import overview
 from fibecfed.comparison.report.comparison import read_comparison, write_report
@@ -42,10 +43,11 @@ def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     lines = [json.loads(line) for line in (folder / "runs/cola/fibecfed/1/records.jsonl").read_text().splitlines()]
     size = sum(sum(line["bytes_up"].values()) + sum(line["bytes_down"].values()) for line in lines if line["kind"] == "round")
     last = lines[-1]
-    right = sum(last["pooled"][i][i] for i in range(2))
+    matrix = last["pooled"]["confusion"]
+    right = sum(matrix[i][i] for i in range(2))
     assert run.bytes_up + run.bytes_down == run.last.size == size
     assert run.steps == sum(sum(line["steps"].values()) for line in lines if line["kind"] == "round")
-    assert run.last.personalised == right / sum(map(sum, last["pooled"]))
+    assert run.last.personalised == right / sum(map(sum, matrix))
     assert run.majority == pytest.approx(0.6) and run.prior == pytest.approx(0.7)
     assert run.metric == "matthews" and run.metric_personalised is not None
     assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
@@ -62,8 +64,8 @@ def test_a_federation_across_machines_is_called_as_its_folder_and_gaps_stand_whe
         header["configuration"]["data"] |= {"task": None}
         header["configuration"]["federation"]["partition"] = "machines"
         for line in (line for line in lines if line["kind"] == "evaluation"):
-            line |= {"server": [[0, 0], [0, 0]], "server_validation": [[0, 0], [0, 0]]}
-            line["pooled"] = [[0, 0], [0, 0]] if nobody or not line["rounds"] else line["pooled"]
+            line |= {"server": sums([[0, 0], [0, 0]]), "server_validation": sums([[0, 0], [0, 0]])}
+            line["pooled"] = sums([[0, 0], [0, 0]]) if nobody or not line["rounds"] else line["pooled"]
         (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
     found = write_report(tmp_path / "runs", out=tmp_path)
     assert found.comparison.tasks == ["20260501-fibecfed", "20260501-lora"]
@@ -126,14 +128,14 @@ def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_re
 
 def test_records_of_another_version_are_named(folder: Path):
     path = folder / "runs/sst2/voc/1/records.jsonl"
-    path.write_text(path.read_text().replace('"version":1', '"version":7', 1))
+    path.write_text(path.read_text().replace('"version":2', '"version":7', 1))
     (problem,) = only(folder)
-    assert f"{path}, line 1: records of version 7, expected 1" in problem
+    assert f"{path}, line 1: records of version 7, expected one of 1, 2" in problem
 
 
 def test_records_whose_values_are_of_another_kind_are_named(folder: Path):
     path = folder / "runs/sst2/voc/1/records.jsonl"
-    path.write_text(path.read_text().replace('"pooled":[[', '"pooled":[["x",', 1))
+    path.write_text(path.read_text().replace('"pooled":{"confusion":[[', '"pooled":{"confusion":[["x",', 1))
     (problem,) = only(folder)
     assert str(path) in problem and "cannot be used" in problem
 

@@ -19,7 +19,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Counts
+from fibecfed.engine.client import Scored
 from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import seats
 from fibecfed.engine.flower import transport as transport_module
@@ -105,7 +105,7 @@ def test_counts_of_an_evaluation_are_the_simulators(tmp_path: Path) -> None:
     requests = dict.fromkeys(made_data().clients, blob)
     expected = dict(exchange(simulated.transport.inner, "evaluate", steps[-1].now, requests))
     got = dict(exchange(transport, "evaluate", steps[-1].now, requests))
-    assert got == expected and all(isinstance(decode(Counts, reply), Counts) for reply in got.values())
+    assert got == expected and all(isinstance(decode(Scored, reply), Scored) for reply in got.values())
 
 
 def test_another_configuration_is_refused_naming_the_keys_and_both_values(tmp_path: Path) -> None:

@@ -71,7 +71,10 @@ class Header(_Part):
     configuration: Configuration
     partition: dict[str, dict[str, list[int]]]
     trainable: int
-    metric: str | None = None
+    metric: str
+    higher_is_better: bool
+    usual_metric: str | None = None
+    labels: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int | None = None
     precision: str | None = None

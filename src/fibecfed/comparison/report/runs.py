@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from ...core import metrics
 from ...core.clock import Network, joined, round_seconds
 from ...core.errors import UserError
 from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
+from ...core.metrics import METRICS, Metric, metric_named
 from ...core.records import EvalRecord, RoundRecord, read
 from ...core.units import count
 from ...engine.baselines import baselines
@@ -61,7 +62,7 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
     if wrong := place.misfits(header.configuration):
         mend = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
         raise Damaged(f"{path}, line 1: the records of another run than its folder says: {wrong}", mend)
-    summary = read_results(folder, place) if finished else _so_far(records)
+    summary = read_results(folder, place) if finished else _so_far(records, _metric(header))
     if broken := gap(records, summary):
         raise Damaged(f"{path}, {broken}", advice)
     try:
@@ -80,13 +81,17 @@ def _named(folder: Path, configuration: Configuration, place: Place) -> dict[str
     }
 
 
-def _so_far(records: Sequence[RoundRecord | EvalRecord]) -> Summary:
+def _so_far(records: Sequence[RoundRecord | EvalRecord], metric: Metric) -> Summary:
     """What `_reduced` takes from a summary, of a run that has none yet."""
     evaluations = [record for record in records if isinstance(record, EvalRecord)]
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     selected = next((record.server for record in reversed(rounds) if record.server), {})
-    scores = {"worst_decile": worst_decile(evaluations[-1].clients) if evaluations else None}
+    scores = {"worst_decile": worst_decile(evaluations[-1].clients, metric) if evaluations else None}
     return Summary.model_validate({"scores": scores, "selected": selected, "seconds": 0, "evaluation": {"seconds": 0}})
+
+
+def _metric(header: Header) -> Metric:
+    return metric_named(header.metric, header.labels)
 
 
 def progress_of(folder: Path) -> str | None:
@@ -148,24 +153,25 @@ def _reduced(
     if not evaluations:
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
-    majority, own_majority = baselines(last, header.partition)
-    metric = header.metric if any(map(any, last.pooled)) else None
+    metric = _metric(header)
+    majority, own_majority = baselines(last, header.partition, metric)
+    usual = METRICS.get(header.usual_metric or "") if not math.isnan(metric.of(last.pooled)) else None
     return Run(
         **named,
         kind=header.configuration.method.kind,
-        points=_points(records, network, header.device, header.threads or 1),
+        points=_points(records, network, metric, header.device, header.threads or 1),
         majority=majority,
         prior=own_majority,
         worst_decile=summary.scores.worst_decile,
-        metric=metric if metric in ("f1", "matthews") else None,
-        metric_personalised={"f1": metrics.f1, "matthews": metrics.matthews}[metric](last.pooled) if metric in ("f1", "matthews") else None,
+        metric=None if usual is None else usual.name,
+        metric_personalised=None if usual is None else usual.of(last.pooled),
         bytes_up=sum(sum(record.bytes_up.values()) for record in rounds),
         bytes_down=sum(sum(record.bytes_down.values()) for record in rounds),
         steps=sum(sum(record.steps.values()) for record in rounds),
         examples=sum(sum(record.examples.values()) for record in rounds),
         trainable=header.trainable,
         measured_s=sum(record.seconds for record in rounds),
-        clients=tuple(sorted(metrics.accuracy(counts) for counts in last.clients.values() if sum(map(sum, counts)))),
+        clients=tuple(sorted(score for sums in last.clients.values() if not math.isnan(score := metric.of(sums)))),
         selection=_selection(header, rounds, summary.selected or {}),
         conditions={**_conditions(header), "settings": _settings(header, raw), "clock": joined(one.compute_clock for one in rounds)},
         source_s=sum(one.seconds for one in summary.sources),
@@ -173,7 +179,7 @@ def _reduced(
     )
 
 
-def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, device: str, threads: int) -> tuple[Point, ...]:
+def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, metric: Metric, device: str, threads: int) -> tuple[Point, ...]:
     """Bytes and modelled seconds up to each evaluation."""
     points: list[Point] = []
     size, seconds = 0, 0.0
@@ -182,7 +188,7 @@ def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, devic
             size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
             seconds += round_seconds(record, network, device=device, threads=threads)
         else:
-            points.append(Point(record.rounds, size, seconds, metrics.accuracy(record.pooled), metrics.accuracy(record.server)))
+            points.append(Point(record.rounds, size, seconds, metric.of(record.pooled), metric.of(record.server)))
     return tuple(points)
 
 

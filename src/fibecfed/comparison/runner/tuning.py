@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...config.model import keys
-from ...core import metrics
 from ...core.errors import UserError
 from ...core.files import FAILURE, RECORDS, TUNING, write_atomically
 from ...core.json_text import from_json, to_json
+from ...core.metrics import METRICS
 from ...core.records import EvalRecord, read
 from ...local.options import TrainingOptions
 from ...methods.catalogue import CATALOGUE
@@ -139,7 +139,7 @@ def validation_score(folder: Path) -> float | None:
         last = [record for record in read(folder / RECORDS)[1] if isinstance(record, EvalRecord)][-1]
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{folder}: not the records of a finished trial ({error}); remove the folder to run it again") from None
-    return metrics.accuracy(last.pooled_validation)
+    return METRICS["accuracy"].of(last.pooled_validation)
 
 
 # ---- the file

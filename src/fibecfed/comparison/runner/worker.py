@@ -7,7 +7,6 @@ then one `done` or `failed`.
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import tomllib
@@ -67,7 +66,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
                 rounds[:] = event.completed, event.total_rounds
             case RoundDone():
                 rounds[0] += 1
-            case Evaluated(pooled_personalised=score) if event.rounds and math.isfinite(score):
+            case Evaluated(pooled_personalised=score) if event.rounds and score is not None:
                 say({"kind": "round", "done": rounds[0], "of": rounds[1], "score": score})
                 return
             case Warned():
