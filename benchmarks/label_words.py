@@ -18,7 +18,7 @@ from fibecfed.build import prepare
 from fibecfed.config import load
 from fibecfed.core.metrics import accuracy
 from fibecfed.core.rng import Key
-from fibecfed.engine.client import confusion
+from fibecfed.engine.scoring import totals
 from fibecfed.local.batches import batches, by_length
 from fibecfed.local.fisher import per_example_fisher_trace
 
@@ -61,7 +61,7 @@ def main() -> None:
             begin = time.process_time()
             found = per_example_fisher_trace(task, params, batches(data.train, order, BATCH))
             chance, error = auc(found, data.noisy[order])
-            counts = confusion(task, params, data.test, 64)[0]
+            counts = totals(task, params, data.test, 64)["confusion"]
             seconds = time.process_time() - begin
             flipped, labels = data.noisy[order], data.train.labels[order]
             print(f"seed {seed}, {head}: AUC {chance:.3f} (by chance 0.5 ± {error:.3f}), {int(flipped.sum())} of {len(flipped)} flipped")

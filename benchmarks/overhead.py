@@ -38,8 +38,9 @@ from fibecfed.core.wire import Tensors, encode, message
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
 from fibecfed.engine.checkpoint import Checkpoints
-from fibecfed.engine.client import ClientRuntime, confusion
+from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
+from fibecfed.engine.scoring import totals
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.states import ClientStates
 from fibecfed.local.batches import batches, by_length, shuffled_batches
@@ -153,7 +154,7 @@ def beside(task: TransformerTask, method: Any, data: FederatedData, folder: Path
         saving.append(wall(lambda number=number: checkpoints.save(number, encode(server), states, {})))
     examples = data.client(data.clients[0]).train
     scoring = [wall(lambda: fisher_pass(task, server.params, batches(examples, by_length(examples), 32))) for _ in range(3)]
-    evaluating = [wall(lambda: confusion(task, server.params, data.test, 64)) for _ in range(3)]
+    evaluating = [wall(lambda: totals(task, server.params, data.test, 64)) for _ in range(3)]
     print(f"beside it, seconds on the wall: a checkpoint of {CLIENTS} changed clients of {len(blob) / 1e3:.0f} kB", end=" ")
     print(f"{statistics.median(saving):.3f}, an evaluation of {len(data.test)} examples {statistics.median(evaluating):.2f}", end=", ")
     print(f"a scoring of {len(examples)} examples {statistics.median(scoring):.2f}")

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..core.statistics import Statistics, class_sums, of_classes
 from ..core.types import Batch
 from .heads import PooledHead, UnsupportedModel
 
@@ -60,6 +61,15 @@ class LabelWords:
     def of_classes(self, scores: Tensor) -> Tensor:
         """Those of their words."""
         return scores[:, _on(scores.device, self.token_ids)]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Those of its classes."""
+        return of_classes(self.num_classes)
+
+    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Confusion matrix, loss and calibration, among the classes' words alone."""
+        return class_sums(self.of_classes(scores), batch["labels"])
 
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """A language model's own call scores every position."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
+from ..core.statistics import Statistics, class_sums, of_classes
 from ..core.types import Batch
 from .heads import PooledHead, Pooling, classifier_head
 
@@ -59,6 +60,15 @@ class Objective(Protocol):
         """The loss of each example, nat, shape (batch,), from the head's scores."""
         ...
 
+    @property
+    def statistics(self) -> Statistics:
+        """Which sums an evaluation is answered with."""
+        ...
+
+    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Those sums over the examples of a batch, from the head's scores, on the CPU."""
+        ...
+
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """What the head must give for texts without padding, from what the model's own call gives."""
         ...
@@ -100,6 +110,15 @@ class ClassHead:
     def of_classes(self, scores: Tensor) -> Tensor:
         """They are."""
         return scores
+
+    @property
+    def statistics(self) -> Statistics:
+        """Those of its classes."""
+        return of_classes(self.num_classes)
+
+    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Confusion matrix, loss, calibration."""
+        return class_sums(scores, batch["labels"])
 
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """The classifier's own."""

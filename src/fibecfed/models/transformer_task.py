@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..adapters.make import norms
 from ..core.rng import Key
-from ..core.statistics import Statistics, class_sums, of_classes
+from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .activations import ActivationSize
@@ -166,6 +166,15 @@ class AdaptedModel:
         """The head's scores, float32 or better, without a graph."""
         with self._without_graph():
             return self._logits(params, batch)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Which sums `sums` gives: the objective's."""
+        return self._objective.statistics
+
+    def sums(self, params: Params, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the examples of a batch, without a graph, on the CPU: what every metric is computed from."""
+        return self._objective.sums(self.scores(params, batch), batch)
 
     @one_at_a_time
     @torch.no_grad()
@@ -423,12 +432,3 @@ class TransformerTask(AdaptedModel):
     def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
         """The most likely class of each example, without a graph."""
         return self.logits(params, batch).argmax(-1)
-
-    @property
-    def statistics(self) -> Statistics:
-        """The sums that `sums` gives: those of its classes."""
-        return of_classes(self.num_classes)
-
-    def sums(self, params: Params, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the examples of a batch, without a graph, on the CPU: confusion matrix, loss, calibration."""
-        return class_sums(self.logits(params, batch), batch["labels"])
