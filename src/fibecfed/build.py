@@ -278,7 +278,7 @@ def prepare(
     )
     _leaves_room(inputs, made_method)
     statistics = task.statistics
-    metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names)
+    metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
     return Prepared(inputs, task, made_method, made, metric)
 
 

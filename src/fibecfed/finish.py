@@ -74,7 +74,7 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
             records,
             metric=prepared.metric,
             selected=selected,
-            labels=data.label_names,
+            labels=data.label_names or (),
             partition=header["partition"],
             saved=last.number + 1,
         ),
