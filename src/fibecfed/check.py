@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -16,42 +15,18 @@ from torch import Tensor
 from .adapters.options import called
 from .build import Prepared, prepare
 from .config import Config
-from .core.method import Phase, Work
 from .core.options import Options
 from .core.process import threads
 from .core.trees import num_values
-from .core.types import ClientId, Params, Round
+from .core.types import Params, Round
 from .core.units import duration
-from .core.wire import encode, field_kinds, plain_value, tensors_of
-from .engine.checks import expected
-from .engine.client import frame
+from .core.wire import encode, field_kinds
+from .engine.traffic import Span, Traffic, by_phase, plan
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .local.optimise import fit
 from .rehearsal import rehearse
 
 _TIMED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What one phase sends, as the encoded messages' lengths.
-
-    Attributes:
-        cohort: clients per round.
-        down, up: bytes per client and round, least and most, where the number of shared layers is only found out in the run.
-    """
-
-    phase: str
-    num_rounds: int
-    cohort: int
-    down: tuple[int, int]
-    up: tuple[int, int]
-
-    @property
-    def total(self) -> tuple[int, int]:
-        """Bytes of the whole phase, all clients, both ways; least and most."""
-        clients = self.num_rounds * self.cohort
-        return clients * (self.down[0] + self.up[0]), clients * (self.down[1] + self.up[1])
 
 
 @dataclass(frozen=True)
@@ -143,53 +118,22 @@ def messages_section(prepared: Prepared) -> Section:
 
 
 def plan_traffic(prepared: Prepared) -> list[Traffic]:
-    """What each phase would send, from messages of the shapes that the run's will have, encoded as in a run."""
-    inputs, method = prepared.inputs, prepared.method
-    clients, plans = inputs.data.clients, list[Traffic]()
-    num_samples = round(statistics.mean(examples_by_client(prepared, "train")))
-    states = method.outlook(method.init(prepared.task, inputs.key))
-    for phase in method.phases:
-        first = Round(phase.name, 0, phase.num_rounds, 0)
-        sizes = [size for server in states for size in _sizes_of_messages(phase, server, first, clients, num_samples)]
-        downs, ups = zip(*sizes, strict=True)
-        asked = inputs.config.federation.cohort_size(len(clients)) if phase.cohort == "sampled" else phase.cohort
-        cohort = min(asked, len(clients))
-        plans.append(Traffic(phase.name, phase.num_rounds, cohort, (min(downs), max(downs)), (min(ups), max(ups))))
-    return plans
-
-
-def _sizes_of_messages(
-    phase: Phase[Any, Any, Any, Any], server: Any, first: Round, clients: Sequence[ClientId], num_samples: int
-) -> list[tuple[int, int]]:
-    """Bytes down and up of a phase's first round; one pair where every client gets the same, else one per client, of the first hundred."""
-    broadcast = phase.broadcast(server, first)
-    downs = [broadcast] if phase.address is None else [phase.address(server, broadcast, client) for client in clients[:100]]
-    like = expected(phase, server, broadcast, first).like
-    return [(len(encode(down)), len(frame(encode(_reply(phase, down, like, num_samples)), Work()))) for down in downs]
-
-
-def _reply(phase: Phase[Any, Any, Any, Any], down: Any, like: Mapping[str, Mapping[str, Tensor]], num_samples: int) -> Any:
-    """A message of the size of a client's reply: tensors like those expected, or where their size is left open, like those sent."""
-    sent, values = tensors_of(down), dict[str, Any]()
-    for field, kind in field_kinds(phase.up).items():
-        tensors = {
-            name: sent.get(field, {}).get(name, tensor) if 0 in tensor.shape else tensor for name, tensor in like.get(field, {}).items()
-        }
-        if kind in ("tensor", "tensors"):
-            values[field] = tensors[""] if kind == "tensor" else tensors
-        else:
-            values[field] = num_samples if field == "num_samples" else plain_value(phase.up, field)
-    return phase.up(**values)
+    """What each phase would send."""
+    inputs = prepared.inputs
+    clients = inputs.data.clients
+    num_samples = dict(zip(clients, examples_by_client(prepared, "train"), strict=True))
+    per_round = inputs.config.federation.cohort_size(len(clients))
+    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, inputs.key.fold("run")))
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
     rows = [(t.phase, str(t.num_rounds), str(t.cohort), _span(t.down), _span(t.up), _span(t.total)) for t in traffic]
-    least, most = (sum(t.total[end] for t in traffic) for end in (0, 1))
-    return [*rows, ("together", str(sum(t.num_rounds for t in traffic)), "", "", "", _span((least, most)))]
+    total = sum((t.total for t in traffic), Span())
+    return [*rows, ("together", str(sum(t.num_rounds for t in traffic)), "", "", "", _span(total))]
 
 
-def _span(sizes: tuple[int, int]) -> str:
-    least, most = map(decimal, sizes)
+def _span(sizes: Span) -> str:
+    least, most = decimal(sizes.least), decimal(sizes.most)
     return least if least == most else f"{least} to {most}"
 
 

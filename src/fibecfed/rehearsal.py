@@ -35,9 +35,10 @@ def rehearse(prepared: Prepared) -> int:
     client, key = inputs.data.clients[0], inputs.key.fold("rehearsal")
     train = _longest(inputs.data.train, 2 * max(_EXAMPLES, config.training.batch_size))
     data = ClientData(train, inputs.data.validation, inputs.data.test)
-    server = method.outlook(method.init(task, inputs.key))[-1]
+    start = server = method.init(task, inputs.key)
     for number, phase in enumerate(method.phases):
         now = Round(phase.name, phase.num_rounds - 1, phase.num_rounds, number)
+        server = method.outlook(start, now)[-1]
         seat = Client(client, task, data, method.init_client(task, client, inputs.key), key)
         with contextlib.suppress(FloatingPointError):  # what diverges on these few texts need not in the run
             phase.client_update(seat, _message(phase, server, now, client), now)

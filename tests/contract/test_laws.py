@@ -14,10 +14,14 @@ from fibecfed.core.task import DELTA
 from fibecfed.core.trees import pick
 from fibecfed.core.types import Params, Round
 from fibecfed.core.wire import decode
+from fibecfed.engine.traffic import by_phase, plan
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
 from fibecfed.methods.catalogue import METHODS
 from fibecfed.methods.fibecfed import FibecFed, GlobalLayers
+from fibecfed.models.options import ModelOptions
+from fibecfed.models.shapes import shaped_task
+from fibecfed.models.tiny import tiny_config
 from fibecfed.testing.laws import LAWS, Subject
 
 ROUNDS, CLIENTS = 3, 4
@@ -144,6 +148,40 @@ def test_the_table_has_every_method():
 def test_the_law_holds(variant: str, law: Any):
     must(law.__name__, variant)
     law(subject(variant))
+
+
+OPEN = {
+    "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
+    "hetlora": "training says whose rank falls",
+}
+"""Variant -> why the sizes of its messages are not known before the run."""
+
+
+@every_method
+def test_the_bytes_of_a_run_are_foretold_to_the_last_one_from_shapes_alone(variant: str):
+    world, _, records = subject(variant).finished
+    adapter = getattr(made_options(**VARIANTS[variant]), "adapter", None)
+    shaped = shaped_task(tiny_config("bert"), ModelOptions(rank=2), num_classes=2, adapter=adapter)
+    assert {name: value.shape for name, value in shaped.params().items()} == {n: v.shape for n, v in task_of(variant).params().items()}
+    num_samples = {client: len(DATA.client(client).train) for client in DATA.clients}
+    foretold = by_phase(plan(method(variant), shaped, num_samples, world.per_round, KEY.fold("run")))
+    assert [(row.phase, row.num_rounds) for row in foretold] == [(phase.name, phase.num_rounds) for phase in world.method.phases]
+    for row in foretold:
+        for way, span in (("bytes_down", row.total_down), ("bytes_up", row.total_up)):
+            sent = sum(sum(getattr(record, way).values()) for record in records if record.phase == row.phase)
+            assert span.least <= sent <= span.most, f"{row.phase}, {way}"
+            assert variant in OPEN or span.least == span.most, f"{row.phase}, {way}"
+    assert (variant in OPEN) == any(row.total.least < row.total.most for row in foretold)
+
+
+@every_method
+def test_the_steps_of_a_round_are_foretold(variant: str):
+    world, _, records = subject(variant).finished
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record in records:
+        now = Round(record.phase, record.index, phases[record.phase].num_rounds, record.number)
+        for client, steps in record.steps.items():
+            assert world.method.load(len(DATA.client(client).train), now, 0.5).steps == steps, f"{record.phase} round {record.index}"
 
 
 FROZEN: dict[str, tuple[str, ...]] = {"ffa-lora": ("lora_A",)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from saved import run_config, save_backbone, write_reviews
 
 import fibecfed
@@ -98,7 +99,7 @@ check_method(HalfWay(fibecfed.TrainingOptions(batch_size=3, learning_rate=0.01),
 print("kept", len(fibecfed.testing.laws.LAWS))
 """
     found = command(site, code=code.replace("'''", '"""'))
-    assert found.returncode == 0 and found.stdout.strip() == "kept 15", found.stderr
+    assert found.returncode == 0 and found.stdout.strip() == "kept 16", found.stderr
 
 
 def test_a_method_given_as_an_object_runs_and_is_resumed_with_it(inputs: Path, tmp_path: Path) -> None:
@@ -156,11 +157,25 @@ def test_what_breaks_the_contract_is_named_by_its_law() -> None:
         def personalise(self, message: Any, state: Any) -> Any:
             return {name: value * 2 for name, value in message.shared.items()}
 
+    class Grows(fibecfed.FedAvg):
+        """Sends more from the second round on, and does not say so."""
+
+        def _aggregate(self, server: Any, received: Any, now: Any) -> Any:
+            return replace(super()._aggregate(server, received, now), extra={"more": torch.zeros(100)})
+
+        def _broadcast(self, server: Any, now: Any) -> Any:
+            return replace(super()._broadcast(server, now), residual=server.extra)
+
+        def personalise(self, message: Any, state: Any) -> Any:
+            return message.shared
+
     seen: list[Any] = []
     with pytest.raises(BrokenLaw, match="the_same_seed_gives_the_same_bits"):
         check_method(Remembers(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
     with pytest.raises(BrokenLaw, match="a_message_that_came_in_is_never_written_to"):
         check_method(Writes(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
+    with pytest.raises(BrokenLaw, match=r"size_that_was_foretold: tune round 1, .* bytes down, foretold \d+ to \d+"):
+        check_method(Grows(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
     with pytest.raises(BrokenLaw, match="unless_it_says_so_every_client_answers_with_the_global_model"):
         check_method(Personal(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
     with pytest.raises(BrokenLaw, match="follows_the_contract: object has no phases, server_state"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import struct
@@ -17,7 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fibecfed.core.wire import WIRE_VERSION, Tensors, WireError, decode, describe, encode, field_kinds, message, payload_bytes
+from fibecfed.core.wire import (
+    WIRE_VERSION,
+    Tensors,
+    WireError,
+    decode,
+    describe,
+    encode,
+    encoded_size,
+    field_kinds,
+    message,
+    payload_bytes,
+    tensors_of,
+)
 
 
 @message
@@ -287,6 +300,20 @@ def test_equal_messages_give_equal_bytes_in_separate_processes() -> None:
 
 def _environment(hash_seed: str) -> dict[str, str]:
     return {"PYTHONPATH": ":".join(path for path in sys.path if path), "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(everything())
+def test_the_size_of_a_message_is_known_from_its_shapes_alone(value: Everything) -> None:
+    shapes = {field: {name: tensor.to("meta") for name, tensor in tensors.items()} for field, tensors in tensors_of(value).items()}
+    bare = dataclasses.replace(value, tensor=shapes["tensor"][""], tensors=shapes["tensors"])  # pyright: ignore[reportArgumentType]
+    assert encoded_size(bare) == encoded_size(value) == len(encode(value))
+
+
+def test_the_size_of_a_message_too_large_to_be_made_is_known() -> None:
+    small, large = (Small({"w": torch.empty(n, dtype=torch.bfloat16, device="meta")}, 1) for n in (10, 10**12))
+    assert encoded_size(small) == len(encode(Small({"w": torch.zeros(10, dtype=torch.bfloat16)}, 1)))
+    assert 2 * 10**12 < encoded_size(large) - encoded_size(small) + 20 <= 2 * 10**12 + 32
 
 
 @settings(max_examples=50, deadline=None)

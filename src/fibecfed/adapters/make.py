@@ -41,7 +41,7 @@ def attach(model: Any, options: Options, *, key: Key, sources: Tensor | None = N
     adapter: Any = _make(options, model.config.get_text_config(), vocabulary.shape[1], sources)
     adapter.to(vocabulary.device, vocabulary.dtype)
     with torch.no_grad():
-        for name, value in adapter.named_parameters():
+        for name, value in adapter.named_parameters() if vocabulary.device.type != "meta" else ():  # a shape has no numbers
             value.copy_(adapter.draw(name, value, key.fold(name).generator(), vocabulary))
     adapter.options = options
     model.adapter = adapter

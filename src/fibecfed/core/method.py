@@ -140,7 +140,7 @@ class Phase(Generic[S, C, D, U]):
         cohort: "sampled" = the federation's clients per round, sampled in each round, the same for every method; a number = that many
             clients, drawn once for the phase.
         down, up: message classes; they are the wire schema. An int field `num_samples` of `up` is the client's number of training
-            examples, which stays the same over a run.
+            examples, which stays the same over a run; an int field `steps` its optimiser steps in the round.
         template: an answer as the server expects it, made from the server's state alone. Each answer must have its tensors' names,
             shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
             the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
@@ -219,8 +219,12 @@ class Method(Protocol[S, C]):
         """What a client with `size` training examples computes in a round; `chance`: of being asked in a sampled round."""
         ...
 
-    def outlook(self, server: S) -> Sequence[S]:
-        """Given the state at the start, states of which the phases may send the least and the most."""
+    def outlook(self, server: S, now: Round) -> Sequence[S]:
+        """Given the state at the start: states whose messages have the sizes of those of round `now`.
+
+        One where its sizes are known beforehand, else two or more, between whose sizes they lie; the last of them sends the most. Only
+        names, shapes and dtypes count, and tensors may be on the meta device, where there are no values.
+        """
         ...
 
     def shortest(self) -> tuple[int, str] | None:
@@ -242,7 +246,7 @@ class Defaults:
         """Nothing to tell."""
         return {}
 
-    def outlook(self, server: Any) -> Sequence[Any]:
+    def outlook(self, server: Any, now: Round) -> Sequence[Any]:
         """What is sent does not depend on the run."""
         return (server,)
 

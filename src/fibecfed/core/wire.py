@@ -10,6 +10,7 @@ key `message` (with two keys safetensors writes other bytes in every process). E
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import typing
@@ -108,6 +109,37 @@ def encode(value: Any) -> bytes:
     Raises:
         TypeError: a field's value is not of the field's type.
     """
+    tensors, header = _parts(value)
+    return safetensors.torch.save(_own_memory(tensors), metadata={"message": header})
+
+
+def encoded_size(value: Any) -> int:
+    """`len(encode(value))`, from shapes and dtypes alone: its tensors may be on the meta device.
+
+    Raises:
+        TypeError: as `encode`.
+    """
+    tensors, header = _parts(value)
+    return _file_size(header, tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_size(header: str, tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]) -> int:
+    """The length of a safetensors file: written without numbers, and what shapes and offsets take more then."""
+    blob = safetensors.torch.save({name: torch.empty(0, dtype=dtype) for name, _, dtype in tensors}, metadata={"message": header})
+    table = blob[8 : 8 + int.from_bytes(blob[:8], "little")].rstrip(b" ")
+    shapes = {name: (shape, shape.numel() * dtype.itemsize) for name, shape, dtype in tensors}
+    size, end = len(table), 0
+    for name in json.loads(table):  # in the order in which the file has the tensors
+        if name in shapes:
+            shape, length = shapes[name]
+            start, end = end, end + length
+            size += len(_compact([list(shape), [start, end]])) - len(_compact([[0], [0, 0]]))
+    return 8 + size + -size % 8 + end
+
+
+def _parts(value: Any) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a message by their names in the file, and the text that holds everything else."""
     cls = type(value)
     hints = _hints(cls)
     tensors: dict[str, Tensor] = {}
@@ -125,11 +157,14 @@ def encode(value: Any) -> bytes:
         else:
             plain[name] = _written(cls, name, hints[name], item)
     plain = {name: item for name, item in plain.items() if name not in defaults or item != _plain(defaults[name])}
-    header = json.dumps({"type": type(value).__name__, "version": WIRE_VERSION, "fields": plain}, sort_keys=True, separators=(",", ":"))
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{cls.__name__}.{key}: got {type(tensor).__name__}, expected a tensor")
-    return safetensors.torch.save(_own_memory(tensors), metadata={"message": header})
+    return tensors, _compact({"type": cls.__name__, "version": WIRE_VERSION, "fields": plain})
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _plain(default: Any) -> Any:

@@ -28,7 +28,7 @@ from .aggregation import mean_by_size
 from .catalogue import Setting
 from .fedavg import OwnTensors, SharedModel, work_of
 from .options import FedPepTaoOptions
-from .parts import of_layers, trained_on
+from .parts import first_and_last, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 EIGENVALUE_SHIFT = 1e-5
@@ -164,11 +164,11 @@ class FedPepTao(Defaults):
             "ratio": server.ratio if self.rule == "plateau" else None,
         }
 
-    def outlook(self, server: FedPepTaoServer) -> Sequence[FedPepTaoServer]:
+    def outlook(self, server: FedPepTaoServer, now: Round) -> Sequence[FedPepTaoServer]:
         """How many layers are averaged is known by the rule share alone."""
         most = len(server.scores)
-        numbers = (1, most) if self.rule == "plateau" else (ceil_share(server.ratio, most),)
-        return tuple(replace(server, layers=tuple(range(number))) for number in numbers)
+        number = ceil_share(server.ratio, most)
+        return first_and_last(server, *((1, most) if self.rule == "plateau" else (number, number)), most)
 
     def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples."""

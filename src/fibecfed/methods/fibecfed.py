@@ -29,7 +29,7 @@ from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_rat
 from .catalogue import Setting
 from .fibecfed_client import PASS_BATCH, ClientPart, Own, Trained
 from .options import FibecFedOptions
-from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
+from .parts import FROZEN_A, NOTHING, Names, first_and_last, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 
@@ -191,15 +191,15 @@ class FibecFed(Defaults):
         is_new = (1 - chance) ** (now.index - self.score_after) if scores else 0.0
         return trained_on(used, self.training, passes=is_new * size)
 
-    def outlook(self, server: Server) -> Sequence[Server]:
+    def outlook(self, server: Server, now: Round) -> Sequence[Server]:
         """Which layers are shared is not known before phase 1, how many sometimes is."""
         if server.layers:
             return (server,)
+        most = len(server.importance)
         if self.layers.rule in ("coverage", "layer_gap", "plateau"):
-            numbers = (1, len(server.importance))
-        else:
-            numbers = (selection.number_of_layers(self.layers, server.importance),)
-        return tuple(replace(server, layers=tuple(range(number))) for number in numbers)
+            return first_and_last(server, 1, most, most)
+        number = selection.number_of_layers(self.layers, server.importance)
+        return first_and_last(server, number, number, most)
 
     def summary(self, server: Server) -> Mapping[str, Any]:
         """Global layers, importance of each layer, share that the curvature called for."""

@@ -83,9 +83,9 @@ class Finetuned:
         """The method's; the last training is one of its last rounds."""
         return self.inner.load(size, self._last(now) if now.phase == PHASE else now, chance)
 
-    def outlook(self, server: Any) -> Sequence[Any]:
-        """The method's."""
-        return self.inner.outlook(server)
+    def outlook(self, server: Any, now: Round) -> Sequence[Any]:
+        """The method's; the last training gets what its last phase sends."""
+        return self.inner.outlook(server, self._last(now) if now.phase == PHASE else now)
 
     def shortest(self) -> tuple[int, str] | None:
         """The method's."""

@@ -104,6 +104,12 @@ class HetLora(Defaults):
         """The shared tensors at the largest rank."""
         return server.params
 
+    def outlook(self, server: HetServer, now: Round) -> Sequence[HetServer]:
+        """Clients may have fallen to the least rank by now, or have kept the one that they began with."""
+        if self.decay == 1:
+            return (server,)
+        return (replace(server, params=truncated(server.params, self.min_rank)), server)
+
     def load(self, size: int, now: Round, chance: float) -> Load:
         """All examples."""
         return trained_on(size, self.training)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -270,6 +270,12 @@ def trained_on(used: int, training: TrainingOptions, *, epochs: int | None = Non
 
 
 # ---- layers
+
+
+def first_and_last(server: Any, least: int, most: int, num_layers: int) -> tuple[Any, Any]:
+    """Two states between whose messages' sizes the real ones lie: with the least number of layers shared, the first ones, and with the
+    most, the last ones, whose indices have more digits."""
+    return replace(server, layers=tuple(range(least))), replace(server, layers=tuple(range(num_layers - most, num_layers)))
 
 
 def of_layers(params: Params, tensor_layers: Sequence[int], layers: Sequence[int], *, head: bool = True) -> dict[str, Tensor]:

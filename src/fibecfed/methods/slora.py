@@ -96,7 +96,7 @@ class SLora(Defaults):
         """The base model as it is: every difference 0."""
         maps = task.low_rank()
         params = task.init_params(key)
-        values = {found.weight: torch.zeros(self._count(params[found.a], params[found.b])) for found in maps}
+        values = {found.weight: self._zeros(params[found.a], params[found.b]) for found in maps}
         names = (tuple(getattr(found, part) for found in maps) for part in ("weight", "a", "b"))
         return SLoraServer(params, values, *names, scaling=maps[0].scaling if maps else 1.0, tuned=False)
 
@@ -114,6 +114,10 @@ class SLora(Defaults):
     def server_params(self, server: SLoraServer) -> Params:
         """As `personalise`: stage 1's model until a round of stage 2 is over."""
         return server.params if server.tuned else {**server.params, **self._deltas(server.values, server.params)}
+
+    def outlook(self, server: SLoraServer, now: Round) -> Sequence[SLoraServer]:
+        """Stage 2 begins with tensors of the shapes of those at the start."""
+        return (replace(server, tuned=now.phase == "tune"),)
 
     def load(self, size: int, now: Round, chance: float) -> Load:
         """All examples in both stages."""
@@ -140,8 +144,9 @@ class SLora(Defaults):
         """Which numbers of an adapted weight stage 1 trains: places in the flattened (d_out, d_in) matrix, ascending."""
         return self.key.fold("positions", weight).permutation(size)[: ceil_share(self.density, size)].sort().values
 
-    def _count(self, a: Tensor, b: Tensor) -> int:
-        return ceil_share(self.density, a.shape[1] * b.shape[0])
+    def _zeros(self, a: Tensor, b: Tensor) -> Tensor:
+        """One for each number of a weight that stage 1 trains."""
+        return torch.zeros(ceil_share(self.density, a.shape[1] * b.shape[0]), device=a.device)
 
     def _deltas(self, values: Params, lora: Params) -> dict[str, Tensor]:
         """The differences as matrices, by the weight's name with DELTA behind."""

@@ -82,4 +82,4 @@ def _first_position(embeddings: Any) -> int:
     if padding is not None:
         return padding + 1
     own = getattr(embeddings, "position_ids", None)
-    return int(own.flatten()[0]) if isinstance(own, Tensor) and own.numel() else 0
+    return int(own.flatten()[0]) if isinstance(own, Tensor) and own.numel() and not own.is_meta else 0

@@ -1,23 +1,26 @@
-"""Models by their shapes alone: how many values a published one has, and small random ones of the same family to try things out on."""
+"""Models by their shapes alone, on torch's meta device: how many values one has, and a task with every name and shape and no number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
 
 from ..adapters.options import MixedPromptAdapter
 from ..core.errors import UserError
 from ..core.options import Options
 from ..core.rng import Key
 from .backbones import add_lora
+from .label_words import LabelWords, is_masked
+from .objectives import ClassHead
 from .options import ModelOptions
 from .own_adapters import add_adapter
-from .tiny import FAMILIES, Family, tiny_config
 from .transformer_task import TransformerTask
+from .trial import refusing
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Shape:
         block_values: of its transformer blocks, which is what computing costs by.
     """
 
-    family: Family
+    family: str
     layers: int
     hidden: int
     heads: int
@@ -37,28 +40,34 @@ class Shape:
     block_values: int
 
 
-class UnknownFamily(UserError):
-    """A model of a family that none of the small models is of."""
+class ShapedTask(TransformerTask):
+    """A task whose tensors lie on the meta device: they have names, shapes and dtypes, and nothing can be computed."""
+
+    def params(self) -> dict[str, Tensor]:
+        """The trainable tensors, on the meta device."""
+        own = dict(self.model.named_parameters())
+        return {name: own[name].detach() for name in self.names}
+
+    def init_params(self, key: Key) -> dict[str, Tensor]:
+        """As `params`: nothing is drawn."""
+        return self.params()
+
+    def _try_out(self, tolerance: float) -> None:
+        """There is nothing to compute with."""
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
     """The shape of a model with this configuration; no weights are made.
 
     Raises:
-        UnknownFamily: a family that none of the small models is of.
+        UserError: transformers has no classifier of its family, or the configuration contradicts itself.
     """
-    known: dict[str, Family] = {name: name for name in FAMILIES}
-    family = known.get(config.model_type)
-    if family is None:
-        raise UnknownFamily(f"model.name: got a {config.model_type} model, but only {', '.join(FAMILIES)} can be priced by their shape")
-    config.num_labels = 2
-    with torch.device("meta"):
-        model: Any = AutoModelForSequenceClassification.from_config(config)
+    model = _on_meta(config, ClassHead.model_class)
     text = config.get_text_config()
     body = dict(getattr(model, model.base_model_prefix).named_parameters())
     tables = {id(value) for name, value in body.items() if "embed" in name or name.startswith(("wte", "wpe"))}
     return Shape(
-        family,
+        config.model_type,
         text.num_hidden_layers,
         text.hidden_size,
         text.num_attention_heads,
@@ -80,18 +89,34 @@ def config_of(name: str, table: Mapping[str, Any]) -> PretrainedConfig:
         raise UserError(f'architecture."{name}": {error}; expected `model_type` and keys of its transformers configuration') from None
 
 
-def small_task(
-    family: Family, *, layers: int, hidden: int, options: ModelOptions, adapter: Options | None, num_classes: int
-) -> TransformerTask:
-    """A small random model of a family with the run's adapter, in float32 on the CPU."""
-    key = Key(0)
-    config = tiny_config(family, num_classes=num_classes, layers=layers, hidden=hidden, heads=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(config)
-    if adapter is None:
-        return TransformerTask(add_lora(model, options, dropout=0.0, key=key))
-    # source prompts are not sent, so that any will do
-    sources = torch.ones(4, adapter.num_tokens, hidden) if isinstance(adapter, MixedPromptAdapter) else None
-    add_adapter(model, adapter, head="last" if options.head == "last" else "full", key=key, sources=sources)
-    return TransformerTask(model)
+def shaped_task(
+    config: PretrainedConfig, options: ModelOptions, *, num_classes: int, adapter: Options | None = None, drawn: Sequence[str] = ()
+) -> ShapedTask:
+    """The task that a run with a model of this configuration has, by its shapes.
+
+    Args:
+        config: the model's own; its number of classes is set.
+        adapter: one of `adapters.options`; None: LoRA as `options` say.
+        drawn: modules that the model's file has no weights for, as `load_model` returns them.
+
+    Raises:
+        UserError: a model that cannot be trained this way.
+    """
+    key, objective = Key(0), ClassHead(num_classes)
+    config.num_labels = num_classes
+    with refusing(config.model_type, config.model_type, "the shape"):
+        if options.head == "label-words":  # which words does not matter here
+            objective = LabelWords(tuple(range(num_classes)), 0 if is_masked(config) else None)
+        model = _on_meta(config, objective.model_class)
+        if adapter is None:
+            return ShapedTask(add_lora(model, options, drawn=drawn, dropout=0.0, key=key), device="meta", objective=objective)
+        sources = None
+        if isinstance(adapter, MixedPromptAdapter):  # they are not sent, so that any number of them will do
+            sources = torch.ones(1, adapter.num_tokens, config.get_text_config().hidden_size)
+        add_adapter(model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key, sources=sources)
+        return ShapedTask(model, device="meta", objective=objective)
+
+
+def _on_meta(config: PretrainedConfig, kind: Any) -> Any:
+    with refusing(config.model_type, config.model_type, "the shape"), torch.device("meta"):
+        return kind.from_config(config)

@@ -17,6 +17,7 @@ from ..core.types import Round
 from ..core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
 from ..data.federated import FederatedData
 from ..engine.checks import expected
+from ..engine.traffic import plan
 from .federation import KEY, Federation, Shuffled, federation, same, seat
 
 KEPT = " on the server"
@@ -123,6 +124,20 @@ def the_recorded_bytes_are_those_that_were_sent(subject: Subject) -> None:
         assert dict(record.bytes_up) == {client: len(up) for client, _, up in carried}, f"round {record.number}, up"
         assert sum(record.fields_down.values()) == sum(record.bytes_down.values()), f"round {record.number}, fields down"
         assert sum(record.fields_up.values()) == sum(record.bytes_up.values()), f"round {record.number}, fields up"
+
+
+def every_message_has_the_size_that_was_foretold(subject: Subject) -> None:
+    """By round and client, both ways; `outlook` says what is known of it before the run."""
+    world, _, records = subject.finished
+    num_samples = {client: len(subject.data.client(client).train) for client in subject.data.clients}
+    foretold = plan(world.method, world.task, num_samples, world.per_round, KEY.fold("run"))
+    for record, exchange in zip(records, foretold, strict=True):
+        where = f"{record.phase} round {record.index}"
+        for way, sent, spans in (("down", record.bytes_down, exchange.down), ("up", record.bytes_up, exchange.up)):
+            assert tuple(spans) == record.cohort, f"{where}: asked {record.cohort}, foretold {tuple(spans)}"
+            for client, size in sent.items():
+                span = spans[client]
+                assert span.least <= size <= span.most, f"{where}, {client}: {size} bytes {way}, foretold {span.least} to {span.most}"
 
 
 def sizes_of_messages_do_not_depend_on_the_clock(subject: Subject) -> None:
@@ -244,6 +259,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     the_order_in_which_clients_answer_changes_nothing,
     the_backbone_keeps_every_byte,
     the_recorded_bytes_are_those_that_were_sent,
+    every_message_has_the_size_that_was_foretold,
     sizes_of_messages_do_not_depend_on_the_clock,
     the_server_knows_what_every_answer_must_look_like,
     on_the_server_only_what_was_sent_moves,
