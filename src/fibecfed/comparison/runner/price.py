@@ -117,7 +117,7 @@ def price(comparison: Comparison, method: str, model: Callable[[], PretrainedCon
 
 
 def _of_run(prepared: Prepared, traffic: Sequence[Traffic], shape: Shape, speed: float) -> tuple[float, float, float, float]:
-    """Bytes, steps, operations, and seconds at `speed` operations a second, of one run."""
+    """Bytes, steps, operations, and seconds at `speed` operations per second, of one run."""
     config, network = prepared.inputs.config, Network()
     effort, length = plan_effort(prepared), max_length(prepared.inputs.config)
     trained = 4.0 * shape.block_values * length * (effort.steps * config.training.batch_size + effort.passes)
