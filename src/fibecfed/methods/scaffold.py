@@ -103,7 +103,7 @@ class Scaffold(Defaults):
         return server.params
 
     def outlook(self, server: ScaffoldServer, now: Round) -> Sequence[ScaffoldServer]:
-        """The control variates travel once they are no longer 0."""
+        """The control variates are sent once they are no longer 0."""
         return (replace(server, control={name: torch.zeros_like(x) for name, x in server.params.items()}) if now.index else server,)
 
     def load(self, size: int, now: Round, chance: float) -> Load:
