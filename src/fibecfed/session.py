@@ -23,7 +23,7 @@ from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
-from .engine.failures import Standing, Tolerance, sentences
+from .engine.failures import Standing, sentences
 from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
 from .engine.states import OnServer
@@ -203,7 +203,7 @@ class _Session:
         number = 0 if checkpoint is None else checkpoint.number
         clients = self.connect(self.prepared, states, self.out, number)
         transport, data = clients.transport, self.data
-        tolerance = Tolerance.of(self.config.federation)
+        tolerance = self.config.federation
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
         evaluator = Evaluator(

@@ -21,7 +21,6 @@ from fibecfed.core.wire import encode
 from fibecfed.engine.client import frame
 from fibecfed.engine.failures import NEW, Standing, Tolerance, sentences
 from fibecfed.engine.loop import Step, cohort, run, schedule
-from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.transport import Action, Answer, Ticket
 
 CLIENTS = tuple(str(i) for i in range(6))
@@ -236,16 +235,6 @@ def test_a_run_of_which_everybody_is_excluded_says_so():
     tolerance = Tolerance(on_failure="drop", exclude_after=1, round_attempts=2)
     with pytest.raises(RunFailed, match=r"tune round 0: none of the 6 clients is left that is not excluded \(federation.exclude_after\)"):
         rounds(Scripted(script), tolerance=tolerance, per_round=6)
-
-
-# ---- where it comes from
-
-
-def test_every_attribute_of_tolerance_is_an_option_with_the_same_default():
-    assert Tolerance.of(FederationOptions()) == Tolerance()
-    values = {"on_failure": "drop", "quorum": 0.5, "round_attempts": 2, "round_timeout_s": 3.0, "exclude_after": 4}
-    values |= {"max_samples": 5, "max_update_norm": 6.0}
-    assert vars(Tolerance.of(FederationOptions(**values))) == values and vars(Tolerance()).keys() == values.keys()
 
 
 def test_a_first_attempt_draws_what_a_run_without_attempts_draws():

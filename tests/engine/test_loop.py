@@ -163,7 +163,7 @@ def test_a_missed_quorum_is_a_divergence_only_where_those_who_were_gone_could_no
     answers = [GONE] * gone + [DIVERGED] * nan
     script = dict(zip([(client, 1) for client in CLIENTS], answers, strict=False))
     with pytest.raises(RunFailed, match="tune round 1: ") as stopped:
-        rounds(Toy(), script, per_round=6, tolerance=replace(DROP, quorum=quorum))
+        rounds(Toy(), script, per_round=6, tolerance=DROP.model_copy(update={"quorum": quorum}))
     assert isinstance(stopped.value, Diverged) == diverged
 
 

@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from ..core.records import RoundRecord
 from ..core.types import ClientId
 from .options import FederationOptions
 
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How failures are treated; each attribute as in `FederationOptions`, with 0 for no limit."""
-
-    on_failure: Literal["stop", "drop"] = "stop"
-    quorum: float = 0.0
-    round_attempts: int = 1
-    round_timeout_s: float = 0.0
-    exclude_after: int = 0
-    max_samples: int = 0
-    max_update_norm: float = 0.0
-
-    @classmethod
-    def of(cls, options: FederationOptions) -> Tolerance:
-        """What a configuration asks for."""
-        return cls(
-            on_failure=options.on_failure,
-            quorum=options.quorum,
-            round_attempts=options.round_attempts,
-            round_timeout_s=options.round_timeout_s,
-            exclude_after=options.exclude_after,
-            max_samples=options.max_samples,
-            max_update_norm=options.max_update_norm,
-        )
-
-    @property
-    def timeout_s(self) -> float | None:
-        """Seconds that an exchange may take; None: as long as it takes."""
-        return self.round_timeout_s or None
-
-    def needed(self, asked: int) -> int:
-        """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked))."""
-        return max(1, math.ceil(self.quorum * asked - 1e-9))
-
+Tolerance: TypeAlias = FederationOptions
+"""How failures are treated is a part of the table [federation]: what a run puts up with, with 0 for no limit."""
 
 Counted: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Examples of each kind, as a class, in a client's test part and in its validation part."""
@@ -102,8 +68,8 @@ class Standing:
 
 _LONGEST_REASON = 500
 
-STOP = Tolerance()
-"""The first failure ends the run."""
+STOP = FederationOptions()
+"""By default the first failure ends the run."""
 
 NEW = Standing()
 """Nobody has answered yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -73,6 +74,15 @@ class FederationOptions(Options):
         ge=0,
         description="Reject updates whose L2 distance from the tensors the client was sent exceeds this; 0 = no limit.",
     )
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds that an exchange may take; None: as long as it takes."""
+        return self.round_timeout_s or None
+
+    def needed(self, asked: int) -> int:
+        """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked))."""
+        return max(1, math.ceil(self.quorum * asked - 1e-9))
 
     def cohort_size(self, clients: int) -> int:
         """How many of so many clients are sampled in a round."""

@@ -60,7 +60,7 @@ def seconds_of_rounds(folder: Path, clock: Clock, names: tuple[ClientId, ...], s
         grid.nodes[SILENT] = None
     assert transport.wait_for(len(names), names, 10.0) == names
     method = made_method(rounds=4)
-    first, tolerance = method.init(made_task(), KEY.fold("run", "init")), Tolerance("drop", round_timeout_s=TIMEOUT_S)
+    first, tolerance = method.init(made_task(), KEY.fold("run", "init")), Tolerance(on_failure="drop", round_timeout_s=TIMEOUT_S)
     found, begun = list[tuple[float, RoundRecord]](), clock.now
     for step in run(method, transport, names, per_round=len(names), key=KEY.fold("run"), server=first, tolerance=tolerance):
         found.append((clock.now - begun, step.record))
