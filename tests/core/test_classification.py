@@ -1,4 +1,4 @@
-"""What needs classes asks for them, and refuses a task or data without in one sentence."""
+"""What needs classes asks for them, and rejects a task or data without in one sentence."""
 
 from __future__ import annotations
 

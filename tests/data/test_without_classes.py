@@ -1,4 +1,4 @@
-"""Texts without classes: cut, tokenised and spread; what goes by class is refused in one sentence."""
+"""Texts without classes: cut, tokenised and spread; what goes by class is rejected in one sentence."""
 
 from __future__ import annotations
 

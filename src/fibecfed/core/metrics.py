@@ -83,12 +83,12 @@ def matthews(confusion: Confusion) -> float:
 
 
 def precision(confusion: Confusion, c: int = 1) -> float:
-    """Share of right ones among the examples predicted as class c; 0 where there are none, NaN without examples."""
+    """Fraction of right ones among the examples predicted as class c; 0 where there are none, NaN without examples."""
     return _share(confusion[c][c], sum(row[c] for row in confusion), confusion)
 
 
 def recall(confusion: Confusion, c: int = 1) -> float:
-    """Share of the examples of class c that are predicted as it; 0 where there are none, NaN without examples."""
+    """Fraction of the examples of class c that are predicted as it; 0 where there are none, NaN without examples."""
     return _share(confusion[c][c], sum(confusion[c]), confusion)
 
 

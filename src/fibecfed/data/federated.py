@@ -243,7 +243,7 @@ def with_noise(examples: TableExamples, num_classes: int, share: float, key: Key
     """The examples with `share` of their labels replaced (`flip_labels`), and which were, bool, shape (examples,).
 
     Raises:
-        UserError: a share of the labels of examples without classes.
+        UserError: a fraction of the labels of examples without classes.
     """
     if not share:
         return examples, torch.zeros(len(examples), dtype=torch.bool)

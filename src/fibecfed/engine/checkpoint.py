@@ -199,7 +199,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Refuses a second process on the same run folder. The system releases the lock when its holder dies.
+    """Locks a run's folder against a second process. The system releases the lock when its holder dies.
 
     Raises:
         UserError: another process holds the lock; with its id.

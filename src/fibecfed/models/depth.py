@@ -117,7 +117,7 @@ class LowerBlocks:
         """`forward(batch)`, with the blocks at the bottom left out if their output is kept.
 
         Args:
-            batch: the inputs alone, on the processor: `input_ids`, `attention_mask` and the like, each (batch, token).
+            batch: the inputs alone, on the CPU: `input_ids`, `attention_mask` and the like, each (batch, token).
             first: the lowest block in which anything is trained in this call; None where the call has no gradients.
             lower: number of a block -> the tensors in and below the blocks before it.
             attention: which implementation the body uses.
