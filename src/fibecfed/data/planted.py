@@ -88,10 +88,10 @@ def planted_federation(
 
     Args:
         noise: fraction of the training labels that are replaced by another class; `FederatedData.flipped` tells which.
-        classes: False: the same texts, whose classes nobody is told.
+        classes: False: the same texts, whose classes nobody is known.
 
     Raises:
-        UserError: noise in, or a partition by, classes that nobody is told.
+        UserError: noise in, or a partition by, classes that nobody is known.
     """
     parts: dict[str, TableExamples] = {}
     for part, count in (("train", examples_per_client), ("validation", validation_per_client), ("test", test_per_client)):
