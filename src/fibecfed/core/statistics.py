@@ -18,7 +18,7 @@ Sums: TypeAlias = Mapping[str, Any]
 """Name -> a number or nested lists of numbers: sums as they are written down, and as a metric takes them."""
 
 Totals: TypeAlias = Mapping[str, Tensor]
-"""Name -> tensor, int64 or float64: sums while they are added up and when they travel."""
+"""Name -> tensor, int64 or float64: sums while they are added up and sent."""
 
 
 @dataclass(frozen=True)
