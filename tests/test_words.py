@@ -31,7 +31,7 @@ UNIT = (
 )
 
 BANNED = {
-    rf"(?<!which )(?<!of its )(?<!of the )(?<!of )\b(?:{COUNTED}) an? (?:{UNIT})\b": "per, as in 'bytes per round'",
+    rf"(?<![Ww]hich )(?<!of its )\b(?:{COUNTED}) an? (?:{UNIT})\b": "per, as in 'bytes per round'",
     r"\bwhole numbers?\b": "integer",
     r"\bin a row\b": "consecutive",
     r"\bg(?:o|oes|oing|one) on (?:with|from)\b": "resume, or continue",
