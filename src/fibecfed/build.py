@@ -39,7 +39,7 @@ from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, ClassObjective
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, refuse_unknown
-from .models.transformer_task import TransformerTask
+from .models.transformer_task import AdaptedModel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Prepared:
     """
 
     inputs: Inputs
-    task: TransformerTask
+    task: AdaptedModel
     method: Method[Any, Any]
     beforehand: catalogue.Prepared = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]

@@ -13,6 +13,7 @@ from next_tokens import next_token_task, texts
 
 from fibecfed.core.errors import UserError
 from fibecfed.core.types import Params
+from fibecfed.engine.evaluation import Evaluator
 from fibecfed.models.transformer_task import AdaptedModel
 from fibecfed.testing.laws import LAWS, Subject
 
@@ -23,6 +24,7 @@ MEASURERS = {"importance_clients": 2, "spectrum_clients": 1, "importance_example
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora"},
     "fibecfed": {"layers": MEASURERS, "score_after": 1},
+    "fibecfed, scored while training": {"layers": MEASURERS, "curriculum": {"scoring": "training"}},
     "fibecfed, layers by curvature": {"layers": {**MEASURERS, "rule": "layer_gap"}, "aggregation": "exact"},
 }
 DATA = texts(CLIENTS, 6)
@@ -57,6 +59,20 @@ def test_the_loss_of_new_texts_falls(variant: str) -> None:
     steps = world.finish()
     assert loss(task, world.method.server_params(world.server), data.test) < 0.95 * before
     assert all(step.record.steps for step in steps if step.record.phase == "tune")
+
+
+@pytest.mark.parametrize("variant", ["lora", "fibecfed"])
+def test_an_evaluation_adds_up_the_sums_of_the_tasks_own(variant: str) -> None:
+    task = next_token_task()
+    world = federation(method(variant), task, DATA)
+    *_, last = world.run()
+    evaluator = Evaluator(world.method, task, world.transport, DATA.clients, DATA.test, DATA.validation, 5)
+    found, _ = evaluator.after(world.server, last.now, last.number)
+    assert {client: sums["texts"] for client, sums in found.clients.items()} == {
+        client: len(DATA.client(client).test) for client in DATA.clients
+    }
+    expected = len(DATA.test) * loss(task, world.method.server_params(world.server), DATA.test)
+    assert found.server["nll"] == pytest.approx(expected, rel=1e-5) and found.server["texts"] == len(DATA.test)
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_counts_that_cannot_be_are_the_failure_of_their_sender_alone(name: str):
     assert (found.pooled, found.clients) == (honest.pooled, honest.clients)
     assert set(standing.counted) == {"0", "1", "3"}
     with pytest.raises(RunFailed, match="evaluation after 1 rounds: client 2: ") as stopped:
-        replace(lying, tolerance=replace(DROP, on_failure="stop")).after(world.server, last.now, 1)
+        replace(lying, tolerance=DROP.model_copy(update={"on_failure": "stop"})).after(world.server, last.now, 1)
     assert not isinstance(stopped.value, Diverged)  # a client's word
 
 

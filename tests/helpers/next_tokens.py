@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from fibecfed.core.rng import Key
+from fibecfed.core.statistics import Statistics
 from fibecfed.core.types import Batch
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
@@ -49,6 +50,15 @@ class NextTokens:
         next_tokens = batch["input_ids"].roll(-1, dims=1)[where]
         rows = where.nonzero()[:, 0]
         return scores.new_zeros(len(where)).index_add(0, rows, cross_entropy(scores, next_tokens, reduction="none"))
+
+    @property
+    def statistics(self) -> Statistics:
+        zero = {"nll": torch.zeros((), dtype=torch.float64), "texts": torch.zeros((), dtype=torch.int64)}
+        return Statistics(zero, lambda sums: (int(sums["texts"]),), lambda sums: None, lambda place: "any kind", "loss")
+
+    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        losses = self.losses(scores, batch)
+        return {"nll": losses.double().sum().cpu(), "texts": torch.tensor(len(losses))}
 
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         return logits[:, :-1].flatten(0, 1)

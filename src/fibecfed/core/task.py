@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from .rng import Key
@@ -69,7 +69,8 @@ Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden st
 
 
 class Task(Protocol):
-    """A frozen base model with an adapter and a head, as functions of the trainable tensors.
+    """A frozen base model with an adapter and a head, as functions of the trainable tensors, whatever it predicts. For what only a task of
+    classes can answer, see `core.classification`.
 
     The module behind it is never left written, so that clients cannot leak into each other, and is used by one call at a time: other
     threads wait. Every method that takes
@@ -82,9 +83,6 @@ class Task(Protocol):
     def num_layers(self) -> int:
         """L, transformer blocks of the base model."""
         ...
-
-    @property
-    def num_classes(self) -> int: ...
 
     @property
     def device(self) -> torch.device:
@@ -105,12 +103,8 @@ class Task(Protocol):
         ...
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
-        """-log p(label given the text; params), float32 or better; with `targets` q in the batch, sum_c q_c (-log p(c)).
-        `embeddings` replace those of `input_ids`."""
-        ...
-
-    def logits(self, params: Params, batch: Batch) -> Float[Tensor, "batch classes"]:
-        """Class scores, float32 or better, without a graph."""
+        """-log p(what is to be predicted given the text; params) of each example, float32 or better. `embeddings` replace those of
+        `input_ids`."""
         ...
 
     @property
@@ -120,10 +114,6 @@ class Task(Protocol):
 
     def sums(self, params: Params, batch: Batch) -> dict[str, Tensor]:
         """Sums over the examples of a batch, without a graph, on the CPU: what every metric is computed from."""
-        ...
-
-    def predict(self, params: Params, batch: Batch) -> Int[Tensor, " batch"]:
-        """The most likely class of each example, without a graph."""
         ...
 
     def embed(self, batch: Batch) -> Float[Tensor, "batch token hidden"]:
