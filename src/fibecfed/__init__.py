@@ -17,6 +17,7 @@ A batch is what a tokenizer returns plus `labels`. Importing the package is chea
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from .models.own_adapters import load_adapter as load_adapter
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses the package says where its log goes
 
 _HOME = {
     "FedAvg": ".methods.fedavg",

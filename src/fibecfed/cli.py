@@ -22,6 +22,7 @@ from .core.files import CONFIG, FLOWER, expanded
 from .core.streams import keep_streams, without_library_warnings
 from .core.terminal import escaped
 from .exits import DONE, FAILED, MISTAKE, console, exit_codes, say, terminated_like_interrupted, watched
+from .logs import shown
 
 if TYPE_CHECKING:
     from .config import Config
@@ -76,21 +77,28 @@ _Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Overrides keys of the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
 ]
 
+_Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv: in more detail.", show_default=False)
+]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")]
+
 
 @app.command()
 def run(
     config: _ConfigFile,
     overrides: _Overrides = None,
     out: Annotated[Path | None, _option("Folder to write to. [default: runs/<file>-<method>-<seed>]")] = None,
+    verbose: _Verbose = 0,
+    quiet: _Quiet = False,
 ) -> None:
     """Train and write adapters, records and summary."""
-    with exit_codes():
+    with exit_codes(), shown(verbose, quiet):
         loaded = _load(config, overrides)
         folder = _default_folder(config, loaded) if out is None else out
         from . import session
 
-        summary = watched(folder, lambda progress: session.start(loaded, folder, on_event=progress))
-        _show_summary(summary, folder)
+        summary = watched(folder, lambda progress: session.start(loaded, folder, on_event=progress), quiet=quiet)
+        _show_summary(summary, folder, quiet)
 
 
 @app.command()
@@ -102,13 +110,15 @@ def resume(
             metavar="KEY=VALUE", help="New locations of moved files, e.g. data.path=new.csv model.name=models/bert.", show_default=False
         ),
     ] = None,
+    verbose: _Verbose = 0,
+    quiet: _Quiet = False,
 ) -> None:
     """Resume after a crash or Ctrl-C.
 
     A run continues from its last checkpoint, with the same bits as a run without interruption. Its data and model may have been moved:
     their checksums must be the same.
     """
-    with exit_codes():
+    with exit_codes(), shown(verbose, quiet):
         if (folder / FLOWER).is_file():  # which the server of a federation across machines has written
             from .deploy import again
 
@@ -120,10 +130,11 @@ def resume(
         else:
             from . import session
 
-            summary, was_finished = watched(folder, lambda progress: session.resume(folder, on_event=progress, overrides=overrides or ()))
+            pairs = overrides or ()
+            summary, was_finished = watched(folder, lambda progress: session.resume(folder, progress, overrides=pairs), quiet=quiet)
         if was_finished:
             typer.echo(f"{folder}: this run is already finished; nothing to do.")
-        _show_summary(summary, folder)
+        _show_summary(summary, folder, quiet)
 
 
 @app.command()
@@ -138,12 +149,13 @@ def compare(
         ),
     ] = None,
     out: Annotated[Path | None, _option("Folder to write to, or to resume in. [default: runs/<file>]")] = None,
+    verbose: _Verbose = 0,
 ) -> None:
     """Run methods x tasks x seeds in parallel.
 
     Finished runs are skipped: the same command resumes after a crash or Ctrl-C, and adds methods, tasks or seeds to a folder.
     """
-    with exit_codes():
+    with exit_codes(), shown(verbose):
         from .comparison.runner.read import load
 
         comparison = load(config, overrides or ())
@@ -286,12 +298,13 @@ def client(
     device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
+    verbose: _Verbose = 0,
 ) -> None:
     """Run one client of a federation across machines.
 
     Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
     """
-    with exit_codes(), terminated_like_interrupted():
+    with exit_codes(), shown(verbose), terminated_like_interrupted():
         from .deploy.client import Options, try_out
         from .deploy.client import run as be_client
 
@@ -379,7 +392,7 @@ def _load(file: Path, overrides: list[str] | None) -> Config:
     return loaded.config
 
 
-def _show_summary(summary: Mapping[str, Any], folder: Path) -> None:
+def _show_summary(summary: Mapping[str, Any], folder: Path, quiet: bool) -> None:
     from .progress import show_summary
 
-    show_summary(console(), summary, folder)
+    show_summary(console(quiet=quiet), summary, folder)

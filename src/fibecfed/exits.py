@@ -30,15 +30,16 @@ R = TypeVar("R")
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 
-def watched(folder: Path, go: Callable[[Progress], R], before: str = "loading model and data") -> R:
+def watched(folder: Path, go: Callable[[Progress], R], before: str = "loading model and data", quiet: bool = False) -> R:
     """What `go` returns, its progress shown; what stops it as an exit code, with the command that resumes.
 
     Args:
         before: what is done until there is progress; "" where something else says so.
+        quiet: progress is not shown.
     """
     from .progress import Progress
 
-    with exit_codes(folder), terminated_like_interrupted(), Progress(console(), before) as progress:
+    with exit_codes(folder), terminated_like_interrupted(), Progress(console(quiet=quiet), before) as progress:
         return go(progress)
 
 
@@ -113,16 +114,17 @@ def _unexpected(error: Exception, folder: Path | None) -> str:
     return f"unexpected {type(error).__name__}: {text}; {trace}"
 
 
-def console(piped: int = 160) -> Any:
+def console(piped: int = 160, quiet: bool = False) -> Any:
     """Where tables and progress go: standard output.
 
     Args:
         piped: columns where it is no terminal.
+        quiet: they go nowhere.
     """
     from rich.console import Console
 
     # A pipe has no width; tables should not be folded there to that of an imagined terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else piped)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else piped, quiet=quiet)
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .clients import Connect, in_process
-from .config import Config, changed_settings, load, lost, refuse_lasting, to_toml
+from .config import Config, changed_settings, flat, load, lost, refuse_lasting, to_toml
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.metrics import offered_by
@@ -21,8 +21,8 @@ from .core.records import EvalRecord
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
-from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, sample, scores
-from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, known, sample, scores
+from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
 from .engine.failures import Standing, sentences
 from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
@@ -30,6 +30,10 @@ from .engine.states import OnServer
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .provenance import changed_conditions, header_of, refuse_other_inputs, refuse_other_settings
+from .tracking.contract import TrackedRun
+from .tracking.feed import Tracking
+from .tracking.sinks import refuse_missing
+from .tracking.values import Scores
 
 LOCK = "lock"
 Listener = Callable[[Event], None]
@@ -60,6 +64,7 @@ def start(
         RunFailed: it stopped while it was under way, and can be resumed.
     """
     _refuse_used(out)
+    refuse_missing(config.tracking)
     with threads(config.resources.threads), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), run_lock(out):
@@ -105,6 +110,7 @@ def resume(
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
+    refuse_missing(config.tracking)
     with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), run_lock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
@@ -187,7 +193,7 @@ class _Session:
         self.prepared = prepared
         self.config = prepared.inputs.config
         self.out = out
-        self.say = on_event
+        self.say = logged(on_event)
         self.connect = connect
         self.data = prepared.inputs.data
         self.method = prepared.method
@@ -195,6 +201,12 @@ class _Session:
 
     def go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         """Train from a checkpoint, or from the start, to the end."""
+        run = TrackedRun(self.out, flat(self.config), 0 if checkpoint is None else checkpoint.number)
+        names, by_client = self.config.tracking, self.config.tracking_by_client
+        with Tracking(names, run, by_client=by_client, scores=self._scores, warn=lambda text: self.say(Warned(text))) as self.tracking:
+            return self._go(checkpoint)
+
+    def _go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
         server = None if checkpoint is None else self._server(checkpoint)  # what cannot be read is rejected before anything is written
         checkpoints = Checkpoints(self.out / CHECKPOINTS, self.config.resources.keep_checkpoints)
         limit, repeatable = self.config.resources.client_memory_mb * 2**20, self.config.federation.round_attempts > 1
@@ -235,11 +247,14 @@ class _Session:
                 if header["warnings"]:
                     self.say(DataInspected(tuple(header["warnings"])))
                 self._evaluated(log, evaluator.untrained(server), False)
+                self.tracking.flush()
             else:
                 best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds], self.prepared.metric)
                 refuse_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
+                for record in records:
+                    self.tracking.add(record)
             if not self.keep_config:
                 write_atomically(self.out / CONFIG, to_toml(self.config).encode())
             steps = run(
@@ -269,6 +284,7 @@ class _Session:
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
                     self._evaluated(log, scored, is_last)
                     best = better_by_validation(best, scored, self.prepared.metric)
+                self.tracking.flush()  # before the checkpoint: what it does not have is repeated
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
@@ -316,6 +332,7 @@ class _Session:
         chosen = dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}
         record = replace(step.record, server=chosen, cpu_s=cpu_s)
         log.write(record)
+        self.tracking.add(record, lambda: self.method.summary(step.server))
         seen = sum(record.examples.values())
         loss = sum(record.loss[c] * record.examples[c] for c in record.loss) / seen if seen else None
         for text in sentences(record):
@@ -325,6 +342,7 @@ class _Session:
 
     def _evaluated(self, log: Log, record: EvalRecord, is_last: bool) -> None:
         log.write(record)
+        self.tracking.add(record)
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         found, metric = scores(record, self.prepared.metric), self.prepared.metric
@@ -333,3 +351,11 @@ class _Session:
         answered = len(record.clients) if record.rounds else every - len(record.failures)
         pooled, server, worst = found["pooled_personalised"], found["global"], found["worst_decile"]
         self.say(Evaluated(record.rounds, metric, pooled, server, worst, every_metric, is_last, answered, every))
+
+    def _scores(self, record: EvalRecord) -> Scores:
+        """For the trackers: every score of an evaluation, under the names of summary.json."""
+        offered = offered_by(record.pooled)
+        whole = {name: score for name, score in scores(record, self.prepared.metric).items() if name != "rounds"}
+        for whose, found in every_score(record, offered).items():
+            whole |= {f"metrics/{whose}/{name}": score for name, score in found.items()}
+        return Scores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})

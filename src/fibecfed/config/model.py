@@ -9,7 +9,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..core.options import Options
 from ..data.options import DataOptions
@@ -18,6 +18,7 @@ from ..local.options import TrainingOptions
 from ..methods.catalogue import METHODS, discover
 from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
+from ..tracking.sinks import SINKS
 from .rules import contradictions
 from .text import Setting, commented_toml, settings
 
@@ -33,10 +34,23 @@ else:
     MethodOptions = Annotated[reduce(or_, OPTIONS.values()), Field(discriminator="kind")]
 
 
+def _names(value: Any) -> Any:
+    """A command line writes `tracking=tensorboard,wandb` where a file has a list."""
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Config(Options):
     """The configuration of a run. Without a method it is FibecFed with its defaults."""
 
     seed: int = Field(default=0, ge=0, description="Seed of all random draws of the run.")
+    tracking: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=(),
+        description=f"Also write the run's values for {', '.join(SINKS)}: a list of these names. Each writes in the run's folder and sends "
+        "nothing; docs/watching.md.",
+    )
+    tracking_by_client: bool = Field(default=False, description="Give trackers the values of each client as well.")
     model: ModelOptions = ModelOptions()
     data: DataOptions
     federation: FederationOptions = FederationOptions()
@@ -97,7 +111,7 @@ def keys(kind: str) -> tuple[Setting, ...]:
 
 
 _FOR_OWN_DATA = (
-    "seed", "model.name", "model.rank", "model.alpha", "data.path", "data.text_column", "data.pair_column", "data.label_column",
+    "seed", "tracking", "model.name", "model.rank", "model.alpha", "data.path", "data.text_column", "data.pair_column", "data.label_column",
     "data.client_column", "data.labels", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients",
     "federation.clients_per_round", "federation.rounds", "federation.partition", "federation.alpha", "training.local_epochs",
     "training.batch_size", "training.learning_rate", "evaluation.every", "evaluation.save", "method.kind", "method.score_after",

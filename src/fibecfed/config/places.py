@@ -17,7 +17,9 @@ from .text import show
 
 PLACES = ("model.name", "data.path", "data.test_path", "data.root")
 """Where files lie. The checksums in a run's records tell whether they are the same files."""
-CHANGEABLE = (*PLACES, "training.device", *(f"resources.{name}" for name in ResourceOptions.model_fields))
+TRACKING = ("tracking", "tracking_by_client")
+"""Where the values of a run are written beside its records."""
+CHANGEABLE = (*PLACES, *TRACKING, "training.device", *(f"resources.{name}" for name in ResourceOptions.model_fields))
 """What a resumed run may change: none of it decides what is computed."""
 
 
@@ -56,8 +58,8 @@ def refuse_lasting(overrides: Sequence[str]) -> None:
         raise UserError("; ".join(mistakes.values()))
     if others := [name for name in pairs if name not in CHANGEABLE]:
         raise UserError(
-            f"got {', '.join(others)}, but a resumed run keeps its configuration; expected only keys that say where files lie or what "
-            f"the run computes on: {', '.join(CHANGEABLE)}"
+            f"got {', '.join(others)}, but a resumed run keeps its configuration; expected only keys that say where files lie, what "
+            f"the run computes on, or how it is tracked: {', '.join(CHANGEABLE)}"
         )
 
 

@@ -15,6 +15,7 @@ from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, Fede
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..methods.options import LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
+from ..tracking.sinks import SINKS
 from .text import nearest
 
 
@@ -47,6 +48,7 @@ def contradictions(config: Tables) -> list[str]:
     layers, neurons, curriculum = (getattr(config.method, part, None) for part in ("layers", "neurons", "curriculum"))
     return [
         *_not_finite(config.model_dump()),
+        *_tracking(config.tracking),
         *_model(config.model),
         *_data(config.data),
         *_label_words(config),
@@ -95,6 +97,15 @@ def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _not_finite(value, f"{prefix}{name}.")
         elif isinstance(value, float) and not math.isfinite(value) and prefix + name != "method.layers.norm":
             yield f"{prefix}{name}: got {value}, expected a finite number; fix it"
+
+
+def _tracking(names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        if name not in SINKS:
+            near = nearest(name, SINKS)
+            yield f'tracking: got "{name}", expected names among {", ".join(SINKS)}; ' + (f'did you mean "{near}"?' if near else "fix it")
+    if len(set(names)) < len(names):
+        yield f"tracking: got {list(names)}, expected each name once; fix it"
 
 
 def _model(model: ModelOptions) -> Iterator[str]:

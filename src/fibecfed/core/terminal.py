@@ -15,3 +15,12 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    r"""As `escaped`, with line breaks written out too: one line of a log, whatever a name in it holds.
+
+    >>> print(one_line("client a\n2026-01-01 INFO all is well"))
+    client a\n2026-01-01 INFO all is well
+    """
+    return escaped(text).replace("\n", "\\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..core.metrics import Metric
+from ..core.terminal import one_line
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,37 @@ class Finished:
 
 
 Event: TypeAlias = Started | DataInspected | PhaseStarted | RoundDone | Evaluated | Warned | Finished
+
+
+def logged(listen: Callable[[Event], None]) -> Callable[[Event], None]:
+    """A listener that logs each event and hands it on. What it logs has `event` set: who shows the events can leave it out."""
+
+    def both(event: Event) -> None:
+        for level, text in _in_words(event):
+            logger.log(level, "%s", one_line(text), extra={"event": True})
+        listen(event)
+
+    return both
+
+
+def _in_words(event: Event) -> Iterator[tuple[int, str]]:
+    """The lines that an event is in a log, each with its level."""
+    match event:
+        case Started():
+            yield logging.INFO, f"{event.folder}: {event.total_rounds} rounds, {event.completed} of them done before"
+        case PhaseStarted():
+            yield logging.INFO, f"phase {event.phase} of {event.num_rounds} rounds"
+        case RoundDone():
+            loss = "nobody trained" if event.loss is None else f"loss {event.loss:.4f}"
+            sent = f"{event.bytes_up} bytes up, {event.bytes_down} bytes down"
+            yield logging.INFO, f"{event.phase} round {event.index}: {loss}, {sent}, {event.seconds:.2f} s"
+        case Evaluated():
+            of = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
+            scores = f"{event.metric.name}: {', '.join(f'{name} {event.metric.text(score)}' for name, score in of.items())}"
+            yield logging.INFO, f"evaluation after {event.rounds} rounds: {scores}, {event.answered} of {event.clients} clients"
+        case Warned():
+            yield logging.WARNING, event.text
+        case DataInspected():
+            yield from ((logging.WARNING, text) for text in event.warnings)
+        case Finished():
+            yield logging.INFO, f"{event.folder}: finished"
