@@ -20,8 +20,8 @@ class _StandardError(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._beside_progress and record.levelno >= logging.WARNING and getattr(record, "event", False):
-            return  # progress shows every warning
+        if self._beside_progress and getattr(record, "shown", False):
+            return
         try:
             sys.stderr.write(escaped(self.format(record)) + "\n")
             sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import platform
 from collections import Counter
@@ -29,6 +30,8 @@ from .models.export import link_tokenizer, save_adapter, save_tokenizer
 from .models.packaged import PACKAGED
 from .models.revision import commit_of
 from .snippet import Base, Reading, about_labels
+
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -78,6 +81,7 @@ def save(
             save_tokenizer(inputs.tokenizer, folder, max_length(config))
     except SafetensorError as error:  # what its writer makes of a full disk
         raise RunFailed(f"{folder} could not be written: {error}") from error
+    logger.debug("%s written", folder)
 
 
 def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None, metric: Metric) -> Mapping[str, Any] | None:
@@ -172,5 +176,5 @@ _MAIN = (
 )  # fmt: skip
 _PRIVATE = (
     "data.path", "data.test_path", "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
-    "data.labels", "federation.client_names", "federation.clients",
+    "data.labels", "federation.client_names", "federation.clients", "tracking", "tracking_by_client",
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from .methods.catalogue import Prepared
 from .methods.options import AttemptOptions
 from .models.backbones import Source, build_task, sha256_of
 from .models.objectives import ClassHead
+
+logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "FIBECFED_CACHE"
 DEFAULT = ("qnli", "sst2", "boolq", "subj")
@@ -110,6 +113,7 @@ def source_prompts(
             for name, path in paths.items():
                 with _alone(path, wait) as may:
                     if may and not path.is_file():
+                        logger.info("training the source prompt of %s, which is not in %s", name, path.parent)
                         _write(path, *_train(config, source, tokenizer, name))
     else:
         for name, path in paths.items():
@@ -130,6 +134,8 @@ def _alone(path: Path, wait: bool) -> Iterator[bool]:
     may = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if wait:
+            logger.info("waiting for another process that may be training %s", path)
         lock.acquire()
     except Timeout:
         may = False

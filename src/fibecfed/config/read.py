@@ -6,6 +6,7 @@ directory, not from the file's, and recorded as absolute ones, so that a run can
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,14 @@ from typing import Any
 
 from ..core.errors import UserError
 from ..core.files import TOO_LONG, expanded, kind_of
+from ..core.terminal import one_line
 from ..methods.catalogue import METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .text import show
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     mistakes |= missing_files(table)
     if config is None or mistakes:
         raise refusal(str(path), mistakes)
+    for note in notes:
+        logger.info("%s: %s", path, one_line(note))
     return Loaded(resolve_paths(config), tuple(notes))
 
 

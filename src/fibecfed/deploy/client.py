@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from ..core.errors import UserError
 from ..core.files import read_table, write_atomically
 from ..core.json_text import to_json
 from ..core.process import threads
+from ..core.terminal import one_line
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import run_lock
 from ..engine.flower.resident import Resident
@@ -29,6 +31,8 @@ from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..inspection import show
 from ..saving import checksum_of_files, save, versions
 from .check import data_sections, site_sections, states_kept
+
+logger = logging.getLogger(__name__)
 
 ABOUT = "client.json"
 _ADVICE = (
@@ -62,7 +66,7 @@ def run(options: Options, say: Callable[[str], None], console: Console) -> None:
     Raises:
         UserError: whatever the user can fix; nothing was answered then.
     """
-    config = _config(options)
+    config, say = _config(options), _logged(say)
     with contextlib.ExitStack() as held:
         with _writable(options.folder):
             held.enter_context(run_lock(options.folder))
@@ -83,6 +87,14 @@ def run(options: Options, say: Callable[[str], None], console: Console) -> None:
                 serve(server, resident.answer, say)
         except SocketError as error:
             raise UserError(f"--socket: {error}") from None
+
+
+def _logged(say: Callable[[str], None]) -> Callable[[str], None]:
+    def both(text: str) -> None:
+        logger.info("%s", one_line(text), extra={"shown": True})
+        say(text)
+
+    return both
 
 
 def try_out(options: Options, console: Console) -> None:

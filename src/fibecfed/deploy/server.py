@@ -21,7 +21,7 @@ from ..core.json_text import to_json
 from ..core.streams import without_library_warnings
 from ..core.terminal import escaped
 from ..core.types import ClientId, Round
-from ..engine.events import Warned
+from ..engine.events import Warned, logged
 from ..engine.flower.apps import server_app
 from ..engine.flower.envelope import Finish, packed
 from ..engine.flower.transport import FlowerTransport
@@ -82,7 +82,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     run = known.get("run") or secrets.token_hex(8)
 
     def say(text: str) -> None:
-        progress(Warned(text))
+        logged(progress)(Warned(text))
 
     transport = FlowerTransport(grid, run, common(config, checksum_of_files(find(config.model))), versions(), completed, say)
     options = config.federation

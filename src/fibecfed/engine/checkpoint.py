@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ from ..core.types import ClientId
 from . import packs
 from .packs import Location, PackError, Prefix
 from .states import ClientStates
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 1
 
@@ -137,6 +140,7 @@ class Checkpoints:
         self._kept = [kept for kept in known if kept.number == pinned or kept in known[-self._keep :]]
         self._remove_all_but({_manifest_name(kept.number) for kept in self._kept} | {kept.server for kept in self._kept})
         states.retain({prefix.number for kept in self._kept for prefix in kept.packs})
+        logger.debug("%s written: %d bytes of the server's state", path, len(server))
         return path
 
     def load_latest(self) -> Checkpoint | None:
@@ -195,6 +199,7 @@ class Checkpoints:
             for name in sorted(entry.name for entry in os.scandir(self.folder) if _OURS.fullmatch(entry.name)):
                 if name not in names:
                     (self.folder / name).unlink()
+                    logger.debug("%s removed", self.folder / name)
 
 
 @contextlib.contextmanager

@@ -117,11 +117,11 @@ Event: TypeAlias = Started | DataInspected | PhaseStarted | RoundDone | Evaluate
 
 
 def logged(listen: Callable[[Event], None]) -> Callable[[Event], None]:
-    """A listener that logs each event and hands it on. What it logs has `event` set: who shows the events can leave it out."""
+    """A listener that logs each event and hands it on. Progress shows every warning, so these have `shown` set."""
 
     def both(event: Event) -> None:
         for level, text in _in_words(event):
-            logger.log(level, "%s", one_line(text), extra={"event": True})
+            logger.log(level, "%s", one_line(text), extra={"shown": level >= logging.WARNING})
         listen(event)
 
     return both

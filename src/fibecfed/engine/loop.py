@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .requests import Requests
 from .transport import Transport, exchange
+
+logger = logging.getLogger(__name__)
 
 REPEATS = (
     "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start a new run with a lower "
@@ -184,6 +187,7 @@ def _round(
         standing = standing.after(accepted, got.refused, tolerance.exclude_after)
         if len(got.messages) >= tolerance.needed(len(chosen)):
             break
+        logger.info("%s round %d: too few usable answers, %d of %d", now.phase, now.index, len(got.messages), len(chosen))
         attempts.append(FailedAttempt(chosen, sizes, got.bytes_up, got.failures, got.refused))
         hopeless = hopeless and len(chosen) - len(got.repeats) < tolerance.needed(len(chosen)) and bool(chosen)
         if len(attempts) == tolerance.round_attempts:

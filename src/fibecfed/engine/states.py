@@ -9,6 +9,7 @@ Where a round may be asked of a client again, the record of its state before the
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from pathlib import Path
 
 from ..core.errors import RunFailed
 from ..core.files import sync_folder
+from ..core.terminal import one_line
 from ..core.types import ClientId
 from . import packs
 from .packs import Location, PackError, Prefix
+
+logger = logging.getLogger(__name__)
 
 _ON_SERVER = "\udc00server\udc00"  # before the name of a client; halves of pairs like these are in no text that was ever decoded
 
@@ -202,6 +206,7 @@ class ClientStates:
             self._unlisted = True
         number = self._open
         self._unflushed.add(number)
+        logger.debug("the state of client %s goes to disk: %d bytes", one_line(client.removeprefix(_ON_SERVER)), len(blob))
         try:
             self._packs[number], location = packs.append(self.folder, self._packs[number], client, blob)
         except OSError as error:
@@ -218,6 +223,7 @@ class ClientStates:
     def _compact(self) -> None:
         sparse = {number for number, prefix in self._packs.items() if number != self._open and 0 < 2 * self._live[number] < prefix.length}
         if sparse:
+            logger.debug("%s: %d packs that are mostly out of date are copied together", self.folder, len(sparse))
             for client in [client for client, location in self._where.items() if location.pack in sparse]:
                 self._write(client, self._read(client, self._where[client]))
 

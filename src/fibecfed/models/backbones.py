@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..core.options import Options
 from ..core.process import environment
 from ..core.rng import Key
 from ..core.task import Use
+from ..core.terminal import one_line
 from ..local.options import TrainingOptions
 from .heads import UnsupportedModel, head_modules, last_linear
 from .kept import KeptWeights
@@ -36,6 +38,8 @@ from .targets import target_modules
 from .transformer_task import TransformerTask
 from .trial import refusing, try_out
 from .turns import seeded
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,8 @@ def load_model(
             f"model.name: {source.location} has no weights that fit {len(lost)} tensors of a {type(model).__name__}, the first of them "
             f"{lost[0]}; expected a complete pre-trained model of the kind that its configuration names"
         )
+    if drawn:
+        logger.info("drawn at random, since %s has no weights for them: %s", one_line(source.published), one_line(", ".join(drawn)))
     # a head in the file that did not fit is needed again by a run with as many classes as it has
     if weights is not None and kept is None and not found["mismatched_keys"]:
         weights.keep(identity, source.files, model, drawn)
@@ -303,6 +309,7 @@ def build_task(
     """
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
+    logger.info("%s on %s in %s", one_line(source.published), device, precision)
     model, drawn = load_model(
         source,
         objective=objective,

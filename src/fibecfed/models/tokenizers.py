@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
+from ..core.terminal import one_line
 from .backbones import COUNT_FROM_PADDING, Source, as_user_error
+
+logger = logging.getLogger(__name__)
 
 _FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.bpe*")
 """What tokenizers are saved as."""
@@ -46,6 +50,7 @@ def load_tokenizer(source: Source, config: PretrainedConfig | None = None) -> Pr
         if tokenizer.eos_token is None:
             raise UserError(f"model.name: the tokenizer of {source.published} has neither a padding nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
+        logger.info("the tokenizer of %s has no padding token: its end-of-text token takes the place", one_line(source.published))
     _pad_within(tokenizer, config)
     try:
         tokenizer(["a text", "another one"], truncation="longest_first", max_length=8, padding=False)

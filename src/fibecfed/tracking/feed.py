@@ -23,7 +23,7 @@ class Tracking:
         names: of `SINKS`.
         by_client: whether the values of each client are given as well.
         scores: what an evaluation came to.
-        warn: is told in a sentence what went wrong.
+        warn: gets a sentence about what went wrong.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ with environment("MLFLOW_DISABLE_TELEMETRY", "true"):  # it is read at import
 
 EXPERIMENT = "fibecfed"
 _EVERY_STEP = "step"
-"""A metric that each step has, by which it is told which are there."""
+"""A metric that each step has: its history says which steps are there."""
 _AT_ONCE = 1000
 """Metrics that MLflow takes in one call."""
 

@@ -87,7 +87,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(selected: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Numbers as they are; of the layers that travel their number, and 1 or 0 for each; of a list of numbers each under its place; of a
+    """Numbers as they are; of the shared layers their number, and 1 or 0 for each layer; of a list of numbers each under its place; of a
     table of numbers (ranks by client) the mean."""
     for name, value in selected.items():
         if _is_number(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from ...core.errors import UserError
 from ...core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
+from ...core.terminal import one_line
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
 from ..report.recorded import ASIDE, RUNS, TRIALS
@@ -37,6 +39,8 @@ from .tuning import (
     validation_score,
     write_tuning,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -173,17 +177,21 @@ class _Maker:
             held = look(one)
             for text in [text for text in held.moved if text not in said]:
                 said.add(text)
-                self.watcher.warned(one, f"{text}; runs that are done are taken to be of the same bytes")
+                self._warn(one, f"{text}; runs that are done are taken to be of the same bytes")
             if held.unusable is not None:
                 unusable[one] = held.unusable
             elif held.summary is not None:
                 done[one] = held.summary
                 self.clock.learn(one, held.summary)
             elif held.damaged is not None:
-                self.watcher.warned(one, f"{held.damaged}; it is made again, and what was there is kept in {move_aside(one)}")
+                self._warn(one, f"{held.damaged}; it is made again, and what was there is kept in {move_aside(one)}")
         outcomes = self.pool.run([one for one in jobs if one not in done and one not in unusable])
         done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
         return done, unusable, outcomes
+
+    def _warn(self, one: Job, text: str) -> None:
+        logger.warning("%s: %s", one_line(one.name), one_line(text), extra={"shown": True})
+        self.watcher.warned(one, text)
 
 
 def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +18,11 @@ from ...config import to_toml
 from ...core.files import FAILURE, write_atomically
 from ...core.json_text import to_json
 from ...core.process import environment
+from ...core.terminal import one_line
 from .plan import Clock, Job
 from .worker import work
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
 _PATIENCE_S = 30.0  # that a worker is given to stop at its next instruction, before it is killed
@@ -117,7 +121,7 @@ class Pool:
                 if outcome.why == "killed":
                     killed[one] += 1
                     if killed[one] < _ATTEMPTS:
-                        self._watcher.warned(one, f"{outcome.reason}; it is tried once more")
+                        self._warn(one, f"{outcome.reason}; it is tried once more")
                         waiting.append(one)
                         continue
                 outcomes[one] = outcome
@@ -125,6 +129,11 @@ class Pool:
                     record_failure(one, outcome)
                 else:
                     self._clock.learn(one, outcome.summary)
+                logger.info(
+                    "%s: %s",
+                    one_line(one.name),
+                    "finished" if outcome.summary is not None else one_line(f"{outcome.why}: {outcome.reason}"),
+                )
                 self._watcher.ended(one, outcome)
             self._watcher.tick(waiting)
         return outcomes
@@ -150,7 +159,12 @@ class Pool:
         worker.job = one
         with contextlib.suppress(OSError):  # one that died meanwhile is heard of like one that dies later
             worker.pipe.send_bytes(to_json({"config": to_toml(one.config), "folder": str(one.folder)}).encode())
+        logger.info("%s: started in process %s", one_line(one.name), worker.process.pid)
         self._watcher.started(one)
+
+    def _warn(self, one: Job, text: str) -> None:
+        logger.warning("%s: %s", one_line(one.name), one_line(text), extra={"shown": True})
+        self._watcher.warned(one, text)
 
     def _hear(self, worker: _Worker, one: Job) -> Outcome | None:
         """One message of a busy worker; the outcome if it is the last about its job."""
@@ -168,7 +182,7 @@ class Pool:
             case "round":
                 self._watcher.round(one, message["done"], message["of"], message.get("score"))
             case "warning":
-                self._watcher.warned(one, message["text"])
+                self._warn(one, message["text"])
             case "done":
                 worker.job = None
                 return Outcome(message["summary"])
