@@ -115,6 +115,20 @@ def test_what_is_no_file_is_called_what_it_is(kind: str) -> None:
     assert {"folder": "(a folder)", "nothing": "(nothing there)"}.get(kind, f"(a {kind}, which can be read only once") in said
 
 
+def test_trackers_are_a_list_of_known_names_and_one_word_on_a_command_line() -> None:
+    file = '[data]\ntask = "mr"\n'
+    assert load(write(file)).config.tracking == ()
+    for pair in ("tracking=tensorboard, wandb", 'tracking=["tensorboard", "wandb"]'):
+        found = load(write(file), [pair]).config
+        assert found.tracking == ("tensorboard", "wandb") and load(write(to_toml(found))).config == found
+    assert load(write(f'tracking = ["mlflow"]\n{file}'), ["tracking="]).config.tracking == ()
+    said = mistakes(f'tracking = ["tensorbord", "trackio"]\n{file}')
+    assert 'tracking: got "tensorbord", expected names among tensorboard, mlflow, trackio, wandb; did you mean "tensorboard"?' in said
+    assert "expected each name once" in mistakes(file, "tracking=wandb,wandb")
+    assert "tracking: got 3, expected a list" in mistakes(file, "tracking=3")
+    assert load(write('[data]\npath = "a.toml"\n'), ["data.labels=bad,good"]).config.data.labels == ("bad", "good")
+
+
 def test_in_the_file_for_own_data_a_column_of_clients_is_all_that_has_to_be_set() -> None:
     table = tomllib.loads(own_data_toml())
     table["data"]["client_column"] = "site"

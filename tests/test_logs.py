@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import fibecfed
 from fibecfed import cli, session
 from fibecfed.config import load
+from fibecfed.core.metrics import METRICS
 from fibecfed.engine.events import Evaluated, Event, RoundDone, Started, Warned, logged
 
 SUMMARY = {
@@ -97,7 +98,7 @@ def test_every_event_is_in_the_log_and_goes_on_to_who_listens(caplog: pytest.Log
     events = (
         Started(Path("r"), (("tune", 3),), 2),
         RoundDone("tune", 2, 3, None, 1, 2, 0.5),
-        Evaluated(3, 0.5, 0.25, None),
+        Evaluated(3, METRICS["accuracy"], 0.5, 0.25, None, {}),
         Warned("late"),
     )
     with caplog.at_level(logging.INFO, logger="fibecfed"):

@@ -68,7 +68,7 @@ def test_every_round_and_evaluation_is_a_step_of_a_run_with_the_same_bits(
     assert summary["adapters"] == plain["adapters"] and summary["scores"] == plain["scores"]
     assert list(tracker.steps) == [0, 1, 2, 3, 4, 5] and tracker.closed == [True]
     assert tracker.runs[0].folder == tmp_path / "run" and tracker.runs[0].settings["model.rank"] == 8
-    assert tracker.steps[0].keys() >= {"scores/pooled_personalised", "scores/test_loss_global"}
+    assert tracker.steps[0].keys() >= {"scores/pooled_personalised", "scores/metrics/global/loss"}
     assert tracker.steps[1].keys() >= {"bytes/up", "bytes/down", "seconds/round", "clients/asked", "selected/global_layers"}
     last = tracker.steps[5]
     assert last.keys() >= {"train/loss", "train/examples", "scores/worst_decile", "selected/mean_kept_neurons", "bytes/evaluation"}

@@ -16,6 +16,7 @@ import pytest
 from saved import interrupted_at, run_config, save_backbone, write_reviews
 
 from fibecfed import session
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.tracking.sinks import SINKS
 
@@ -119,8 +120,8 @@ def as_recorded(out: Path, found: Found) -> None:
         record.number + 1 for record in rounds if record.steps and sum(record.steps.values())
     ]
     assert [step for step, _ in found["scores/pooled_personalised"]] == [record.rounds for record in scored]
-    for (_, loss), record in zip(found["scores/test_loss_global"], scored, strict=True):
-        assert math.isclose(loss, record.loss_server, rel_tol=1e-6)
+    for (_, loss), record in zip(found["scores/metrics/global/loss"], scored, strict=True):
+        assert math.isclose(loss, METRICS["loss"].of(record.server), rel_tol=1e-6)
     layers = [record.server["global_layers"] for record in rounds if record.server]
     assert layers and found["selected/global_layers"][0][1] == len(layers[0])
 

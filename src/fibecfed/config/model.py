@@ -9,7 +9,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ..core.options import Options
 from ..data.options import DataOptions
@@ -34,18 +34,11 @@ else:
     MethodOptions = Annotated[reduce(or_, OPTIONS.values()), Field(discriminator="kind")]
 
 
-def _names(value: Any) -> Any:
-    """A command line writes `tracking=tensorboard,wandb` where a file has a list."""
-    if isinstance(value, str):
-        value = [name.strip() for name in value.split(",") if name.strip()]
-    return tuple(value) if isinstance(value, list) else value
-
-
 class Config(Options):
     """The configuration of a run. Without a method it is FibecFed with its defaults."""
 
     seed: int = Field(default=0, ge=0, description="Seed of all random draws of the run.")
-    tracking: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    tracking: tuple[str, ...] = Field(
         default=(),
         description=f"Also write the run's values for {', '.join(SINKS)}: a list of these names. Each writes in the run's folder and sends "
         "nothing; docs/watching.md.",

@@ -170,7 +170,9 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
     if name in known and not text.strip(" "):
         inner.pop(leaf, None)
     else:
-        inner[leaf] = text if name in known and known[name].takes_text else read_value(text)
+        value = text if name in known and known[name].takes_text else read_value(text)
+        listed = name in known and known[name].takes_texts and isinstance(value, str)
+        inner[leaf] = [part.strip() for part in value.split(",")] if listed else value
 
 
 def read_value(text: str) -> Any:

@@ -29,6 +29,7 @@ class Setting:
         description: as in the option table.
         table: first paragraph of the table's docstring.
         takes_text: its type is text, so that a command line gives it as written.
+        takes_texts: its type is a list of texts, so that a command line may give it without quotes, with commas between.
         kind: the method it belongs to; None for all tables but [method].
     """
 
@@ -38,6 +39,7 @@ class Setting:
     description: str
     table: str
     takes_text: bool
+    takes_texts: bool
     kind: str | None = None
 
 
@@ -51,7 +53,9 @@ def settings(options: type[Options], prefix: str = "", kind: str | None = None) 
             continue
         plain = _without_none(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
-        yield Setting(prefix + name, expected(field), default, field.description or "", about, plain == (str,), kind)
+        yield Setting(
+            prefix + name, expected(field), default, field.description or "", about, plain == (str,), plain == (tuple[str, ...],), kind
+        )
     for inner, table in nested:
         yield from settings(table, inner, kind)
 
