@@ -299,8 +299,8 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
     [
         ({"data": {"task": "sst3"}}, "data.task: got 'sst3', expected one of sst2, .*did you mean 'sst2'"),
         ({"data": {"task": "sst2", "path": "x.csv"}}, "set exactly one of `data.task` and `data.path`"),
-        ({"data": {"task": "sst2", "text_column": "t"}}, "has a mistake:\\n  data.text_column: .* brings its own columns"),
-        ({"data": {"task": "sst2", "test_fraction": 0.3}}, "has a mistake:\\n  data.test_fraction: got 0.3 beside `data.task`"),
+        ({"data": {"task": "sst2", "text_column": "t"}}, "has a mistake:\\n  data.text_column: .* has its own columns"),
+        ({"data": {"task": "sst2", "test_fraction": 0.3}}, "has a mistake:\\n  data.test_fraction: got 0.3 with `data.task`"),
         ({"data": {"path": "x", "pair_column": "text"}}, "data.pair_column: got 'text', which is `data.text_column` already"),
         ({"data": {"path": "x", "labels": ["a", "a"]}}, "data.labels: .* at least two classes, each once"),
         (
@@ -310,7 +310,7 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"federation": {"partition": "column"}}, "federation.partition: got \"column\" without `data.client_column`"),
         ({"federation": {"clients": 3, "clients_per_round": 5}}, "federation.clients_per_round: got 5, expected at most"),
         ({"data": {"path": "x", "revision": "v1"}}, "data.revision: got 'v1' without `data.task`"),
-        ({"data": {"task": "sst2", "skip_empty": True}}, "data.skip_empty: got True beside `data.task`"),
+        ({"data": {"task": "sst2", "skip_empty": True}}, "data.skip_empty: got True with `data.task`"),
         ({"federation": {"quorum": 0.5}}, 'federation.quorum: got 0.5 with `federation.on_failure` = "stop"'),
         ({"federation": {"round_attempts": 2}}, 'federation.round_attempts: got 2 with `federation.on_failure` = "stop"'),
         ({"federation": {"exclude_after": 3}}, 'federation.exclude_after: got 3 with `federation.on_failure` = "stop"'),
@@ -318,10 +318,10 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"training": {"momentum": 0.9}}, "training.momentum: got 0.9 with `training.optimizer` = \"adamw\""),
         ({"training": {"weight_decay": math.inf}}, "training.weight_decay: got inf, expected a finite number"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate: got nan, expected a number, above 0"),
-        ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a share"),
+        ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a fraction"),
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
-        ({"method": {"neurons": {"rule": "all", "value": 0.5}}}, "method.neurons.value: .* takes none"),
+        ({"method": {"neurons": {"rule": "all", "value": 0.5}}}, "method.neurons.value: .* needs none"),
         ({"method": {"neurons": {"rule": "random", "every": 2}}}, "method.neurons.every: got 2, but .* measures nothing"),
         (
             {"method": {"curriculum": {"scoring": "training", "labels": "model"}}},

@@ -66,7 +66,7 @@ def test_what_is_done_before_the_first_round_is_said_and_where_a_resumed_run_goe
             assert begun.startswith("\x1b[?25l") if terminal else begun == "loading model and data ...\n"  # a spinner is drawn later
             progress(Started(Path("a"), (("tune", 9),), completed=4))
         text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-        assert "a: 9 rounds, resumed after round 4: what came after the last checkpoint is repeated" in text
+        assert "a: 9 rounds, resumed after round 4: rounds after the last checkpoint are repeated" in text
 
 
 def test_an_interrupted_run_gives_the_terminal_back() -> None:

@@ -17,24 +17,24 @@ SELF_EVOLUTION = {"kind": "self-evolution"}
 NEEDY: list[tuple[dict[str, Any], str]] = [
     (
         {"federation": {"partition": "shards"}},
-        'federation.partition: got "shards" for examples without classes; take "column" or "iid"',
+        'federation.partition: got "shards" for examples without classes; set "column" or "iid"',
     ),
-    ({"data": {"label_noise": 0.1}}, "data.label_noise: got 0.1 for examples without classes; take it out"),
+    ({"data": {"label_noise": 0.1}}, "data.label_noise: got 0.1 for examples without classes; remove it"),
     (
         {"training": {"class_weights": "balanced"}},
-        "training.class_weights: got weights of classes for examples without classes; take it out",
+        "training.class_weights: got weights of classes for examples without classes; remove it",
     ),
     (
         {"method": {"curriculum": {"labels": "model"}}},
-        'method.curriculum.labels: got "model", which goes over all classes, for examples without classes; take "true"',
+        'method.curriculum.labels: got "model", which goes over all classes, for examples without classes; set "true"',
     ),
     (
         {"method": SELF_EVOLUTION},
-        'method.kind: got "self-evolution", which needs the probabilities of classes, for examples without classes; take another',
+        'method.kind: got "self-evolution", which needs the probabilities of classes, for examples without classes; choose another',
     ),
     (
         {"model": {"head": "label-words"}, "data": {"template": "{x} <mask>", "label_words": ["a", "b"]}},
-        'model.head: got "label-words", which stand for classes, for examples without classes; take another head',
+        'model.head: got "label-words", which stand for classes, for examples without classes; choose another head',
     ),
 ]
 

@@ -197,8 +197,8 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
     window, prompt = sliding_window(model_config), getattr(getattr(config.method, "adapter", None), "num_tokens", 0)
     if window and prompt and got + prompt > window:
         raise UserError(
-            f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention reaches "
-            f"{window} tokens back, and the {prompt} of the method's adapter stand before the text; set it to that, or choose another model"
+            f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention window is "
+            f"{window} tokens, of which the method's adapter takes {prompt}; set it to that, or choose another model"
         )
     if config.evaluation.save == "best" and not len(data.validation):
         raise UserError(

@@ -123,9 +123,7 @@ def resume(
             from .deploy import again
 
             if overrides:
-                raise UserError(
-                    f"{folder}: got {' '.join(overrides)}, but the run of a federation takes none; set them in {folder / CONFIG}"
-                )
+                raise UserError(f"{folder}: got {' '.join(overrides)}, but a federation's run accepts none; set them in {folder / CONFIG}")
             summary, was_finished = watched(folder, lambda progress: again.resume(folder), before="")
         else:
             from . import session

@@ -144,6 +144,6 @@ def _words(prompt: Prompt | None) -> str:
     words, tokens = (", ".join(f"`{one}`" for one in some) for some in (prompt.words, prompt.tokens))
     where = "after the last token" if prompt.mask_id is None else "in the place of the tokenizer's mask token"
     return (
-        f"\nThe text is put into the template `{prompt.template}`; the class is the likeliest of the words {words} (tokens {tokens})\n"
+        f"\nThe text is put into the template `{prompt.template}`; the class is the most probable of the words {words} (tokens {tokens})\n"
         f"{where}. labels.json holds all three.\n"
     )

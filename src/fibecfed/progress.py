@@ -92,7 +92,7 @@ class Progress:
         if len(event.phases) > 1:
             begun += f" ({', '.join(f'{name} {rounds}' for name, rounds in event.phases)})"
         if event.completed:
-            begun += f", resumed after round {event.completed}: what came after the last checkpoint is repeated"
+            begun += f", resumed after round {event.completed}: rounds after the last checkpoint are repeated"
         self._line(f"{event.folder}: {begun}", always=True)
         if self._console.is_terminal:
             self._live = Live(

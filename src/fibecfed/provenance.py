@@ -57,10 +57,10 @@ def refuse_other_settings(config: Config, hashed: str | None, header: Mapping[st
         UserError: the configuration, or the records, are others.
     """
     if hashed != header.get("config_hash"):
-        raise UserError(f"{out / RECORDS}: these are the records of another run than the checkpoints beside them; restore the file")
+        raise UserError(f"{out / RECORDS}: these are not the records of the same run as the checkpoints; restore the file")
     if changed := changed_settings(config, header["configuration"]):
         way_out = "set it back, or start a new run"
-        raise UserError(f"{out / CONFIG} is not the configuration that the checkpoint was made with: {'; '.join(changed)}; {way_out}")
+        raise UserError(f"{out / CONFIG} is not the configuration of the checkpoint: {'; '.join(changed)}; {way_out}")
 
 
 def refuse_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path) -> None:
@@ -102,7 +102,7 @@ def changed_conditions(prepared: Prepared, header: Mapping[str, Any]) -> list[st
         "the data have another path than before, and records of version 0.1 have no checksum of them: only labels and counts were compared"
     )
     return [unknown] * (moved and "data" not in header) + [
-        f"{name}: this run began with {header.get(name)} and is resumed with {now[name]}; the last bits of its numbers may differ"
+        f"{name}: this run started with {header.get(name)} and is resumed with {now[name]}; the last bits of its numbers may differ"
         for name in now
         if header.get(name) != now[name]
     ]

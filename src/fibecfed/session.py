@@ -106,7 +106,7 @@ def resume(
         return read_summary(out), True
     if moved := lost(out / CONFIG, overrides):
         again = f"fibecfed resume {_quoted(out)} {' '.join(f'{key}=NEW' for key in moved)}"
-        raise UserError(f"{out / CONFIG}: nothing is at the place of {' and '.join(moved)}; if it was moved, say where it is now: {again}")
+        raise UserError(f"{out / CONFIG}: found nothing at {' and '.join(moved)}; if it was moved, give its new location: {again}")
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
@@ -150,7 +150,7 @@ def _refuse_used(out: Path) -> None:
         return
     if (out / CONFIG).exists():
         way_out = f"choose another folder with --out, or resume with: fibecfed resume {_quoted(out)}"
-        raise UserError(f"{out} holds a run already; nothing was changed; {way_out}")
+        raise UserError(f"{out} already contains a run; nothing was changed; {way_out}")
     if not out.is_dir() or any(entry.name != LOCK and not is_aside(entry.name) for entry in out.iterdir()):
         raise UserError(f"{out} exists and is not an empty folder; nothing was changed. Choose another one with --out")
 
@@ -233,7 +233,7 @@ class _Session:
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
         if checkpoint is None and (again := _rounds_recorded(self.out / RECORDS)):
-            where = f"{self.out / CHECKPOINTS} holds no checkpoint"
+            where = f"{self.out / CHECKPOINTS} has no checkpoint"
             self.say(Warned(f"{where}: the run starts again, and its {again} recorded rounds are repeated"))
         best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round
 
@@ -319,7 +319,7 @@ class _Session:
             version = read_header(self.out / RECORDS).get("versions", {}).get("fibecfed", "an unknown version")
             raise UserError(
                 f"{checkpoint.path}: got the server's state as fibecfed {version} wrote it, which this version cannot read ({error}); "
-                "resume the run with the version that began it, or start a new run"
+                "resume the run with the version that started it, or start a new run"
             ) from None
 
     def _due(self, step: Step) -> bool:

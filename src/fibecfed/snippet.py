@@ -118,7 +118,7 @@ def _ask_for_a_word(pair: bool, separator: str, *, masked: bool) -> list[str]:
         tokens = [
             "    encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)",
             '    last = max(i for i, added in enumerate(encoded["special_tokens_mask"]) if not added)',
-            '    return encoded["input_ids"][: last + 1]  # nothing stands behind the template',
+            '    return encoded["input_ids"][: last + 1]  # nothing follows the template',
         ]
     place = 'int((batch["input_ids"][0] == tokenizer.mask_token_id).nonzero())' if masked else "-1"
     return [

@@ -101,5 +101,5 @@ def test_a_model_that_takes_no_past_keys_is_refused_with_the_reason() -> None:
     config = DistilBertConfig(vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
     add_adapter(model, PrefixAdapter(num_tokens=2), key=Key(0))
-    with pytest.raises(UserError, match="a prefix cannot be used with a DistilBertModel: its call takes no past_key_values"):
+    with pytest.raises(UserError, match="a prefix cannot be used with a DistilBertModel: its forward pass takes no past_key_values"):
         TransformerTask(model)

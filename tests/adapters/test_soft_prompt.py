@@ -59,7 +59,7 @@ def test_a_model_that_takes_no_embeddings_or_positions_is_refused() -> None:
     body = task._classifier._frozen
     lacking = type(body)(body.module, body.blocks, frozenset({"input_ids"}), 0, False, body.pool)
     with pytest.raises(
-        UserError, match="a soft prompt cannot be used with a BertModel: its call takes no inputs_embeds and no position_ids"
+        UserError, match="a soft prompt cannot be used with a BertModel: its forward pass takes no inputs_embeds and no position_ids"
     ):
         task.model.adapter.check(lacking)
 

@@ -23,21 +23,21 @@ def test_a_task_of_classes_is_handed_on_and_any_other_refused_in_a_sentence() ->
     task: Task = tiny_task("bert", num_classes=3)
     assert classification(task, "x", "y") is task and classification(task, "x", "y").num_classes == 3
     with pytest.raises(UserError) as refusal:
-        classification(next_token_task(), "method.fancy", "take another")
-    assert str(refusal.value) == "method.fancy needs a task that predicts classes, which this one does not; take another"
+        classification(next_token_task(), "method.fancy", "choose another")
+    assert str(refusal.value) == "method.fancy needs a task that predicts classes, which this one does not; choose another"
 
 
 def test_examples_with_classes_give_them_and_others_are_refused_in_a_sentence() -> None:
     train = texts(classes=True).train
     assert train.labels is not None and torch.equal(classes_of(train, "x", "y"), train.labels)
     with pytest.raises(UserError) as refusal:
-        classes_of(texts().train, "data.fancy", "take it out")
-    assert str(refusal.value) == "data.fancy needs examples with classes, which these do not have; take it out"
+        classes_of(texts().train, "data.fancy", "remove it")
+    assert str(refusal.value) == "data.fancy needs examples with classes, which these do not have; remove it"
 
 
 def test_a_fisher_pass_over_the_models_own_classes_is_refused_for_other_tasks() -> None:
     task, train = next_token_task(), texts().train
-    with pytest.raises(UserError, match=r'labels = "model" needs a task that predicts classes, .*; take "true"'):
+    with pytest.raises(UserError, match=r'labels = "model" needs a task that predicts classes, .*; set "true"'):
         fisher_pass(task, task.params(), [train.batch([0, 1])], labels="model")
     assert fisher_pass(task, task.params(), [train.batch([0, 1])]).trace.gt(0).all()
 
@@ -45,7 +45,7 @@ def test_a_fisher_pass_over_the_models_own_classes_is_refused_for_other_tasks() 
 @pytest.mark.parametrize("weights", ["balanced", (1.0, 2.0)])
 def test_class_weights_are_refused_for_examples_without_classes(weights: Any) -> None:
     train, options = texts().train, TrainingOptions(class_weights=weights)
-    with pytest.raises(UserError, match=r"training\.class_weights needs examples with classes, which these do not have; take it out"):
+    with pytest.raises(UserError, match=r"training\.class_weights needs examples with classes, which these do not have; remove it"):
         weighed(train, options)
     assert weighed(train, TrainingOptions()) is None
 

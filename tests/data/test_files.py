@@ -92,8 +92,8 @@ def test_a_text_longer_than_a_megabyte_is_read(tmp_path):
         ("a.jsonl", '{"text":"a","label":1}\n{oops\n', ["a.jsonl, line 2", "not JSON"]),
         ("a.jsonl", '{"text":"a","label":1}\n' + "[" * 100_000, ["a.jsonl, line 2", "not JSON"]),
         ("a.json", "[" * 100_000, ["a.json", "not JSON"]),
-        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b \\ud83d","label":1}', ["'text', row 2", r"'\ud83d', half of a character"]),
-        ("a.jsonl", '{"text":"a","label":"\\ude00"}', ["'label', row 1", r"'\ude00', half of a character"]),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b \\ud83d","label":1}', ["'text', row 2", r"'\ud83d', an unpaired surrogate"]),
+        ("a.jsonl", '{"text":"a","label":"\\ude00"}', ["'label', row 1", r"'\ude00', an unpaired surrogate"]),
         ("a.json", "[1, 2]", ["row 1", "int", "object"]),
         ("a.parquet", "no parquet", ["a.parquet", "cannot be read as parquet"]),
     ],
@@ -122,7 +122,7 @@ def test_a_missing_client_is_named(tmp_path):
 def test_half_a_character_in_a_client_is_refused_and_a_whole_one_is_not(tmp_path):
     columns = Columns("text", None, "label", "who")
     assert read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d\ude00"}'), columns).clients == ["😀"]
-    with pytest.raises(UserError, match=r"'who', row 1.*half of a character"):
+    with pytest.raises(UserError, match=r"'who', row 1.*an unpaired surrogate"):
         read_split(write(tmp_path, "a.jsonl", r'{"text":"a","label":1,"who":"\ud83d"}'), columns)
 
 
@@ -165,7 +165,7 @@ def test_quotation_marks_that_are_never_closed_are_parts_of_texts_and_are_told(t
 
 
 def test_a_mark_that_swallows_rows_is_refused_or_told_with_the_row(tmp_path):
-    with pytest.raises(UserError, match=r"row 2 \(it begins in line 3\): has text behind a closing quotation mark"):
+    with pytest.raises(UserError, match=r"row 2 \(it begins in line 3\): has text after a closing quotation mark"):
         read_split(write(tmp_path, "a.csv", 'text,label\n"a, ""b""",pos\n"c" d,neg\n'), COLUMNS)
     with pytest.raises(UserError, match=r"row 1 \(it begins in line 2\): has a quotation mark that is never closed"):
         read_split(write(tmp_path, "a.csv", 'text,label\n"a, b,pos\nc,neg\n'), COLUMNS)
@@ -176,7 +176,7 @@ def test_a_mark_that_swallows_rows_is_refused_or_told_with_the_row(tmp_path):
 
 def test_spaces_behind_separators_are_no_parts_of_quoted_values(tmp_path):
     raw = read_split(write(tmp_path, "a.csv", 'text, label\n"a, b", "pos"\n"c", neg\n'), COLUMNS)
-    assert (raw.texts, raw.labels) == (["a, b", "c"], ["pos", "neg"]) and "spaces behind separators are left out" in raw.notes[0]
+    assert (raw.texts, raw.labels) == (["a, b", "c"], ["pos", "neg"]) and "spaces after separators are ignored" in raw.notes[0]
 
 
 def test_names_are_read_without_spaces_and_in_one_form_and_it_is_told(tmp_path):
@@ -237,7 +237,7 @@ def test_json_in_another_form_is_refused_with_the_form_that_is_read(tmp_path, va
 
 
 def test_a_key_that_stands_twice_in_an_object_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"line 1: not JSON .the key 'text' stands twice in one object"):
+    with pytest.raises(UserError, match=r"line 1: not JSON .the key 'text' occurs twice in one object"):
         read_split(write(tmp_path, "a.jsonl", '{"text":"a","label":"x","text":"b"}\n{"text":"c","label":"y"}'), COLUMNS)
 
 
@@ -259,8 +259,8 @@ def test_an_encoding_with_a_mark_is_read_and_another_is_refused_by_line(tmp_path
         ("a.xlsx", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
         ("a.csv", b"PK\x03\x04rest", "an Excel workbook (.xlsx); save the sheet as CSV"),
         ("a.csv", gzip.compress(b"text,label\na,x\n", mtime=0), "compressed with gzip; name it .gz"),
-        ("a.csv.gz", b"text,label\na,x\n", "not a whole gzip file"),
-        ("a.csv.gz", gzip.compress(b"text,label\na,x\n", mtime=0)[:-4], "not a whole gzip file"),
+        ("a.csv.gz", b"text,label\na,x\n", "not a complete gzip file"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,x\n", mtime=0)[:-4], "not a complete gzip file"),
         ("a.csv", b"PAR1....PAR1", "a parquet file; name it .parquet"),
         ("a.csv.bz2", b"BZh91AY", "compressed with bzip2; decompress it"),
     ],

@@ -67,7 +67,7 @@ def test_batches_have_no_labels_and_views_neither(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["dirichlet", "shards"])
 def test_a_partition_by_class_is_refused_in_a_sentence(kind: Any, tokenizer: Any) -> None:
-    said = f'federation.partition: got "{kind}", which goes by class, for examples without classes; take "column" or "iid"'
+    said = f'federation.partition: got "{kind}", which depends on the classes, for examples without classes; set "column" or "iid"'
     for attempt in (
         lambda: federated(tokenizer, plays(), partition=kind),
         lambda: partition(kind, {"train": 9}, num_clients=3, key=Key(0)),
@@ -81,7 +81,7 @@ def test_a_partition_by_class_is_refused_in_a_sentence(kind: Any, tokenizer: Any
 def test_label_noise_is_refused_in_a_sentence(tokenizer: Any) -> None:
     with pytest.raises(UserError) as refusal:
         federated(tokenizer, plays(), label_noise=0.1)
-    assert str(refusal.value) == "data.label_noise needs examples with classes, which these do not have; take it out"
+    assert str(refusal.value) == "data.label_noise needs examples with classes, which these do not have; remove it"
 
 
 def test_what_asks_for_the_classes_of_such_data_is_refused_in_a_sentence(tokenizer: Any) -> None:

@@ -170,7 +170,7 @@ def test_clients_named_by_a_column_get_folders_of_their_own_whatever_they_are_ca
 def test_a_folder_that_holds_a_run_is_refused_and_not_touched(whole: Any, inputs: Path) -> None:
     out = whole[0]
     before = contents(out)
-    with pytest.raises(UserError, match=r"holds a run already; nothing was changed.*fibecfed resume"):
+    with pytest.raises(UserError, match=r"already contains a run; nothing was changed.*fibecfed resume"):
         session.start(run_config(inputs), out)
     assert contents(out) == before
 
@@ -211,7 +211,7 @@ def test_a_folder_that_another_process_takes_meanwhile_is_refused(inputs: Path, 
         return prepare(*arguments, **more)
 
     monkeypatch.setattr(session, "prepare", slow)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already contains a run"):
         session.start(run_config(inputs), out)
     assert (out / "config.toml").read_text() == "of another" and not (out / "records.jsonl").exists()
 
@@ -232,7 +232,7 @@ def test_two_processes_cannot_work_on_one_folder(inputs: Path, tmp_path: Path) -
                 refused.append(str(error.value))
 
     session.start(run_config(inputs, federation={"rounds": 1}), tmp_path, intrude)
-    assert "is in use by another run" in refused[0] and "holds a run already" in refused[1]
+    assert "is in use by another run" in refused[0] and "already contains a run" in refused[1]
 
 
 def test_a_wrong_folder_to_resume_is_refused(whole: Any, tmp_path: Path) -> None:
@@ -374,5 +374,5 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(inputs: Path
     heard: list[object] = []
     summary, _ = session.resume(tmp_path / "run", heard.append)
     said = [event.text for event in heard if isinstance(event, Warned)]
-    assert any("holds no checkpoint: the run starts again, and its 4 recorded rounds are repeated" in text for text in said), said
+    assert any("has no checkpoint: the run starts again, and its 4 recorded rounds are repeated" in text for text in said), said
     assert summary["adapters"] == session.start(run_config(inputs), tmp_path / "whole")["adapters"]

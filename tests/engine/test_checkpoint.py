@@ -279,7 +279,7 @@ def test_opening_empty_beside_checkpoints_or_saving_foreign_states_is_refused(tm
     checkpoints, _ = run(tmp_path, range(1, 2))
     with pytest.raises(ValueError, match="holds checkpoints"):
         Checkpoints(tmp_path, 2).open_states(None, LIMIT)
-    with pytest.raises(ValueError, match="take them from open_states"):
+    with pytest.raises(ValueError, match="use those of open_states"):
         checkpoints.save(2, b"", ClientStates(tmp_path / "other", LIMIT), {})
 
 

@@ -83,5 +83,5 @@ def test_tokens_before_the_text_that_attention_would_not_reach_are_refused(metho
     if fits:
         read_inputs(config)
     else:
-        with pytest.raises(UserError, match=r"data.max_length: got a text of 10 tokens, expected at most 8: .* reaches 12 tokens back"):
+        with pytest.raises(UserError, match=r"data.max_length: got a text of 10 tokens, expected at most 8: .* window is 12 tokens"):
             read_inputs(config)

@@ -130,7 +130,7 @@ def test_a_folder_without_a_tokenizer_is_refused_with_the_command_that_writes_on
     with pytest.raises(UserError) as error:
         load_tokenizer(source_of(folder))
     text = str(error.value)
-    assert text.startswith(f"model.name: {folder} holds no tokenizer, expected its files")
+    assert text.startswith(f"model.name: {folder} has no tokenizer, expected its files")
     other = tmp_path / "source"
     save_tokenizer(save_backbone(other, family))
     command = text.split('python -c "')[1].split('"')[0]
@@ -147,4 +147,7 @@ def test_a_tokenizer_that_takes_no_plain_texts_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", refuse)
     with pytest.raises(UserError) as error:
         load_tokenizer(source)
-    assert str(error.value) == "model.name: model cannot be used: its tokenizer takes no plain texts: Words must be of type `List[str]`."
+    assert (
+        str(error.value)
+        == "model.name: model cannot be used: its tokenizer does not accept plain texts: Words must be of type `List[str]`."
+    )

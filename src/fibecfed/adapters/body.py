@@ -60,7 +60,7 @@ class Body:
         missing = [name for name in arguments if name not in self.takes]
         if missing:
             kind, names = type(self.module).__name__, " and no ".join(missing)
-            raise UserError(f"method.kind: {what} cannot be used with a {kind}: its call takes no {names}; choose another model")
+            raise UserError(f"method.kind: {what} cannot be used with a {kind}: its forward pass takes no {names}; choose another model")
 
     def require_front(self, what: str) -> None:
         """Reject a body that tokens cannot be put before, on behalf of the adapter `what`.

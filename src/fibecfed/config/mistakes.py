@@ -32,7 +32,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
     for name, value in list(leaves(rest)):
         strange = _not_json(value)
         if strange is not None:
-            mistakes[name] = f"{name}: got {strange} (a {type(strange).__name__}), which no key takes; put text in quotes"
+            mistakes[name] = f"{name}: got {strange} (a {type(strange).__name__}), which no key accepts; put strings in quotes"
             delete(rest, name)
     config: Config | None = None
     general: list[str] = []

@@ -72,18 +72,18 @@ def needing_classes(config: Tables) -> list[str]:
 def _needing_classes(config: Tables) -> Iterator[str]:
     without, method = "for examples without classes", config.method
     if config.federation.partition in ("dirichlet", "shards"):
-        yield f'federation.partition: got "{config.federation.partition}" {without}; take "column" or "iid"'
+        yield f'federation.partition: got "{config.federation.partition}" {without}; set "column" or "iid"'
     if config.data.label_noise:
-        yield f"data.label_noise: got {config.data.label_noise} {without}; take it out"
+        yield f"data.label_noise: got {config.data.label_noise} {without}; remove it"
     if config.model.head == "label-words":
-        yield f'model.head: got "label-words", which stand for classes, {without}; take another head'
+        yield f'model.head: got "label-words", which stand for classes, {without}; choose another head'
     if config.training.class_weights is not None:
-        yield f"training.class_weights: got weights of classes {without}; take it out"
+        yield f"training.class_weights: got weights of classes {without}; remove it"
     curriculum = getattr(method, "curriculum", None)
     if isinstance(curriculum, CurriculumOptions) and curriculum.labels == "model":
-        yield f'method.curriculum.labels: got "model", which goes over all classes, {without}; take "true"'
+        yield f'method.curriculum.labels: got "model", which goes over all classes, {without}; set "true"'
     if method.needs_classes:
-        yield f'method.kind: got "{method.kind}", which needs the probabilities of classes, {without}; take another'
+        yield f'method.kind: got "{method.kind}", which needs the probabilities of classes, {without}; choose another'
 
 
 def _metric(name: str | None) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _data(data: DataOptions) -> Iterator[str]:
             value = getattr(data, name)
             if value != DataOptions.model_fields[name].default:
                 own = "its own columns, classes and test set"
-                yield f"data.{name}: got {value!r} beside `data.task`, which brings {own}; remove it, or set `data.path`"
+                yield f"data.{name}: got {value!r} with `data.task`, which has {own}; remove it, or set `data.path`"
     if data.revision is not None and data.task is None:
         yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; remove it"
     columns: dict[str, str] = {}
@@ -156,7 +156,7 @@ def _label_words(config: Tables) -> Iterator[str]:
         return
     if getattr(config.method, "adapter", None) is not None:
         kind = config.method.model_dump()["kind"]
-        yield f'model.head: got "label-words" with `method.kind` = "{kind}", whose adapter is trained with a head; take "full" or "last"'
+        yield f'model.head: got "label-words" with `method.kind` = "{kind}", whose adapter is trained with a head; set "full" or "last"'
     for name, value in given.items():
         if value is None and data.task is None:
             example = '"{a} ? <mask> , {b}"' if data.pair_column is not None else '"{x} . It was <mask> ."'
@@ -268,7 +268,7 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
     if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):
         yield f'method.layers.value: got {value}, expected an integer number of layers with `method.layers.rule` = "{rule}"; round it'
     elif rule in ("share", "coverage") and value > 1:
-        yield f'method.layers.value: got {value}, expected a share, at most 1, with `method.layers.rule` = "{rule}"; or take "count"'
+        yield f'method.layers.value: got {value}, expected a fraction, at most 1, with `method.layers.rule` = "{rule}"; or set "count"'
     elif rule in ("layer_gap", "plateau", "all"):
         yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
 
@@ -282,13 +282,13 @@ def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
         got, name = getattr(method.server, changed[0]), method.aggregation
         yield (
             f'method.server.{changed[0]}: got {got} with `method.aggregation` = "{name}", which has no server optimiser; '
-            'take "fedavgm", "fedadam" or "fedyogi", or remove it'
+            'set "fedavgm", "fedadam" or "fedyogi", or remove it'
         )
 
 
 def _neurons(neurons: NeuronOptions) -> Iterator[str]:
     if neurons.rule == "all" and neurons.value is not None:
-        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" takes none; remove it'
+        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" needs none; remove it'
     if neurons.rule in ("all", "random") and neurons.every != 1:
         yield f'method.neurons.every: got {neurons.every}, but `method.neurons.rule` = "{neurons.rule}" measures nothing; remove it'
 
@@ -299,10 +299,10 @@ def _curriculum(options: CurriculumOptions) -> Iterator[str]:
     if options.labels == "model":
         yield (
             'method.curriculum.labels: got "model" with `method.curriculum.scoring` = "training", whose backward passes are those of the '
-            'true labels; take `scoring` = "pass", or remove it'
+            'true labels; set `scoring` = "pass", or remove it'
         )
     if options.rescore_every:
         yield (
             f'method.curriculum.rescore_every: got {options.rescore_every} with `method.curriculum.scoring` = "training", which scores in '
-            'every local training; take `scoring` = "pass", or remove it'
+            'every local training; set `scoring` = "pass", or remove it'
         )

@@ -42,7 +42,7 @@ def text_of(path: Path, packed: bool) -> tuple[str, str]:
         if packed:
             data = gzip.decompress(data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}). Compress it again, or rename it if it is not compressed.") from None
+        raise UserError(f"{path}: not a complete gzip file ({error}). Compress it again, or rename it if it is not compressed.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Change its permissions, or copy it.") from None
     for first, what in _FIRST_BYTES.items():
@@ -60,7 +60,7 @@ def text_of(path: Path, packed: bool) -> tuple[str, str]:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         perhaps = "it may be UTF-16 without its byte order mark"
-        raise UserError(f"{path}, line {line}: holds a NUL character, which no text has; {perhaps}. Save it as UTF-8.")
+        raise UserError(f"{path}, line {line}: contains a NUL character, which text files do not; {perhaps}. Save it as UTF-8.")
     return text, name
 
 

@@ -247,7 +247,7 @@ def with_noise(examples: TableExamples, num_classes: int, share: float, key: Key
     """
     if not share:
         return examples, torch.zeros(len(examples), dtype=torch.bool)
-    labels, noisy = flip_labels(classes_of(examples, "data.label_noise", "take it out"), num_classes, share, key)
+    labels, noisy = flip_labels(classes_of(examples, "data.label_noise", "remove it"), num_classes, share, key)
     return replace(examples, labels=labels), noisy
 
 

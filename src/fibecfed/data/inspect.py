@@ -113,7 +113,7 @@ def _tokens(data: FederatedData) -> Iterator[str]:
             "choose a model for the language of these texts"
         )
     if without:
-        yield f"{without:,} texts have no token but special ones, so the model reads nothing; remove them"
+        yield f"{without:,} texts have no token but special ones, so there is nothing for the model to read; remove them"
 
 
 def _names(data: FederatedData) -> Iterator[str]:

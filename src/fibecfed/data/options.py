@@ -78,5 +78,5 @@ class DataOptions(Options):
         if self.task is not None and self.path is not None:
             raise ValueError("set exactly one of `data.task` and `data.path`")
         if self.task is not None and self.test_path is not None:
-            raise ValueError("`data.test_path` goes with `data.path`; a task brings its own test set")
+            raise ValueError("`data.test_path` requires `data.path`; a task has its own test set")
         return self

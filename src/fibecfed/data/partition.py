@@ -21,7 +21,7 @@ PARTS = ("train", "validation", "test")
 
 BY_CLASS: tuple[Kind, ...] = ("dirichlet", "shards")
 """The partitions that need classes."""
-WITHOUT_CLASSES = 'take "column" or "iid"'
+WITHOUT_CLASSES = 'set "column" or "iid"'
 
 _FLOOR = 1e-9  # smallest class prior: keeps every cell of the table reachable for proportional fitting
 _FITTING_STEPS = 500
@@ -85,7 +85,9 @@ def partition(
         UserError: more clients than training examples, a partition by class of examples without, or what the function of that name raises.
     """
     if kind in BY_CLASS and any(isinstance(held, int) for held in parts.values()):
-        raise UserError(f'federation.partition: got "{kind}", which goes by class, for examples without classes; {WITHOUT_CLASSES}')
+        raise UserError(
+            f'federation.partition: got "{kind}", which depends on the classes, for examples without classes; {WITHOUT_CLASSES}'
+        )
     labels = {part: np.zeros(held) if isinstance(held, int) else np.asarray(held) for part, held in parts.items()}
     labels = {part: values.astype(np.int64) for part, values in labels.items()}
     num_train = len(labels["train"])

@@ -101,9 +101,11 @@ def make_prompt(tokenizer: Any, template: str, words: Sequence[str], *, masked: 
             of its tokens in the text.
     """
     if not tokenizer.is_fast:
-        raise UserError('model.head: "label-words" needs a tokenizer that knows where its tokens stand; this model has none. Take "full"')
+        raise UserError(
+            'model.head: "label-words" needs a tokenizer that returns the offsets of its tokens; this model has none. Set "full"'
+        )
     if masked and tokenizer.mask_token_id is None:
-        raise UserError('model.head: "label-words" needs a tokenizer with a mask token; this model\'s has none. Take "full"')
+        raise UserError('model.head: "label-words" needs a tokenizer with a mask token; this model\'s has none. Set "full"')
     ids = [_one_token(tokenizer, word) for word in words]
     for place, one in enumerate(ids):
         if one in ids[:place]:

@@ -73,7 +73,7 @@ def read_separated(source: str, text: str, wanted: Sequence[str], preferred: str
     if quoted.problem or any(_spaced_quote(row[column]) for row in quoted.rows for column in columns):
         spaced = _parsed(text, separator, csv.QUOTE_MINIMAL, skip_spaces=True)
         if not spaced.problem and re.search(f'{re.escape(separator)} +"', text):
-            quoted, notes = spaced, (f"{source}: spaces behind separators are left out, since quotation marks stand behind them",)
+            quoted, notes = spaced, (f"{source}: spaces after separators are ignored, since quotation marks follow them",)
     return Cells(header, _sound(source, quoted).rows, about, (*notes, *_swallowed(source, text, separator, quoted)))
 
 
@@ -119,9 +119,7 @@ def _parsed(text: str, separator: str, quoting: int, *, skip_spaces: bool = Fals
                 found.rows.append(row)
                 found.lines.append((line, reader.line_num))
         except csv.Error as error:
-            what = (
-                "has a quotation mark that is never closed" if "end of data" in str(error) else "has text behind a closing quotation mark"
-            )
+            what = "has a quotation mark that is never closed" if "end of data" in str(error) else "has text after a closing quotation mark"
             where = f"row {len(found.rows) + 1} (it begins in line {began})"
             way_out = "Put the whole text in quotation marks and double those inside it, or remove them"
             return replace(found, problem=f"{where}: {what}. {way_out}.")
@@ -131,7 +129,7 @@ def _parsed(text: str, separator: str, quoting: int, *, skip_spaces: bool = Fals
 def _ragged(row: int, line: int, got: int, expected: int, separator: str) -> str:
     return (
         f"row {row} (it begins in line {line}): got {got} values separated by {SEPARATORS[separator]}, expected {expected} as in the first "
-        "line. Texts with separators, quotes or line breaks must stand in quotes."
+        "line. Texts with separators, quotes or line breaks must be in quotes."
     )
 
 

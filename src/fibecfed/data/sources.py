@@ -163,7 +163,7 @@ def _no_test_set(path: Path, whole: TextSplit, classes: int, options: DataOption
         keep += f" and each of {len(set(whole.clients)):,} clients"
         right += f", and `data.client_column` = {shown(options.client_column)}"
     return (
-        f"{path}: {len(whole):,} rows are too few to cut {options.test_fraction:g} of them off as a test set and keep {keep} in train; "
+        f"{path}: {len(whole):,} rows are too few to hold out {options.test_fraction:g} of them as a test set and keep {keep} in train; "
         f"{right} right? If so, add rows, raise `data.test_fraction` or set `data.test_path`."
     )
 

@@ -75,7 +75,7 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
     assert text is not None and label is not None
     total = len(table[label])
     if not total:
-        raise UserError(f"{source}: the file holds no rows. Expected at least one labelled text for each class.")
+        raise UserError(f"{source}: the file has no rows. Expected at least one labelled text for each class.")
     empty = {name: [row for row, value in enumerate(table[name]) if _is_missing(value)] for name in (text, pair, label) if name is not None}
     left_out: set[int] = set()
     for name, rows in empty.items():
@@ -151,7 +151,7 @@ def _texts(where: _Place, column: str, values: list[Any]) -> list[str]:
 
 def _refuse_halves(where: _Place, column: str, row: int, value: str) -> None:
     if not value.isascii() and (half := _SURROGATE.search(value)):
-        raise UserError(f"{where(column, row)}: got {half[0]!r}, half of a character, expected whole ones. Remove it, or the row.")
+        raise UserError(f"{where(column, row)}: got {half[0]!r}, an unpaired surrogate, expected whole characters. Remove it, or the row.")
 
 
 def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | list[str], list[str]]:

@@ -66,7 +66,7 @@ def resume(out: Path) -> tuple[dict[str, Any], bool]:
         raise UserError(f"{out / FLOWER}: the federation's folder {app} does not exist; restore it, or fix `app` in that file")
     program = Path(sys.executable).with_name("flwr")
     if not program.is_file():
-        raise UserError("flwr is not installed beside this Python; run in a clone of fibecfed: pip install '.[flower]'")
+        raise UserError("flwr is not installed in this Python's environment; run in a clone of fibecfed: pip install '.[flower]'")
     run = json.dumps(str(out.resolve()), ensure_ascii=False)
     command = [str(program), "run", str(app), connection, "--stream", "--run-config", f"run={run}"]
     home = {} if "FLWR_HOME" in os.environ else {"FLWR_HOME": str(app / ".flwr")}

@@ -74,7 +74,7 @@ def _clients(config: Config) -> list[tuple[str, ...]]:
     return [
         ("clients", who),
         ("classes", ", ".join(config.data.labels or ())),
-        ("data", "with the clients, not read here; each says what it has read as it starts, or with: fibecfed client --check"),
+        ("data", "on the clients, not read here; each shows what it has read when it starts, or with: fibecfed client --check"),
         ("assumed below", f"{EXAMPLES:,} training examples at each client, of {max_length(config)} tokens, the longest (data.max_length)"),
     ]
 

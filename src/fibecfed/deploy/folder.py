@@ -45,7 +45,7 @@ def _text(path: Path) -> str:
 
 
 _APP = """\
-# A Flower app that holds this file alone: its two parts are in the installed package fibecfed.
+# A Flower app that consists of this file alone: its code is in the installed package fibecfed.
 [project]
 name = "fibecfed-federation"
 version = "0.1.0"
@@ -75,7 +75,7 @@ socket = ""  # for Flower's simulation alone, e.g. "/tmp/clients/{{}}.sock"; {{}
 
 _ENVIRONMENT = """\
 # Read this before each of Flower's commands:  . flower.env
-export FLWR_TELEMETRY_ENABLED=0  # tells nobody what is run
+export FLWR_TELEMETRY_ENABLED=0  # no telemetry
 export FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1  # else the SuperLink runs an installer for each run, which needs a network
 export RAY_USAGE_STATS_ENABLED=0

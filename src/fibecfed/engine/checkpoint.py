@@ -120,7 +120,7 @@ class Checkpoints:
             ValueError: the states are not those that `open_states` gave.
         """
         if states.folder != self.folder / "clients":
-            raise ValueError(f"got the states in {states.folder}, expected those in {self.folder / 'clients'}; take them from open_states")
+            raise ValueError(f"got the states in {states.folder}, expected those in {self.folder / 'clients'}; use those of open_states")
         sha256 = hashlib.sha256(server).hexdigest()
         manifest = _Manifest(number, f"server-{number:08d}-{sha256[:12]}.state", sha256, states.sync(), extra)
         path = self.folder / _manifest_name(number)

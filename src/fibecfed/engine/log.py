@@ -22,7 +22,7 @@ def read_records(path: Path, length: int | None = None) -> tuple[dict[str, Any],
         UserError: the file is damaged.
     """
     if length is not None and (size := path.stat().st_size if path.exists() else 0) < length:
-        raise UserError(f"{path}: got {size} bytes, expected at least {length}, which the checkpoint knows of; restore the file")
+        raise UserError(f"{path}: got {size} bytes, expected at least {length}, the length in the checkpoint; restore the file")
     try:
         return read(path, length)
     except ValueError as error:

@@ -108,7 +108,7 @@ class EvaluationOptions(Options):
     save: Literal["last", "best"] = Field(
         default="last",
         description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best "
-        "primary metric on the clients' validation parts (the earlier of equals); that round's checkpoint is kept beside the newest ones.",
+        "primary metric on the clients' validation parts (the earlier of equals); that round's checkpoint is kept with the newest ones.",
     )
 
 

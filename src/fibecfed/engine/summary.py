@@ -45,7 +45,7 @@ def summarise(
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     evaluations = [record for record in records if isinstance(record, EvalRecord)]
     if not evaluations:
-        raise ValueError("the records hold no evaluation")
+        raise ValueError("the records contain no evaluation")
     trained = [record for record in evaluations if record.rounds > 0] or evaluations
     last = trained[-1]
     best = best_by_validation(trained, metric)

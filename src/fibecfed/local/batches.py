@@ -69,7 +69,7 @@ def weighed(examples: Examples, options: TrainingOptions, beside: Mapping[str, T
     """
     if options.class_weights is None:
         return beside
-    labels = classes_of(examples, "training.class_weights", "take it out")
+    labels = classes_of(examples, "training.class_weights", "remove it")
     if options.class_weights == "balanced":
         counts = torch.bincount(labels)
         table = len(examples) / (counts.count_nonzero() * counts.clamp(min=1))

@@ -208,7 +208,7 @@ class NeuronSums:
 
 def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     if a.keys() != b.keys():
-        raise ValueError(f"the two hold other tensors: {sorted(a.keys() ^ b.keys())[:5]}")
+        raise ValueError(f"the two have different tensors: {sorted(a.keys() ^ b.keys())[:5]}")
     return {name: a[name] + b[name] for name in a}
 
 
@@ -271,7 +271,7 @@ def fisher_pass(
     if over not in ("all", "adapter"):
         raise ValueError(f"over = {over!r}; expected 'all' or 'adapter'")
     trace_over = None if over == "all" else frozenset(name for name in task.names if task.layer_of(name) is not None)
-    classes = classification(task, 'labels = "model"', 'take "true"') if labels == "model" else None
+    classes = classification(task, 'labels = "model"', 'set "true"') if labels == "model" else None
     trainable = frozenset(task.names)
     leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in placed(params, task.device).items()}
     traces: list[Tensor] = []

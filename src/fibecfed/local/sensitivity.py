@@ -115,7 +115,7 @@ def layer_sensitivity(
     num_examples = 0
     for batch in batches:
         if "attention_mask" not in batch:
-            raise ValueError(f"got a batch of {sorted(batch)}; expected an attention_mask, which tells padding from text")
+            raise ValueError(f"got a batch of {sorted(batch)}; expected an attention_mask, which separates padding from text")
         if max_examples is not None:
             batch = {name: tensor[: max_examples - num_examples] for name, tensor in batch.items()}
         changes = _relative_changes(task, params, batch, noise_scale, norm)

@@ -236,7 +236,7 @@ class SelfEvolution:
     def beside(self, task: Task, params: Params, train: Examples, now: Round) -> Mapping[str, Tensor]:
         if not self.passes(now):
             return {}
-        who, instead = "self-evolution", "take another method"
+        who, instead = "self-evolution", "choose another method"
         return self.smoothed(probabilities(classification(task, who, instead), params, train), classes_of(train, who, instead))
 
     def smoothed(self, p: Float[Tensor, "examples classes"], labels: Tensor) -> dict[str, Tensor]:

@@ -218,7 +218,7 @@ def load_model(
         raise UserError(
             f"model.name: {source.published} has no language-model head: its file lacks {drawn[0]}"
             + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
-            + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or take "full"'
+            + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or set "full"'
         )
     lost = drawn
     if objective.draws_head:

@@ -19,7 +19,7 @@ _FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.bpe*")
 """What tokenizers are saved as."""
 
 _NO_TOKENIZER = (
-    "model.name: {} holds no tokenizer, expected its files (tokenizer.json or a vocabulary) beside the model's; write them with: "
+    "model.name: {} has no tokenizer, expected its files (tokenizer.json or a vocabulary) beside the model's; write them with: "
     "python -c \"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('SOURCE').save_pretrained('FOLDER')\", where "
     "SOURCE is the model that this one was made of"
 )
@@ -56,7 +56,9 @@ def load_tokenizer(source: Source, config: PretrainedConfig | None = None) -> Pr
         tokenizer(["a text", "another one"], truncation="longest_first", max_length=8, padding=False)
     except Exception as error:  # tokenizers of pages, tables and speech ask for more than a text
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model.name: {source.published} cannot be used: its tokenizer takes no plain texts: {first[:200]}") from error
+        raise UserError(
+            f"model.name: {source.published} cannot be used: its tokenizer does not accept plain texts: {first[:200]}"
+        ) from error
     return tokenizer
 
 

@@ -199,7 +199,7 @@ def test_rounds_that_are_missing_or_come_twice_are_named_with_file_and_line(fold
     path = folder / "runs/sst2/fibecfed/1/records.jsonl"
     path.write_text("".join(left_out(path.read_text().splitlines(keepends=True))))
     (problem,) = only(folder)
-    assert f"{path}, line " in problem and sentence in problem and problem.endswith("; the next `fibecfed compare` makes it again")
+    assert f"{path}, line " in problem and sentence in problem and problem.endswith("; the next `fibecfed compare` repeats it")
 
 
 def test_a_header_that_lacks_something_says_what(folder: Path):
@@ -208,7 +208,7 @@ def test_a_header_that_lacks_something_says_what(folder: Path):
     (problem,) = only(folder)
     assert "records.jsonl, line 1: got a header without configuration.training.local_epochs, partition; the next" in problem
     shutil.copytree(path.parent, folder.parent / "alone")
-    with pytest.raises(UserError, match=r"restore the file from a backup, or make the run again with: fibecfed run \S+alone/config\.toml"):
+    with pytest.raises(UserError, match=r"restore the file from a backup, or repeat the run with: fibecfed run \S+alone/config\.toml"):
         read_comparison(folder.parent / "alone")
 
 

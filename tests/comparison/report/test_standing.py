@@ -178,7 +178,7 @@ def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said(
     rank, personalised, _, sent, race, *_, missing, partly = said(*runs)
     assert "mean rank 1.00" in rank and "place 1 of the 2 methods that ran on the same 2 tasks; next is lora with 2.50" in rank
     assert "80.0 % as a mean over tasks, 2.0 points above the best other (voc), over 1 task that both ran on." in personalised
-    assert "It sends 2.0 MB per run, the fewest" in sent and "nobody sends fewer" in sent
+    assert "It sends 2.0 MB per run, the fewest" in sent and "no method sends fewer" in sent
     assert race.startswith("It reaches the target on 2 of 2 counted tasks and is first, in modelled time, on 2;")
     assert missing == "All this leaves out 1 task on which fibecfed has no result: v."
     assert partly == "Compared only on those of its tasks that they have results on: slw, voc."
@@ -186,7 +186,7 @@ def test_methods_are_compared_on_the_tasks_of_both_and_what_is_left_out_is_said(
     (nowhere,) = defeats(found)
     assert nowhere == (
         "Nowhere on its 2 tasks: no method has a higher personalised score on any, no method has a higher global score on any, "
-        "nobody is sooner at a counted target, nobody sends fewer bytes in all."
+        "no method reaches a counted target earlier, no method sends fewer bytes in total."
     )
     assert "<b>2 of 2</b>" in to_html(found, ())
     whole = said(*runs[:2], run("u", "fibecfed", 0.65), run("u", "lora", 0.6))
@@ -217,7 +217,7 @@ def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_cli
     assert "1.001 times the fewest of the 2 methods that train LoRA of one rank" in close and "(voc slow's), within 2 %" in close
     assert close.endswith("fewer are sent by adapter, hetlora, slora, unknown, voc slow.")
     assert "1.030 times the fewest" in (far := of(1030, lora=1000)) and "(lora's), not within 2 %" in far
-    assert of(1000, lora=1000, local=1).endswith("both factors; nobody sends fewer.")
+    assert of(1000, lora=1000, local=1).endswith("both factors; no method sends fewer.")
 
 
 def test_the_prior_is_each_clients_most_frequent_training_class_on_its_own_test_examples():
@@ -246,7 +246,7 @@ def test_a_higher_global_score_and_fewer_bytes_are_losses_too():
     found = standings(compare(*made))
     assert defeats(found) == [
         "Another method has the higher global score on 1 of 2 tasks: t (voc by 10.0 points, and 1 more).",
-        "2 of 2 other methods send fewer bytes in all, the fewest voc: fibecfed sends 3.0 times as many.",
+        "2 of 2 other methods send fewer bytes in total, the fewest voc: fibecfed sends 3.0 times as many.",
     ]
     table = overview.losses(found)
     t, u = (dict(zip(table.header, row, strict=True)) for row in table.rows)
@@ -269,7 +269,7 @@ def test_nowhere_is_said_of_what_was_compared_only():
 def test_a_target_that_nobody_reaches_is_no_loss_to_anyone():
     made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "lora")]
     (nowhere,) = defeats(standings(compare(*made, fixed_targets={"t": 0.95})))
-    assert nowhere.startswith("Nowhere on its 2 tasks") and "nobody is sooner at a counted target" in nowhere
+    assert nowhere.startswith("Nowhere on its 2 tasks") and "no method reaches a counted target earlier" in nowhere
     assert overview.losses(standings(compare(*made, fixed_targets={"t": 0.95}))).rows == ()
     slow = [run("u", "fibecfed", [0.5, 0.9]), run("u", "lora", 0.9), *made[:2]]
     assert defeats(standings(compare(*slow, fixed_targets={"t": 0.95})))[0] == (

@@ -35,7 +35,7 @@ def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Cal
     failed, text = shown(compared(*pairs), tmp_path)
     assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0: failed: client" in text
     assert "reviews/fibecfed/0: no result, diverged: client" in text
-    assert re.search(r"2 made now in [^,]+, 1 of 2 runs done, 1 failed; the report", text) and (tmp_path / "report.md").is_file()
+    assert re.search(r"2 run now in [^,]+, 1 of 2 runs done, 1 failed; the report", text) and (tmp_path / "report.md").is_file()
     trial, run = tmp_path / "tuning/reviews/lora/0.0005", tmp_path / "runs/reviews/lora/0"
     assert (trial / "summary.json").read_bytes() == (run / "summary.json").read_bytes()  # the same run is not made twice
     assert json.loads((tmp_path / "runs/reviews/fibecfed/0/failure.json").read_text())["why"] == "diverged"
@@ -86,9 +86,9 @@ def test_a_damaged_run_is_made_again_and_what_was_there_is_kept(
     scripted.clear()
     failed, text = shown(compared(), tmp_path)
     kept = tmp_path / "damaged/runs/reviews/lora/0"
-    assert failed == 0 and scripted == ["reviews/lora/seed 0"] and re.search(r"1 made now in [^,]+, 2 of 2 runs done; the report", text)
+    assert failed == 0 and scripted == ["reviews/lora/seed 0"] and re.search(r"1 run now in [^,]+, 2 of 2 runs done; the report", text)
     assert f"warning: reviews/lora/seed 0: {tmp_path}/runs/reviews/lora/0/{name}, line 1: " in text
-    assert f"; it is made again, and what was there is kept in {kept}" in text and (kept / name).read_text() == "{"
+    assert f"; it is repeated, and the old files are kept in {kept}" in text and (kept / name).read_text() == "{"
     scripted.clear()
     assert shown(compared(), tmp_path)[0] == 0 and scripted == []
 
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
     (folder / "config.toml").write_text("seed =\n")
     failed, text = shown(compared(), tmp_path)
     assert failed == 1 and text.count("the same command makes the run again") == 1
-    assert re.search(r"0 made now in [^,]+, 1 of 2 runs done, 1 whose folder cannot be used; the report", text)
+    assert re.search(r"0 run now in [^,]+, 1 of 2 runs done, 1 whose folder cannot be used; the report", text)
     folder.rename(tmp_path.with_name(f"{tmp_path.name}-away"))
     assert shown(compared(), tmp_path)[0] == 0
 
@@ -121,14 +121,14 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert left == Left(refused=1) and re.search(r"0 made now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
+    assert left == Left(refused=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
     assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
     assert left.sentence("fibecfed compare x") == (
         "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"
     )
     every = Left(failed=2, unusable=1).sentence("fibecfed compare x")
     assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")
-    assert every.startswith("1 run whose folder cannot be used: do what is said above, then: fibecfed compare x")
+    assert every.startswith("1 run whose folder cannot be used: fix what is listed above, then: fibecfed compare x")
     assert Left().sentence("x") is None
 
 

@@ -107,7 +107,7 @@ def test_whatever_relays_send_the_client_serves_the_next_one(sent: list[bytes]) 
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         serve(Relays(sent), lambda request: request, told.append, max_bytes=2**20)  # pyright: ignore[reportArgumentType]
-    assert all(text.startswith("a relay went away: ") for text in told) and len(told) <= len(sent)
+    assert all(text.startswith("a relay disconnected: ") for text in told) and len(told) <= len(sent)
 
 
 # ---- the envelope

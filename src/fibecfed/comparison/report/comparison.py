@@ -170,7 +170,7 @@ def _folders_of_runs(folder: Path, closed: Callable[[OSError], None]) -> Iterato
 
 
 def _closed(error: OSError, where: Path) -> str:
-    return f"{error.filename or where}: cannot be read ({error.strerror}); make it readable, and write the report again"
+    return f"{error.filename or where}: cannot be read ({error.strerror}); make it readable, and run the report again"
 
 
 def _place(folder: Path, found: _Found) -> Place:
@@ -233,7 +233,7 @@ def _read_tuning(folders: Iterable[Path], below: Path, problems: list[str]) -> d
 
 
 def _rows(path: Path, problems: list[str]) -> dict[str, TuningRow | None]:
-    again = "restore the file, or remove it: the next `fibecfed compare` makes it again from the trials"
+    again = "restore the file, or remove it: the next `fibecfed compare` restores it from the trials"
     try:
         table = read_json(path, Any)
     except FileNotFoundError:

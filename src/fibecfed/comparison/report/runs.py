@@ -44,7 +44,7 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
     if not path.is_file():
         if finished:
             raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", advice)
-        raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not begun; run it again")
+        raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not started; run it again")
     try:
         raw, records = read(path)
         header = Header.model_validate(raw)
@@ -60,7 +60,7 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
             f"{folder}: got no {SUMMARY}, so the run is not finished ({count(done, 'round')} recorded); fibecfed resume {folder}"
         )
     if wrong := place.misfits(header.configuration):
-        mend = f"move {folder} away, and the next `fibecfed compare` makes the run that belongs there"
+        mend = f"move {folder} away, and the next `fibecfed compare` runs what belongs there"
         raise Damaged(f"{path}, line 1: the records of another run than its folder says: {wrong}", mend)
     summary = read_results(folder, place) if finished else _so_far(records, _metric(header))
     if broken := gap(records, summary):
@@ -106,10 +106,10 @@ def progress_of(folder: Path) -> str | None:
 def _advice(folder: Path, place: Place) -> str:
     """What to do about a finished run that is damaged; in a comparison `fibecfed compare` makes it again by itself."""
     if place.task is not None:
-        return "the next `fibecfed compare` makes it again"
+        return "the next `fibecfed compare` repeats it"
     if not (folder / CONFIG).is_file():
         return "restore the file from a backup"
-    return f"restore the file from a backup, or make the run again with: fibecfed run {folder / CONFIG}"
+    return f"restore the file from a backup, or repeat the run with: fibecfed run {folder / CONFIG}"
 
 
 def _failure(path: Path) -> str | None:

@@ -108,7 +108,7 @@ def _bytes(standings: Standings) -> str:
         more = f", {same[fewest]:.3f} times the fewest {of} ({fewest}'s), {within} {100 * (WITHIN - 1):.0f} %"
         text += f", the fewest {of}" if same[fewest] <= 1 else more
     fewer = [method for method, value in times.items() if value > 1]
-    return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; nobody sends fewer.")
+    return text + (f"; fewer are sent by {', '.join(fewer)}." if fewer else "; no method sends fewer.")
 
 
 def _times_the_bytes(standings: Standings) -> dict[str, float]:
@@ -131,13 +131,13 @@ def _race(standings: Standings) -> list[str]:
     others = [method for method in _others(standings) if wins[method] == most]
     text = f"It reaches the target on {reached} of {count(len(races), 'counted task')} and is first, in modelled time, on {wins[OURS]}"
     if not most:
-        text += "; nobody else is first anywhere."
+        text += "; no other method is first on any task."
     elif len(others) == 1:
         text += f"; of the others {others[0]} is first most often, on {most}."
     else:
         text += f"; of the others {', '.join(others)} are first most often, on {most} each."
     ratio = standings.relative_seconds("lora") if "lora" in standings.ranks else None
-    return [text] if ratio is None else [text, f"Where both get there, lora takes {ratio:.2f} times its modelled time (geometric mean)."]
+    return [text] if ratio is None else [text, f"Where both reach it, lora takes {ratio:.2f} times its modelled time (geometric mean)."]
 
 
 def _left_out(standings: Standings) -> list[str]:
@@ -169,16 +169,16 @@ def defeats(standings: Standings) -> list[str]:
         of_them = count(len(races), "counted task")
         lost.append(f"It is not the first to the target on {len(late)} of {of_them}: {', '.join(late)}.")
     elif races:
-        won.append("nobody is sooner at a counted target")
+        won.append("no method reaches a counted target earlier")
     sent = _times_the_bytes(here)
     if fewer := [method for method in sent if sent[method] > 1]:
         best = max(fewer, key=lambda method: sent[method])
         times = f"{sent[best]:.{3 if sent[best] < 1.1 else 1}f}"  # so that hardly more is not read as the same
         verb, fewest = ("sends", "") if len(fewer) == 1 else ("send", ", the fewest")
         of_them = count(len(sent), "other method")
-        lost.append(f"{len(fewer)} of {of_them} {verb} fewer bytes in all{fewest} {best}: {OURS} sends {times} times as many.")
+        lost.append(f"{len(fewer)} of {of_them} {verb} fewer bytes in total{fewest} {best}: {OURS} sends {times} times as many.")
     elif sent:
-        won.append("nobody sends fewer bytes in all")
+        won.append("no method sends fewer bytes in total")
     return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
@@ -190,5 +190,5 @@ def _ahead(task: str, gains: Frame) -> str:
 
 def _late(standings: Standings, one: Target) -> str:
     first = ", ".join(standings.first(one.task))
-    never = "" if standings.reaches(one.task, OURS) else f", {OURS} never gets there"
+    never = "" if standings.reaches(one.task, OURS) else f", {OURS} never reaches it"
     return f"{one.task} ({first} first{never})"

@@ -43,7 +43,7 @@ class Left:
             way_out = "change what the reasons above name, or remove these methods: the same command would reject them again"
             parts.append(f"{count(self.refused, 'run')} rejected: {way_out}")
         if self.unusable:
-            parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: do what is said above, then: {again}")
+            parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: fix what is listed above, then: {again}")
         if self.failed:
             parts.append(
                 f"{count(self.failed, 'run')} failed, the reasons are above. Try {'it' if self.failed == 1 else 'them'} again with: {again}"
@@ -99,7 +99,7 @@ def show_results(console: Console, results: Results, out: Path, seconds: float) 
     kinds = {"failed": results.failed, "rejected": results.refused, "whose folder cannot be used": results.unusable}
     of = len(results.done) + sum(map(len, kinds.values()))
     left = "".join(f", {len(jobs)} {name}" for name, jobs in kinds.items() if jobs)
-    made = f"{results.new} made now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"
+    made = f"{results.new} run now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"
     _print(console, f"{made}{left}; the report and all runs are in {out}")
 
 

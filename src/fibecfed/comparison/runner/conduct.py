@@ -184,7 +184,7 @@ class _Maker:
                 done[one] = held.summary
                 self.clock.learn(one, held.summary)
             elif held.damaged is not None:
-                self._warn(one, f"{held.damaged}; it is made again, and what was there is kept in {move_aside(one)}")
+                self._warn(one, f"{held.damaged}; it is repeated, and the old files are kept in {move_aside(one)}")
         outcomes = self.pool.run([one for one in jobs if one not in done and one not in unusable])
         done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
         return done, unusable, outcomes

@@ -117,7 +117,7 @@ def look(one: Job) -> Held:
         before = dict(leaves(read_toml(path)))
         held = load(path, places(one.config)).config  # the places of its own may have nothing by now
     except UserError as error:
-        return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command makes the run again")
+        return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command repeats the run")
     new = flat(one.config)
     moved = [name for name in PLACES if before.get(name) != new[name]]
     changed = differences(held, one.config)

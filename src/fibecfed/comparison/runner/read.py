@@ -194,7 +194,7 @@ def _contradictions(comparison: Comparison) -> Iterator[str]:
             yield f"base.{name}: the comparison sets it for each run; remove it and {instead}"
     tuning = comparison.tuning
     if tuning.trials and tuning.trials % 2 == 0:
-        yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; take {tuning.trials + 1}"
+        yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; set {tuning.trials + 1}"
     if tuning.trials and not tuning.tasks:
         yield "tuning.tasks: got none, expected at least one task to tune on; name it, or set `tuning.trials` to 0"
     if tuning.trials and "training.learning_rate" in base:

@@ -158,7 +158,7 @@ def read_tuning(out: Path) -> dict[str, Tuned]:
         return {kind: _from_row(row) for kind, row in from_json(path.read_bytes()).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is made again from the trials") from None
+        raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is restored from the trials") from None
 
 
 def _from_row(row: Mapping[str, Any]) -> Tuned:

@@ -96,7 +96,7 @@ class Post:
         return [
             Letter(number, node, replace(request, payload=empty), expires)
             if number
-            else Failure("Flower did not take the message; it may be too large")
+            else Failure("Flower did not accept the message; it may be too large")
             for number, (node, request) in zip(numbers, requests.items(), strict=True)
         ]
 

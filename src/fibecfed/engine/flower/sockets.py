@@ -45,7 +45,7 @@ def ask(path: str, request: bytes, timeout_s: float, patience_s: float = 5.0, ma
         except TimeoutError:
             raise SocketError(f"the client at {path} did not answer within {timeout_s:g} s") from None
         except OSError as error:
-            raise SocketError(f"the client at {path} went away ({error.strerror or error})") from None
+            raise SocketError(f"the client at {path} closed the connection ({error.strerror or error})") from None
 
 
 def _connected(path: str, end: float) -> socket.socket:
@@ -133,7 +133,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
         server.bind(os.fspath(path))
     except OSError as error:
         server.close()
-        raise SocketError(f"{path}: cannot be made ({error.strerror}); choose another place") from None
+        raise SocketError(f"{path}: cannot be created ({error.strerror}); choose another path") from None
     finally:
         os.umask(before)
     try:
@@ -146,7 +146,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 def _remove_stale(path: Path) -> None:
     if not path.is_socket():
-        raise SocketError(f"{path} exists and is no socket; nothing was changed; choose another path")
+        raise SocketError(f"{path} exists and is not a socket; nothing was changed; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(os.fspath(path))
@@ -169,4 +169,4 @@ def serve(server: socket.socket, answer: Callable[[bytes], bytes], say: Callable
                 reply = answer(request)
                 send(connection, reply)
             except (SocketError, TimeoutError, OSError) as error:
-                say(f"a relay went away: {error or type(error).__name__}")
+                say(f"a relay disconnected: {error or type(error).__name__}")
