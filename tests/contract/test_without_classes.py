@@ -12,8 +12,11 @@ from made import TRAINING, federation, made_method
 from next_tokens import next_token_task, texts
 
 from fibecfed.core.errors import UserError
+from fibecfed.core.metrics import primary
+from fibecfed.core.statistics import plain
 from fibecfed.core.types import Params
 from fibecfed.engine.evaluation import Evaluator
+from fibecfed.engine.summary import summarise
 from fibecfed.models.transformer_task import AdaptedModel
 from fibecfed.testing.laws import LAWS, Subject
 
@@ -68,11 +71,28 @@ def test_an_evaluation_adds_up_the_sums_of_the_tasks_own(variant: str) -> None:
     *_, last = world.run()
     evaluator = Evaluator(world.method, task, world.transport, DATA.clients, DATA.test, DATA.validation, 5)
     found, _ = evaluator.after(world.server, last.now, last.number)
-    assert {client: sums["texts"] for client, sums in found.clients.items()} == {
-        client: len(DATA.client(client).test) for client in DATA.clients
-    }
+    sizes = {client: len(DATA.client(client).test) for client in DATA.clients}
+    assert {client: sums["examples"] for client, sums in found.clients.items()} == sizes
     expected = len(DATA.test) * loss(task, world.method.server_params(world.server), DATA.test)
-    assert found.server["nll"] == pytest.approx(expected, rel=1e-5) and found.server["texts"] == len(DATA.test)
+    assert found.server["nll"] == pytest.approx(expected, rel=1e-5) and found.server["examples"] == len(DATA.test)
+
+
+def test_a_summary_has_the_tasks_own_metric_and_no_majority_class() -> None:
+    task = next_token_task()
+    world = federation(method("lora"), task, DATA)
+    *_, last = steps = world.finish()
+    evaluator = Evaluator(world.method, task, world.transport, DATA.clients, DATA.test, DATA.validation, 5)
+    found, _ = evaluator.after(world.server, last.now, last.number)
+    metric = primary(None, plain(task.statistics.zero), task.statistics.metric)
+    records = [*(step.record for step in steps), found]
+    summary = summarise(records, metric=metric, selected={}, partition=DATA.partition.table())
+    assert (summary["metric"], summary["higher_is_better"]) == ("loss", False)
+    mean = loss(task, world.method.server_params(world.server), DATA.test)
+    assert summary["scores"]["global"] == pytest.approx(mean, rel=1e-5) and "classes" not in summary
+    assert set(summary["scores"]["metrics"]["global"]) == {"loss"} and summary["scores"]["validation_examples"] == len(DATA.validation)
+    assert [one["test_examples"] for one in summary["clients"].values()] == [len(DATA.client(client).test) for client in DATA.clients]
+    assert summary["scores"]["majority"] is summary["scores"]["own_majority"] is None
+    assert all(one["majority"] is None for one in summary["clients"].values())
 
 
 @pytest.mark.parametrize(

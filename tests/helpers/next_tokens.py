@@ -53,12 +53,12 @@ class NextTokens:
 
     @property
     def statistics(self) -> Statistics:
-        zero = {"nll": torch.zeros((), dtype=torch.float64), "texts": torch.zeros((), dtype=torch.int64)}
-        return Statistics(zero, lambda sums: (int(sums["texts"]),), lambda sums: None, lambda place: "any kind", "loss")
+        zero = {"nll": torch.zeros((), dtype=torch.float64), "examples": torch.zeros((), dtype=torch.int64)}
+        return Statistics(zero, lambda sums: (int(sums["examples"]),), lambda sums: None, lambda place: "any kind", "loss")
 
     def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         losses = self.losses(scores, batch)
-        return {"nll": losses.double().sum().cpu(), "texts": torch.tensor(len(losses))}
+        return {"nll": losses.double().sum().cpu(), "examples": torch.tensor(len(losses))}
 
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         return logits[:, :-1].flatten(0, 1)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .errors import UserError
-from .statistics import CALIBRATION, CONFUSION, NLL, Sums
+from .statistics import CALIBRATION, CONFUSION, EXAMPLES, NLL, Sums, number_of_examples
 from .units import percent
 
 Confusion = Sequence[Sequence[int]]
@@ -41,7 +41,11 @@ class Metric:
 
     def of(self, sums: Sums) -> float:
         """The score; NaN where the sums lack what it needs, or where there is none."""
-        return self.value(sums) if all(name in sums for name in self.needs) else math.nan
+        return self.value(sums) if self.follows_from(sums) else math.nan
+
+    def follows_from(self, sums: Container[str]) -> bool:
+        """Whether sums of these names are enough; a confusion matrix tells the number of examples."""
+        return all(name in sums or (name == EXAMPLES and CONFUSION in sums) for name in self.needs)
 
     def better(self, score: float, than: float) -> bool:
         """Whether a score is better than another. NaN is better than nothing, and anything else is better than NaN."""
@@ -126,12 +130,12 @@ def _of_two(of: Callable[[Confusion, int], float]) -> Callable[[Sums], float]:
 
 
 def _loss(sums: Sums) -> float:
-    number = number_of(sums[CONFUSION])
+    number = number_of_examples(sums)
     return sums[NLL] / number if number else math.nan
 
 
 def _calibration_error(sums: Sums) -> float:
-    number = number_of(sums[CONFUSION])
+    number = number_of_examples(sums)
     return sum(map(abs, sums[CALIBRATION])) / number if number else math.nan
 
 
@@ -144,7 +148,7 @@ _ROWS = (
     Metric("precision", "precision", (CONFUSION,), _of_two(precision)),
     Metric("recall", "recall", (CONFUSION,), _of_two(recall)),
     Metric("matthews", "Matthews correlation", (CONFUSION,), _of(matthews), unit=""),
-    Metric("loss", "loss", (CONFUSION, NLL), _loss, higher_is_better=False, unit="nat"),
+    Metric("loss", "loss", (EXAMPLES, NLL), _loss, higher_is_better=False, unit="nat"),
     Metric("calibration_error", "calibration error", (CONFUSION, CALIBRATION), _calibration_error, higher_is_better=False),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ROWS}
@@ -201,7 +205,7 @@ def primary(name: str | None, zero: Sums, default: str, classes: Sequence[str] =
 
 def offered_by(zero: Sums) -> list[Metric]:
     """The metrics of a task that answers with such sums."""
-    found = [metric for metric in METRICS.values() if all(name in zero for name in metric.needs)]
+    found = [metric for metric in METRICS.values() if metric.follows_from(zero)]
     two = CONFUSION not in zero or len(zero[CONFUSION]) == 2
     return [metric for metric in found if two or metric.name not in _OF_CLASS]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-CONFUSION, NLL, CALIBRATION = "confusion", "nll", "calibration"
+CONFUSION, NLL, CALIBRATION, EXAMPLES = "confusion", "nll", "calibration", "examples"
 CALIBRATION_BINS = 15
 """Equal bins of the probability of the predicted class, as Guo et al. (2017) have them."""
 
@@ -56,6 +56,11 @@ def plain(totals: Totals) -> dict[str, Any]:
 
 def _listed(value: Tensor) -> Any:
     return cast("Any", value.tolist())  # pyright: ignore[reportUnknownMemberType]
+
+
+def number_of_examples(sums: Sums) -> int:
+    """Examples that sums are over: those that a confusion matrix counts, or where there is none the sum `examples`."""
+    return sum(map(sum, sums[CONFUSION])) if CONFUSION in sums else sums[EXAMPLES]
 
 
 # ---- classification

@@ -22,7 +22,7 @@ _NAMED = 5
 
 def majority(sums: Sums, metric: Metric) -> float:
     """Score of always predicting the most frequent class of the counted examples; NaN where it does not follow from that."""
-    by_class = [sum(row) for row in sums[CONFUSION]]
+    by_class = [sum(row) for row in sums.get(CONFUSION, ())]
     return _always([(by_class, by_class)], metric)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.metrics import Metric, f1, number_of, offered_by, precision, recall
+from ..core.metrics import Metric, f1, offered_by, precision, recall
 from ..core.records import EvalRecord, RoundRecord
-from ..core.statistics import CONFUSION, Sums
+from ..core.statistics import CONFUSION, Sums, number_of_examples
 from .baselines import Parts, baselines, own_majority
 from .evaluation import best_by_validation, every_score, known, scores
 
@@ -91,7 +91,7 @@ def _scored(record: EvalRecord, metric: Metric) -> dict[str, Any]:
     return {
         **scores(record, metric),
         "validation": known(metric.of(record.pooled_validation)),
-        "validation_examples": _number(record.pooled_validation),
+        "validation_examples": number_of_examples(record.pooled_validation),
     }
 
 
@@ -102,14 +102,10 @@ def _baselines(record: EvalRecord, partition: Mapping[str, Parts] | None, metric
 
 def _of_client(sums: Sums, parts: Parts | None, metric: Metric) -> dict[str, Any]:
     return {
-        "test_examples": _number(sums),
+        "test_examples": number_of_examples(sums),
         "score": known(metric.of(sums)),
         "majority": None if parts is None else known(own_majority([parts], metric)),
     }
-
-
-def _number(sums: Sums) -> int:
-    return number_of(sums[CONFUSION])
 
 
 def _classes(record: EvalRecord, labels: Sequence[str]) -> dict[str, Any]:
