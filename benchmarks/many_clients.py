@@ -34,7 +34,7 @@ from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
 from fibecfed.engine.simulator import Simulator
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.methods.catalogue import METHODS, MethodContext, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 
@@ -71,7 +71,7 @@ def train(
     kind: str, task: TransformerTask, data: FederatedData, key: Key, rounds: int, folder: Path, seconds: list[float], saving: list[float]
 ) -> None:
     options = METHODS[kind].model_validate({"kind": kind, **({"score_after": 0} if kind == "fibecfed" else {})})
-    method = make(options, Setting(TrainingOptions(), rounds, len(data.clients), key.fold("method")))
+    method = make(options, MethodContext(TrainingOptions(), rounds, len(data.clients), key.fold("method")))
     checkpoints = Checkpoints(folder, keep=2)
     states = checkpoints.open_states(None, MEMORY_MB * 2**20)
     runtime = ClientRuntime(method, task, data.client, states, key.fold("run"), 64)

@@ -46,7 +46,7 @@ from fibecfed.engine.states import ClientStates
 from fibecfed.local.batches import batches, by_length, shuffled_batches
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import LoraOptions, Setting, make
+from fibecfed.methods.catalogue import LoraOptions, MethodContext, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -115,7 +115,7 @@ def wall(work: Callable[[], Any]) -> float:
 def compare(repetitions: int) -> None:
     task = minilm()
     data = planted_federation(CLIENTS, EXAMPLES, KEY.fold("data"), vocab_size=20_000, length=TOKENS, test_per_client=50)
-    method = make(LoraOptions(), Setting(TRAINING, 1, CLIENTS, KEY.fold("method")))
+    method = make(LoraOptions(), MethodContext(TRAINING, 1, CLIENTS, KEY.fold("method")))
     start = method.init(task, KEY.fold("run", "init")).params
     of_client = {}
     for client in data.clients:

@@ -25,7 +25,7 @@ from fibecfed.core.wire import describe, encode
 from fibecfed.engine.client import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
-from fibecfed.methods.catalogue import METHODS, FibecFedOptions, Setting, make
+from fibecfed.methods.catalogue import METHODS, FibecFedOptions, MethodContext, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -76,7 +76,7 @@ def method_keys(kind: str) -> str:
 
 def sent(kind: str) -> str:
     """What a method sends, phase by phase, for 50 clients and 40 rounds: the fields of its message classes."""
-    chosen = make(METHODS[kind](), Setting(TrainingOptions(), 40, 50, Key(0), 64))
+    chosen = make(METHODS[kind](), MethodContext(TrainingOptions(), 40, 50, Key(0), 64))
     rows = ["| phase | rounds | clients | down | up |", "|---|---|---|---|---|"]
     for phase in chosen.phases:
         cohort = phase.cohort if phase.cohort == "sampled" else f"{phase.cohort}"
@@ -94,7 +94,7 @@ def by_aggregation() -> str:
     rows = ["| `method.aggregation` | `method.head` | to a client | from a client |", "|---|---|---|---|"]
     for aggregation, head in (("mean", "shared"), ("mean", "personal"), ("ffa", "shared"), ("exact", "shared"), ("fedadam", "shared")):
         chosen = FibecFedOptions(aggregation=aggregation, head=head)
-        made = make(chosen, Setting(TrainingOptions(), 40, 50, Key(0)))
+        made = make(chosen, MethodContext(TrainingOptions(), 40, 50, Key(0)))
         server = replace(made.init(task, Key(0)), layers=(3, 4, 5))
         down = made.phases[-1].broadcast(server, Round("tune", 0, 40, 1))
         up = frame(encode(method.LocalLayers(down.shared, 72)), Work())
@@ -106,7 +106,7 @@ def leaves_a_client() -> str:
     """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
     options = ModelOptions(name="minilm")
     task = build_task(find(options), options, TrainingOptions(precision="float32"), objective=ClassHead(2), pad_token_id=0, key=Key(0))
-    server_method = make(FibecFedOptions(), Setting(TrainingOptions(), 40, 50, Key(0)))
+    server_method = make(FibecFedOptions(), MethodContext(TrainingOptions(), 40, 50, Key(0)))
     server = server_method.init(task, Key(0))
     server = replace(server, layers=(3, 4, 5))
     tune = next(phase for phase in server_method.phases if phase.name == "tune")

@@ -81,8 +81,8 @@ class PullOptions(ff.MethodOptions):
     mu: float = Field(default=0.01, ge=0, description="[C] Weight of half the squared distance to that model.")
 
 
-def build(options: PullOptions, setting: ff.Setting) -> Pull:
-    return Pull(setting.training, setting.num_rounds, options.mu)
+def build(options: PullOptions, context: ff.MethodContext) -> Pull:
+    return Pull(context.training, context.num_rounds, options.mu)
 
 
 ROW = ff.Row(PullOptions, build, "docs/own-method.md", learning_rate=5e-4, rate_source="as for lora")

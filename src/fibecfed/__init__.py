@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from .local.selection import neuron_masks as neuron_masks
     from .local.sensitivity import layer_sensitivity as layer_sensitivity
     from .methods.aggregation import mean_by_size as mean_by_size
+    from .methods.catalogue import MethodContext as MethodContext
     from .methods.catalogue import Row as Row
-    from .methods.catalogue import Setting as Setting
     from .methods.fedavg import FedAvg as FedAvg
     from .methods.options import MethodOptions as MethodOptions
     from .models.backbones import model_folder as model_folder
@@ -78,7 +78,7 @@ _HOME = {
     "Tensors": ".core.wire",
     "MethodOptions": ".methods.options",
     "Row": ".methods.catalogue",
-    "Setting": ".methods.catalogue",
+    "MethodContext": ".methods.catalogue",
     "run": ".api",
     "Config": ".config",
     "RunFailed": ".core.errors",
@@ -109,13 +109,13 @@ __all__ = [
     "Key",
     "LayerOptions",
     "Load",
+    "MethodContext",
     "MethodOptions",
     "NeuronOptions",
     "Phase",
     "Received",
     "Row",
     "RunFailed",
-    "Setting",
     "Tensors",
     "TrainingOptions",
     "TransformerTask",

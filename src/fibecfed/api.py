@@ -12,7 +12,7 @@ from .core.errors import UserError
 from .core.files import expanded
 from .core.method import Method
 from .engine.events import Event
-from .methods.catalogue import Setting
+from .methods.catalogue import MethodContext
 from .session import start
 
 
@@ -21,7 +21,7 @@ def run(
     out: str | Path,
     on_event: Callable[[Event], None] = lambda event: None,
     *,
-    method: Method[Any, Any] | Callable[[Setting], Method[Any, Any]] | None = None,
+    method: Method[Any, Any] | Callable[[MethodContext], Method[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run a configuration in a new folder and return what summary.json holds.
 

@@ -79,7 +79,7 @@ class Prepared:
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
 """Tokenizers look at this variable each time; a fork after they had threads of their own warns."""
 
-MakeMethod: TypeAlias = Callable[[catalogue.Setting], Method[Any, Any]]
+MakeMethod: TypeAlias = Callable[[catalogue.MethodContext], Method[Any, Any]]
 PromptFor: TypeAlias = Callable[[Sequence[str] | None], Prompt | None]
 ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
 """What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
@@ -289,19 +289,19 @@ def _objective(inputs: Inputs) -> ClassObjective:
 
 
 def given(method: Any) -> MakeMethod:
-    """What makes a method that a user gives: the object itself, or a function of the setting."""
+    """What makes a method that a user gives: the object itself, or a function of the `MethodContext`."""
     if callable(method) and not hasattr(method, "phases"):
         return cast("MakeMethod", method)
     found = cast("Method[Any, Any]", method)
-    return lambda setting: found
+    return lambda context: found
 
 
 def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any, Any]:
     """The method of a configuration; `custom` makes the one whose kind is "custom"."""
     config = inputs.config
     key = inputs.key.fold("method")
-    setting = catalogue.Setting(config.training, config.federation.rounds, num_clients(config, inputs.data), key, max_length(config))
-    return catalogue.make(config.method, setting, custom)
+    context = catalogue.MethodContext(config.training, config.federation.rounds, num_clients(config, inputs.data), key, max_length(config))
+    return catalogue.make(config.method, context, custom)
 
 
 def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:

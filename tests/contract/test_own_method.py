@@ -107,8 +107,8 @@ def test_a_method_given_as_an_object_runs_and_is_resumed_with_it(inputs: Path, t
 
     config = run_config(inputs, federation={"rounds": 3})
 
-    def make(setting: fibecfed.Setting) -> Any:
-        return replace(fibecfed.FedAvg(setting.training, setting.num_rounds), proximal=0.5)
+    def make(context: fibecfed.MethodContext) -> Any:
+        return replace(fibecfed.FedAvg(context.training, context.num_rounds), proximal=0.5)
 
     whole = fibecfed.run(config, tmp_path / "whole", method=make)
     assert whole["method"] == "custom"

@@ -12,7 +12,7 @@ from fibecfed.core.options import Options
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.methods.catalogue import METHODS, MethodContext, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
 from fibecfed.testing.federation import KEY, Around, Federation, Shuffled, Spy, same, seat
@@ -52,7 +52,7 @@ def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedDat
 
 
 def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, training: TrainingOptions = TRAINING, **options: Any) -> Any:
-    return make(made_options(kind, **options), Setting(training, rounds, clients, KEY.fold("method"), LENGTH))
+    return make(made_options(kind, **options), MethodContext(training, rounds, clients, KEY.fold("method"), LENGTH))
 
 
 def federation(method: Any, task: Any = None, data: FederatedData | None = None, **more: Any) -> Federation:

@@ -13,7 +13,7 @@ from saved import write_reviews
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
-from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.methods.catalogue import METHODS, MethodContext, make
 from fibecfed.models.backbones import build_task, find
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.objectives import ClassHead
@@ -30,7 +30,7 @@ def tried(task: Any, *uses: Any) -> None:
 
 
 def method(kind: str, **options: Any) -> Any:
-    return make(METHODS[kind].model_validate({"kind": kind, **options}), Setting(TrainingOptions(), 4, 4, Key(0), 16))
+    return make(METHODS[kind].model_validate({"kind": kind, **options}), MethodContext(TrainingOptions(), 4, 4, Key(0), 16))
 
 
 # The sentence

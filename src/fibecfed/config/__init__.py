@@ -7,13 +7,13 @@ from .model import Config, config_hash, differences, federation_toml, flat, keys
 from .places import PLACES, changed_settings, lost, places, refuse_lasting, same_name
 from .read import Loaded, from_table, load
 from .rules import needing_classes
-from .text import Setting, show
+from .text import ConfigKey, show
 
 __all__ = [
     "PLACES",
     "Config",
+    "ConfigKey",
     "Loaded",
-    "Setting",
     "changed_settings",
     "common",
     "config_hash",

@@ -20,7 +20,7 @@ from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
 from .rules import contradictions
-from .text import Setting, commented_toml, settings
+from .text import ConfigKey, commented_toml, keys_of
 
 DEFAULT_KIND = "fibecfed"
 
@@ -93,14 +93,14 @@ def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 @cache
-def keys(kind: str) -> tuple[Setting, ...]:
+def keys(kind: str) -> tuple[ConfigKey, ...]:
     """Every key of a configuration whose method is `kind`, in the order `to_toml` writes them.
 
     Raises:
         KeyError: there is no such method.
     """
-    common = tuple(key for key in settings(Config) if not key.name.startswith("method"))
-    return common + tuple(settings(OPTIONS[kind], "method.", kind))
+    common = tuple(key for key in keys_of(Config) if not key.name.startswith("method"))
+    return common + tuple(keys_of(OPTIONS[kind], "method.", kind))
 
 
 _FOR_OWN_DATA = (

@@ -19,7 +19,7 @@ _WIDTH = 110
 
 
 @dataclass(frozen=True)
-class Setting:
+class ConfigKey:
     """One key that a configuration may hold.
 
     Attributes:
@@ -43,7 +43,7 @@ class Setting:
     kind: str | None = None
 
 
-def settings(options: type[Options], prefix: str = "", kind: str | None = None) -> Iterator[Setting]:
+def keys_of(options: type[Options], prefix: str = "", kind: str | None = None) -> Iterator[ConfigKey]:
     """The keys of a table and of the tables in it, in the order of TOML: a table's own keys before those of the tables in it."""
     about = " ".join((options.__doc__ or "").split("\n\n")[0].split())
     nested: list[tuple[str, type[Options]]] = []
@@ -53,11 +53,11 @@ def settings(options: type[Options], prefix: str = "", kind: str | None = None) 
             continue
         plain = _without_none(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
-        yield Setting(
+        yield ConfigKey(
             prefix + name, expected(field), default, field.description or "", about, plain == (str,), plain == (tuple[str, ...],), kind
         )
     for inner, table in nested:
-        yield from settings(table, inner, kind)
+        yield from keys_of(table, inner, kind)
 
 
 def expected(field: FieldInfo) -> str:
@@ -108,7 +108,7 @@ def show(value: Any) -> str:
     return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
 
 
-def commented_toml(title: str, keys: Sequence[Setting], values: Mapping[str, Any], *, off: str = "{key}: not set") -> str:
+def commented_toml(title: str, keys: Sequence[ConfigKey], values: Mapping[str, Any], *, off: str = "{key}: not set") -> str:
     """TOML text of the values of `keys`, each with its description and what it takes above it.
 
     Args:

@@ -61,7 +61,7 @@ class Row:
 
     Attributes:
         options: its table in a configuration.
-        file: the module of this package whose `build(options, setting)` makes it, or that function itself.
+        file: the module of this package whose `build(options, context)` makes it, or that function itself.
         paper: where it comes from.
         learning_rate: centre of the rates that a comparison tries; `rate_source` says who uses it.
         server_rate_power: when a comparison tries f times the learning rate, it tries f to this power times the method's server rate. -1
@@ -73,7 +73,7 @@ class Row:
     """
 
     options: type[MethodOptions]
-    file: str | Callable[[Any, Setting], Method[Any, Any]]
+    file: str | Callable[[Any, MethodContext], Method[Any, Any]]
     paper: str
     learning_rate: float
     rate_source: str
@@ -219,7 +219,7 @@ def beforehand(options: MethodOptions) -> Beforehand | None:
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What a method gets from the rest of the configuration.
 
     Attributes:
@@ -240,7 +240,7 @@ class Setting:
             ValueError: it is not known.
         """
         if self.max_length is None:
-            raise ValueError("the setting has no max_length; a method that cuts texts needs it")
+            raise ValueError("the context has no max_length; a method that cuts texts needs it")
         return self.max_length
 
 
@@ -256,7 +256,9 @@ def row_of(options: MethodOptions) -> Row:
     return row
 
 
-def make(options: MethodOptions, setting: Setting, custom: Callable[[Setting], Method[Any, Any]] | None = None) -> Method[Any, Any]:
+def make(
+    options: MethodOptions, context: MethodContext, custom: Callable[[MethodContext], Method[Any, Any]] | None = None
+) -> Method[Any, Any]:
     """The method of a configuration.
 
     Args:
@@ -272,12 +274,12 @@ def make(options: MethodOptions, setting: Setting, custom: Callable[[Setting], M
                 f'method.kind: got "custom" ({options.name}), a method that is an object in Python; start and resume its runs from there: '
                 "fibecfed.run(config, out, method=...), fibecfed.resume(out, method=...)"
             )
-        build: Callable[[Setting], Any] = custom
+        build: Callable[[MethodContext], Any] = custom
     else:
         file = row_of(options).file
         build = partial(import_module(f"{__package__}.{file}").build if isinstance(file, str) else file, options)
-    method: Any = build(setting)
+    method: Any = build(context)
     if problem := import_module(f"{__package__}.contract").lacks(method):
         raise UserError(f"method: {problem}")
     finetuned = import_module(f"{__package__}.finetune").Finetuned if options.finetune else None
-    return method if finetuned is None else finetuned(method, setting.num_clients)
+    return method if finetuned is None else finetuned(method, context.num_clients)

@@ -18,7 +18,7 @@ from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
 from .aggregation import mean_by_size
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fedavg import LocalModel, OwnTensors, SharedModel, answer
 from .options import FedAltOptions
 from .parts import trained_on
@@ -105,9 +105,9 @@ class FedAlt(Defaults):
         return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
 
-def build(options: FedAltOptions, setting: Setting) -> FedAlt:
+def build(options: FedAltOptions, context: MethodContext) -> FedAlt:
     """FedAlt as its options say."""
-    return FedAlt(setting.training, setting.num_rounds, options.personal)
+    return FedAlt(context.training, context.num_rounds, options.personal)
 
 
 def _broadcast(server: FedAltServer, now: Round) -> SharedModel:

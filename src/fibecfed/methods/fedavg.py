@@ -20,7 +20,7 @@ from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
 from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .options import (
     FedExLoraOptions,
     FedPromptOptions,
@@ -196,10 +196,10 @@ def work_of(result: Fit) -> Work:
     return Work(result.steps, result.examples, result.loss)
 
 
-def build(options: MethodOptions, setting: Setting) -> FedAvg:
+def build(options: MethodOptions, context: MethodContext) -> FedAvg:
     """The method whose options these are."""
-    training = setting.training
-    plain = FedAvg(training, setting.num_rounds)
+    training = context.training
+    plain = FedAvg(training, context.num_rounds)
     match options:
         case ServerParts():
             name = options.aggregation if isinstance(options, LoraParts) else options.optimizer
@@ -217,9 +217,9 @@ def build(options: MethodOptions, setting: Setting) -> FedAvg:
         case VocOptions():
             return replace(plain, curriculum=Competence(options.start, options.share))
         case SlwOptions():
-            return replace(plain, curriculum=GrowingLength(options.start, options.step, options.share, setting.longest()))
+            return replace(plain, curriculum=GrowingLength(options.start, options.step, options.share, context.longest()))
         case ShortformerOptions():
-            return replace(plain, curriculum=ShortFirst(max(1, int(options.cut * setting.longest())), options.share))
+            return replace(plain, curriculum=ShortFirst(max(1, int(options.cut * context.longest())), options.share))
         case SelfEvolutionOptions():
             return replace(plain, targets=SelfEvolution(options.after, options.smoothing, options.weight))
         case FFALoraOptions():

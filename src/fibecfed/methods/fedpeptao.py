@@ -25,7 +25,7 @@ from ..local.options import TrainingOptions
 from ..local.schedule import factor, in_round
 from ..local.selection import choose_layers
 from .aggregation import mean_by_size
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fedavg import OwnTensors, SharedModel, work_of
 from .options import FedPepTaoOptions
 from .parts import first_and_last, of_layers, trained_on
@@ -271,12 +271,12 @@ class _Step:
     control: Tensor
 
 
-def build(options: FedPepTaoOptions, setting: Setting) -> FedPepTao:
+def build(options: FedPepTaoOptions, context: MethodContext) -> FedPepTao:
     """FedPepTAO as its options say."""
     return FedPepTao(
-        training=setting.training,
-        num_rounds=setting.num_rounds,
-        num_clients=setting.num_clients,
+        training=context.training,
+        num_rounds=context.num_rounds,
+        num_clients=context.num_clients,
         rule=options.rule,
         layers=options.layers,
         spectrum_clients=options.spectrum_clients,

@@ -26,7 +26,7 @@ from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, Trai
 from ..local.schedule import in_round
 from ..local.sensitivity import layer_sensitivity
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fibecfed_client import PASS_BATCH, ClientPart, Own, Trained
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, first_and_last, of_layers, trained_on
@@ -296,17 +296,17 @@ def default_score_after(num_rounds: int) -> int:
     return math.ceil(0.2 * num_rounds - 1e-9)
 
 
-def build(options: FibecFedOptions, setting: Setting) -> FibecFed:
+def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:
     """FibecFed as its options say."""
     return FibecFed(
-        training=setting.training,
-        num_rounds=setting.num_rounds,
+        training=context.training,
+        num_rounds=context.num_rounds,
         curriculum=options.curriculum,
         layers=options.layers,
         neurons=options.neurons,
-        score_after=default_score_after(setting.num_rounds) if options.score_after is None else options.score_after,
+        score_after=default_score_after(context.num_rounds) if options.score_after is None else options.score_after,
         closing_round=options.closing_round,
-        key=setting.key,
+        key=context.key,
         aggregation=aggregation_of(options.aggregation, options.server),
         shares_head=options.head == "shared",
         still=FROZEN_A if options.aggregation == "ffa" else NOTHING,

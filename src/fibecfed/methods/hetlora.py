@@ -23,7 +23,7 @@ from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fedavg import LocalModel, SharedModel, work_of
 from .options import HetLoraOptions
 from .parts import trained_on
@@ -159,9 +159,9 @@ class _Penalty:
         return self.weight * tail_norm(params, self.kept)
 
 
-def build(options: HetLoraOptions, setting: Setting) -> HetLora:
+def build(options: HetLoraOptions, context: MethodContext) -> HetLora:
     """HetLoRA as its options say."""
-    return HetLora(setting.training, setting.num_rounds, options.min_rank, options.decay, options.penalty, setting.key)
+    return HetLora(context.training, context.num_rounds, options.min_rank, options.decay, options.penalty, context.key)
 
 
 def pairs(names: Sequence[str] | Params) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from ..core.wire import Tensors, message
 from ..local.optimise import Fit
 from ..local.schedule import in_round
 from .aggregation import mean_by_size
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fedavg import FedAvg, work_of
 from .options import ScaffoldOptions
 
@@ -157,7 +157,7 @@ def _like(server: ScaffoldServer, now: Round) -> ControlledUpdate:
     return ControlledUpdate(server.params, server.params, 1)
 
 
-def build(options: ScaffoldOptions, setting: Setting) -> Scaffold:
+def build(options: ScaffoldOptions, context: MethodContext) -> Scaffold:
     """SCAFFOLD as its options say."""
-    training = setting.training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
-    return Scaffold(FedAvg(training, setting.num_rounds), setting.num_clients, options.server_learning_rate)
+    training = context.training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
+    return Scaffold(FedAvg(training, context.num_rounds), context.num_clients, options.server_learning_rate)

@@ -26,7 +26,7 @@ from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
 from .aggregation import mean_by_size
-from .catalogue import Setting
+from .catalogue import MethodContext
 from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, work_of
 from .options import SLoraOptions
 
@@ -231,11 +231,11 @@ def sparse_rounds(share: float, num_rounds: int) -> int:
     return min(max(1, math.floor(share * num_rounds + 0.5)), num_rounds - 1)
 
 
-def build(options: SLoraOptions, setting: Setting) -> SLora:
+def build(options: SLoraOptions, context: MethodContext) -> SLora:
     """SLoRA as its options say."""
-    first = sparse_rounds(options.share, setting.num_rounds)
-    tuning = FedAvg(setting.training, setting.num_rounds - first)
-    return SLora(tuning, first, options.density, options.rate_factor, setting.key)
+    first = sparse_rounds(options.share, context.num_rounds)
+    tuning = FedAvg(context.training, context.num_rounds - first)
+    return SLora(tuning, first, options.density, options.rate_factor, context.key)
 
 
 def _maps(server: SLoraServer) -> list[LowRank]:

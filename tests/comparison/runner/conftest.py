@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from saved import save_backbone, write_reviews
 
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import Job
 from fibecfed.comparison.runner.read import load
 from fibecfed.core.records import EvalRecord, RoundRecord, to_line
@@ -53,10 +53,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compared(inputs: Path) -> Callable[..., Comparison]:
+def compared(inputs: Path) -> Callable[..., ComparisonOptions]:
     """The comparison with `key=value` pairs laid over it."""
 
-    def make(*pairs: str) -> Comparison:
+    def make(*pairs: str) -> ComparisonOptions:
         return load(inputs / "compare.toml", pairs)
 
     return make

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fibecfed.comparison.runner.command import Left, compare_in
 from fibecfed.comparison.runner.conduct import gpus, refuse_foreign, workers, write_down
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import job
 from fibecfed.comparison.runner.pool import Outcome, Pool, record_failure
 from fibecfed.comparison.runner.read import read_back
@@ -24,13 +24,13 @@ from fibecfed.config import load
 from fibecfed.core.errors import UserError
 
 
-def shown(comparison: Comparison, out: Path) -> tuple[int, str]:
+def shown(comparison: ComparisonOptions, out: Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(comparison, out, console)
     return left.failed + left.refused + left.unusable, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     pairs = ("tuning.trials=1", "tuning.extend=false", "method.fibecfed.training.learning_rate=1e30")
     failed, text = shown(compared(*pairs), tmp_path)
     assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0: failed: client" in text
@@ -60,7 +60,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, finished: Callable[..., dict[str, 
 
 
 def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeated(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     both = compared("tuning.trials=3", "seeds=0,1")
     shown(both, tmp_path)
@@ -79,7 +79,7 @@ def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeat
 
 @pytest.mark.parametrize("name", ["summary.json", "records.jsonl"])
 def test_a_damaged_run_is_made_again_and_what_was_there_is_kept(
-    name: str, compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    name: str, compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     assert shown(compared(), tmp_path)[0] == 0
     (tmp_path / "runs/reviews/lora/0" / name).write_text("{")
@@ -94,7 +94,7 @@ def test_a_damaged_run_is_made_again_and_what_was_there_is_kept(
 
 
 def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     shown(compared(), tmp_path)
     folder = tmp_path / "runs/reviews/lora/0"
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
     assert shown(compared(), tmp_path)[0] == 0
 
 
-def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: Any) -> None:
+def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., ComparisonOptions], tmp_path: Path, monkeypatch: Any) -> None:
     reason = "method.kind: a prefix cannot be used with it; choose another model"
 
     def run(self: Pool, jobs: Any) -> dict[Any, Outcome]:
@@ -133,7 +133,7 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
 
 
 def test_a_folder_whose_comparison_was_removed_can_be_gone_on_with(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     shown(compared("tuning.trials=1"), tmp_path)
     (tmp_path / "comparison.toml").write_text('methods = ["lora"')
@@ -145,7 +145,9 @@ def test_a_folder_whose_comparison_was_removed_can_be_gone_on_with(
     assert read_back(tmp_path / "comparison.toml") == compared("tuning.trials=1")
 
 
-def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(
+    compared: Callable[..., ComparisonOptions], tmp_path: Path
+) -> None:
     write_down(compared("methods=lora", "seeds=1"), make(tmp_path / "one"))
     with pytest.raises(UserError, match=r"other values of base\.federation\.rounds; set them back"):
         refuse_foreign(compared("base.federation.rounds=9"), tmp_path / "one")
@@ -167,7 +169,7 @@ def make(folder: Path) -> Path:
 
 
 def test_a_run_with_other_keys_than_the_folders_is_refused(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     shown(compared("methods=lora"), tmp_path)
     path = job(compared(), tmp_path, "reviews", "lora", 0).folder / "config.toml"
@@ -177,7 +179,7 @@ def test_a_run_with_other_keys_than_the_folders_is_refused(
 
 
 def test_a_method_at_a_rate_of_its_own_does_not_stand_for_its_kind(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     own = ("tuning.trials=3", "method.lora.training.learning_rate=0.25")
     assert shown(compared("methods=lora", *own), tmp_path)[0] == 0 and scripted == ["reviews/lora/seed 0"]
@@ -192,7 +194,7 @@ def test_a_method_at_a_rate_of_its_own_does_not_stand_for_its_kind(
 
 
 def test_a_server_rate_of_a_methods_own_is_kept_in_its_trials_and_runs(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     own = ("method.moms-adamw.method.server_learning_rate=0.7", "method.slow.method.kind=moms-adamw")
     shown(compared("methods=moms-adamw,slow", "tuning.trials=1", "tuning.extend=false", *own), tmp_path)
@@ -203,7 +205,7 @@ def test_a_server_rate_of_a_methods_own_is_kept_in_its_trials_and_runs(
 
 
 def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_it_runs(
-    compared: Callable[..., Comparison], tmp_path: Path, scripted: list[Any]
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, scripted: list[Any]
 ) -> None:
     one = compared("methods=lora,local", "tuning.trials=1", "tuning.extend=false")
     write_down(one, tmp_path)
@@ -235,7 +237,7 @@ def test_runs_on_gpus_have_a_worker_per_gpu_and_no_more(
     asked: int | None,
     visible: str | None,
     expected: tuple[int, list[str]],
-    compared: Callable[..., Comparison],
+    compared: Callable[..., ComparisonOptions],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

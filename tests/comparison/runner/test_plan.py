@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import Clock, Held, Job, job, look, move_aside, units
 from fibecfed.config import to_toml
 from fibecfed.core.errors import UserError
@@ -17,7 +17,9 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import CATALOGUE
 
 
-def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(
+    compared: Callable[..., ComparisonOptions], tmp_path: Path
+) -> None:
     over = ("task.reviews.training.batch_size=2", "method.lora.training.batch_size=3", "method.lora.method.finetune=true")
     both = compared("base.training.batch_size=1", *over)
     fibecfed, lora = (job(both, tmp_path, "reviews", method, 4).config for method in ("fibecfed", "lora"))
@@ -27,7 +29,7 @@ def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(compar
 
 
 def test_the_learning_rate_is_the_tuned_one_or_the_one_given_and_while_it_is_sought_that_of_the_paper(
-    compared: Callable[..., Comparison], tmp_path: Path
+    compared: Callable[..., ComparisonOptions], tmp_path: Path
 ) -> None:
     given = compared("base.training.learning_rate=0.25")
     assert job(given, tmp_path, "reviews", "lora", 0).config.training.learning_rate == 0.25
@@ -38,7 +40,7 @@ def test_the_learning_rate_is_the_tuned_one_or_the_one_given_and_while_it_is_sou
     assert job(compared(), tmp_path, "reviews", "lora", 3).folder == tmp_path / "runs/reviews/lora/3"
 
 
-def test_a_table_of_a_method_can_be_a_variant_of_another(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_table_of_a_method_can_be_a_variant_of_another(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     both = compared("methods=fibecfed,no-masks", "method.no-masks.method.kind=fibecfed", "method.no-masks.method.neurons.rule=all")
     plain, variant = (job(both, tmp_path, "reviews", method, 0) for method in both.methods)
     assert variant.folder.parent.name == "no-masks" and both.kind("no-masks") == "fibecfed"
@@ -51,7 +53,7 @@ def begun(one: Job) -> None:
 
 
 def test_what_is_done_is_known_by_its_summary_and_its_whole_records(
-    compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path
+    compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     nothing, half, whole, odd = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
     begun(half)
@@ -81,7 +83,7 @@ def test_what_is_done_is_known_by_its_summary_and_its_whole_records(
     ],
 )
 def test_a_finished_run_that_is_damaged_does_not_count_as_done(
-    name: str, change: Any, reason: str, compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path
+    name: str, change: Any, reason: str, compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     one = job(compared(), tmp_path, "reviews", "lora", 0)
     finished(one)
@@ -91,7 +93,9 @@ def test_a_finished_run_that_is_damaged_does_not_count_as_done(
     assert (held.summary, held.unusable) == (None, None) and reason in str(held.damaged) and "run it again" not in str(held.damaged)
 
 
-def test_what_is_moved_aside_is_kept(compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_what_is_moved_aside_is_kept(
+    compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     one = job(compared(), tmp_path, "reviews", "lora", 0)
     places = []
     for right in (60, 70):
@@ -101,14 +105,14 @@ def test_what_is_moved_aside_is_kept(compared: Callable[..., Comparison], finish
     assert not one.folder.exists() and all((place / "records.jsonl").is_file() for place in places)
 
 
-def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     begun(job(compared("base.federation.rounds=9"), tmp_path, "reviews", "lora", 0))
     with pytest.raises(UserError, match=r"config\.toml is a run of another comparison: federation\.rounds differ"):
         look(job(compared(), tmp_path, "reviews", "lora", 0))
 
 
 def test_a_run_whose_data_were_moved_counts_as_done_and_its_old_place_is_said(
-    compared: Callable[..., Comparison], finished: Callable[..., dict[str, Any]], inputs: Path, tmp_path: Path
+    compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], inputs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "old").mkdir()
     before = tmp_path / "old/reviews.csv"
@@ -123,7 +127,9 @@ def test_a_run_whose_data_were_moved_counts_as_done_and_its_old_place_is_said(
         look(one)
 
 
-def test_the_cheapest_run_is_next_by_its_size_then_by_the_seconds_of_its_task(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_the_cheapest_run_is_next_by_its_size_then_by_the_seconds_of_its_task(
+    compared: Callable[..., ComparisonOptions], tmp_path: Path
+) -> None:
     long = compared("tasks=sst2,rte", "base.data.max_train=500")
     sst2, rte = (job(long, tmp_path, task, "lora", 0) for task in long.tasks)
     assert units(rte.config) == 2 * units(sst2.config) == 500 * (2 / 4) * 2 * 2 * 128

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from workers import obedient
 
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import Clock, Job, job
 from fibecfed.comparison.runner.pool import Pool
 
 
 @pytest.fixture
-def jobs(compared: Callable[..., Comparison], tmp_path: Path) -> Callable[..., list[Job]]:
+def jobs(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> Callable[..., list[Job]]:
     def make(*hows: str) -> list[Job]:
         found = []
         reviews = compared().task["reviews"]

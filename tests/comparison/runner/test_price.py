@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fibecfed.comparison.runner import price as pricing
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.price import price, price_comparison
 from fibecfed.comparison.runner.read import load
 from fibecfed.core.errors import UserError
@@ -29,7 +29,7 @@ def test_published_models_have_their_published_sizes(name: str, millions: int, l
     assert shape.block_values < shape.values
 
 
-def test_a_price_is_the_sum_over_tasks_and_seeds(compared: Callable[..., Comparison]) -> None:
+def test_a_price_is_the_sum_over_tasks_and_seeds(compared: Callable[..., ComparisonOptions]) -> None:
     model = tiny_config("bert", layers=4, hidden=128)
     found = price(compared("base.data.max_train=80", "seeds=0,1,2"), "lora", lambda: model, shape_of(model))
     # 2 of 4 clients a round with 20 examples each: 5 batches of 4, 2 epochs, 2 rounds, 3 seeds
@@ -49,7 +49,7 @@ def test_the_papers_comparison_is_priced_for_both_models_without_their_weights()
     assert text.rstrip().endswith("Nothing was trained or written.")
 
 
-def test_what_cannot_be_priced_says_why(compared: Callable[..., Comparison]) -> None:
+def test_what_cannot_be_priced_says_why(compared: Callable[..., ComparisonOptions]) -> None:
     with pytest.raises(UserError, match=r'architecture\."x": .*expected `model_type`'):
         config_of("x", {"hidden_size": 3})
     nowhere = compared("base.model.name=nobody/nothing")
@@ -57,7 +57,7 @@ def test_what_cannot_be_priced_says_why(compared: Callable[..., Comparison]) -> 
         price_comparison(nowhere, Console(file=io.StringIO()))
 
 
-def test_a_model_of_any_family_is_priced(compared: Callable[..., Comparison]) -> None:
+def test_a_model_of_any_family_is_priced(compared: Callable[..., ComparisonOptions]) -> None:
     console = Console(file=io.StringIO(), width=200)
     price_comparison(compared("methods=lora").model_copy(update={"architecture": {"x": {"model_type": "mpnet"}}}), console)
     # rank 4 on query and value of 12 layers of width 768, a dense head and its last map
@@ -66,7 +66,7 @@ def test_a_model_of_any_family_is_priced(compared: Callable[..., Comparison]) ->
 
 
 def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one(
-    compared: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
+    compared: Callable[..., ComparisonOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(source: object) -> object:
         raise UserError("no connection and no cached files.")
@@ -76,7 +76,7 @@ def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one(
         price_comparison(compared("methods=lora"), Console(file=io.StringIO()))
 
 
-def test_one_run_is_one_run(compared: Callable[..., Comparison]) -> None:
+def test_one_run_is_one_run(compared: Callable[..., ComparisonOptions]) -> None:
     console = Console(file=io.StringIO(), width=200)
     price_comparison(compared("methods=lora"), console)
     assert "M values; 1 run\n" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

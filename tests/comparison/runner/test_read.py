@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.read import differences, is_comparison, load, read_back, to_toml
 from fibecfed.comparison.runner.tuning import grid, read_tuning
 from fibecfed.config import load as load_run
@@ -18,14 +18,14 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 FOUND = Path(__file__).parents[3] / "benchmarks/results/compare-quick"
 
 
-def test_lists_and_keys_are_laid_over_the_file(compared: Callable[..., Comparison]) -> None:
+def test_lists_and_keys_are_laid_over_the_file(compared: Callable[..., ComparisonOptions]) -> None:
     found = compared("methods=lora,local", "seeds=0,1,2", "base.federation.rounds=7", "tuning.trials=3", "resources.workers=2")
     assert (found.methods, found.seeds, found.base["federation"]["rounds"]) == (("lora", "local"), (0, 1, 2), 7)
     assert (found.tuning.trials, found.resources.workers, found.tasks) == (3, 2, ("reviews",))
     assert compared("seeds=5").seeds == (5,) and compared('methods=["lora"]').methods == ("lora",)
 
 
-def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten_tasks(compared: Callable[..., Comparison]) -> None:
+def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten_tasks(compared: Callable[..., ComparisonOptions]) -> None:
     found = compared("methods=all", "tasks=all")
     assert found.methods == tuple(name for name in COMPARED if name in METHODS) and len(COMPARED) == 19
     assert len(found.tasks) == 10 and {"sst2", "boolq"} <= set(found.tasks)
@@ -77,12 +77,12 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["rounds"], "expected key=value"),
     ],
 )
-def test_mistakes_are_sentences(pairs: list[str], expected: str, compared: Callable[..., Comparison]) -> None:
+def test_mistakes_are_sentences(pairs: list[str], expected: str, compared: Callable[..., ComparisonOptions]) -> None:
     with pytest.raises(UserError, match=expected):
         compared(*pairs)
 
 
-def test_all_mistakes_are_told_at_once(compared: Callable[..., Comparison]) -> None:
+def test_all_mistakes_are_told_at_once(compared: Callable[..., ComparisonOptions]) -> None:
     with pytest.raises(UserError, match=r"has 2 mistakes.*\n.*lra.*\n.*trc"):
         compared("methods=lra", "tasks=trc")
 
@@ -103,7 +103,7 @@ def test_a_runs_file_is_told_from_a_comparisons_in_one_line(inputs: Path) -> Non
         load_run(inputs / "compare.toml")
 
 
-def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     written = compared("seeds=0,1", "method.lora.training.learning_rate=0.1", "tuning.trials=3")
     (tmp_path / "c.toml").write_text(to_toml(written))
     assert read_back(tmp_path / "c.toml") == written
@@ -113,7 +113,7 @@ def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[...
             read_back(tmp_path / "c.toml")
 
 
-def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., Comparison]) -> None:
+def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., ComparisonOptions]) -> None:
     old = compared()
     assert differences(old, compared("methods=local", "seeds=4", "resources.workers=7", "method.local.training.batch_size=9")) == []
     changed = ("base.federation.rounds=9", "tuning.factor=2.0", "task.reviews.data.max_train=9", "method.lora.method.finetune=true")
@@ -125,8 +125,8 @@ def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: 
     ]
 
 
-def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_comparison(compared: Callable[..., Comparison]) -> None:
-    def on_sst2(trials: int, examples: int) -> Comparison:
+def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_comparison(compared: Callable[..., ComparisonOptions]) -> None:
+    def on_sst2(trials: int, examples: int) -> ComparisonOptions:
         return compared(f"tuning.trials={trials}", 'tuning.tasks=["sst2"]', f"task.sst2.data.max_train={examples}")
 
     assert differences(on_sst2(3, 80), on_sst2(3, 90)) == ["task.sst2.data.max_train"]

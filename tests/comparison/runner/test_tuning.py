@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fibecfed.comparison.runner.options import Comparison, TuningOptions
+from fibecfed.comparison.runner.options import ComparisonOptions, TuningOptions
 from fibecfed.comparison.runner.tuning import (
     Trial,
     best,
@@ -92,7 +92,7 @@ def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(tmp_path: Path)
         read_tuning(tmp_path)
 
 
-def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[..., Comparison]) -> None:
+def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[..., ComparisonOptions]) -> None:
     both = compared("tuning.trials=3", "method.lora.training.learning_rate=0.25")
     assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
     assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
@@ -100,7 +100,7 @@ def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[...
     assert fixed(compared(), "lora").rates == {"training.learning_rate": 0.002}
 
 
-def test_a_server_rate_in_a_methods_own_table_is_left_as_it_is(compared: Callable[..., Comparison]) -> None:
+def test_a_server_rate_in_a_methods_own_table_is_left_as_it_is(compared: Callable[..., ComparisonOptions]) -> None:
     both = compared("methods=moms-adamw,slow", "method.slow.method.kind=moms-adamw", "method.slow.method.server_learning_rate=0.7")
     values = rates("moms-adamw", 1, 3.0)
     assert values == {"training.learning_rate": 0.12, "method.server_learning_rate": 0.1}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fibecfed.comparison.runner.command import show_results
 from fibecfed.comparison.runner.conduct import Results
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import Clock, job
 from fibecfed.comparison.runner.pool import Outcome
 from fibecfed.comparison.runner.watch import Watch
@@ -20,7 +20,7 @@ HOSTILE, WRITTEN_OUT = "evil\x1b]0;owned\a\u202e", r"evil\x1b]0;owned\x07\u202e"
 SUMMARY = {"scores": {"pooled_personalised": 0.815}, "seconds": 60.0, "evaluation": {"seconds": 40.0}}
 
 
-def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     one, two, three, four = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(4))
     console, clock = Console(file=io.StringIO(), width=200), Clock()
     with Watch(console, clock, workers=2) as watch:
@@ -39,7 +39,7 @@ def test_a_log_has_a_line_for_each_run_that_ends_with_what_is_left(compared: Cal
     assert lines[2].startswith("reviews/lora/seed 1: failed: the loss is nan (2/4 done, 1 min 40 s left)")
 
 
-def test_what_files_say_steers_no_terminal(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_what_files_say_steers_no_terminal(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     one = replace(job(compared(), tmp_path, "reviews", "lora", 0), task=HOSTILE)
     log, live = io.StringIO(), io.StringIO()
     for out in (log, live):
@@ -55,7 +55,7 @@ def test_what_files_say_steers_no_terminal(compared: Callable[..., Comparison], 
         assert text.count(WRITTEN_OUT) >= 6 and "\x1b]" not in text and "\a" not in text and "\u202e" not in text
 
 
-def test_a_run_that_begins_before_the_next_tick_is_counted_once(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_run_that_begins_before_the_next_tick_is_counted_once(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     one, two = (job(compared(), tmp_path, "reviews", "lora", seed) for seed in range(2))
     console = Console(file=io.StringIO(), width=200)
     with Watch(console, Clock(), workers=2) as watch:
@@ -66,7 +66,7 @@ def test_a_run_that_begins_before_the_next_tick_is_counted_once(compared: Callab
     assert "(1/2 done" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_trials_are_counted_apart_from_the_runs_that_follow(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_trials_are_counted_apart_from_the_runs_that_follow(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     first, second = (job(compared(), tmp_path, "reviews", "lora", 0, {"training.learning_rate": rate}, f"{rate}") for rate in (0.1, 0.2))
     run = job(compared(), tmp_path, "reviews", "lora", 0)
     console, clock = Console(file=io.StringIO(), width=200), Clock()
@@ -88,7 +88,7 @@ def test_trials_are_counted_apart_from_the_runs_that_follow(compared: Callable[.
     ]
 
 
-def test_a_terminal_shows_the_running_jobs_with_their_round(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_a_terminal_shows_the_running_jobs_with_their_round(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     one = job(compared(), tmp_path, "reviews", "lora", 0)
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     with Watch(console, Clock(), workers=1) as watch:

@@ -12,7 +12,7 @@ from texts import bits
 
 from fibecfed import session
 from fibecfed.comparison.runner import worker
-from fibecfed.comparison.runner.options import Comparison
+from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import job
 from fibecfed.config import to_toml
 from fibecfed.core.errors import RunFailed
@@ -36,7 +36,7 @@ def facts(folder: Path) -> list[Any]:
 
 
 def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_once(
-    compared: Callable[..., Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: Callable[..., ComparisonOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads, from_files = [], ClassHead.model_class.from_pretrained
 
@@ -67,7 +67,7 @@ def test_a_reused_worker_gives_the_bits_of_a_fresh_run_and_reads_the_backbone_on
 
 @pytest.mark.parametrize("method", ["lora", "slora", "fedex-lora", "adapter", "fibecfed"])
 def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
-    method: str, compared: Callable[..., Comparison], inputs: Path, tmp_path: Path
+    method: str, compared: Callable[..., ComparisonOptions], inputs: Path, tmp_path: Path
 ) -> None:
     one = job(compared(f'methods=["{method}"]'), tmp_path / "run", "reviews", method, 0)
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
@@ -96,7 +96,7 @@ def test_a_changed_file_is_read_again(inputs: Path) -> None:
 
 
 def test_every_way_to_fail_is_a_message(
-    compared: Callable[..., Comparison], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compared: Callable[..., ComparisonOptions], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def outcome(name: str, *pairs: str) -> dict[str, Any]:
         one = job(compared(*pairs), tmp_path / name, "reviews", "lora", 0)
@@ -128,7 +128,7 @@ def test_every_way_to_fail_is_a_message(
     assert "Traceback" in (tmp_path / "stopped/runs/reviews/lora/0.traceback.txt").read_text()
 
 
-def test_records_of_another_version_are_named_by_file_and_line(compared: Callable[..., Comparison], tmp_path: Path) -> None:
+def test_records_of_another_version_are_named_by_file_and_line(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     one = job(compared(), tmp_path, "reviews", "lora", 0)
 
     def interrupt(message: Any) -> None:
@@ -143,7 +143,7 @@ def test_records_of_another_version_are_named_by_file_and_line(compared: Callabl
     assert "records.jsonl, line 1: records of version 9, expected 1" in failed["reason"]
 
 
-def test_a_run_whose_data_were_moved_is_resumed(compared: Callable[..., Comparison], inputs: Path, tmp_path: Path) -> None:
+def test_a_run_whose_data_were_moved_is_resumed(compared: Callable[..., ComparisonOptions], inputs: Path, tmp_path: Path) -> None:
     before = tmp_path / "reviews.csv"
     before.write_text((inputs / "reviews.csv").read_text())
     old = job(compared(f"task.reviews.data.path={before}"), tmp_path, "reviews", "lora", 0)

@@ -19,7 +19,7 @@ from ...engine.checkpoint import run_lock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
 from .conduct import Results, conduct, refuse_foreign, workers, write_down
-from .options import Comparison
+from .options import ComparisonOptions
 from .plan import Clock
 from .watch import Watch
 
@@ -51,7 +51,7 @@ class Left:
         return "\n  ".join(parts) or None
 
 
-def compare_in(comparison: Comparison, out: Path, console: Console) -> Left:
+def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Left:
     """Make what is left of a comparison, and show its results; what of the runs asked for has none.
 
     Raises:

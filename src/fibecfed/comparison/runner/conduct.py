@@ -18,7 +18,7 @@ from ...core.terminal import one_line
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
 from ..report.recorded import ASIDE, RUNS, TRIALS
-from .options import Comparison
+from .options import ComparisonOptions
 from .plan import Clock, Job, job, look, move_aside
 from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
@@ -62,7 +62,7 @@ class Results:
     new: int
 
 
-def refuse_foreign(comparison: Comparison, out: Path) -> None:
+def refuse_foreign(comparison: ComparisonOptions, out: Path) -> None:
     """Nothing is written into a folder that is not this comparison's.
 
     Raises:
@@ -84,20 +84,20 @@ def _is_free(out: Path) -> bool:
     return names == left and ("lock" in names or not names)
 
 
-def write_down(comparison: Comparison, out: Path) -> None:
+def write_down(comparison: ComparisonOptions, out: Path) -> None:
     """The comparison into its folder, together with what the folder held before: more methods, tasks or seeds."""
     path = out / COMPARISON
     held = _together(read_back(path), comparison) if path.is_file() else comparison
     write_atomically(path, to_toml(held).encode())
 
 
-def _together(old: Comparison, new: Comparison) -> Comparison:
+def _together(old: ComparisonOptions, new: ComparisonOptions) -> ComparisonOptions:
     lists = {name: tuple(dict.fromkeys((*getattr(old, name), *getattr(new, name)))) for name in ("methods", "tasks", "seeds")}
     tables = {name: {**getattr(old, name), **getattr(new, name)} for name in ("task", "method")}
     return new.model_copy(update={**lists, **tables})
 
 
-def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -> Results:
+def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: Clock) -> Results:
     """Make every run that is not done yet; skips what is.
 
     Raises:
@@ -129,7 +129,7 @@ def conduct(comparison: Comparison, out: Path, watcher: Watcher, clock: Clock) -
     return Results(done, failed, refused, unusable, trials + _made(outcomes))
 
 
-def workers(comparison: Comparison) -> int:
+def workers(comparison: ComparisonOptions) -> int:
     """How many processes: as asked; else one per GPU where the runs compute on one, or one per core that this process may use."""
     if comparison.resources.workers is not None:
         return comparison.resources.workers
@@ -138,7 +138,7 @@ def workers(comparison: Comparison) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gpus(comparison: Comparison) -> list[str]:
+def gpus(comparison: ComparisonOptions) -> list[str]:
     """The GPUs that the workers share in turn, as CUDA_VISIBLE_DEVICES names them; none where the runs use none, or name one themselves."""
     if "cuda" not in (devices := _devices(comparison)) or not devices <= {"cuda", "cpu"}:
         return []
@@ -147,7 +147,7 @@ def gpus(comparison: Comparison) -> list[str]:
     return [name.strip() for name in names][: torch.cuda.device_count()]
 
 
-def _devices(comparison: Comparison) -> set[str]:
+def _devices(comparison: ComparisonOptions) -> set[str]:
     """What the runs say for `training.device`: "cpu" in place of an "auto" that finds nothing else."""
     tables = [comparison.base, *comparison.task.values(), *comparison.method.values()]
     said = {str(table["training"]["device"]) for table in tables if "device" in table.get("training", {})}
@@ -194,7 +194,7 @@ class _Maker:
         self.watcher.warned(one, text)
 
 
-def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
+def _take_over(comparison: ComparisonOptions, out: Path, jobs: Iterable[Job]) -> None:
     """A run that was made as a trial, with the same configuration to the last key, is not made again."""
     for one in jobs:
         values = {RATE: one.config.training.learning_rate}
@@ -217,7 +217,7 @@ def _take_over(comparison: Comparison, out: Path, jobs: Iterable[Job]) -> None:
 # ---- tuning
 
 
-def _tune(comparison: Comparison, out: Path, maker: _Maker) -> tuple[dict[str, Tuned], dict[str, tuple[str, bool]], int]:
+def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict[str, Tuned], dict[str, tuple[str, bool]], int]:
     """Rates of every kind of method, why some have none and whether a trial was rejected, and how many trials were made now."""
     kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
     held = read_tuning(out)
@@ -252,12 +252,12 @@ def _tune(comparison: Comparison, out: Path, maker: _Maker) -> tuple[dict[str, T
     return tuned, problems, made
 
 
-def _trial(comparison: Comparison, out: Path, task: str, kind: str, step: int) -> Job:
+def _trial(comparison: ComparisonOptions, out: Path, task: str, kind: str, step: int) -> Job:
     values = _values(comparison, kind, step)
     return job(comparison, out, task, kind, comparison.tuning.seed, values, label(values))
 
 
-def _trials(comparison: Comparison, out: Path, kind: str, steps: Sequence[int]) -> tuple[Trial, ...]:
+def _trials(comparison: ComparisonOptions, out: Path, kind: str, steps: Sequence[int]) -> tuple[Trial, ...]:
     found = []
     for step in steps:
         folders = {task: _trial(comparison, out, task, kind, step).folder for task in comparison.tuning.tasks}
@@ -266,5 +266,5 @@ def _trials(comparison: Comparison, out: Path, kind: str, steps: Sequence[int]) 
     return tuple(found)
 
 
-def _values(comparison: Comparison, kind: str, step: int) -> dict[str, float]:
+def _values(comparison: ComparisonOptions, kind: str, step: int) -> dict[str, float]:
     return left_open(comparison, kind, rates(kind, step, comparison.tuning.factor))

@@ -41,7 +41,7 @@ class WorkerOptions(Options):
     )
 
 
-class Comparison(Options):
+class ComparisonOptions(Options):
     """A comparison: every method on every task with every seed, under the same conditions."""
 
     methods: tuple[str, ...] = Field(description='Names of `fibecfed list methods` or of [method.<name>] tables, or "all".')

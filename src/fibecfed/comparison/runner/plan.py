@@ -17,7 +17,7 @@ from ...data.tasks import TASKS
 from ...methods.catalogue import CATALOGUE
 from ..report.recorded import ASIDE, Damaged, Place
 from ..report.runs import read_results, read_run
-from .options import Comparison
+from .options import ComparisonOptions
 
 UNKNOWN_EXAMPLES = 10_000
 """Training examples that a task counts whose number is not limited: how many it has is only known when it is read."""
@@ -45,7 +45,7 @@ class Job:
         return f"{self.task}/{self.method}/" + (f"seed {self.seed}" if self.rate is None else f"rate {self.rate}")
 
 
-def table_of(comparison: Comparison, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
+def table_of(comparison: ComparisonOptions, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
     """A run's configuration as a table: the base, over it the task's, over both the method's, then the rates.
 
     Without `rates` the learning rate is what the tables say, else in a comparison that tunes the centre that the method's own paper uses,
@@ -78,7 +78,13 @@ def _laid_over(*tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job(
-    comparison: Comparison, out: Path, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None, rate: str | None = None
+    comparison: ComparisonOptions,
+    out: Path,
+    task: str,
+    method: str,
+    seed: int,
+    rates: Mapping[str, float] | None = None,
+    rate: str | None = None,
 ) -> Job:
     """One run; a trial of `rates` in tuning if `rate` names them."""
     config = resolve_paths(from_table(table_of(comparison, task, method, seed, rates)))

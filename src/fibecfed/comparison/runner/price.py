@@ -39,7 +39,7 @@ from ...engine.traffic import Traffic
 from ...models.backbones import PretrainedConfig, find, load_config
 from ...models.shapes import Shape, ShapedTask, config_of, shape_of, shaped_task
 from .conduct import workers
-from .options import Comparison
+from .options import ComparisonOptions
 from .plan import UNKNOWN_EXAMPLES, job
 
 _NOWHERE = Path()
@@ -68,7 +68,7 @@ class Price:
     seconds: float
 
 
-def price_comparison(comparison: Comparison, console: Console) -> None:
+def price_comparison(comparison: ComparisonOptions, console: Console) -> None:
     """Prints what the comparison would take, with each model of its file.
 
     Raises:
@@ -98,7 +98,7 @@ def price_comparison(comparison: Comparison, console: Console) -> None:
     _print(console, "The comparison is valid. Nothing was trained or written.")
 
 
-def price(comparison: Comparison, method: str, model: Callable[[], PretrainedConfig], shape: Shape) -> Price:
+def price(comparison: ComparisonOptions, method: str, model: Callable[[], PretrainedConfig], shape: Shape) -> Price:
     """What all runs of a method come to, with a model of this configuration.
 
     Raises:
@@ -157,7 +157,7 @@ def _num_classes(task: str) -> int:
     return len(TASKS[task].labels) if task in TASKS else 2
 
 
-def _model_config(comparison: Comparison, name: str) -> PretrainedConfig:
+def _model_config(comparison: ComparisonOptions, name: str) -> PretrainedConfig:
     if name in comparison.architecture:
         return config_of(name, comparison.architecture[name])
     try:
@@ -166,7 +166,7 @@ def _model_config(comparison: Comparison, name: str) -> PretrainedConfig:
         raise UserError(f'{str(error).rstrip(".")}. To price it without its files, write its shapes into [architecture."{name}"]') from None
 
 
-def _notes(comparison: Comparison, shape: Shape, prices: Mapping[str, Price]) -> Iterator[str]:
+def _notes(comparison: ComparisonOptions, shape: Shape, prices: Mapping[str, Price]) -> Iterator[str]:
     configs = [job(comparison, _NOWHERE, task, comparison.methods[0], 0).config for task in comparison.tasks]
     longest = max(max_length(config) for config in configs)
     batch = configs[0].training.batch_size

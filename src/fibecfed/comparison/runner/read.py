@@ -18,11 +18,11 @@ from ...config.mistakes import examine, get
 from ...config.model import DEFAULT_KIND, leaves
 from ...config.read import is_comparison as is_comparison_table
 from ...config.read import is_run, missing_files, read_pairs, read_toml, read_value, refusal
-from ...config.text import Setting, nearest, settings, show
+from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
-from .options import Comparison
+from .options import ComparisonOptions
 from .plan import table_of
 
 _LONGEST_NAME = 140  # bytes: file systems take 255, some of them 143
@@ -40,7 +40,7 @@ def is_comparison(path: Path) -> bool:
     return is_comparison_table(read_toml(path))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+def load(path: Path, overrides: Sequence[str] = ()) -> ComparisonOptions:
     """Reads a comparison's TOML file and lays `key=value` pairs over it: `methods=fibecfed,lora`, `seeds=0,1`, `base.federation.rounds=10`.
 
     Raises:
@@ -58,7 +58,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
         if table.get(name) == "all":
             table[name] = [known for known in _ALL[name] if name == "tasks" or known in METHODS]
     try:
-        comparison = Comparison.model_validate_json(json.dumps(table, default=str))
+        comparison = ComparisonOptions.model_validate_json(json.dumps(table, default=str))
     except ValidationError as error:
         for line in error.errors(include_url=False):
             name = ".".join(part for part in line["loc"] if isinstance(part, str))
@@ -73,7 +73,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     return comparison
 
 
-def to_toml(comparison: Comparison) -> str:
+def to_toml(comparison: ComparisonOptions) -> str:
     """The comparison as TOML, every key of its own, given or default."""
     table = comparison.model_dump(exclude_none=True)
     document = tomlkit.document()
@@ -86,7 +86,7 @@ def to_toml(comparison: Comparison) -> str:
     return tomlkit.dumps(document)
 
 
-def differences(old: Comparison, new: Comparison) -> list[str]:
+def differences(old: ComparisonOptions, new: ComparisonOptions) -> list[str]:
     """Dotted keys that make two comparisons different ones, sorted; more methods, tasks, seeds or workers do not.
 
     Tables count for methods and tasks that both have; where rates are tuned, also for the tasks that they are tuned on.
@@ -138,8 +138,8 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
 # ---- mistakes
 
 
-def _keys() -> dict[str, Setting]:
-    return {key.name: key for key in settings(Comparison)}
+def _keys() -> dict[str, ConfigKey]:
+    return {key.name: key for key in keys_of(ComparisonOptions)}
 
 
 def _sentence(name: str, kind: str, table: Mapping[str, Any]) -> str:
@@ -154,7 +154,7 @@ def _sentence(name: str, kind: str, table: Mapping[str, Any]) -> str:
     return f"{name}: got {got}, expected {expected}; fix it"
 
 
-def _strange_names(comparison: Comparison) -> Iterator[str]:
+def _strange_names(comparison: ComparisonOptions) -> Iterator[str]:
     for name in comparison.methods:
         if comparison.kind(name) not in METHODS:
             yield _unknown("methods", name, METHODS, "`fibecfed list methods`")
@@ -187,7 +187,7 @@ def _unknown(key: str, name: str, names: Any, where: str) -> str:
     return f"{key}: got {show(name)}, which is unknown, expected one of {', '.join(names)}; see {where}"
 
 
-def _contradictions(comparison: Comparison) -> Iterator[str]:
+def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
     base = dict(leaves(comparison.base))
     for name, instead in _NOT_IN_BASE.items():
         if any(key == name or key.startswith(f"{name}.") for key in base):
@@ -210,7 +210,7 @@ def _contradictions(comparison: Comparison) -> Iterator[str]:
         yield "base.data.validation_fraction: got 0, but tuning needs validation examples; raise it, or set `tuning.trials` to 0"
 
 
-def _of_runs(comparison: Comparison) -> Iterator[str]:
+def _of_runs(comparison: ComparisonOptions) -> Iterator[str]:
     """Mistakes that show in the runs' configurations, and paths with nothing there, by the comparison's key; each once."""
     told: set[tuple[str, str]] = set()
     tuned = comparison.tuning.tasks if comparison.tuning.trials else ()
@@ -228,7 +228,7 @@ def _of_runs(comparison: Comparison) -> Iterator[str]:
                 yield f"{above}{key}:{rest}" if of_one_key else f"in the run of {method} on {task}: {above}{key}:{rest}"
 
 
-def _above(comparison: Comparison, task: str, method: str, key: str) -> str:
+def _above(comparison: ComparisonOptions, task: str, method: str, key: str) -> str:
     """The table of the comparison that a run's key comes from, with a dot; "" where it is in none."""
     tables = {
         f"method.{method}.": comparison.method.get(method, {}),
@@ -242,14 +242,14 @@ def _above(comparison: Comparison, task: str, method: str, key: str) -> str:
     return ""
 
 
-def read_back(path: Path) -> Comparison:
+def read_back(path: Path) -> ComparisonOptions:
     """The comparison that a folder holds.
 
     Raises:
         UserError: it cannot be read as one.
     """
     try:
-        return Comparison.model_validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=str))
+        return ComparisonOptions.model_validate_json(json.dumps(tomllib.loads(path.read_text(encoding="utf-8")), default=str))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or choose another folder with --out") from None
     except ValidationError as error:

@@ -20,7 +20,7 @@ from ...core.metrics import METRICS
 from ...core.records import EvalRecord, read
 from ...local.options import TrainingOptions
 from ...methods.catalogue import CATALOGUE
-from .options import Comparison, TuningOptions
+from .options import ComparisonOptions, TuningOptions
 from .plan import table_of
 
 RATE = "training.learning_rate"
@@ -77,7 +77,7 @@ def rates(kind: str, step: int, factor: float) -> dict[str, float]:
     return found
 
 
-def left_open(comparison: Comparison, method: str, values: Mapping[str, float]) -> dict[str, float]:
+def left_open(comparison: ComparisonOptions, method: str, values: Mapping[str, float]) -> dict[str, float]:
     """Of the values of a step those that hold for a method: its own table's server rate stays what it is."""
     own = comparison.method.get(method, {}).get("method", {})
     return {name: value for name, value in values.items() if name != SERVER_RATE or "server_learning_rate" not in own}
@@ -114,7 +114,7 @@ def choose(source: str, trials: tuple[Trial, ...]) -> Tuned:
     return Tuned(source, ordered, chosen, next(trial.rates for trial in ordered if trial.step == chosen))
 
 
-def is_tuned(comparison: Comparison, method: str) -> bool:
+def is_tuned(comparison: ComparisonOptions, method: str) -> bool:
     """Whether a method runs at a rate that is tuned, for its kind: not where its own table names one."""
     return comparison.tuning.trials > 0 and "learning_rate" not in comparison.method.get(method, {}).get("training", {})
 
@@ -190,7 +190,7 @@ def _to_row(row: Tuned) -> dict[str, Any]:
     return {"chosen": row.rates.get(RATE), "source": row.source, "tried": tried, "step": row.chosen, "rates": dict(row.rates)}
 
 
-def fixed(comparison: Comparison, method: str) -> Tuned:
+def fixed(comparison: ComparisonOptions, method: str) -> Tuned:
     """The rate of a method that is not tuned, in the form of one that is."""
     table = table_of(comparison, comparison.tasks[0], method, 0)
     rate = table.get("training", {}).get("learning_rate")
