@@ -84,7 +84,7 @@ def unlike(comparison: ComparisonResults) -> list[str]:
 
     Nothing is said of a learning rate and of a method's own keys, which are expected to differ.
     """
-    tasks: dict[tuple[str, str], list[str]] = {}  # (setting, who had what) -> tasks
+    tasks: dict[tuple[str, str], list[str]] = {}  # (key, who had what) -> tasks
     for task in comparison.tasks:
         runs = [run for method in comparison.methods for run in comparison.of(task, method)]
         for name, values in _differing(runs).items():
@@ -97,7 +97,7 @@ def unlike(comparison: ComparisonResults) -> list[str]:
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """Setting -> value -> methods, of the settings that not all runs share; a setting that some run does not tell is passed over."""
+    """Key -> value -> methods, of the keys that not all runs share; a key that some run does not record is skipped."""
     settings = [_settings(run, all(run.conditions.get("settings") for run in runs)) for run in runs]
     found: dict[str, dict[str, list[str]]] = {}
     for name in settings[0] if settings else ():
