@@ -20,43 +20,35 @@ _NAMES = {
     "versions": "Versions",
     "commit": "Commit",
 }
-
-
 _SETTINGS = ("model", "federation", "training", "data")  # compared as these texts where a run's single settings are not known
 _MOST, _FEW = 6, 3  # names in a list, and where two lists stand beside each other
 
 
 def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
     """Names and texts; a condition in which runs differ has all its values, with the tasks, methods or seeds whose runs have each."""
-    lines = []
-    for key, name in _NAMES.items():
-        values: dict[str, list[Run]] = {}
-        for run in comparison.runs:
-            value = "unknown" if run.conditions.get(key) is None else str(run.conditions[key])
-            values.setdefault(f"{value[:12]}{'+' * value.endswith('+')}" if key == "commit" else value, []).append(run)
-        if len(values) == 1:
-            lines.append((name, next(iter(values))))
-        else:
-            parts = [f"{value}: {_whose(runs, comparison)}" for value, runs in sorted(values.items(), key=lambda v: -len(v[1]))]
-            lines.append((name, "; ".join(parts)))
+    lines = [(name, _values(comparison, key)) for key, name in _NAMES.items()]
     lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
     lines += [("Trained beforehand", text)] if (text := _sources(comparison)) else []
-    lines += [
+    return [
+        *lines,
         ("Tuning", _tuning(comparison)),
-        ("Seconds of clients", _clock(comparison)),
+        ("Seconds of clients", _values(comparison, "clock")),
         ("Network for modelled time", comparison.network.describe()),
     ]
-    return lines
 
 
-def _clock(comparison: ComparisonResults) -> str:
-    """What was measured of the clients' computing; files of version 0.1 say nothing of it."""
-    kinds: dict[str, list[Run]] = {}
+def _values(comparison: ComparisonResults, key: str) -> str:
+    values: dict[str, list[Run]] = {}
     for run in comparison.runs:
-        kinds.setdefault(str(run.conditions.get("clock") or CLOCKS[0]), []).append(run)
-    if len(kinds) == 1:
-        return clock_in_words(next(iter(kinds)))
-    return "; ".join(f"{clock_in_words(kind)}: {_whose(runs, comparison)}" for kind, runs in sorted(kinds.items()))
+        value = str(run.conditions.get(key) or (CLOCKS[0] if key == "clock" else "unknown"))  # version 0.1 says nothing of the clock
+        values.setdefault(clock_in_words(value) if key == "clock" else _commit(value) if key == "commit" else value, []).append(run)
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{value}: {_whose(runs, comparison)}" for value, runs in sorted(values.items(), key=lambda item: -len(item[1])))
+
+
+def _commit(value: str) -> str:
+    return f"{value[:12]}{'+' * value.endswith('+')}"
 
 
 def _whose(runs: Sequence[Run], comparison: ComparisonResults) -> str:
