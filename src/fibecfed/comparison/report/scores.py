@@ -1,0 +1,74 @@
+"""How the scores of a comparison are compared and shown: everything that depends on its metric, and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from ...core.metrics import METRICS, Metric
+from ...core.statistics import CONFUSION
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a metric. Shares are shown per cent with a digit, other numbers with three."""
+
+    metric: Metric = METRICS["accuracy"]
+
+    @property
+    def sign(self) -> int:
+        """Of a difference that is a gain."""
+        return 1 if self.metric.higher_is_better else -1
+
+    @property
+    def best(self) -> Callable[[Collection[float]], float]:
+        """The best of some scores."""
+        return max if self.metric.higher_is_better else min
+
+    @property
+    def factor(self) -> int:
+        """What a score is multiplied with to be shown."""
+        return 100 if self.metric.unit == "%" else 1
+
+    @property
+    def digits(self) -> int:
+        """After the point."""
+        return 1 if self.metric.unit == "%" else 3
+
+    @property
+    def unit(self) -> str:
+        """What stands behind a number: " %", " nat" or nothing."""
+        return f" {self.metric.unit}".rstrip()
+
+    @property
+    def step(self) -> str:
+        """What stands behind a difference: " points", " nat" or nothing."""
+        return " points" if self.metric.unit == "%" else self.unit
+
+    @property
+    def what(self) -> str:
+        """Name and unit, as in "Accuracy in per cent", "Loss in nat", "Matthews correlation"."""
+        name = self.metric.title[0].upper() + self.metric.title[1:]
+        return f"{name} in per cent" if self.metric.unit == "%" else f"{name} in {self.metric.unit}" if self.metric.unit else name
+
+    @property
+    def higher(self) -> str:
+        """What a better score is called."""
+        return "higher" if self.metric.higher_is_better else "better"
+
+    @property
+    def baseline(self) -> str:
+        """What scores are compared with: `majority` of a run is its score."""
+        return "majority class" if self.metric.needs == (CONFUSION,) else "untrained model"
+
+    def text(self, score: float) -> str:
+        """As in "84.1 %", "0.412 nat"."""
+        return f"{self.factor * score:.{self.digits}f}{self.unit}"
+
+    def difference(self, gain: float) -> str:
+        """Without its sign, as in "2.0 points", "0.020 nat"."""
+        return f"{abs(self.factor * gain):.{self.digits}f}{self.step}"
+
+    def round(self, score: float) -> str:
+        """A round difference, as in "5 points", "0.05 nat"."""
+        return f"{self.factor * score:g}{self.step}"
