@@ -204,7 +204,8 @@ def report_(
     latency_ms: Annotated[float, typer.Option(help="One-way latency, milliseconds.")] = 30.0,
     client_speed: Annotated[float, typer.Option(help="Speed of a client relative to this machine.")] = 1.0,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, accuracy in per cent; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, as the report shows its scores; repeatable."),
     ] = None,
     out: Annotated[Path | None, _option("Folder to write the report to. [default: DIR]")] = None,
     export: Annotated[Path | None, _option("Also write the numbers to one compact file.", "FILE")] = None,
@@ -227,19 +228,19 @@ def report_(
 
 
 def _targets(pairs: list[str]) -> dict[str, float]:
-    """`--target sst2=80` as {"sst2": 0.8}."""
+    """`--target sst2=80` as {"sst2": 80}."""
     found = {}
     for pair in pairs:
         task, _, score = pair.partition("=")
         try:
-            share = float(score) / 100
+            value = float(score)
         except ValueError:
-            share = math.nan
-        if not task or not 0.01 < share <= 1:
-            raise UserError(f"--target: got {pair}, expected a task and an accuracy in per cent, above 1 and at most 100, e.g. sst2=80")
+            value = math.nan
+        if not task or not math.isfinite(value):
+            raise UserError(f"--target: got {pair}, expected a task and a score as the report shows it, e.g. sst2=80 for 80 %")
         if task in found:
             raise UserError(f"--target: got {task} twice, expected one target per task; remove one of them")
-        found[task] = share
+        found[task] = value
     return found
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from . import tables
 from .results import Point
+from .scores import Scores
 from .standing import ALONE, Standings
 from .tables import Cell, Column, Table, around, megabytes, number, points, words
 
@@ -14,31 +15,33 @@ _METHOD = Column("method", words)
 
 
 def scores(standings: Standings, which: str) -> Table:
-    """Accuracy after the last round, the best of each task highlighted.
+    """Scores after the last round, the best of each task highlighted.
 
     Args:
         which: "personalised" or "global".
     """
-    seeds = len(standings.comparison.seeds)
+    seeds, of = len(standings.comparison.seeds), standings.comparison.scores
     over = "one seed" if seeds == 1 else f"{seeds} seeds, mean ± standard deviation; that of the mean is over the seeds' means"
     how = {
         "personalised": "Each client predicts its own part of the test set with its own model; the predictions are pooled.",
         "global": "The server's model on the whole test set.",
     }[which]
-    note = f"Accuracy in per cent after the last round, {over}. {how}"
-    columns = [Column(task, lambda m, task=task: points(standings.spread(task, m, which)), max) for task in standings.comparison.tasks]
-    columns.append(Column("mean", lambda method: points(standings.overall(method, which)), max))
+    note = f"{of.what} after the last round, {over}. {how}"
+    columns = [
+        Column(task, lambda m, task=task: points(standings.spread(task, m, which), of), of.best) for task in standings.comparison.tasks
+    ]
+    columns.append(Column("mean", lambda method: points(standings.overall(method, which), of), of.best))
     return tables.table(f"scores-{which}", f"{which.capitalize()} score", note, [_METHOD, *columns], standings.ranks)
 
 
-_METRICS = {"f1": "F1", "matthews": "Matthews"}
+_USUAL = {"f1": "F1", "matthews": "Matthews"}
 
 
 def own_metrics(standings: Standings) -> Table:
-    """The usual metric of tasks that have one beside accuracy; without rows where none has."""
-    named = {run.task: _METRICS[run.metric] for run in standings.comparison.runs if run.metric in _METRICS}
+    """The usual metric of tasks that have another than the primary one; without rows where none has."""
+    named = {run.task: _USUAL.get(run.usual, run.usual) for run in standings.comparison.runs if run.usual}
     columns = [
-        Column(f"{task}, {named[task]}", lambda m, task=task: points(standings.spread(task, m, "metric")), max)
+        Column(f"{task}, {named[task]}", lambda m, task=task: points(standings.spread(task, m, "usual"), Scores()), max)
         for task in sorted(named)
     ]  # fmt: skip
     note = "F1 of the second class, or Matthews' correlation, times 100, from the same pooled predictions as the personalised score."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from pydantic import ValidationError
 from ...core.clock import Network
 from ...core.errors import UserError
 from ...core.files import COMPARISON, CONFIG, RECORDS, TUNING, write_atomically
+from ...core.units import count
+from .conditions import short as shorter
 from .export import to_lines, without_folders
 from .html import to_html
 from .markdown import to_markdown
@@ -22,6 +25,7 @@ from .overview import all_tables
 from .recorded import ASIDE, NO_PLAN, NOWHERE, RUNS, TRIALS, Place, Plan, TuningRow, line_of, read_json, short, told
 from .results import ComparisonResults, Run
 from .runs import progress_of, read_run
+from .scores import Scores
 from .standing import Standings, standings
 from .tables import to_csv
 
@@ -50,7 +54,7 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
 
     Args:
         network: for the modelled seconds.
-        targets: task -> accuracy in [0, 1] in place of the computed target.
+        targets: task -> score in place of the computed target, as it is shown: per cent where the metric is a share.
 
     Raises:
         UserError: no run can be read; it says what is wrong with each.
@@ -79,13 +83,35 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     if not runs:
         expected = "; expected runs/<task>/<method>/<seed>/records.jsonl, or records.jsonl itself"
         raise UserError(f"{folder}: got no finished run" + ("\n  ".join([":", *problems]) if problems else expected))
+    problems += _of_other_metrics(runs)
     tasks = {task for task, _, _ in runs}
     if unknown := sorted(set(targets or ()) - tasks):
         raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
+    factor = Scores(next(iter(runs.values())).metric).factor
+    for task, score in (targets or {}).items():
+        if factor > 1 and not 1 < score <= 100:
+            raise UserError(f"--target: got {task}={score:g}, expected a score in per cent, above 1 and at most 100, e.g. {task}=80")
+    fixed = {task: score / factor for task, score in (targets or {}).items()}
     problems += _missing(folder, found, list(runs))
     tuning = _read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
-    return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, dict(targets or {}))
+    return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, fixed)
+
+
+def _of_other_metrics(runs: dict[tuple[str, str, int], Run]) -> list[str]:
+    """Takes out the runs that are scored by another metric than most: their scores can neither be ranked nor averaged together."""
+    (most, _), *others = Counter(run.metric.name for run in runs.values()).most_common()
+    problems = []
+    for metric, number in others:
+        out = [name for name, run in runs.items() if run.metric.name == metric]
+        where = shorter(sorted({f"{method} on {task}" for task, method, _ in out}))
+        problems.append(
+            f"left out: {count(number, 'run')} scored by {metric}, where most are scored by {most}: {where}; "
+            "set the same evaluation.metric for all, or write a report of each"
+        )
+        for name in out:
+            del runs[name]
+    return problems
 
 
 def read_report(folder: Path, network: Network | None = None, targets: Mapping[str, float] | None = None) -> Standings:

@@ -60,7 +60,7 @@ def means(standings: Standings, task: str, method: str, of: Callable[[Point], fl
     found = []
     for rounds in sorted(set(by_round[0]).intersection(*by_round[1:])):
         points = [one[rounds] for one in by_round]
-        scores = [100 * of(point) for point in points]
+        scores = [standings.comparison.scores.factor * of(point) for point in points]
         size, seconds = (statistics.fmean(values) for values in zip(*((p.size, p.seconds) for p in points), strict=True))
         found.append(At(rounds, size, seconds, statistics.fmean(scores), min(scores), max(scores)))
     return found
@@ -69,9 +69,10 @@ def means(standings: Standings, task: str, method: str, of: Callable[[Point], fl
 def _drawing(standings: Standings, task: str, which: str, axis: str, lines: Mapping[str, Sequence[At]]) -> str:
     label, of, tick = AXES[axis]
     one, chosen = standings.targets[task], slots(standings)
-    levels = {"majority class": 100 * one.majority}
+    scores = standings.comparison.scores
+    levels = {scores.baseline: scores.factor * one.majority}
     if which == "personalised":  # the target is one of this score
-        levels["target" if one.counted else "target, not counted"] = 100 * one.score
+        levels["target" if one.counted else "target, not counted"] = scores.factor * one.score
     shown = {method: found for method, points in lines.items() if (found := [at for at in points if of(at) > 0])}
     xs = [of(at) for points in shown.values() for at in points] or [1.0]
     ys = [y for points in shown.values() for at in points for y in (at.low, at.high)] + list(levels.values())
@@ -79,17 +80,18 @@ def _drawing(standings: Standings, task: str, which: str, axis: str, lines: Mapp
     make = svg.logarithmic if is_log else svg.linear
     y = svg.linear(ys, HEIGHT - _BOTTOM, _TOP, margin=_ROOM)
     plot = svg.Plot(make(xs, _LEFT, WIDTH - _RIGHT), y, WIDTH, HEIGHT)
-    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, f"{which} %", tick, lambda v: f"{v:g}")
+    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, scores.head(which), tick, lambda v: f"{v:g}")
     parts += [svg.line(_LEFT, plot.y(level), WIDTH - _RIGHT, plot.y(level), "level") for level in levels.values()]
     drawn: list[tuple[float, float]] = []
     for method, points in shown.items():
         xs = [plot.x(of(at)) for at in points]
         middle = [(x, plot.y(at.score)) for x, at in zip(xs, points, strict=True)]
         last = points[-1]
-        tip = f"{method}: {last.score:.1f} % after {last.rounds} rounds, {last.size / 1e6:.1f} MB, {duration(last.seconds)}"
+        tip = f"{method}: {last.score:.{scores.digits}f}{scores.unit} after {last.rounds} rounds"
+        tip += f", {last.size / 1e6:.1f} MB, {duration(last.seconds)}"
         marks = [svg.path(middle, "hit"), svg.path(middle, "curve"), svg.circle(*middle[-1], 2.5, "dot")]
         if any(at.low < at.high for at in points):
-            tip += f"; seeds from {last.low:.1f} to {last.high:.1f} %"
+            tip += f"; seeds from {last.low:.{scores.digits}f} to {last.high:.{scores.digits}f}{scores.unit}"
             edges = [(x, plot.y(at.high)) for x, at in zip(xs, points, strict=True)]
             edges += [(x, plot.y(at.low)) for x, at in zip(reversed(xs), reversed(points), strict=True)]
             marks.insert(0, svg.path(edges, "band"))

@@ -68,19 +68,21 @@ def ranks(standings: Standings) -> Figure:
 
 def trade(standings: Standings) -> Figure:
     """Score against bytes: one dot per method."""
-    chosen = slots(standings)
+    chosen, of = slots(standings), standings.comparison.scores
     size = {method: standings.mean(method, "bytes") / 1e6 for method in standings.ranks}
-    score = {method: 100 * standings.mean(method, "personalised") for method in standings.ranks}
+    score = {method: of.factor * standings.mean(method, "personalised") for method in standings.ranks}
     size = {method: value for method, value in size.items() if value > 0}
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
-    parts = plot.axes("MB per run, both ways, mean over tasks (logarithmic)", "personalised %", compact, lambda v: f"{v:g}")
+    parts = plot.axes("MB per run, both ways, mean over tasks (logarithmic)", of.head("personalised"), compact, lambda v: f"{v:g}")
     at = {method: (plot.x(size[method]), plot.y(score[method])) for method in ordered(standings) if method in size}
     names = _names(dict(reversed(at.items())), svg.Box(x.start, plot.y.end, x.end, plot.y.start))
     for method, dot in at.items():
         marks = [*names[method], svg.circle(*dot, 5, "dot")]
-        parts.append(svg.group(method, chosen.get(method), f"{method}: {score[method]:.1f} % with {size[method]:.1f} MB", marks))
+        parts.append(
+            svg.group(method, chosen.get(method), f"{method}: {score[method]:.{of.digits}f}{of.unit} with {size[method]:.1f} MB", marks)
+        )
     return Figure("Score and bytes", (plot.svg(parts, "Personalised score against bytes, one dot per method"),))
 
 
@@ -109,18 +111,18 @@ def _names(dots: Mapping[str, tuple[float, float]], frame: svg.Box) -> dict[str,
 
 def clients(standings: Standings, task: str) -> Figure | None:
     """How scores are spread over clients: 10th to 90th percentile, quartiles and median of each method, seeds together."""
-    chosen = slots(standings)
+    chosen, of = slots(standings), standings.comparison.scores
     rows = {}
     for method in standings.ranks:
         values = [value for run in standings.comparison.of(task, method) for value in run.clients]
         if len(values) > 1:
-            rows[method] = [100 * value for value in np.quantile(values, (0.1, 0.25, 0.5, 0.75, 0.9)).tolist()]
+            rows[method] = [of.factor * value for value in np.quantile(values, (0.1, 0.25, 0.5, 0.75, 0.9)).tolist()]
     if not rows:
         return None
     left, bottom = _beside(rows), _ABOVE + _ROW * len(rows)
     scale = svg.linear([value for row in rows.values() for value in row], left, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
-    parts = plot.axes("accuracy of a client, %", "", lambda v: f"{v:g}", None)
+    parts = plot.axes(f"{of.metric.title} of a client,{of.unit}".rstrip(","), "", lambda v: f"{v:g}", None)
     for place, (method, (low, first, middle, third, high)) in enumerate(rows.items()):
         y = _ABOVE + _ROW * (place + 0.5)
         marks = [
@@ -129,19 +131,22 @@ def clients(standings: Standings, task: str) -> Figure | None:
             svg.line(plot.x(first), y, plot.x(third), y, "box"),
             svg.circle(plot.x(middle), y, 3.5, "dot ring"),
         ]
-        tip = f"{method}: median {middle:.0f} %, quartiles {first:.0f} to {third:.0f} %, worst decile {low:.0f} %, best decile {high:.0f} %"
+        middle_, first_, third_, *ends = (f"{value:.{of.digits - 1}f}" for value in (middle, first, third, low, high))
+        worst, best = ends[:: of.sign]
+        tip = f"{method}: median {middle_}{of.unit}, quartiles {first_} to {third_}{of.unit}"
+        tip += f", worst decile {worst}{of.unit}, best decile {best}{of.unit}"
         parts.append(svg.group(method, chosen.get(method), tip, marks))
-    return Figure(task, (plot.svg(parts, f"{task}: spread of client accuracies by method"),))
+    return Figure(task, (plot.svg(parts, f"{task}: spread of clients' scores by method"),))
 
 
 def ablations(standings: Standings) -> Figure | None:
     """Difference of each variant to FibecFed on the same seeds: a small dot per seed, a large one for the mean."""
-    comparison = standings.comparison
+    comparison, of = standings.comparison, standings.comparison.scores
     rows = []
     for task in comparison.tasks:
         ours = {run.seed: run.last.personalised for run in comparison.of(task, OURS)}
         for method in comparison.ablations:
-            gaps = [100 * (run.last.personalised - ours[run.seed]) for run in comparison.of(task, method) if run.seed in ours]
+            gaps = [of.factor * (run.last.personalised - ours[run.seed]) for run in comparison.of(task, method) if run.seed in ours]
             if gaps := [gap for gap in gaps if not math.isnan(gap)]:
                 rows.append((f"{task}: {method}", gaps))
     if not rows:
@@ -149,12 +154,12 @@ def ablations(standings: Standings) -> Figure | None:
     names, bottom = _beside(name for name, _ in rows), _ABOVE + 18 * len(rows)
     scale = svg.linear([0.0, *(gap for _, gaps in rows for gap in gaps)], names, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
-    parts = plot.axes(f"difference to {OURS}, points", "", lambda v: f"{v:+g}" if v else "0", None)
+    parts = plot.axes(f"difference to {OURS},{of.step}".rstrip(","), "", lambda v: f"{v:+g}" if v else "0", None)
     parts.append(svg.line(plot.x(0), bottom, plot.x(0), _ABOVE, "level"))
     for place, (name, gaps) in enumerate(rows):
         y, found = _ABOVE + 18 * (place + 0.5), spread(gaps)
         assert found is not None
         marks = [svg.text(names - 8, y + 3.5, name, "name end"), *(svg.circle(plot.x(gap), y, 2, "dot") for gap in gaps)]
         marks.append(svg.circle(plot.x(found.mean), y, 4.5, "dot"))
-        parts.append(svg.group(name, 0, f"{name}: {found.mean:+.1f} points over {found.count} seeds", marks))
+        parts.append(svg.group(name, 0, f"{name}: {found.mean:+.{of.digits}f}{of.step} over {found.count} seeds", marks))
     return Figure("Parts of FibecFed", (plot.svg(parts, "Difference of each variant to FibecFed"),))

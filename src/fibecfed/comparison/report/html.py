@@ -62,7 +62,7 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
         clients=[figure for task in comparison.tasks if (figure := figures.clients(standings, task))],
         ablations=figures.ablations(standings),
         selections=selections(standings),
-        reading=_READING,
+        reading=[line.format(of=comparison.scores) for line in _READING],
     )
 
 
@@ -76,7 +76,7 @@ def _cards(standings: Standings) -> list[tuple[str, str]]:
     first = sum(OURS in standings.first(one.task) for one in races)
     return [
         (f"{ours.mean:.2f}", f"mean rank of {len(ranks)} methods (95 %: {ours.low:.1f} to {ours.high:.1f})"),
-        (f"{100 * standings.mean(OURS, 'personalised'):.1f} %", "personalised score, mean over tasks"),
+        (standings.comparison.scores.text(standings.mean(OURS, "personalised")), "personalised score, mean over tasks"),
         (f"{first} of {len(races)}", "counted targets reached first, in modelled time"),
         (f"{standings.mean(OURS, 'bytes') / 1e6:,.1f} MB", "sent in a run, both ways, mean over tasks"),
     ]
@@ -84,8 +84,8 @@ def _cards(standings: Standings) -> list[tuple[str, str]]:
 
 _READING = (
     "Personalised score: each client predicts its own part of the test set with its own model, and the predictions are pooled. Global "
-    "score: the server's model on the whole test set. Both are accuracies after the last round; the last, not the best, counts.",
-    "Target of a task: majority class + 0.8 (best method's final score - majority class), from the same runs. It says how fast a method "
+    "score: the server's model on the whole test set. {of.both} after the last round; the last, not the best, counts.",
+    "Target of a task: {of.baseline} + 0.8 (best method's final score - {of.baseline}), from the same runs. It says how fast a method "
     "comes most of the way, not how good it is in the end; look at both.",
     "Modelled time is computed from recorded bytes and compute seconds for the network named above: the clients of a round work in "
     "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the CPU are left "

@@ -7,23 +7,25 @@ from collections.abc import Mapping, Sequence
 
 from . import tables
 from .by_task import all_by_task
+from .classes import of_classes
 from .recorded import Trial, TuningRow
 from .results import OURS
-from .standing import ALONE, Frame, Standings, Target, spread
-from .tables import Cell, Column, Table, megabytes, number, points, words
+from .scores import Scores
+from .standing import ALONE, COUNTED_FROM, Frame, Standings, Target, spread
+from .tables import Cell, Column, Table, megabytes, number, points, score, words
 
 
 def all_tables(standings: Standings) -> list[Table]:
     """Those that have rows, in the order of the report."""
     scores, costs = all_by_task(standings)
-    found = [methods(standings), *scores, targets(standings), *costs]
+    found = [methods(standings), *scores, *of_classes(standings.comparison), targets(standings), *costs]
     found += [losses(standings), ablations(standings), tuning(standings), runs(standings)]
     return [table for table in found if table.rows]
 
 
 def methods(standings: Standings) -> Table:
     """One row per method: rank, scores, targets, bytes, steps."""
-    races, ranks = standings.counted, standings.ranks
+    races, ranks, of = standings.counted, standings.ranks, standings.comparison.scores
     measured = ("personalised", "global", "bytes", "steps", "trainable")
     mean = {name: {method: standings.mean(method, name) for method in ranks} for name in measured}
     size, lora = mean["bytes"], [method for method in ranks if standings.whole_lora(method)]
@@ -32,8 +34,8 @@ def methods(standings: Standings) -> Table:
     columns = [
         Column("method", words),
         Column("mean rank", lambda m: number(ranks[m].mean, 2), min),
-        Column("personalised %", lambda m: number(100 * mean["personalised"][m]), max),
-        Column("global %", lambda m: number(100 * mean["global"][m]), max),
+        Column(of.head("personalised"), lambda m: score(mean["personalised"][m], of), of.best),
+        Column(of.head("global"), lambda m: score(mean["global"][m], of), of.best),
         Column("95 % interval", lambda m: words(f"{ranks[m].low:.1f} to {ranks[m].high:.1f}")),
         Column("tasks", lambda m: number(ranks[m].tasks, 0)),
         Column("targets reached", lambda m: number(sum(standings.reaches(one.task, m) for one in races), 0), max),
@@ -57,7 +59,8 @@ def methods(standings: Standings) -> Table:
 
 def targets(standings: Standings) -> Table:
     """One row per task: where its target comes from, who reaches it first."""
-    fixed = standings.comparison.fixed_targets
+    fixed, of = standings.comparison.fixed_targets, standings.comparison.scores
+    majority = of.baseline.partition(" ")[0]
     first = {task: standings.first(task) for task in standings.targets}
 
     def shortest(one: Target) -> Cell:
@@ -65,11 +68,11 @@ def targets(standings: Standings) -> Table:
 
     columns = [
         Column("task", lambda one: words(one.task)),
-        Column("majority %", lambda one: number(100 * one.majority)),
-        Column("own majority %", lambda one: number(None if one.prior is None else 100 * one.prior)),
+        Column(of.head(majority), lambda one: score(one.majority, of)),
+        Column(of.head("own majority"), lambda one: score(one.prior, of)),
         Column("best method", lambda one: words(one.best)),
-        Column("best score %", lambda one: number(100 * one.best_score)),
-        Column("target %", lambda one: number(100 * one.score)),
+        Column(of.head("best score"), lambda one: score(one.best_score, of)),
+        Column(of.head("target"), lambda one: score(one.score, of)),
         Column("counted", lambda one: words("fixed" if one.task in fixed else "yes" if one.counted else "no")),
         Column("first", lambda one: words(", ".join(first[one.task]) or None)),
         Column("shortest time", shortest),
@@ -77,18 +80,18 @@ def targets(standings: Standings) -> Table:
         Column("reached by", lambda one: number(sum(standings.reaches(one.task, method) for method in standings.ranks), 0)),
     ]
     note = (
-        "Target = majority class + 0.8 (best method's final score - majority class), from these runs. A task whose best method is less "
-        "than 5 points above the majority class is shown but not counted. Own majority: each client answers the most frequent class of "
-        f"its own training examples, whatever the text. Modelled time: {standings.comparison.network.describe()}."
+        f"Target = {of.baseline} + 0.8 (best method's final score - {of.baseline}), from these runs. A task whose best method is less "
+        f"than {of.round(COUNTED_FROM)} {of.above} the {of.baseline} is shown but not counted. Own majority: each client answers the "
+        f"most frequent class of its own training examples, whatever the text. Modelled time: {standings.comparison.network.describe()}."
     )
     return tables.table("targets", "Targets", note, columns, standings.targets.values())
 
 
 def losses(standings: Standings) -> Table:
     """Tasks on which another method scores higher than FibecFed, reaches the target sooner, or sends fewer bytes."""
-    others = [method for method in standings.ranks if method != OURS]
-    own = {task: ahead(standings, task, "personalised", others) for task in standings.targets}
-    server = {task: ahead(standings, task, "global", others) for task in standings.targets}
+    others, of = [method for method in standings.ranks if method != OURS], standings.comparison.scores
+    own = {task: ahead(standings, task, "personalised", others, of.sign) for task in standings.targets}
+    server = {task: ahead(standings, task, "global", others, of.sign) for task in standings.targets}
     fewer = {task: ahead(standings, task, "bytes", [m for m in others if m != ALONE], sign=-1) for task in standings.targets}
     times = {task: {m: math.inf if (s := standings.seconds(task, m)) is None else s for m in standings.ranks} for task in standings.targets}
     sooner = {task: {m: s for m, s in found.items() if s < found.get(OURS, math.inf)} for task, found in times.items()}
@@ -105,14 +108,14 @@ def losses(standings: Standings) -> Table:
 
     columns = [
         Column("task", words),
-        Column(f"{OURS} %", lambda task: points(standings.spread(task, OURS, "personalised"))),
+        Column(of.head(OURS), lambda task: points(standings.spread(task, OURS, "personalised"), of)),
         Column("methods ahead", lambda task: number(len(own[task]), 0)),
         Column("best of them", lambda task: words(first(own[task]))),
-        Column("ahead by, points", lambda task: number(100 * max(own[task].values()) if own[task] else None)),
-        Column(f"{OURS} global %", lambda task: points(standings.spread(task, OURS, "global"))),
+        Column(f"ahead by,{of.step}".rstrip(","), lambda task: score(max(own[task].values(), default=None), of)),
+        Column(of.head(f"{OURS} global"), lambda task: points(standings.spread(task, OURS, "global"), of)),
         Column("ahead in global", lambda task: number(len(server[task]), 0)),
         Column("best in global", lambda task: words(first(server[task]))),
-        Column("global, ahead by", lambda task: number(100 * max(server[task].values()) if server[task] else None)),
+        Column("global, ahead by", lambda task: score(max(server[task].values(), default=None), of)),
         Column("sooner at the target", lambda task: number(len(sooner[task]), 0)),
         Column("fastest", lambda task: words(fastest(task))),
         Column("shortest time", lambda task: tables.seconds(min(sooner[task].values(), default=None))),
@@ -123,15 +126,15 @@ def losses(standings: Standings) -> Table:
         Column(f"{OURS}'s bytes relative to the smallest", relative),
     ]
     note = (
-        f"Tasks on which another method has a higher personalised or global score than {OURS}, reaches the target in less modelled time, "
-        "or sends fewer bytes; methods that do not federate are no measure of bytes."
+        f"Tasks on which another method has a {of.higher} personalised or global score than {OURS}, reaches the target in less "
+        "modelled time, or sends fewer bytes; methods that do not federate are no measure of bytes."
     )
     ours = [task for task in standings.targets if standings.spread(task, OURS, "personalised")]
     lost = [task for task in ours if own[task] or server[task] or sooner[task] or fewer[task]]
     return tables.table("losses", "Where FibecFed loses", note, columns, lost)
 
 
-def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], sign: int = 1) -> dict[str, float]:
+def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], sign: int) -> dict[str, float]:
     """Of some other methods those with a better mean than FibecFed's on a task, the best first, and by how much."""
     column = standings.means(measure)[task].reindex([OURS, *others])
     gaps = sign * (column - column[OURS]).drop(OURS)
@@ -140,6 +143,7 @@ def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], 
 
 def ablations(standings: Standings) -> Table:
     """FibecFed's variants beside it, on the seeds that both have."""
+    of = standings.comparison.scores
     frame: Frame = standings.frame.sort_values("seed")
     pairs = frame[frame["ablation"]].merge(frame[frame["method"] == OURS], on=["task", "seed"], suffixes=("", "_ours"))
     for name in ("bytes", "steps"):
@@ -151,8 +155,8 @@ def ablations(standings: Standings) -> Table:
         Column("task", lambda place: words(place[0])),
         Column("variant", lambda place: words(place[1])),
         Column("seeds", lambda place: number(len(found.get_group(place)), 0)),
-        Column("personalised %", lambda place: points(spread(found.get_group(place)["personalised"]))),
-        Column(f"difference to {OURS}, points", lambda place: points(spread(found.get_group(place)["gain"]))),
+        Column(of.head("personalised"), lambda place: points(spread(found.get_group(place)["personalised"]), of)),
+        Column(f"difference to {OURS},{of.step}".rstrip(","), lambda place: points(spread(found.get_group(place)["gain"]), of)),
         Column("bytes, x", lambda place: number(found.get_group(place)["bytes, x"].mean(), 3)),
         Column("steps, x", lambda place: number(found.get_group(place)["steps, x"].mean(), 3)),
     ]
@@ -164,18 +168,19 @@ def tuning(standings: Standings) -> Table:
     """Learning rates tried."""
 
     def trials(row: TuningRow) -> str:
-        scores = ("diverged" if one.score is None else f"{100 * one.score:.1f}" for one in row.tried)
+        scores = ("diverged" if one.score is None else f"{of.factor * one.score:.{of.digits}f}" for one in row.tried)
         return ", ".join(f"{one.rate}{_server(one)}: {score}" for one, score in zip(row.tried, scores, strict=True))
 
+    of = standings.comparison.scores
     rows = [(method, row) for method, row in standings.comparison.tuning.items() if row is not None]
     columns: list[Column] = [
-        Column("method", lambda of: words(of[0])),
-        Column("tried", lambda of: words(trials(of[1]) or None)),
-        Column("chosen", lambda of: Cell("-") if of[1].chosen is None else Cell(f"{of[1].chosen:g}{_server(of[1])}", of[1].chosen)),
-        Column("source of the centre", lambda of: words(of[1].source)),
+        Column("method", lambda row: words(row[0])),
+        Column("tried", lambda row: words(trials(row[1]) or None)),
+        Column("chosen", lambda row: Cell("-") if row[1].chosen is None else Cell(f"{row[1].chosen:g}{_server(row[1])}", row[1].chosen)),
+        Column("source of the centre", lambda row: words(row[1].source)),
     ]
     note = (
-        "Rates tried with their score on validation examples, in per cent, the one chosen, and where the centre of the rates comes from. "
+        f"Rates tried with their score on validation examples, {of.scale}the one chosen, and where the centre of the rates comes from. "
         "Server: the rate of the server's step that goes with it."
     )
     return tables.table("tuning", "Tuning", note, columns, rows)
@@ -189,19 +194,16 @@ def _server(row: Trial | TuningRow) -> str:
 
 def runs(standings: Standings) -> Table:
     """Every run, raw."""
-
-    def share(value: float | None, digits: int = 1) -> Cell:
-        return number(None if value is None else 100 * value, digits)
-
+    of = standings.comparison.scores
     columns: list[Column] = [
         Column("task", lambda run: words(run.task)),
         Column("method", lambda run: words(run.method)),
         Column("seed", lambda run: number(run.seed, 0)),
-        Column("personalised %", lambda run: share(run.last.personalised, 2)),
-        Column("global %", lambda run: share(run.last.server, 2)),
-        Column("worst decile %", lambda run: share(run.worst_decile)),
-        Column("own metric x 100", lambda run: share(run.metric_personalised)),
-        Column("metric", lambda run: words(run.metric)),
+        Column(of.head("personalised"), lambda run: score(run.last.personalised, of, 1)),
+        Column(of.head("global"), lambda run: score(run.last.server, of, 1)),
+        Column(of.head("worst decile"), lambda run: score(run.worst_decile, of)),
+        Column("own metric x 100", lambda run: score(run.usual_personalised, Scores())),
+        Column("metric", lambda run: words(run.usual)),
         Column("rounds", lambda run: number(run.last.rounds, 0)),
         Column("MB up", lambda run: megabytes(run.bytes_up)),
         Column("MB down", lambda run: megabytes(run.bytes_down)),
@@ -215,7 +217,7 @@ def runs(standings: Standings) -> Table:
         Column("sources' examples", lambda run: number(run.source_examples or None, 0)),
     ]
     note = (
-        "Every run as recorded. Own metric: the task's usual one where it is not accuracy. Modelled time is of all rounds; measured time "
-        "is wall clock. Sources: what was trained beforehand on other tasks' data, counted nowhere else."
+        f"Every run as recorded. Own metric: the task's usual one where it is not {of.metric.title}. Modelled time is of all rounds; "
+        "measured time is wall clock. Sources: what was trained beforehand on other tasks' data, counted nowhere else."
     )
     return tables.table("runs", "All runs", note, columns, standings.comparison.runs)

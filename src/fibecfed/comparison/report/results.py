@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from ...core.clock import Network
+from ...core.metrics import METRICS, Metric
 from .recorded import TuningRow
+from .scores import Scores
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Point:
         rounds: completed before it.
         size: bytes of training and preparation both ways up to it; evaluation's own are left out.
         seconds: modelled, see clock.py.
-        personalised, server: accuracy in [0, 1], pooled over the clients with their own models, and of the global model; NaN where there
+        personalised, server: the primary metric, pooled over the clients with their own models, and of the global model; NaN where there
             are no test examples, as on the server of a federation across machines.
     """
 
@@ -52,19 +54,31 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """What was predicted for which class after the last round: confusion matrices, true class as row and predicted class as column."""
+
+    labels: tuple[str, ...]
+    personalised: Sequence[Sequence[int]]
+    server: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
 class Run:
     """One finished run.
 
     Attributes:
         method: its name in the comparison; `kind` is what `method.kind` says. They differ for an ablation.
-        majority: accuracy of always predicting the largest class of the test set; NaN without one.
-        prior: pooled accuracy of each client answering the largest class of its own training examples, whatever the text; NaN where it is
+        majority: score of always predicting the largest class of the test set, or that of the untrained model where the metric does not
+            follow from predicted classes; NaN without one.
+        prior: pooled score of each client answering the largest class of its own training examples, whatever the text; NaN where it is
             not known how the examples were spread.
-        metric, metric_personalised: the task's own metric where it is not accuracy.
+        metric: the primary one, of every score that is not said to be another's.
+        usual, usual_personalised: name of the metric that the task is usually scored by, where that is another one, and its score.
         trainable: parameters of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
-        clients: accuracy of each client on its own test examples after the last round, ascending.
+        clients: score of each client on its own test examples after the last round, ascending.
         conditions: machine, versions and settings.
+        classes: what was predicted for which class; None where that is not known, or the examples have no classes.
         source_s, source_examples: seconds and examples with which source prompts were trained beforehand, on other tasks' data; in no other
             number of the run.
     """
@@ -76,8 +90,8 @@ class Run:
     points: tuple[Point, ...]
     majority: float
     worst_decile: float | None
-    metric: str | None
-    metric_personalised: float | None
+    usual: str | None
+    usual_personalised: float | None
     bytes_up: int
     bytes_down: int
     steps: int
@@ -87,6 +101,8 @@ class Run:
     clients: tuple[float, ...]
     selection: Selection
     conditions: Mapping[str, Any]
+    metric: Metric = METRICS["accuracy"]
+    classes: Classes | None = None
     prior: float = math.nan
     source_s: float = 0.0
     source_examples: int = 0
@@ -105,7 +121,7 @@ class ComparisonResults:
         title: name of the folder.
         problems: what could not be read or is missing, a sentence each.
         tuning: method -> what was tried; None where that is not known.
-        fixed_targets: task -> score in [0, 1] in place of the computed one.
+        fixed_targets: task -> score in place of the computed one.
     """
 
     title: str
@@ -114,6 +130,11 @@ class ComparisonResults:
     problems: tuple[str, ...] = ()
     tuning: Mapping[str, TuningRow | None] = field(default_factory=dict[str, "TuningRow | None"])
     fixed_targets: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The metric of all runs."""
+        return Scores(self.runs[0].metric) if self.runs else Scores()
 
     @cached_property
     def tasks(self) -> list[str]:

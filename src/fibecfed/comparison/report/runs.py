@@ -16,12 +16,13 @@ from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
 from ...core.metrics import METRICS, Metric, metric_named
 from ...core.records import EvalRecord, RoundRecord, read
+from ...core.statistics import CONFUSION
 from ...core.units import count
 from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
 from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, line_of, read_json, told
-from .results import Point, Run, Selection
+from .results import Classes, Point, Run, Selection
 
 _BINS = 24
 
@@ -154,17 +155,23 @@ def _reduced(
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
     metric = _metric(header)
+    points = _points(records, network, metric, header.device, header.threads or 1)
     majority, own_majority = baselines(last, header.partition, metric)
-    usual = METRICS.get(header.usual_metric or "") if not math.isnan(metric.of(last.pooled)) else None
+    if math.isnan(majority) and points[0].rounds == 0:
+        majority = points[0].personalised  # of the untrained model, where a metric does not follow from predicted classes
+    usual = (
+        METRICS.get(header.usual_metric or "") if header.usual_metric != metric.name and not math.isnan(points[-1].personalised) else None
+    )
     return Run(
         **named,
         kind=header.configuration.method.kind,
-        points=_points(records, network, metric, header.device, header.threads or 1),
+        points=points,
+        metric=metric,
         majority=majority,
         prior=own_majority,
         worst_decile=summary.scores.worst_decile,
-        metric=None if usual is None else usual.name,
-        metric_personalised=None if usual is None else usual.of(last.pooled),
+        usual=None if usual is None else usual.name,
+        usual_personalised=None if usual is None else usual.of(last.pooled),
         bytes_up=sum(sum(record.bytes_up.values()) for record in rounds),
         bytes_down=sum(sum(record.bytes_down.values()) for record in rounds),
         steps=sum(sum(record.steps.values()) for record in rounds),
@@ -172,6 +179,7 @@ def _reduced(
         trainable=header.trainable,
         measured_s=sum(record.seconds for record in rounds),
         clients=tuple(sorted(score for sums in last.clients.values() if not math.isnan(score := metric.of(sums)))),
+        classes=Classes(header.labels, last.pooled[CONFUSION], last.server[CONFUSION]) if header.labels else None,
         selection=_selection(header, rounds, summary.selected or {}),
         conditions={**_conditions(header), "settings": _settings(header, raw), "clock": joined(one.compute_clock for one in rounds)},
         source_s=sum(one.seconds for one in summary.sources),

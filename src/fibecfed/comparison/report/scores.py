@@ -45,16 +45,39 @@ class Scores:
         """What stands behind a difference: " points", " nat" or nothing."""
         return " points" if self.metric.unit == "%" else self.unit
 
+    def head(self, name: str) -> str:
+        """Of a column, as in "personalised %", "personalised, nat"."""
+        return f"{name} %" if self.metric.unit == "%" else f"{name}, {self.metric.unit}" if self.metric.unit else name
+
     @property
     def what(self) -> str:
         """Name and unit, as in "Accuracy in per cent", "Loss in nat", "Matthews correlation"."""
-        name = self.metric.title[0].upper() + self.metric.title[1:]
-        return f"{name} in per cent" if self.metric.unit == "%" else f"{name} in {self.metric.unit}" if self.metric.unit else name
+        return f"{self.metric.title[0].upper()}{self.metric.title[1:]} {self.scale}".rstrip(", ")
+
+    @property
+    def scale(self) -> str:
+        """As in "in per cent, ", "in nat, ", and nothing for plain numbers."""
+        return "in per cent, " if self.metric.unit == "%" else f"in {self.metric.unit}, " if self.metric.unit else ""
+
+    @property
+    def above(self) -> str:
+        """Of a better score: "above", or "better than" where a lower one is."""
+        return "above" if self.metric.higher_is_better else "better than"
+
+    @property
+    def below(self) -> str:
+        """Of a worse score."""
+        return "below" if self.metric.higher_is_better else "worse than"
 
     @property
     def higher(self) -> str:
         """What a better score is called."""
         return "higher" if self.metric.higher_is_better else "better"
+
+    @property
+    def both(self) -> str:
+        """What personalised and global score are."""
+        return "Both are accuracies" if self.metric.name == "accuracy" else f"Both are the {self.metric.title}"
 
     @property
     def baseline(self) -> str:

@@ -14,17 +14,18 @@ import pandas as pd
 
 from ...methods.catalogue import CATALOGUE
 from .results import OURS, ComparisonResults, Point, Run, is_ablation
+from .scores import Scores
 
 Frame = Any
 """A DataFrame; pandas' own types tell too little of what is selected from one."""
 COUNTED_FROM = 0.05
-"""A task counts for targets if its best method is at least this far above the majority class."""
+"""A task counts for targets if its best method is at least this much better than the baseline."""
 TARGET_SHARE = 0.8
-"""Fraction of the way from the majority class to the best method's final score that is a task's target."""
+"""Fraction of the way from the baseline to the best method's final score that is a task's target."""
 DIGITS = 9
 """Of a mean that count: in the last bits, equal scores differ by the order in which they were added."""
 SLACK = 10.0**-DIGITS
-"""By which a score may be below a bound that it has to reach."""
+"""By which a score may miss a bound that it has to reach."""
 DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
 ALONE = "local"
@@ -32,7 +33,7 @@ ALONE = "local"
 MEASURES: Mapping[str, Callable[[Run], float]] = {
     "personalised": lambda run: run.last.personalised,
     "global": lambda run: run.last.server,
-    "metric": lambda run: math.nan if run.metric_personalised is None else run.metric_personalised,
+    "usual": lambda run: math.nan if run.usual_personalised is None else run.usual_personalised,
     "bytes": lambda run: run.bytes_up + run.bytes_down,
     "megabytes": lambda run: (run.bytes_up + run.bytes_down) / 1e6,
     "steps": lambda run: run.steps,
@@ -65,11 +66,11 @@ class Target:
     """The score that methods race to on a task.
 
     Attributes:
-        majority: accuracy of the largest class, mean over the task's runs.
+        majority: the baseline's score, mean over the task's runs.
         prior: that of each client's own largest class; None where it is not known.
         best, best_score: the ranked method with the highest final score.
         score: majority + 0.8 (best_score - majority), or the fixed one.
-        counted: best_score - majority is at least 5 points, or the target is fixed.
+        counted: the best score is at least `COUNTED_FROM` better than the baseline's, or the target is fixed.
     """
 
     task: str
@@ -82,8 +83,9 @@ class Target:
 
 
 def reached(run: Run, score: float) -> Point | None:
-    """The first evaluation of a trained model at which the pooled personalised accuracy is at least `score`."""
-    return next((point for point in run.points if point.rounds > 0 and point.personalised >= score - SLACK), None)
+    """The first evaluation of a trained model at which the pooled personalised score is at least as good as `score`."""
+    sign = Scores(run.metric).sign
+    return next((point for point in run.points if point.rounds > 0 and sign * (point.personalised - score) >= -SLACK), None)
 
 
 def costs_to(runs: Sequence[Run], score: float, of: Callable[[Point], float]) -> list[float]:
@@ -101,17 +103,20 @@ class Rank:
     tasks: int
 
 
-def mean_ranks(frame: Frame) -> dict[str, Rank]:
+def mean_ranks(frame: Frame, sign: int) -> dict[str, Rank]:
     """Best first. The bootstrap draws tasks, and inside each drawn task its seeds, with replacement; all methods share the draws.
 
     The interval is the middle 95 % of 2,000 draws. A method is ranked on the tasks it has scores on, among those that have some there.
     Equal scores share the mean of their places.
+
+    Args:
+        sign: -1 where a lower score is the better one.
     """
     scores = frame[~frame["ablation"]].dropna(subset="personalised").set_index(["task", "method", "seed"])["personalised"]
     if scores.empty:
         return {}
     places = pd.MultiIndex.from_product(scores.index.remove_unused_levels().levels)
-    cube = scores.reindex(places).to_numpy().reshape([len(level) for level in places.levels])
+    cube = sign * scores.reindex(places).to_numpy().reshape([len(level) for level in places.levels])
     plain = _ranked(_mean(cube))
     low, high = np.nanquantile(_bootstrap(cube), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     found = {
@@ -245,19 +250,20 @@ def standings(comparison: ComparisonResults) -> Standings:
     columns = ["task", "method", "seed", "ablation", *MEASURES]
     rows = [[run.task, run.method, run.seed, is_ablation(run), *(of(run) for of in MEASURES.values())] for run in comparison.runs]
     frame: Frame = pd.DataFrame(rows, columns=pd.Index(columns)).astype({"ablation": bool, **dict.fromkeys(MEASURES, float)})
-    ranks = mean_ranks(frame)
-    found = {task: _target(runs, ranks, comparison.fixed_targets.get(task)) for task, runs in frame.groupby("task")}
+    scores = comparison.scores
+    ranks = mean_ranks(frame, scores.sign)
+    found = {task: _target(runs, ranks, comparison.fixed_targets.get(task), scores) for task, runs in frame.groupby("task")}
     return Standings(comparison, frame, ranks, {task: one for task, one in found.items() if one is not None})
 
 
-def _target(runs: Frame, ranked: Iterable[str], fixed: float | None) -> Target | None:
+def _target(runs: Frame, ranked: Iterable[str], fixed: float | None, scores: Scores) -> Target | None:
     """The target of a task from its own runs; None where no ranked method has a score on it."""
     finals = {method: found.mean for method in sorted(ranked) if (found := spread(runs.loc[runs["method"] == method, "personalised"]))}
     majority, prior = spread(runs["majority"]), spread(runs["prior"])
     if not finals or majority is None:
         return None
-    best = max(finals, key=finals.__getitem__)
+    best = max(finals, key=lambda method: scores.sign * finals[method])
     gain = finals[best] - majority.mean
     score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
-    counted = gain >= COUNTED_FROM - SLACK or fixed is not None
+    counted = scores.sign * gain >= COUNTED_FROM - SLACK or fixed is not None
     return Target(str(runs["task"].iloc[0]), majority.mean, prior and prior.mean, best, finals[best], score, counted)

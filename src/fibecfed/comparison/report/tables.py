@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ...core.terminal import escaped
 from ...core.units import duration
+from .scores import Scores
 from .standing import Spread
 
 
@@ -100,13 +101,18 @@ def number(value: float | None, digits: int = 1) -> Cell:
     return Cell("never" if math.isinf(value) else f"{value:,.{digits}f}", value)
 
 
-def points(found: Spread | None) -> Cell:
-    """A score in per cent with its deviation: "84.1 ± 0.5"."""
+def score(value: float | None, scores: Scores, more: int = 0) -> Cell:
+    """A score, or a difference of two, without its unit; with `more` digits than others have."""
+    return number(None if value is None else scores.factor * value, scores.digits + more)
+
+
+def points(found: Spread | None, scores: Scores) -> Cell:
+    """A score with its deviation, without its unit: "84.1 ± 0.5"."""
     if found is None:
         return Cell("-")
-    deviation = "" if found.deviation is None else f" ± {100 * found.deviation:.1f}"
-    mean = round(100 * found.mean, 1) + 0.0  # no -0.0
-    return Cell(f"{mean:.1f}{deviation}", 100 * found.mean)
+    deviation = "" if found.deviation is None else f" ± {scores.factor * found.deviation:.{scores.digits}f}"
+    mean = round(scores.factor * found.mean, scores.digits) + 0.0  # no -0.0
+    return Cell(f"{mean:.{scores.digits}f}{deviation}", scores.factor * found.mean)
 
 
 def around(found: Spread | None, digits: int) -> Cell:

@@ -13,7 +13,7 @@ from .verdict import defeats, verdict, what
 
 # columns of the widest tables that a terminal has no room for
 _NOT_HERE = ("tasks", "bytes relative to the smallest", "parameters of adapter and head")
-_NOT_HERE_OF_LOSSES = (f"{OURS} global %", "sooner at the target", "shortest time", f"{OURS}'s time", "target counts", "sending fewer")
+_NOT_HERE_OF_LOSSES = ("sooner at the target", "shortest time", f"{OURS}'s time", "target counts", "sending fewer")
 
 
 def show(standings: Standings, console: Console) -> None:
@@ -27,7 +27,7 @@ def show(standings: Standings, console: Console) -> None:
         by_task.scores(standings, "personalised"),
         by_task.scores(standings, "global"),
         overview.targets(standings),
-        tables.without(overview.losses(standings), _NOT_HERE_OF_LOSSES),
+        tables.without(overview.losses(standings), (comparison.scores.head(f"{OURS} global"), *_NOT_HERE_OF_LOSSES)),
         overview.ablations(standings),
     ):
         if table.rows:

@@ -7,6 +7,7 @@ import pandas as pd
 from ...core.units import count
 from .conditions import unlike
 from .results import OURS, ComparisonResults
+from .scores import Scores
 from .standing import ALONE, COUNTED_FROM, SLACK, Frame, Standings, Target
 
 WITHIN = 1.02
@@ -61,39 +62,40 @@ def _rank(standings: Standings) -> str:
 
 
 def _gains(standings: Standings, measure: str) -> Frame:
-    """By how much FibecFed's mean is above each other method's: methods x tasks, NaN where one of the two has none."""
+    """By how much FibecFed's mean is better than each other method's: methods x tasks, NaN where one of the two has none."""
     means = standings.means(measure).reindex(index=[OURS, *_others(standings)], columns=pd.Index(standings.targets))
-    return (means.loc[OURS] - means).drop(OURS)
+    return standings.comparison.scores.sign * (means.loc[OURS] - means).drop(OURS)
 
 
 def _scores(standings: Standings) -> list[str]:
-    lines = []
+    lines, of = [], standings.comparison.scores
     for name in _SCORES:
         gains = _gains(standings, name).dropna(how="all")
         if gains.empty:
             continue
-        gaps, both = 100 * gains.mean(axis=1), gains.notna().sum(axis=1)
+        gaps, both = gains.mean(axis=1), gains.notna().sum(axis=1)
         other = str(gaps.idxmin())
-        side = "above" if gaps[other] > -SLACK else "below"
-        score = 100 * standings.mean(OURS, name)
+        side = of.above if gaps[other] > -SLACK else of.below
+        score = of.text(standings.mean(OURS, name))
         where = "" if both[other] == len(standings.targets) else f", over {count(int(both[other]), 'task')} that both ran on"
         lines.append(
-            f"Its {name} score is {score:.1f} % as a mean over tasks, {abs(gaps[other]):.1f} points {side} the best other ({other}){where}."
+            f"Its {name} score is {score} as a mean over tasks, {of.difference(gaps[other])} {side} the best other ({other}){where}."
         )
     return lines
 
 
 def _priors(standings: Standings) -> list[str]:
     """Where a personal score says more about how labels are spread than about texts."""
-    known = [one for one in standings.targets.values() if one.prior is not None]
-    near = [one for one in known if one.prior is not None and one.best_score - one.prior < COUNTED_FROM - SLACK]
+    of = standings.comparison.scores
+    known = [(one, one.prior) for one in standings.targets.values() if one.prior is not None]
+    near = [(one, prior) for one, prior in known if of.sign * (one.best_score - prior) < COUNTED_FROM - SLACK]
     if not near:
         return []
-    tasks = ", ".join(f"{one.task} ({100 * (one.prior or 0):.1f} %)" for one in near)
+    tasks = ", ".join(f"{one.task} ({of.text(prior)})" for one, prior in near)
     return [
         f"On {len(near)} of {count(len(known), 'task')} no method beats the per-client majority baseline (each client predicts the most "
-        f"frequent class of its own training examples) by 5 points: {tasks}. There the personalised score reflects how labels are spread, "
-        "not how well texts are classified."
+        f"frequent class of its own training examples) by {of.round(COUNTED_FROM)}: {tasks}. There the personalised score reflects how "
+        "labels are spread, not how well texts are classified."
     ]
 
 
@@ -124,7 +126,8 @@ def _times_the_bytes(standings: Standings) -> dict[str, float]:
 def _race(standings: Standings) -> list[str]:
     races = standings.counted
     if not races:
-        return ["No task counts for targets: nowhere is the best method 5 points above the majority class."]
+        of = standings.comparison.scores
+        return [f"No task counts for targets: nowhere is the best method {of.round(COUNTED_FROM)} {of.above} the {of.baseline}."]
     reached = sum(standings.reaches(one.task, OURS) for one in races)
     wins = {method: sum(method in standings.first(one.task) for one in races) for method in standings.ranks}
     most = max(wins[method] for method in _others(standings))
@@ -155,15 +158,14 @@ def defeats(standings: Standings) -> list[str]:
     here = standings.of_ours
     if OURS not in here.ranks or len(here.ranks) < 2:
         return []
-    lost, won = [], []
+    lost, won, of = [], [], here.comparison.scores
     for name in _SCORES:
         gains = _gains(here, name).dropna(axis=1, how="all")
-        if behind := [_ahead(task, gains[task]) for task in gains if (gains[task] < 0).any()]:
-            lost.append(
-                f"Another method has the higher {name} score on {len(behind)} of {count(len(gains.columns), 'task')}: {', '.join(behind)}."
-            )
+        if behind := [_ahead(task, gains[task], of) for task in gains if (gains[task] < 0).any()]:
+            where = f"{len(behind)} of {count(len(gains.columns), 'task')}: {', '.join(behind)}"
+            lost.append(f"Another method has the {of.higher} {name} score on {where}.")
         elif len(gains.columns):
-            won.append(f"no method has a higher {name} score on any")
+            won.append(f"no method has a {of.higher} {name} score on any")
     races = [one for one in here.counted if here.first(one.task)]  # a target that nobody reaches is no loss to anyone
     if late := [_late(here, one) for one in races if OURS not in here.first(one.task)]:
         of_them = count(len(races), "counted task")
@@ -182,10 +184,10 @@ def defeats(standings: Standings) -> list[str]:
     return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
-def _ahead(task: str, gains: Frame) -> str:
+def _ahead(task: str, gains: Frame, of: Scores) -> str:
     """The best method ahead on a task and by how much."""
     others = int((gains < 0).sum()) - 1
-    return f"{task} ({gains.idxmin()} by {-100 * gains.min():.1f} points{f', and {others} more' if others else ''})"
+    return f"{task} ({gains.idxmin()} by {of.difference(gains.min())}{f', and {others} more' if others else ''})"
 
 
 def _late(standings: Standings, one: Target) -> str:

@@ -34,6 +34,7 @@ from .tuning import (
     is_tuned,
     label,
     left_open,
+    metric_of,
     rates,
     read_tuning,
     validation_score,
@@ -224,6 +225,7 @@ def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict
     tuned = {kind: row for kind, row in held.items() if row.trials}
     steps = {kind: grid(comparison.tuning) for kind in kinds if kind not in tuned}
     problems: dict[str, tuple[str, bool]] = {}
+    metric = metric_of(comparison)
     made = 0
     for extension in (False, True):
         jobs = [_trial(comparison, out, task, kind, step) for kind in steps for step in steps[kind] for task in comparison.tuning.tasks]
@@ -239,11 +241,11 @@ def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict
         if extension or not comparison.tuning.extend:
             break
         for kind, tried in steps.items():
-            scores = {trial.step: trial.score for trial in _trials(comparison, out, kind, tried)}
+            scores = {trial.step: trial.worth(metric) for trial in _trials(comparison, out, kind, tried)}
             more = beyond(scores)
             steps[kind] = (*tried, more) if more is not None else tried
     for kind, tried in steps.items():
-        tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried))
+        tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried), metric)
     problems |= {
         kind: ("no rate was chosen: every trial diverged", False) for kind in kinds if kind in tuned and tuned[kind].chosen is None
     }

@@ -192,6 +192,12 @@ def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
     for name, instead in _NOT_IN_BASE.items():
         if any(key == name or key.startswith(f"{name}.") for key in base):
             yield f"base.{name}: the comparison sets it for each run; remove it and {instead}"
+    metric = base.get("evaluation.metric", "accuracy")
+    for above, tables in (("task", comparison.task), ("method", comparison.method)):
+        for name, table in tables.items():
+            if (got := table.get("evaluation", {}).get("metric", metric)) != metric:
+                key = f"{above}.{name}.evaluation.metric"
+                yield f"{key}: got {show(got)}, but a comparison has one metric, {metric} here; write it into base.evaluation.metric"
     tuning = comparison.tuning
     if tuning.trials and tuning.trials % 2 == 0:
         yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; set {tuning.trials + 1}"

@@ -16,7 +16,7 @@ from ...config.model import keys
 from ...core.errors import UserError
 from ...core.files import FAILURE, RECORDS, TUNING, write_atomically
 from ...core.json_text import from_json, to_json
-from ...core.metrics import METRICS
+from ...core.metrics import METRICS, Metric, metric_named
 from ...core.records import EvalRecord, read
 from ...local.options import TrainingOptions
 from ...methods.catalogue import CATALOGUE
@@ -25,7 +25,7 @@ from .plan import table_of
 
 RATE = "training.learning_rate"
 SERVER_RATE = "method.server_learning_rate"
-_WORST = -1.0  # of a trial that diverged: below every accuracy
+_WORST = -1e9  # of a trial that diverged: below every score
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trial:
     Attributes:
         step: its place on the line.
         rates: key of the configuration -> value.
-        scores: task -> accuracy of the personalised models on the validation parts after the last round; None where it diverged.
+        scores: task -> primary metric of the personalised models on the validation parts after the last round; None where it diverged.
     """
 
     step: int
@@ -43,9 +43,21 @@ class Trial:
     scores: Mapping[str, float | None]
 
     @property
-    def score(self) -> float:
-        """Mean over the tasks; a task in which it diverged counts -1."""
-        return sum(_WORST if score is None else score for score in self.scores.values()) / len(self.scores)
+    def score(self) -> float | None:
+        """Mean over the tasks; None where it diverged on one of them."""
+        scores = [score for score in self.scores.values() if score is not None]
+        return sum(scores) / len(scores) if len(scores) == len(self.scores) else None
+
+    def worth(self, metric: Metric) -> float:
+        """What trials are chosen by, the more the better: the fewer tasks it diverged on, and the better its scores on the others."""
+        sign = 1 if metric.higher_is_better else -1
+        return sum(_WORST if score is None else sign * score for score in self.scores.values()) / len(self.scores)
+
+
+def metric_of(comparison: Comparison) -> Metric:
+    """The metric that rates are chosen by, by its name: what a metric of a single class is computed with, the run knows."""
+    name = comparison.base.get("evaluation", {}).get("metric") or "accuracy"
+    return METRICS.get(name.partition(":")[0], METRICS["accuracy"])
 
 
 @dataclass(frozen=True)
@@ -105,12 +117,12 @@ def beyond(scores: Mapping[int, float]) -> int | None:
     return found + 1 if found == max(scores) else None
 
 
-def choose(source: str, trials: tuple[Trial, ...]) -> Tuned:
+def choose(source: str, trials: tuple[Trial, ...], metric: Metric) -> Tuned:
     """The choice among finished trials; none where every one diverged on every task."""
     ordered = tuple(sorted(trials, key=lambda trial: trial.step))
     if all(score is None for trial in ordered for score in trial.scores.values()):
         return Tuned(source, ordered)
-    chosen = best({trial.step: trial.score for trial in ordered})
+    chosen = best({trial.step: trial.worth(metric) for trial in ordered})
     return Tuned(source, ordered, chosen, next(trial.rates for trial in ordered if trial.step == chosen))
 
 
@@ -128,7 +140,7 @@ def has_diverged(folder: Path) -> bool:
 
 
 def validation_score(folder: Path) -> float | None:
-    """Accuracy on the validation parts after the last round of a finished trial; None if it diverged.
+    """Primary metric on the validation parts after the last round of a finished trial; None if it diverged.
 
     Raises:
         UserError: records that cannot be read, naming file and line.
@@ -136,10 +148,12 @@ def validation_score(folder: Path) -> float | None:
     if has_diverged(folder):
         return None
     try:
-        last = [record for record in read(folder / RECORDS)[1] if isinstance(record, EvalRecord)][-1]
-    except (OSError, ValueError, IndexError) as error:
+        header, records = read(folder / RECORDS)
+        last = [record for record in records if isinstance(record, EvalRecord)][-1]
+        metric = metric_named(header["metric"], header.get("labels", ()))
+    except (OSError, ValueError, LookupError, UserError) as error:
         raise UserError(f"{folder}: not the records of a finished trial ({error}); remove the folder to run it again") from None
-    return METRICS["accuracy"].of(last.pooled_validation)
+    return metric.of(last.pooled_validation)
 
 
 # ---- the file
@@ -180,7 +194,7 @@ def _to_row(row: Tuned) -> dict[str, Any]:
     tried = [
         {
             "rate": one.rates[RATE],
-            "score": None if None in one.scores.values() else one.score,
+            "score": one.score,
             "step": one.step,
             "rates": dict(one.rates),
             "scores": dict(one.scores),

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.text import Text
 
 from ...core.terminal import escaped
-from ...core.units import duration, percent
+from ...core.units import duration
+from ...engine.baselines import metric_of
 from .plan import Clock, Job
 from .pool import Outcome
 
@@ -25,7 +26,7 @@ class Watch:
         self._workers = workers
         self._live: Live | None = None
         self._running: dict[Job, tuple[int, int, float]] = {}  # rounds done, of how many, when it began
-        self._scores: dict[Job, float] = {}  # personalised, of those that were evaluated
+        self._scores: dict[Job, str] = {}  # personalised, of those that were evaluated
         self._waiting: Sequence[Job] = ()
         self._ended = 0
         self._trials = False  # whether they are tuning's: the runs come afterwards, and are counted apart
@@ -47,8 +48,8 @@ class Watch:
         self._running[one] = (0, 0, time.monotonic())
         self._waiting = tuple(job for job in self._waiting if job is not one)
 
-    def round(self, one: Job, done: int, of: int, score: float | None = None) -> None:
-        """So many of its rounds are over; its personalised score at the last evaluation, once there is one."""
+    def round(self, one: Job, done: int, of: int, score: str | None = None) -> None:
+        """So many of its rounds are over; its personalised score at the last evaluation with its unit, once there is one."""
         if score is not None:
             self._scores[one] = score
         self._running[one] = (done, of, self._running[one][2])
@@ -66,7 +67,8 @@ class Watch:
             # why it was rejected stands in the report below, for each of its kind
             how = "rejected" if outcome.why == "refused" else f"failed: {outcome.reason}"
         else:
-            how = f"personalised {percent(outcome.summary['scores']['pooled_personalised'])}, {duration(time.monotonic() - began)}"
+            score = metric_of(outcome.summary).text(outcome.summary["scores"]["pooled_personalised"])
+            how = f"personalised {score}, {duration(time.monotonic() - began)}"
         self._line(f"{one.name}: {how}")
 
     def tick(self, waiting: Sequence[Job]) -> None:
@@ -84,7 +86,7 @@ class Watch:
     def _one(self, one: Job) -> str:
         done, of, began = self._running[one]
         rounds = f"round {done}/{of}" if of else "beginning"
-        score = f", personalised {percent(self._scores[one])}" if one in self._scores else ""
+        score = f", personalised {self._scores[one]}" if one in self._scores else ""
         return f"  {one.name}: {rounds}{score}, {duration(time.monotonic() - began)}"
 
     def _seconds_left(self) -> float | None:

@@ -67,7 +67,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
             case RoundDone():
                 rounds[0] += 1
             case Evaluated(pooled_personalised=score) if event.rounds and score is not None:
-                say({"kind": "round", "done": rounds[0], "of": rounds[1], "score": score})
+                say({"kind": "round", "done": rounds[0], "of": rounds[1], "score": event.metric.text(score)})
                 return
             case Warned():
                 say({"kind": "warning", "text": event.text})
