@@ -44,12 +44,14 @@ def write_run(
     rounds: int = 10,
     every: int = 2,
     final: float | None = None,
+    metric: str = "accuracy",
 ) -> None:
     """config.toml, records.jsonl and summary.json of a finished run.
 
     Args:
         kind: `method.kind`; the method's name by default, or fibecfed for a name with "without".
         final: accuracy after the last round; drawn from method and task by default.
+        metric: the primary one. The loss is what is missing to an accuracy of 1.
     """
     kind = kind or ("fibecfed" if "without" in method else method)
     draw = random.Random(f"{task} {method} {seed}")
@@ -82,7 +84,7 @@ def write_run(
             risen = 1 - math.exp(-4 * (index + 1) / rounds) if index + 1 < rounds else 1.0
             done = sum(isinstance(record, RoundRecord) for record in records)
             records.append(evaluation(done, names, 0.5 + (end - 0.5) * risen, draw))
-    write(folder, records, task, method, seed, kind, sizes, selected)
+    write(folder, records, task, method, seed, kind, sizes, selected, metric)
 
 
 def made_round(
@@ -114,7 +116,7 @@ def evaluation(rounds: int, names: Sequence[str], accuracy: float, draw: random.
         name = draw.choice(names)
         counts[name] = min(25, max(0, counts[name] + (1 if gap > 0 else -1)))
     matrices = {name: _matrix(counts[name], 15, 10) for name in names}
-    pooled = sums([[sum(m[i][j] for m in matrices.values()) for j in range(2)] for i in range(2)], 0.4)
+    pooled = sums([[sum(m[i][j] for m in matrices.values()) for j in range(2)] for i in range(2)], 1.0 - accuracy)
     server = sums(_matrix(min(total, max(0, right - draw.randrange(0, total // 10))), 15 * len(names), 10 * len(names)), 0.5)
     clients = {name: sums(found, 0.4) for name, found in matrices.items()} if rounds else {}
     return EvalRecord(rounds, clients, pooled, pooled, server, server, 1000, 100, 1.0)
@@ -138,6 +140,7 @@ def write(
     kind: str,
     sizes: Mapping[str, int],
     selected: Mapping[str, Any],
+    metric: str = "accuracy",
 ) -> None:
     """The three files."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,11 +154,12 @@ def write(
     }
     header = {
         "configuration": configuration, "commit": "0" * 40, "versions": {"python": "3.11.7", "torch": "2.13.0"},
-        "metric": "accuracy", "higher_is_better": True, "usual_metric": {"cola": "matthews", "mrpc": "f1"}.get(task),
+        "metric": metric, "higher_is_better": METRICS[metric].higher_is_better,
+        "usual_metric": {"cola": "matthews", "mrpc": "f1"}.get(task),
         "machine": {"system": "Linux", "processor": "A processor", "cores": 2}, "threads": 1, "precision": "bf16", "device": "cpu",
         "trainable": 74_498, "labels": ["no", "yes"], "partition": {name: {"train": [n, 0], "test": [7, 3]} for name, n in sizes.items()},
     }  # fmt: skip
     (folder / "config.toml").write_text(f"seed = {seed}\n")
     (folder / "records.jsonl").write_text(to_line(header) + "".join(map(to_line, records)))
-    summary = {"method": kind, "task": task, "seed": seed, **summarise(records, metric=METRICS["accuracy"], selected=selected)}
+    summary = {"method": kind, "task": task, "seed": seed, **summarise(records, metric=METRICS[metric], selected=selected)}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

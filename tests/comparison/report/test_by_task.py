@@ -21,7 +21,7 @@ def run(task: str, method: str, curve: list[float], seed: int = 0, **more: Any) 
     points = tuple(Point(i, 10_000_000 * i, 2.0 * i, value, value) for i, value in enumerate([0.5, *curve]))
     fields: dict[str, Any] = {
         "task": task, "method": method, "seed": seed, "kind": method, "points": points, "majority": 0.5, "worst_decile": None,
-        "metric": None, "metric_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
+        "usual": None, "usual_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
         "measured_s": 1.0, "clients": (), "selection": Selection(), "conditions": {"learning_rate": 0.1},
     }  # fmt: skip
     return Run(**{**fields, **more})
@@ -88,8 +88,8 @@ def test_bytes_steps_and_values_of_each_task_are_means_over_seeds():
 
 
 def test_tasks_with_a_metric_of_their_own_have_a_table_of_it():
-    matthews, f1 = {"metric": "matthews", "metric_personalised": 0.5}, {"metric": "f1", "metric_personalised": 0.8}
-    made = [run("cola", "a", [0.9], **matthews), run("cola", "b", [0.8], metric="matthews", metric_personalised=-0.1)]
+    matthews, f1 = {"usual": "matthews", "usual_personalised": 0.5}, {"usual": "f1", "usual_personalised": 0.8}
+    made = [run("cola", "a", [0.9], **matthews), run("cola", "b", [0.8], usual="matthews", usual_personalised=-0.1)]
     table = own_metrics(stand(*made, run("mrpc", "a", [0.8], **f1), run("t", "a", [0.8])))
     assert table.header == ("method", "cola, Matthews", "mrpc, F1")
     assert cell(table, "a", "cola, Matthews").text == "50.0" and cell(table, "b", "cola, Matthews").text == "-10.0"

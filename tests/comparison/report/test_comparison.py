@@ -49,7 +49,7 @@ def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     assert run.steps == sum(sum(line["steps"].values()) for line in lines if line["kind"] == "round")
     assert run.last.personalised == right / sum(map(sum, matrix))
     assert run.majority == pytest.approx(0.6) and run.prior == pytest.approx(0.7)
-    assert run.metric == "matthews" and run.metric_personalised is not None
+    assert run.usual == "matthews" and run.usual_personalised is not None
     assert [point.rounds for point in run.points] == [0, 3, 5, 7, 9, 11]
     assert len(run.clients) == 20 and list(run.clients) == sorted(run.clients)
 

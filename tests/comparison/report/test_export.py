@@ -27,7 +27,7 @@ def shown(comparison: object) -> list[str]:
 
 def test_every_table_written_from_the_export_equals_that_of_the_runs(tmp_path: Path):
     made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora", "without masks"), ("cola", "sst2"), (0, 1), clients=6, rounds=4)
-    network, targets = Network(up_mbit=2.0), {"cola": 0.61}
+    network, targets = Network(up_mbit=2.0), {"cola": 61}
     write_report(tmp_path / "c", network, targets, export=tmp_path / "c.jsonl")
     found = from_lines(tmp_path / "c.jsonl")
     assert shown(found) == shown(read_comparison(tmp_path / "c", network, targets))
@@ -44,7 +44,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path: Path):
     path.write_text(whole[:-30])
     with pytest.raises(ValueError, match=r"c\.jsonl, line 3: no export"):
         from_lines(path)
-    path.write_text(whole.replace('"version":2', '"version":9', 1))
+    path.write_text(whole.replace('"version":3', '"version":9', 1))
     with pytest.raises(ValueError, match=r"line 1: .*version 9"):
         from_lines(path)
 

@@ -17,7 +17,10 @@ from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Se
 from fibecfed.comparison.report.standing import costs_to, reached, spread, standings
 from fibecfed.comparison.report.verdict import defeats, verdict
 from fibecfed.core.clock import Network
+from fibecfed.core.metrics import METRICS
 from fibecfed.engine.baselines import own_majority
+
+ACCURACY = METRICS["accuracy"]
 
 
 def run(task: str, method: str, score: float | list[float], seed: int = 0, *, kind: str | None = None, **more: Any) -> Run:
@@ -26,7 +29,7 @@ def run(task: str, method: str, score: float | list[float], seed: int = 0, *, ki
     points = tuple(Point(i, 10 * i, 2.0 * i, value, value) for i, value in enumerate(curve))
     fields: dict[str, Any] = {
         "task": task, "method": method, "seed": seed, "kind": kind or method, "points": points, "majority": 0.5, "worst_decile": None,
-        "metric": None, "metric_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
+        "usual": None, "usual_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
         "measured_s": 1.0, "clients": (), "selection": Selection(), "conditions": {"learning_rate": 0.1},
     }  # fmt: skip
     return Run(**{**fields, **more})
@@ -222,8 +225,8 @@ def test_bytes_are_compared_by_kind_among_methods_of_whole_lora_and_not_with_cli
 
 def test_the_prior_is_each_clients_most_frequent_training_class_on_its_own_test_examples():
     spread_out = {"a": {"train": [5, 1], "test": [8, 2]}, "b": {"train": [1, 2], "test": [4, 6]}, "c": {"train": [0, 0], "test": [9, 9]}}
-    assert own_majority([spread_out[name] for name in "ab"]) == own_majority(spread_out.values()) == (8 + 6) / 20
-    assert math.isnan(own_majority([]))
+    assert own_majority([spread_out[name] for name in "ab"], ACCURACY) == own_majority(spread_out.values(), ACCURACY) == (8 + 6) / 20
+    assert math.isnan(own_majority([], ACCURACY))
 
 
 def test_the_verdict_names_tasks_on_which_nobody_is_above_the_clients_own_majority():

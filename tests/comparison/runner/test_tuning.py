@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import made_runs
 import pytest
 
 from fibecfed.comparison.runner.options import ComparisonOptions, TuningOptions
@@ -20,11 +21,14 @@ from fibecfed.comparison.runner.tuning import (
     is_tuned,
     label,
     left_open,
+    metric_of,
     rates,
     read_tuning,
+    validation_score,
     write_tuning,
 )
 from fibecfed.core.errors import UserError
+from fibecfed.core.metrics import METRICS
 from fibecfed.methods.catalogue import CATALOGUE
 
 
@@ -65,11 +69,31 @@ def test_the_choice_is_by_the_mean_over_tasks_and_a_divergence_counts_against_a_
         Trial(1, {"training.learning_rate": 3.0}, {"a": 0.9, "b": None}),
         Trial(-1, {"training.learning_rate": 0.3}, {"a": 0.7, "b": 0.3}),
     )
-    found = choose("paper", trials)
+    found = choose("paper", trials, METRICS["accuracy"])
     assert (found.chosen, found.rates) == (0, {"training.learning_rate": 1.0}) and [trial.step for trial in found.trials] == [-1, 0, 1]
-    assert trials[1].score == pytest.approx(-0.05)
-    lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),))
+    assert trials[1].score is None and trials[0].score == pytest.approx(0.55)
+    lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),), METRICS["accuracy"])
     assert lost.chosen is None and lost.rates == {}
+
+
+def test_where_a_lower_score_is_better_the_lowest_is_chosen_and_a_divergence_is_still_the_worst() -> None:
+    losses = {-1: 0.9, 0: 0.4, 1: 0.2, 2: None}
+    trials = tuple(Trial(step, {"training.learning_rate": 3.0**step}, {"a": loss}) for step, loss in losses.items())
+    assert choose("paper", trials, METRICS["loss"]).chosen == 1 and choose("paper", trials, METRICS["accuracy"]).chosen == -1
+    assert beyond({trial.step: trial.worth(METRICS["loss"]) for trial in trials[:3]}) == 2
+
+
+def test_a_trials_score_is_the_primary_metric_of_its_run(tmp_path: Path) -> None:
+    for metric in ("accuracy", "loss", "macro_f1"):
+        made_runs.write_run(tmp_path / metric, final=0.8, metric=metric, clients=6, rounds=4)
+    scores = {metric: validation_score(tmp_path / metric) for metric in ("accuracy", "loss", "macro_f1")}
+    assert scores["accuracy"] == pytest.approx(0.8) and scores["loss"] == pytest.approx(0.2)
+    assert scores["macro_f1"] not in (None, pytest.approx(0.8))
+
+
+def test_the_metric_that_rates_are_chosen_by_is_the_comparisons(compared: Callable[..., Comparison]) -> None:
+    assert metric_of(compared()).name == "accuracy" and metric_of(compared("base.evaluation.metric=loss")).name == "loss"
+    assert metric_of(compared("base.evaluation.metric=f1:spam")).higher_is_better
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"why": "stopped"}', '{"why": "killed"}', None])
@@ -82,7 +106,7 @@ def test_only_a_trial_that_diverged_is_not_made_again(tmp_path: Path, text: str 
 
 
 def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
-    tuned = {"lora": choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),))}
+    tuned = {"lora": choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),), METRICS["accuracy"])}
     write_tuning(tmp_path, tuned)
     assert read_tuning(tmp_path) == tuned and read_tuning(tmp_path / "none") == {}
     row = json.loads((tmp_path / "tuning.json").read_text())["lora"]

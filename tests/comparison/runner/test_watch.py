@@ -93,7 +93,7 @@ def test_a_terminal_shows_the_running_jobs_with_their_round(compared: Callable[.
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     with Watch(console, Clock(), workers=1) as watch:
         watch.started(one)
-        watch.round(one, 3, 7, 0.625)
+        watch.round(one, 3, 7, "62.5 %")
         watch.round(one, 4, 7)  # the score of the last evaluation stays
         watch.tick([])
         assert watch._live is not None

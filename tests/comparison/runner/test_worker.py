@@ -138,9 +138,9 @@ def test_records_of_another_version_are_named_by_file_and_line(compared: Callabl
     with pytest.raises(KeyboardInterrupt):
         worker.do(to_toml(one.config), one.folder, interrupt, None)
     records = one.folder / "records.jsonl"
-    records.write_bytes(records.read_bytes().replace(b'"version":1', b'"version":9'))
+    records.write_bytes(records.read_bytes().replace(b'"version":2', b'"version":9'))
     failed = worker.do(to_toml(one.config), one.folder, lambda message: None, None)
-    assert "records.jsonl, line 1: records of version 9, expected 1" in failed["reason"]
+    assert "records.jsonl, line 1: records of version 9, expected one of 1, 2" in failed["reason"]
 
 
 def test_a_run_whose_data_were_moved_is_resumed(compared: Callable[..., ComparisonOptions], inputs: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
     """
     comparison, several = standings.comparison, len(standings.ranks) > 1
     drawn = [figure for task in comparison.tasks if (figure := curves(standings, task))]
-    return _template().render(
+    page = _template().render(
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         js=(_HERE / "page.js").read_text(encoding="utf-8"),
         title=comparison.title,
@@ -64,6 +64,7 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
         selections=selections(standings),
         reading=[line.format(of=comparison.scores) for line in _READING],
     )
+    return page.strip() + "\n"
 
 
 def _cards(standings: Standings) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from ...core.terminal import escaped
 from . import by_task, overview, tables
+from .classes import of_classes
 from .results import OURS
 from .standing import Standings
 from .verdict import defeats, verdict, what
@@ -26,6 +27,7 @@ def show(standings: Standings, console: Console) -> None:
         tables.without(overview.methods(standings), _NOT_HERE),
         by_task.scores(standings, "personalised"),
         by_task.scores(standings, "global"),
+        *of_classes(comparison),
         overview.targets(standings),
         tables.without(overview.losses(standings), (comparison.scores.head(f"{OURS} global"), *_NOT_HERE_OF_LOSSES)),
         overview.ablations(standings),
