@@ -16,8 +16,8 @@ import torch
 from fibecfed.build import build_method, prepare
 from fibecfed.config import load
 from fibecfed.core.rng import Key
-from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
+from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.states import ClientStates
 

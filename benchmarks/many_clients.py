@@ -30,8 +30,8 @@ from fibecfed.core.wire import encode
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
 from fibecfed.engine.checkpoint import Checkpoints
-from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
+from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.engine.simulator import Simulator
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, MethodContext, make

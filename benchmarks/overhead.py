@@ -31,15 +31,15 @@ from typing import Any
 
 import torch
 
-from fibecfed.core.method import Client, Phase, Received, Update
+from fibecfed.core.method import ClientView, Phase, Received, Update
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params, Round
 from fibecfed.core.wire import Tensors, encode, message
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
 from fibecfed.engine.checkpoint import Checkpoints
-from fibecfed.engine.client import ClientRuntime
 from fibecfed.engine.loop import run
+from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.engine.scoring import totals
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.states import ClientStates
@@ -189,7 +189,7 @@ def _send(server: Numbers, now: Round) -> Numbers:
     return server
 
 
-def _give_back(client: Client[Numbers], down: Numbers, now: Round) -> Update[Numbers, Numbers]:
+def _give_back(client: ClientView[Numbers], down: Numbers, now: Round) -> Update[Numbers, Numbers]:
     return Update(replace(down, numbers={"w": down.numbers["w"] + 1}), down)
 
 

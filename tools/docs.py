@@ -22,7 +22,7 @@ from fibecfed.core.statistics import of_classes
 from fibecfed.core.trees import num_values
 from fibecfed.core.types import Round
 from fibecfed.core.wire import describe, encode
-from fibecfed.engine.client import Scored, frame
+from fibecfed.engine.runtime import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, MethodContext, make

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .config import load as load_config
     from .core.errors import RunFailed as RunFailed
     from .core.errors import UserError as UserError
-    from .core.method import Client as Client
+    from .core.method import ClientView as ClientView
     from .core.method import Defaults as Defaults
     from .core.method import Load as Load
     from .core.method import Phase as Phase
@@ -67,7 +67,7 @@ _HOME = {
     "plain_epochs": ".local.batches",
     "mean_by_size": ".methods.aggregation",
     "TrainingOptions": ".local.options",
-    "Client": ".core.method",
+    "ClientView": ".core.method",
     "Defaults": ".core.method",
     "Load": ".core.method",
     "Phase": ".core.method",
@@ -101,7 +101,7 @@ _HOME = {
 
 __all__ = [
     "PACES",
-    "Client",
+    "ClientView",
     "Config",
     "CurriculumOptions",
     "Defaults",

@@ -304,7 +304,7 @@ def client(
     Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
     """
     with exit_codes(), shown(verbose), terminated_like_interrupted():
-        from .deploy.client import Options, try_out
+        from .deploy.client import ClientArguments, try_out
         from .deploy.client import run as be_client
 
         own = {
@@ -318,7 +318,7 @@ def client(
         }
         overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
         place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
-        options = Options(config, overrides, socket, place, name)
+        options = ClientArguments(config, overrides, socket, place, name)
         if check:
             try_out(options, console())
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import Prepared
-from .clients import Clients, in_process
+from .client_manager import ClientManager, in_process
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.json_text import to_json
 from .core.trees import checksum
@@ -34,7 +34,7 @@ class Final:
         now: the round.
     """
 
-    clients: Clients
+    clients: ClientManager
     server: Any
     now: Round
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .build import Prepared, build_method
-from .core.method import Client, Phase
+from .core.method import ClientView, Phase
 from .core.types import ClientData, Examples, Round
 from .engine.scoring import totals
 
@@ -39,9 +39,9 @@ def rehearse(prepared: Prepared) -> int:
     for number, phase in enumerate(method.phases):
         now = Round(phase.name, phase.num_rounds - 1, phase.num_rounds, number)
         server = method.outlook(start, now)[-1]
-        seat = Client(client, task, data, method.init_client(task, client, inputs.key), key)
+        view = ClientView(client, task, data, method.init_client(task, client, inputs.key), key)
         with contextlib.suppress(FloatingPointError):  # what diverges on these few texts need not in the run
-            phase.client_update(seat, _message(phase, server, now, client), now)
+            phase.client_update(view, _message(phase, server, now, client), now)
     scored = inputs.data.test if len(inputs.data.test) else inputs.data.train
     batch_size = config.evaluation.batch_size
     totals(task, method.server_params(server), _longest(scored, batch_size), batch_size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import MakeMethod, Prepared, ReadData, given, prepare
-from .clients import Connect, in_process
+from .client_manager import Connect, in_process
 from .config import Config, changed_settings, flat, load, lost, refuse_lasting, to_toml
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import KEY, TRAINING, federation, made_data, made_method, made_options, made_task, same, seat
+from made import KEY, TRAINING, client_view, federation, made_data, made_method, made_options, made_task, same
 
 from fibecfed.core.task import DELTA
 from fibecfed.core.trees import pick
@@ -221,7 +221,7 @@ def test_one_client_that_shares_everything_trains_as_if_there_were_no_federation
     world = federation(method(variant, 1), task_of(variant), data, per_round=1)
     params = task_of(variant).init_params(KEY.fold("run", "init"))
     for step in world.run():
-        client = seat(world, data.clients[0], step.now.number)
+        client = client_view(world, data.clients[0], step.now.number)
         everything = torch.arange(12)
         epochs = [shuffled_batches(client.data.train, everything, SHORT, client.key.fold("order", e)) for e in range(SHORT.local_epochs)]
         params = fit(task_of(variant), params, epochs, SHORT, client.key).params
@@ -244,7 +244,7 @@ def test_rounds_of_one_client_are_consecutive_trainings_by_the_same_trainer(vari
     params = task_of(variant).init_params(KEY.fold("run", "init"))
     state = None
     for step in world.run():
-        params = trained(world.method, seat(world, client, step.now.number, state), params, step.now)
+        params = trained(world.method, client_view(world, client, step.now.number, state), params, step.now)
         state = world.state(client)
         phase = next(phase for phase in world.method.phases if phase.name == step.now.phase)
         personal = world.method.personalise(phase.broadcast(step.server, step.now), world.state(client))

@@ -16,7 +16,7 @@ from tiny_federation import make_tiny, outcome, rounds_of, start_tiny
 
 from fibecfed import session
 from fibecfed.build import Prepared
-from fibecfed.clients import Clients, in_process
+from fibecfed.client_manager import ClientManager, in_process
 from fibecfed.config import load
 from fibecfed.core.types import Failure
 from fibecfed.engine.simulator import Simulator
@@ -48,7 +48,7 @@ class Silent(Simulator):
         return super().answer(ticket, blob)
 
 
-def without_sender(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Clients:
+def without_sender(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> ClientManager:
     clients = in_process(prepared, states, out, completed)
     return replace(clients, transport=Silent(clients.transport.runtime))
 

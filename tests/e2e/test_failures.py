@@ -15,8 +15,8 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Scored
 from fibecfed.engine.events import RoundDone, Warned
+from fibecfed.engine.runtime import Scored
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.transport import Ticket
 

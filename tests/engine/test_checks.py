@@ -22,8 +22,8 @@ from fibecfed.core.statistics import of_classes
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import Tensors, WireError, decode, encode, message
 from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_sums, expected
-from fibecfed.engine.client import frame, unframe
 from fibecfed.engine.failures import STOP, Tolerance, printable
+from fibecfed.engine.runtime import frame, unframe
 from fibecfed.engine.transport import Answer, Ticket, Transport
 from fibecfed.methods.fibecfed import AllLayers, Importance
 

@@ -24,9 +24,9 @@ from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Scored
 from fibecfed.engine.evaluation import Evaluator, best_by_validation, every_score, sample, scores, worst_decile
 from fibecfed.engine.failures import Standing, Tolerance
+from fibecfed.engine.runtime import Scored
 from fibecfed.engine.transport import Answer, Ticket, exchange
 
 TASK, DATA = made_task(2), made_data(4, 8, test_per_client=6, validation_per_client=3)

@@ -16,9 +16,9 @@ from fibecfed.core.statistics import Sums, plain
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import decode, encode
 from fibecfed.data.federated import absent
-from fibecfed.engine.client import BothScored
 from fibecfed.engine.evaluation import Evaluator
 from fibecfed.engine.failures import Tolerance
+from fibecfed.engine.runtime import BothScored
 from fibecfed.engine.transport import Answer, Ticket
 
 DATA = made_data(4, 8, test_per_client=6, validation_per_client=3)

@@ -18,9 +18,9 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.method import Work
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import encode
-from fibecfed.engine.client import frame
 from fibecfed.engine.failures import NEW, Standing, Tolerance, sentences
 from fibecfed.engine.loop import Step, cohort, run, schedule
+from fibecfed.engine.runtime import frame
 from fibecfed.engine.transport import Action, Answer, Ticket
 
 CLIENTS = tuple(str(i) for i in range(6))

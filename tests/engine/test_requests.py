@@ -22,10 +22,10 @@ from fibecfed.core.statistics import of_classes
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode, payload_bytes
 from fibecfed.engine import requests
-from fibecfed.engine.client import ClientRuntime, frame
 from fibecfed.engine.evaluation import Evaluator
 from fibecfed.engine.loop import run
 from fibecfed.engine.requests import OnDemand, Requests, total_bytes
+from fibecfed.engine.runtime import ClientRuntime, frame
 from fibecfed.engine.simulator import Simulator
 
 NOW = Round("tune", 0, 3, 0)

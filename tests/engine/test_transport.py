@@ -16,9 +16,9 @@ from transport_laws import Delayed, check_transport
 
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import unframe
 from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.loop import run
+from fibecfed.engine.runtime import unframe
 from fibecfed.engine.transport import Answer, Ticket, Transport, exchange
 
 CLIENTS = tuple(str(number) for number in range(6))

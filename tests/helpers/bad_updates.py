@@ -11,8 +11,8 @@ import torch
 
 from fibecfed.core.wire import decode, encode
 from fibecfed.deploy import client
-from fibecfed.engine.client import frame, unframe
 from fibecfed.engine.flower.envelope import Reply, Request, packed, unpacked
+from fibecfed.engine.runtime import frame, unframe
 from fibecfed.methods.fibecfed import LocalLayers
 
 

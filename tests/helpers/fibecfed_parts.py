@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made import made_data, made_task, names_of_layers, seat
+from made import client_view, made_data, made_task, names_of_layers
 
 from fibecfed.core.types import Round
 from fibecfed.local.optimise import fit
@@ -24,7 +24,7 @@ def tune(index: int, rounds: int = 4) -> Round:
 def update_of(world: Any, client: str, index: int = 0, state: Any = None, rounds: int = 4) -> Any:
     phase = next(phase for phase in world.method.phases if phase.name == "tune")
     now = tune(index, rounds)
-    return phase.client_update(seat(world, client, index, state), phase.broadcast(world.server, now), now)
+    return phase.client_update(client_view(world, client, index, state), phase.broadcast(world.server, now), now)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

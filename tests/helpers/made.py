@@ -15,7 +15,7 @@ from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, MethodContext, make
 from fibecfed.models.tiny import tiny_task
 from fibecfed.models.transformer_task import TransformerTask
-from fibecfed.testing.federation import KEY, Around, Federation, Shuffled, Spy, same, seat
+from fibecfed.testing.federation import KEY, Around, Federation, Shuffled, Spy, client_view, same
 from fibecfed.testing.federation import federation as begun
 
 __all__ = [
@@ -24,13 +24,13 @@ __all__ = [
     "Federation",
     "Shuffled",
     "Spy",
+    "client_view",
     "federation",
     "made_data",
     "made_method",
     "made_options",
     "made_task",
     "same",
-    "seat",
 ]
 
 LENGTH = 12

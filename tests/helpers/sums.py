@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fibecfed.core.metrics import METRICS
 from fibecfed.core.statistics import CALIBRATION, CONFUSION, NLL, Sums, of_classes
-from fibecfed.engine.client import Scored
+from fibecfed.engine.runtime import Scored
 
 
 def sums(confusion: Sequence[Sequence[int]], loss: float = 0.0) -> dict[str, Any]:

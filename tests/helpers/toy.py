@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fibecfed.core.method import Client, Phase, Received, Update, Work
+from fibecfed.core.method import ClientView, Phase, Received, Update, Work
 from fibecfed.core.rng import Key
 from fibecfed.core.types import ClientId, Failure, Params, Round
 from fibecfed.core.wire import Tensors, encode, message
-from fibecfed.engine.client import frame
+from fibecfed.engine.runtime import frame
 from fibecfed.engine.transport import InTurn, Ticket
 
 
@@ -76,7 +76,7 @@ def _broadcast(server: Number, now: Round) -> Number:
     return server
 
 
-def _update(client: Client[Count], down: Number, now: Round) -> Update[Count, Reply]:
+def _update(client: ClientView[Count], down: Number, now: Round) -> Update[Count, Reply]:
     n = len(client.data.train)
     return Update(Reply({"w": down.shared["w"] + n}, n), Count(client.state.times + 1), Work(1, n, 0.5), {"n": n})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made import KEY, TRAINING, federation, made_data, made_method, made_task, same, seat
+from made import KEY, TRAINING, client_view, federation, made_data, made_method, made_task, same
 
 from fibecfed.core.types import Round
 from fibecfed.local.batches import plain_epochs
@@ -36,7 +36,7 @@ def by_hand(client, start, correction=None, proximal=0.0):
 def test_fedprox_pulls_every_step_towards_the_model_that_was_sent():
     method = made_method("fedprox", training=PLAIN, proximal=0.7)
     world = federation(method, TASK, DATA)
-    client = seat(world, "1")
+    client = client_view(world, "1")
     start = {name: value.double() for name, value in world.server.params.items()}
     got = method.train(client, start, NOW).params
     expected, _ = by_hand(client, start, proximal=0.7)
@@ -57,7 +57,7 @@ def test_scaffold_is_algorithm_1_with_option_2_over_three_rounds():
             break
         moved, changes, sizes = [], [], []
         for name in step.record.cohort:
-            client = seat(world, name, step.now.number)
+            client = client_view(world, name, step.now.number)
             y, steps = by_hand(client, x, {key: c[key] - own[name][key] for key in x})
             new = {key: own[name][key] - c[key] + (x[key] - y[key]) / (steps * PLAIN.learning_rate) for key in x}
             moved.append(y)

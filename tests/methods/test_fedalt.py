@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import KEY, TRAINING, federation, made_data, made_method, made_task, names_of_layers, same, seat
+from made import KEY, TRAINING, client_view, federation, made_data, made_method, made_task, names_of_layers, same
 
 from fibecfed.core.method import Received
 from fibecfed.core.types import Round
@@ -30,7 +30,7 @@ def test_the_upper_half_of_the_layers_is_personal_and_the_rest_and_the_head_trav
 def test_a_client_trains_the_two_parts_in_turn_each_half_of_the_local_epochs():
     training = TRAINING.model_copy(update={"local_epochs": 4})
     world = federation(made_method("fedalt", training=training), TASK, DATA)
-    phase, client = world.method.phases[0], seat(world, "1")
+    phase, client = world.method.phases[0], client_view(world, "1")
     update = phase.client_update(client, phase.broadcast(world.server, NOW), NOW)
     params = TASK.init_params(KEY.fold("run", "init"))
     for name, moving in (("personal", PERSONAL), ("shared", SHARED)):
@@ -56,7 +56,7 @@ def test_each_part_gets_half_of_the_local_epochs_and_at_least_one(monkeypatch, e
 
     monkeypatch.setattr("fibecfed.methods.fedalt.fit", spy)
     phase = world.method.phases[0]
-    phase.client_update(seat(world, "1"), phase.broadcast(world.server, NOW), NOW)
+    phase.client_update(client_view(world, "1"), phase.broadcast(world.server, NOW), NOW)
     assert calls == [(half, PERSONAL), (half, SHARED)]
     assert world.method.local_epochs == 2 * half
 

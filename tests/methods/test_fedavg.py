@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from made import TRAINING, federation, made_data, made_method, made_task, same, seat
+from made import TRAINING, client_view, federation, made_data, made_method, made_task, same
 
 from fibecfed.core.method import Received
 from fibecfed.core.rng import Key
@@ -41,7 +41,7 @@ def test_it_has_one_phase_and_one_more_with_a_personal_training():
 
 def test_a_client_trains_on_all_its_examples_in_random_order_from_the_shared_model():
     world = federation(made_method("lora"), TASK, DATA)
-    phase, client = world.method.phases[0], seat(world, "1")
+    phase, client = world.method.phases[0], client_view(world, "1")
     down = phase.broadcast(world.server, NOW)
     update = phase.client_update(client, down, NOW)
     train = client.data.train
@@ -95,7 +95,7 @@ def test_local_training_is_that_of_one_client_after_another_without_a_server():
     world.finish()
     params = TASK.init_params(Key(7).fold("run", "init"))
     for number in range(2):
-        client = seat(world, "2", number)
+        client = client_view(world, "2", number)
         everything = torch.arange(len(client.data.train))
         epochs = [shuffled_batches(client.data.train, everything, TRAINING, client.key.fold("order", e)) for e in range(2)]
         params = fit(TASK, params, epochs, TRAINING, Key(0)).params

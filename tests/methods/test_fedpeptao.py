@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made import KEY, federation, made_data, made_method, names_of_layers, seat
+from made import KEY, client_view, federation, made_data, made_method, names_of_layers
 
 from fibecfed.adapters.options import PrefixAdapter
 from fibecfed.core.method import Received
 from fibecfed.core.types import Round
 from fibecfed.core.wire import encode
 from fibecfed.engine.checks import Refused, checked, expected
-from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
+from fibecfed.engine.runtime import frame
 from fibecfed.local.curriculum import ceil_share
 from fibecfed.methods.aggregation import ServerMomentum
 from fibecfed.methods.catalogue import METHODS
@@ -51,7 +51,7 @@ def test_every_client_scores_once_and_the_best_half_of_the_layers_by_the_weighte
     assert first.record.fields_up["scores"] == 5 * 4 * 8
     method, phase = made_method("fedpeptao", rounds=2), world.method.phases[0]
     fresh = federation(method, TASK, DATA)
-    answers = {c: phase.client_update(seat(fresh, c), phase.broadcast(fresh.server, SCORE), SCORE).message for c in DATA.clients}
+    answers = {c: phase.client_update(client_view(fresh, c), phase.broadcast(fresh.server, SCORE), SCORE).message for c in DATA.clients}
     mean = np.average([a.scores.numpy() for a in answers.values()], axis=0, weights=[a.num_samples for a in answers.values()])
     np.testing.assert_allclose(first.server.scores.numpy(), mean, rtol=1e-12)
     assert first.server.layers == tuple(sorted(np.argsort(-mean)[:2].tolist()))
@@ -160,7 +160,7 @@ def test_an_answer_without_steps_is_refused_since_the_server_divides_by_them(ste
     now = Round("tune", 0, 4, 1)
     phase = world.method.phases[1]
     down = phase.broadcast(world.server, now)
-    update = phase.client_update(seat(world, "0", 1), down, now)
+    update = phase.client_update(client_view(world, "0", 1), down, now)
     expect = expected(phase, world.server, down, now)
     checked(frame(encode(update.message), update.work), expect, STOP, None)
     with pytest.raises(Refused, match=f"it took {steps} steps, expected at least 1"):

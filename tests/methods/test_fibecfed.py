@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fibecfed_parts import DATA, FIXED, OWN, SHARED, TASK, tune, update_of, watch
-from made import TRAINING, federation, made_method, same, seat
+from made import TRAINING, client_view, federation, made_method, same
 
 from fibecfed.core.method import Received, Work
 from fibecfed.core.rng import Key
@@ -18,8 +18,8 @@ from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine.checks import Refused, checked
 from fibecfed.engine.checks import expected as expected_answer
-from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
+from fibecfed.engine.runtime import frame
 from fibecfed.local.batches import batches
 from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import fisher_pass
@@ -119,7 +119,7 @@ def test_the_number_of_layers_is_the_mean_ratio_of_the_layers_rounded_half_up():
 @pytest.mark.parametrize("more", [{}, {"importance": "increment", "noise_scale": 0.3, "norm": math.inf, "importance_examples": 5}])
 def test_a_client_answers_with_the_sensitivity_of_its_layers_as_the_options_say(more: dict[str, Any]):
     world = federation(made_method(layers=more), TASK, DATA)
-    options, client, now = world.method.layers, seat(world, "1"), Round("importance", 0, 1, 0)
+    options, client, now = world.method.layers, client_view(world, "1"), Round("importance", 0, 1, 0)
     got = world.method.phases[0].client_update(client, AskImportance(), now).message
     train = client.data.train
     drawn = client.key.fold("importance").permutation(len(train))[: more.get("importance_examples", 64)]
@@ -145,7 +145,7 @@ def test_the_layers_that_react_most_to_noise_are_shared():
 @pytest.mark.parametrize("rule", ["layer_gap", "plateau"])
 def test_a_client_answers_with_the_share_that_its_curvature_calls_for(rule: str):
     world = federation(made_method(layers={"rule": rule}), TASK, DATA)
-    client, now = seat(world, "1", 1), Round("spectrum", 0, 1, 1)
+    client, now = client_view(world, "1", 1), Round("spectrum", 0, 1, 1)
     got = world.method.phases[1].client_update(client, AskRatio(), now).message
     train = client.data.train
     drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * TRAINING.batch_size]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made import KEY, TRAINING, federation, made_data, made_method, same, seat
+from made import KEY, TRAINING, client_view, federation, made_data, made_method, same
 
 from fibecfed.core.method import Received, Work
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine.checks import Refused, checked, expected
-from fibecfed.engine.client import frame
 from fibecfed.engine.failures import STOP
+from fibecfed.engine.runtime import frame
 from fibecfed.methods.fedavg import LocalModel
 from fibecfed.methods.hetlora import OwnRank, padded, pairs, product_norms, tail_norm, truncated
 from fibecfed.models.tiny import tiny_task
@@ -89,7 +89,7 @@ def test_a_client_gives_up_the_tail_whose_norm_fell_in_training(penalty: float, 
     """A strong penalty drives the tail down; without one, training from B near 0 drives it up."""
     world = begun(decay=0.5, penalty=penalty, training=TRAINING)
     client = next(c for c in DATA.clients if world.method.init_client(TASK, c, KEY).rank == 6 or c == DATA.clients[-1])
-    phase, asked = world.method.phases[0], seat(world, client, state=type(world.method.init_client(TASK, "0", KEY))(6, 6))
+    phase, asked = world.method.phases[0], client_view(world, client, state=type(world.method.init_client(TASK, "0", KEY))(6, 6))
     start = {name: value * (0.1 if "lora_B" in name and not pruned else 1.0) for name, value in TASK.params().items()}
     down = type(phase.broadcast(world.server, NOW))(start)
     update = phase.client_update(asked, down, NOW)
@@ -135,7 +135,7 @@ def test_the_penalty_is_its_weight_times_the_norm_of_the_tail():
     trained = {}
     for penalty in (0.0, 0.3):
         world = begun(decay=0.5, penalty=penalty, training=training)
-        client = seat(world, "1", state=OwnRank(6, 6))
+        client = client_view(world, "1", state=OwnRank(6, 6))
         trained[penalty], _ = world.method._train(client, params, Round("tune", 0, 1, 0))
     for a, b in pairs(params):
         for name in (a, b):  # one step of SGD: the two trainings differ by rate times the penalty's gradient

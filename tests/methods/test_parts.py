@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from made import KEY, LENGTH, TRAINING, federation, made_data, made_method, made_task, names_of_layers, same, seat
+from made import KEY, LENGTH, TRAINING, client_view, federation, made_data, made_method, made_task, names_of_layers, same
 
 from fibecfed.core.types import Round
 from fibecfed.methods.aggregation import Mean
@@ -120,7 +120,7 @@ def test_a_client_sees_texts_of_the_rounds_length(monkeypatch, kind, options, le
     phase = world.method.phases[0]
     for t, limit in enumerate(lengths):
         seen.clear()
-        phase.client_update(seat(world, "1", t), phase.broadcast(world.server, tune(t, 4)), tune(t, 4))
+        phase.client_update(client_view(world, "1", t), phase.broadcast(world.server, tune(t, 4)), tune(t, 4))
         longest = int(DATA.client("1").train.lengths.max())
         assert max(seen) == (longest if limit is None else limit) and longest > 8
     assert longest <= LENGTH

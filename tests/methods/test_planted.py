@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import KEY, federation, made_method, seat
+from made import KEY, client_view, federation, made_method
 from torch import Tensor
 
 from fibecfed.core.rng import Key
@@ -101,7 +101,7 @@ def test_planted_informative_neurons_are_the_ones_kept(rule: str):
     now = Round("tune", 0, 4, 0)
     down = method.phases[0].broadcast(world.server, now)
     for client in data.clients:
-        asked = seat(world, client)
+        asked = client_view(world, client)
         update = method.phases[0].client_update(asked, down, now)
         assert set(update.state.own) == set(chosen)
         for name, kept in chosen.items():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made import KEY, TRAINING, federation, made_data, made_method, seat
+from made import KEY, TRAINING, client_view, federation, made_data, made_method
 
 from fibecfed.core.method import Received
 from fibecfed.core.task import DELTA
@@ -74,7 +74,7 @@ def test_places_are_public_the_same_for_all_and_their_share_of_each_weight():
 
 def test_in_stage_one_values_alone_travel_and_lora_stands_still():
     world = begun()
-    phase, client = world.method.phases[0], seat(world, "1")
+    phase, client = world.method.phases[0], client_view(world, "1")
     down = phase.broadcast(world.server, SPARSE)
     update = phase.client_update(client, down, SPARSE)
     assert isinstance(down, SparseModel)
@@ -88,7 +88,7 @@ def test_in_stage_one_values_alone_travel_and_lora_stands_still():
 def test_the_sparse_model_is_the_backbone_with_those_numbers_added():
     world = begun()
     phase = world.method.phases[0]
-    update = phase.client_update(seat(world, "1"), phase.broadcast(world.server, SPARSE), SPARSE)
+    update = phase.client_update(client_view(world, "1"), phase.broadcast(world.server, SPARSE), SPARSE)
     after = phase.aggregate(world.server, [type("R", (), {"message": update.message})()], SPARSE)
     params = world.method.server_params(after)
     weights = TASK.adapted_weights()
@@ -175,6 +175,6 @@ def test_stage_one_trains_at_its_own_rate():
     for factor in (1.0, 0.25):
         world = federation(made_method("slora", density=0.1, rate_factor=factor, training=training), TASK, DATA)
         phase = world.method.phases[0]
-        moved.append(phase.client_update(seat(world, "1"), phase.broadcast(world.server, SPARSE), SPARSE).message.values)
+        moved.append(phase.client_update(client_view(world, "1"), phase.broadcast(world.server, SPARSE), SPARSE).message.values)
     for name in moved[0]:  # one step of SGD: a quarter of the rate, a quarter of the way
         torch.testing.assert_close(moved[1][name], 0.25 * moved[0][name], rtol=1e-4, atol=1e-9)

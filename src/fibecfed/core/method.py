@@ -30,7 +30,7 @@ each client's number of training examples:
 >>> server, state = Down(torch.zeros(())), Nothing()
 >>> for t in range(2):
 ...     now = Round("tune", t, 2, t)
-...     clients = [Client(c, None, ClientData(train=[0] * n, validation=[], test=[]), state, Key(0)) for c, n in (("a", 1), ("b", 3))]
+...     clients = [ClientView(c, None, ClientData(train=[0] * n, validation=[], test=[]), state, Key(0)) for c, n in (("a", 1), ("b", 3))]
 ...     got = [Received(c.id, tune.client_update(c, tune.broadcast(server, now), now).message) for c in clients]
 ...     server = tune.aggregate(server, got, now)
 >>> float(server.w)
@@ -54,7 +54,7 @@ U = TypeVar("U")  # message up
 
 
 @dataclass(frozen=True)
-class Client(Generic[C]):
+class ClientView(Generic[C]):
     """All that a client may read besides the message it got.
 
     Attributes:
@@ -159,7 +159,7 @@ class Phase(Generic[S, C, D, U]):
     down: type[D]
     up: type[U]
     broadcast: Callable[[S, Round], D]
-    client_update: Callable[[Client[C], D, Round], Update[C, U]]
+    client_update: Callable[[ClientView[C], D, Round], Update[C, U]]
     aggregate: Callable[[S, Sequence[Received[U]], Round], S]
     template: Callable[[S, Round], U] | None = None
     address: Callable[[S, D, ClientId], D] | None = None

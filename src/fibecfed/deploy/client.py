@@ -42,7 +42,7 @@ _ADVICE = (
 
 
 @dataclass(frozen=True)
-class Options:
+class ClientArguments:
     """What a client says for itself.
 
     Attributes:
@@ -60,7 +60,7 @@ class Options:
     name: str | None
 
 
-def run(options: Options, say: Callable[[str], None], console: Console) -> None:
+def run(options: ClientArguments, say: Callable[[str], None], console: Console) -> None:
     """Load data and model, show what they are like, then answer until interrupted.
 
     Raises:
@@ -97,7 +97,7 @@ def _logged(say: Callable[[str], None]) -> Callable[[str], None]:
     return both
 
 
-def try_out(options: Options, console: Console) -> None:
+def try_out(options: ClientArguments, console: Console) -> None:
     """Show what data and model are like on this machine; nothing is sent or written.
 
     Raises:
@@ -110,7 +110,7 @@ def try_out(options: Options, console: Console) -> None:
     console.print(Text("This client can take part. Nothing was sent or written."))
 
 
-def _config(options: Options) -> Config:
+def _config(options: ClientArguments) -> Config:
     config = load(options.config, options.overrides).config
     if config.federation.partition != "machines":
         raise UserError(
@@ -152,7 +152,7 @@ def _writable(folder: Path) -> Iterator[None]:
         raise UserError(f"--folder: {folder} cannot be written ({error.filename}: {error.strerror}); choose another one") from None
 
 
-def _known(options: Options) -> dict[str, Any]:
+def _known(options: ClientArguments) -> dict[str, Any]:
     """What the client's folder says of it; empty before its first start."""
     path = options.folder / ABOUT
     before = read_table(path, _ADVICE) if path.is_file() else {}
@@ -161,7 +161,7 @@ def _known(options: Options) -> dict[str, Any]:
     return before
 
 
-def _name(options: Options, config: Config, before: Mapping[str, Any]) -> ClientId | None:
+def _name(options: ClientArguments, config: Config, before: Mapping[str, Any]) -> ClientId | None:
     """The client's name, of --name or of its folder; None: one is still to be drawn."""
     name = options.name or before.get("name")
     if before and name != before["name"]:
@@ -174,7 +174,7 @@ def _name(options: Options, config: Config, before: Mapping[str, Any]) -> Client
     return name
 
 
-def _who(options: Options, config: Config) -> tuple[ClientId, str]:
+def _who(options: ClientArguments, config: Config) -> tuple[ClientId, str]:
     """Name and identity of this client: those of its folder, or new ones that are written there."""
     before = _known(options)
     name = _name(options, config, before) or f"client-{secrets.token_hex(4)}"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .. import session
 from ..build import Prepared, nobody
-from ..clients import Messages, Summary
+from ..client_manager import Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
@@ -46,7 +46,7 @@ class Machines:
     def finish(
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
-        """As `clients.Clients.finish`; who is not there keeps its state, and saves nothing."""
+        """As `client_manager.ClientManager.finish`; who is not there keeps its state, and saves nothing."""
         told = to_json(header)
         blobs = messages(self.names)
         requests = OnDemand(self.names, lambda name: Finish(packed(blobs[name]), shared, to_json(summary(name)), told))

@@ -18,8 +18,8 @@ from ..core.method import Phase, Work
 from ..core.statistics import Statistics, Totals
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .client import BothScored, Scored, named, not_finite, unframe
 from .failures import Counted, Tolerance
+from .runtime import BothScored, Scored, named, not_finite, unframe
 
 OVERHEAD_BYTES = 2**20
 """What an answer may take beside its tensors, for names and plain fields."""

@@ -21,10 +21,10 @@ from ..core.trees import checksum
 from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError, encode
 from .checks import MAX_SUMS_BYTES, Refused, checked_both_sums, checked_sums, counted
-from .client import Changed, Scored, global_params
 from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
 from .loop import REPEATS, STOPS, USABLE
 from .requests import Requests, total_bytes
+from .runtime import Changed, Scored, global_params
 from .scoring import totals
 from .transport import Action, Transport, exchange
 

@@ -19,9 +19,9 @@ from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Round
 from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
 from .checks import Expected, Refused, checked, expected, num_samples
-from .client import named, not_finite
 from .failures import NEW, STOP, Standing, Tolerance, printable
 from .requests import Requests
+from .runtime import named, not_finite
 from .transport import Transport, exchange
 
 logger = logging.getLogger(__name__)

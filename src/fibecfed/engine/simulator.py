@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.types import ClientId, Failure, Round
-from .client import ClientRuntime, NotFinite
+from .runtime import ClientRuntime, NotFinite
 from .transport import Action, InTurn, Ticket
 
 

@@ -15,8 +15,8 @@ from ..core.task import Task
 from ..core.types import ClientId, Round
 from ..core.wire import encoded_size, field_kinds, plain_value, tensors_of
 from .checks import expected
-from .client import frame
 from .loop import cohort, schedule
+from .runtime import frame
 
 _LONGEST: dict[type, Any] = {float: -1.7976931348623157e308, int: 2**62, bool: False}
 """Values that no other takes more characters than. What text and lists in an answer hold is not known, and counts as nothing."""

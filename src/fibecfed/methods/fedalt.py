@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
@@ -87,7 +87,7 @@ class FedAlt(Defaults):
         """How many tensors are sent."""
         return {"shared_tensors": len(server.shared)}
 
-    def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[OwnTensors], params: Params, now: Round) -> Fit:
         """Half of the local epochs on the personal layers with the shared tensors frozen, then as many on the shared ones beside the new
         personal layers; each with an optimiser of its own."""
         personal = self.personal_names(client.task)
@@ -97,11 +97,11 @@ class FedAlt(Defaults):
         loss = (first.loss * first.examples + second.loss * second.examples) / examples
         return replace(second, steps=first.steps + second.steps, examples=examples, loss=loss)
 
-    def _half(self, client: Client[OwnTensors], params: Params, now: Round, moving: Sequence[str], key: Key) -> Fit:
+    def _half(self, client: ClientView[OwnTensors], params: Params, now: Round, moving: Sequence[str], key: Key) -> Fit:
         epochs = plain_epochs(client.data.train, self.training, key, self.local_epochs // 2)
         return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=moving)
 
-    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
+    def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
 

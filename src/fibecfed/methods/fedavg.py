@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update, Work
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
@@ -151,7 +151,7 @@ class FedAvg(Defaults):
         cut = self.curriculum.max_length(Round("tune", 0, self.num_rounds, 0))
         return None if cut is None else (cut, self.curriculum.key)
 
-    def train(self, client: Client[Any], params: Params, now: Round, penalty: Callable[[Params], Tensor] | None = None) -> Fit:
+    def train(self, client: ClientView[Any], params: Params, now: Round, penalty: Callable[[Params], Tensor] | None = None) -> Fit:
         """What a client makes of a model in round `now`, with `penalty` on top of the loss."""
         train, key, trained = client.data.train, client.key, self.trained.of(client.task.names)
         positions = self.curriculum.positions(train, now, self.training.batch_size)
@@ -169,7 +169,7 @@ class FedAvg(Defaults):
         shared = pick(server.params, self.shared.of(server.params))
         return SharedModel(shared, self.aggregation.beside(server, shared.keys()))
 
-    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
+    def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         return answer(client, message, self.train(client, self.personalise(message, client.state), now))
 
     def _aggregate(self, server: ServerModel, received: Sequence[Received[LocalModel]], now: Round) -> ServerModel:
@@ -185,7 +185,7 @@ def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:
     return term
 
 
-def answer(client: Client[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
+def answer(client: ClientView[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
     """A client's update after a training: what it was sent goes back, what is its own stays."""
     shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys())
     return Update(LocalModel(shared, len(client.data.train)), OwnTensors(own), work_of(result))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.trees import pick, weighted_mean
@@ -170,20 +170,20 @@ class FedPepTao(Defaults):
         number = ceil_share(server.ratio, most)
         return first_and_last(server, *((1, most) if self.rule == "plateau" else (number, number)), most)
 
-    def train(self, client: Client[OwnTensors], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[OwnTensors], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples."""
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
         return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
     # Which layers are averaged
 
-    def _ratio(self, client: Client[OwnTensors], message: AskRatio, now: Round) -> Update[OwnTensors, Ratio]:
+    def _ratio(self, client: ClientView[OwnTensors], message: AskRatio, now: Round) -> Update[OwnTensors, Ratio]:
         return measured(client, client.state.own, "plateau", self.training)
 
     def _count(self, server: FedPepTaoServer, received: Sequence[Received[Ratio]], now: Round) -> FedPepTaoServer:
         return replace(server, ratio=mean_ratio(received))
 
-    def _score(self, client: Client[OwnTensors], message: AskScores, now: Round) -> Update[OwnTensors, Scores]:
+    def _score(self, client: ClientView[OwnTensors], message: AskScores, now: Round) -> Update[OwnTensors, Scores]:
         train = client.data.train
         drawn = client.key.fold("score").permutation(len(train))[: self.training.batch_size]
         with torch.no_grad():
@@ -197,7 +197,7 @@ class FedPepTao(Defaults):
 
     # Tuning
 
-    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalLayersAndSteps]:
+    def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalLayersAndSteps]:
         result = self.train(client, self.personalise(message, client.state), now)
         own = OwnTensors({name: value for name, value in result.params.items() if name not in message.shared})
         shared = pick(result.params, message.shared.keys())

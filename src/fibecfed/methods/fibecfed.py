@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.trees import pick
@@ -214,7 +214,7 @@ class FibecFed(Defaults):
 
     # Phase 1
 
-    def _importance(self, client: Client[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
+    def _importance(self, client: ClientView[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
         train, options = client.data.train, self.layers
         drawn = client.key.fold("importance").permutation(len(train))[: options.importance_examples]
         some = batches(train, drawn, PASS_BATCH)
@@ -228,7 +228,7 @@ class FibecFed(Defaults):
         server = replace(server, importance=mean)
         return server if self._measures_ratio else self._with_layers(server)
 
-    def _ratio(self, client: Client[Own], message: AskRatio, now: Round) -> Update[Own, Ratio]:
+    def _ratio(self, client: ClientView[Own], message: AskRatio, now: Round) -> Update[Own, Ratio]:
         rule = "layer_gap" if self.layers.rule == "layer_gap" else "plateau"
         return measured(client, client.state.own, rule, self.training)
 
@@ -254,22 +254,22 @@ class FibecFed(Defaults):
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
         return self.aggregation.step(server, received)
 
-    def _tune(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
+    def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         found = self._train(client, message, now)
         answer = LocalLayers(pick(found.params, message.shared.keys()), len(client.data.train))
         return Update(answer, found.state, found.work, found.notes)
 
-    def _close(self, client: Client[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
+    def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
         answer = AllLayers(pick(found.params, client.task.names), len(client.data.train))
         return Update(answer, found.state, found.work, found.notes)
 
-    def train(self, client: Client[Own], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[Own], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples: what a client does of a model for itself alone."""
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
         return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
 
-    def _train(self, client: Client[Own], message: GlobalLayers, now: Round) -> Trained:
+    def _train(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Trained:
         own_names = sorted(set(client.task.names) - message.shared.keys())
         own_layers = {name: client.task.layer_of(name) for name in own_names}
         still = self.still.of([name for name in own_names if own_layers[name] in message.layers])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Work
+from ..core.method import ClientView, Work
 from ..core.rng import Key
 from ..core.trees import pick
 from ..core.types import Params, Round
@@ -73,7 +73,7 @@ class ClientPart:
     is_last: bool
 
     def train(
-        self, client: Client[Own], params: Params, own: Sequence[str], masked: Sequence[str], still: Collection[str], now: Round
+        self, client: ClientView[Own], params: Params, own: Sequence[str], masked: Sequence[str], still: Collection[str], now: Round
     ) -> Trained:
         """One local training.
 
@@ -138,7 +138,7 @@ class ClientPart:
 
     # What a pass or the training itself is asked for
 
-    def _score(self, client: Client[Own], params: Params, now: Round) -> FisherPass | None:
+    def _score(self, client: ClientView[Own], params: Params, now: Round) -> FisherPass | None:
         """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
         if self._scores_in_training or not self._scores or now.index < self.score_after:
             return None
@@ -147,7 +147,7 @@ class ClientPart:
             return None
         return self._pass(client, params, torch.arange(len(client.data.train)))
 
-    def _pass(self, client: Client[Own], params: Params, positions: Tensor) -> FisherPass:
+    def _pass(self, client: ClientView[Own], params: Params, positions: Tensor) -> FisherPass:
         """Fisher information of the examples at `positions`; the trace in their order."""
         train, options = client.data.train, self.curriculum
         shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
@@ -155,7 +155,7 @@ class ClientPart:
         place = {int(position): i for i, position in enumerate(shortest_first)}
         return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
 
-    def _collect(self, client: Client[Own], neurons: Collection[str], now: Round) -> Collect | None:
+    def _collect(self, client: ClientView[Own], neurons: Collection[str], now: Round) -> Collect | None:
         """Fisher information from the training itself: that of the neurons, and each example's trace where it is scored so and a later
         round's choice or order of examples can depend on it."""
         task, later = client.task, curriculum.share(self.curriculum, now.index + 1, max(now.num_rounds, 1))
@@ -176,7 +176,7 @@ class ClientPart:
 
     # Which examples
 
-    def _positions(self, client: Client[Own], order: Tensor, now: Round) -> Tensor:
+    def _positions(self, client: ClientView[Own], order: Tensor, now: Round) -> Tensor:
         """The round's training examples: the first max(1, ceil(pace(t) batches)) batches of the easy-to-hard order [S], of a random order
         before there is one [C]."""
         train, options = client.data.train, self.curriculum
@@ -190,7 +190,7 @@ class ClientPart:
                 order = curriculum.partly_scored(client.state.difficulty["trace"], client.state.difficulty["round"] >= 0, order)
         return curriculum.positions_of_round(order, curriculum.share(options, now.index, now.num_rounds), self.training.batch_size)
 
-    def _order(self, client: Client[Own], positions: Tensor, epoch: int) -> Tensor:
+    def _order(self, client: ClientView[Own], positions: Tensor, epoch: int) -> Tensor:
         """The order of an epoch."""
         if self._sorts:
             return positions

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
-from ..core.method import Client, Load, Method, Phase, Received, Update
+from ..core.method import ClientView, Load, Method, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.types import ClientId, Params, Round
@@ -91,7 +91,7 @@ class Finetuned:
         """The method's."""
         return self.inner.shortest()
 
-    def train(self, client: Client[Any], params: Params, now: Round) -> Any:
+    def train(self, client: ClientView[Any], params: Params, now: Round) -> Any:
         """The method's."""
         return self.inner.train(_with_inner_state(self.inner, client), params, now)
 
@@ -100,7 +100,7 @@ class Finetuned:
         last = self.inner.phases[-1]
         return replace(now, phase=last.name, index=last.num_rounds, num_rounds=last.num_rounds)
 
-    def _finetune(self, client: Client[Any], message: Any, now: Round) -> Update[Any, Done]:
+    def _finetune(self, client: ClientView[Any], message: Any, now: Round) -> Update[Any, Done]:
         inner = _inner(self.inner, client.state)
         result = self.train(client, self.inner.personalise(message, inner), self._last(now))
         return Update(Done(), _outer(self.inner, inner, result.params), work_of(result))
@@ -123,14 +123,14 @@ def _outer(method: Method[Any, Any], state: Any, tuned: Params) -> Any:
     return with_tuned(method.client_state)(**{one.name: getattr(state, one.name) for one in fields(state)}, tuned=tuned)
 
 
-def _with_inner_state(method: Method[Any, Any], client: Client[Any]) -> Client[Any]:
+def _with_inner_state(method: Method[Any, Any], client: ClientView[Any]) -> ClientView[Any]:
     return replace(client, state=_inner(method, client.state))
 
 
 def _on_inner(method: Method[Any, Any], update: Callable[..., Update[Any, Any]]) -> Callable[..., Update[Any, Any]]:
     """A client's update of the method, on the state that also holds what the client keeps."""
 
-    def outer(client: Client[Any], message: Any, now: Round) -> Update[Any, Any]:
+    def outer(client: ClientView[Any], message: Any, now: Round) -> Update[Any, Any]:
         found = update(_with_inner_state(method, client), message, now)
         return replace(found, state=_outer(method, found.state, client.state.tuned))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick, weighted_mean
@@ -118,12 +118,12 @@ class HetLora(Defaults):
         """The ranks of the clients that took part."""
         return {"ranks": dict(zip(server.clients, server.ranks, strict=True))}
 
-    def train(self, client: Client[OwnRank], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[OwnRank], params: Params, now: Round) -> Fit:
         """What a client makes of a model; its tensors are filled up with zeros to the largest rank."""
         result, _ = self._train(client, params, now)
         return replace(result, params=padded(result.params, client.state.largest))
 
-    def _train(self, client: Client[OwnRank], params: Params, now: Round) -> tuple[Fit, int]:
+    def _train(self, client: ClientView[OwnRank], params: Params, now: Round) -> tuple[Fit, int]:
         """Training at the client's rank with the penalty on the tail, and the rank that is left: the tail goes if its norm has fallen."""
         rank, kept = client.state.rank, self.kept(client.state.rank)
         start = truncated(params, rank)
@@ -142,7 +142,7 @@ class HetLora(Defaults):
         known = dict(zip(server.clients, server.ranks, strict=True))
         return SharedModel(truncated(message.shared, known.get(client) or self.rank_at_start(client, largest_rank(server.params))))
 
-    def _tune(self, client: Client[OwnRank], message: SharedModel, now: Round) -> Update[OwnRank, LocalModel]:
+    def _tune(self, client: ClientView[OwnRank], message: SharedModel, now: Round) -> Update[OwnRank, LocalModel]:
         result, rank = self._train(client, message.shared, now)
         update = LocalModel(result.params, len(client.data.train))
         return Update(update, replace(client.state, rank=rank), work_of(result), {"rank": rank})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..core.method import Client, Received, Update
+from ..core.method import ClientView, Received, Update
 from ..core.types import Params, Round
 from ..core.wire import message
 from ..local.options import TrainingOptions
@@ -30,7 +30,9 @@ def ask_ratio(server: Any, now: Round) -> AskRatio:
     return AskRatio()
 
 
-def measured(client: Client[Any], params: Params, rule: Literal["layer_gap", "plateau"], training: TrainingOptions) -> Update[Any, Ratio]:
+def measured(
+    client: ClientView[Any], params: Params, rule: Literal["layer_gap", "plateau"], training: TrainingOptions
+) -> Update[Any, Ratio]:
     """r_k of one batch of twice the training's size [C], at `params`; its eigenvalues go into the notes."""
     train = client.data.train
     drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * training.batch_size]

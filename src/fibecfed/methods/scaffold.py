@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.types import ClientId, Params, Round
@@ -114,11 +114,11 @@ class Scaffold(Defaults):
         """How many tensors are shared."""
         return {"shared_tensors": len(server.params)}
 
-    def train(self, client: Client[OwnControl], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[OwnControl], params: Params, now: Round) -> Fit:
         """FedAvg's, without a correction."""
         return self.local.train(client, params, now)
 
-    def _tune(self, client: Client[OwnControl], message: ControlledModel, now: Round) -> Update[OwnControl, ControlledUpdate]:
+    def _tune(self, client: ClientView[OwnControl], message: ControlledModel, now: Round) -> Update[OwnControl, ControlledUpdate]:
         own, server, pace = client.state.control, message.control, in_round(self.local.training, now).learning_rate
         correction = {name: _or_zero(server, name, x) - _or_zero(own, name, x) for name, x in message.shared.items()}
         result = self.local.train(client, message.shared, now, _linear(correction))

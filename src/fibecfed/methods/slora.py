@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..core.method import Client, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import DELTA, LowRank, Task
 from ..core.trees import pick
@@ -159,7 +159,7 @@ class SLora(Defaults):
         (b,) = (value for name, value in lora.items() if name.startswith(f"{path}.lora_B."))
         return self.positions(weight, b.shape[0] * a.shape[1]), (b.shape[0], a.shape[1])
 
-    def _train_sparse(self, client: Client[OwnTensors], message: SparseModel, now: Round) -> Update[OwnTensors, LocalSparse]:
+    def _train_sparse(self, client: ClientView[OwnTensors], message: SparseModel, now: Round) -> Update[OwnTensors, LocalSparse]:
         training = in_round(self._sparse_training(), now)
         places = {name: self._place(name, client.state.own) for name in message.values}
         task = cast("Task", SparseTask(client.task, client.state.own, places))
@@ -174,14 +174,14 @@ class SLora(Defaults):
 
     # Stage 2
 
-    def train(self, client: Client[Any], params: Params, now: Round) -> Fit:
+    def train(self, client: ClientView[Any], params: Params, now: Round) -> Fit:
         """FedAvg's, of LoRA and the head."""
         return self.tuning.train(client, params, now)
 
     def _shared_model(self, server: SLoraServer, now: Round) -> SharedModel:
         return SharedModel(server.params if server.tuned else self.start(server))
 
-    def _tune(self, client: Client[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
+    def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         result = self.tuning.train(client, message.shared, now)
         return Update(LocalModel(result.params, len(client.data.train)), OwnTensors({}), work_of(result))
 

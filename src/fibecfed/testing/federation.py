@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Client
+from ..core.method import ClientView
 from ..core.rng import Key
 from ..core.types import ClientId, Failure, Round
 from ..core.wire import decode
 from ..data.federated import FederatedData
-from ..engine.client import ClientRuntime
 from ..engine.loop import Step, run
+from ..engine.runtime import ClientRuntime
 from ..engine.simulator import Simulator
 from ..engine.states import ClientStates, OnServer
 from ..engine.transport import Action, Answer, Ticket, Transport
@@ -147,11 +147,11 @@ def federation(
     return Federation(method, task, data, store, runtime, wrap(Simulator(runtime)), per_round, first, folder)
 
 
-def seat(world: Federation, client: ClientId, number: int = 0, state: Any = None) -> Client[Any]:
+def client_view(world: Federation, client: ClientId, number: int = 0, state: Any = None) -> ClientView[Any]:
     """What the method sees of a client in round `number`."""
     key = KEY.fold("run", "client", client, "round", number)
     state = state or world.state(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
-    return Client(client, world.task, world.data.client(client), state, key)
+    return ClientView(client, world.task, world.data.client(client), state, key)
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -18,12 +18,12 @@ from ..core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
 from ..data.federated import FederatedData
 from ..engine.checks import expected
 from ..engine.traffic import plan
-from .federation import KEY, Federation, Shuffled, federation, same, seat
+from .federation import KEY, Federation, Shuffled, client_view, federation, same
 
 KEPT = " on the server"
 """Behind a client's name: what the server keeps of it."""
 WORK_BYTES = 32
-"""Behind every answer: what the client did, see `engine.client.frame`."""
+"""Behind every answer: what the client did, see `engine.runtime.frame`."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def a_message_that_came_in_is_never_written_to(subject: Subject) -> None:
     for phase in world.method.phases:
         now = Round(phase.name, 0, phase.num_rounds, 0)
         down = phase.broadcast(world.server, now)
-        client = seat(world, subject.data.clients[1])
+        client = client_view(world, subject.data.clients[1])
         before = encode(down), encode(client.state), encode(world.server)
         update = phase.client_update(client, down, now)
         for part in (update.message, update.state):  # encoding them must not write to it either

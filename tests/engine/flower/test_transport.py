@@ -19,7 +19,6 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.client import Scored
 from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import seats
 from fibecfed.engine.flower import transport as transport_module
@@ -27,6 +26,7 @@ from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packe
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import Step, run
+from fibecfed.engine.runtime import Scored
 from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower

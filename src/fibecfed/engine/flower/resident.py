@@ -16,8 +16,8 @@ from ...core.task import Task
 from ...core.trees import checksum
 from ...core.types import ClientData, ClientId, Params
 from ...core.wire import Tensors, WireError, decode, encode, message
-from ..client import ClientRuntime, NotFinite
 from ..failures import printable
+from ..runtime import ClientRuntime, NotFinite
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
 from .states import RoundStates

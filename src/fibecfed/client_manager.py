@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 from .build import Prepared
 from .core.trees import checksum
 from .core.types import ClientId, Round
-from .engine.client import ClientRuntime
+from .engine.runtime import ClientRuntime
 from .engine.simulator import Simulator
 from .engine.states import ClientStates, StatesAt
 from .engine.transport import Transport
@@ -23,7 +23,7 @@ Summary: TypeAlias = Callable[[ClientId], Mapping[str, Any]]
 """What a client gets of the run's results."""
 
 
-class Clients(Protocol):
+class ClientManager(Protocol):
     """The clients of one run."""
 
     @property
@@ -46,7 +46,7 @@ class Clients(Protocol):
         ...
 
 
-Connect: TypeAlias = Callable[[Prepared, ClientStates, Path, int], Clients]
+Connect: TypeAlias = Callable[[Prepared, ClientStates, Path, int], ClientManager]
 """Reaches the clients of a run: from what it is made of, the store of states beside its checkpoints, its folder, and the number of rounds
 completed before."""
 
@@ -63,7 +63,7 @@ class InProcess:
     def finish(
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
-        """As `Clients.finish`."""
+        """As `ClientManager.finish`."""
         runtime, digests = self.transport.runtime, dict[ClientId, str]()
         folders = folder_names(self.prepared.inputs.data.clients)
         for client, blob in messages(list(self.states.clients())).items():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from ..core.clock import CLOCKS
-from ..core.method import Client, Method, Phase, Work
+from ..core.method import ClientView, Method, Phase, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
@@ -144,9 +144,9 @@ class ClientRuntime:
         self.states.begin(now.number)
         state = self._decoded(client, self.states.before(client))
         key = self.key.fold("client", client, "round", now.number)
-        seat = Client(client, self.task, self.data(client), state, key)
+        view = ClientView(client, self.task, self.data(client), state, key)
         try:
-            update = phase.client_update(seat, decode(phase.down, blob), now)
+            update = phase.client_update(view, decode(phase.down, blob), now)
         except FloatingPointError as error:
             raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
         check_finite(update.message, phase, client, now)

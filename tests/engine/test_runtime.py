@@ -23,7 +23,7 @@ from fibecfed.core.clock import CLOCKS
 from fibecfed.core.method import Phase, Update, Work
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import WireError, decode, encode, message
-from fibecfed.engine.client import ClientRuntime, NotFinite, check_finite, frame, unframe
+from fibecfed.engine.runtime import ClientRuntime, NotFinite, check_finite, frame, unframe
 from fibecfed.engine.scoring import totals
 from fibecfed.engine.states import ClientStates
 from fibecfed.engine.stopwatch import Stopwatch
