@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fibecfed.comparison.report.export import from_lines
+from fibecfed.comparison.report.compact import from_lines
 from fibecfed.comparison.report.markdown import section
 from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work

@@ -22,10 +22,10 @@ from ..core.errors import UserError
 from ..core.files import expanded
 from ..core.rng import Key
 from .cuts import stratified_cut
-from .files import check_columns, read_split
 from .names import listed, look_alike, shown
 from .options import DataOptions
 from .tasks import TASKS, TextTask
+from .user_files import check_columns, read_split
 from .values import Columns, RawSplit, raw_split
 
 ENVIRONMENT = "FIBECFED_DATA"

@@ -10,7 +10,7 @@ import pytest
 
 from fibecfed.comparison.report import overview, tables
 from fibecfed.comparison.report.by_task import measure, own_metrics, scores, to_target
-from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Selection
+from fibecfed.comparison.report.results import ComparisonResults, Point, Run, SelectionRecord
 from fibecfed.comparison.report.standing import Standings, standings
 from fibecfed.comparison.report.tables import Cell, Column, Table
 from fibecfed.core.clock import Network
@@ -22,7 +22,7 @@ def run(task: str, method: str, curve: list[float], seed: int = 0, **more: Any) 
     fields: dict[str, Any] = {
         "task": task, "method": method, "seed": seed, "kind": method, "points": points, "majority": 0.5, "worst_decile": None,
         "usual": None, "usual_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
-        "measured_s": 1.0, "clients": (), "selection": Selection(), "conditions": {"learning_rate": 0.1},
+        "measured_s": 1.0, "clients": (), "selection": SelectionRecord(), "conditions": {"learning_rate": 0.1},
     }  # fmt: skip
     return Run(**{**fields, **more})
 

@@ -9,8 +9,8 @@ import pytest
 
 from fibecfed.comparison.report import curves, figures, svg
 from fibecfed.comparison.report.comparison import read_comparison
-from fibecfed.comparison.report.results import Selection
-from fibecfed.comparison.report.selection import _kept, _plain, selections
+from fibecfed.comparison.report.results import SelectionRecord
+from fibecfed.comparison.report.selection_figures import _kept, _plain, selections
 from fibecfed.comparison.report.standing import standings
 from fibecfed.core.units import clock
 
@@ -124,5 +124,5 @@ def test_names_of_dots_at_one_place_get_places_of_their_own_with_lines_to_the_do
 
 def test_how_many_neurons_are_updated_is_said_of_how_many() -> None:
     kept = {1: 10.0, 2: 12.0}
-    assert "of 2,352 neurons, mean" in str(_kept(Selection(kept=kept, own=2352), "rte"))
-    assert "neurons, mean over clients" in str(_kept(Selection(kept=kept), "rte"))
+    assert "of 2,352 neurons, mean" in str(_kept(SelectionRecord(kept=kept, own=2352), "rte"))
+    assert "neurons, mean over clients" in str(_kept(SelectionRecord(kept=kept), "rte"))

@@ -10,10 +10,10 @@ import made_runs
 import pytest
 
 from fibecfed.comparison.report import curves, overview
+from fibecfed.comparison.report.compact import from_lines, to_lines
 from fibecfed.comparison.report.comparison import read_comparison, write_report
-from fibecfed.comparison.report.export import from_lines, to_lines
 from fibecfed.comparison.report.html import to_html
-from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Selection
+from fibecfed.comparison.report.results import ComparisonResults, Point, Run, SelectionRecord
 from fibecfed.comparison.report.scores import Scores
 from fibecfed.comparison.report.standing import Standings, standings
 from fibecfed.comparison.report.tables import to_markdown
@@ -31,7 +31,7 @@ def run(task: str, method: str, curve: list[float], seed: int = 0, **more: Any) 
     fields: dict[str, Any] = {
         "task": task, "method": method, "seed": seed, "kind": method, "points": points, "majority": 0.7, "worst_decile": None,
         "usual": None, "usual_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
-        "measured_s": 1.0, "clients": (0.1, 0.2, 0.9), "selection": Selection(), "conditions": {"learning_rate": 0.1}, "metric": LOSS,
+        "measured_s": 1.0, "clients": (0.1, 0.2, 0.9), "selection": SelectionRecord(), "conditions": {"learning_rate": 0.1}, "metric": LOSS,
     }  # fmt: skip
     return Run(**{**fields, **more})
 

@@ -13,7 +13,7 @@ import pytest
 from fibecfed.comparison.report import curves, overview
 from fibecfed.comparison.report.conditions import conditions
 from fibecfed.comparison.report.html import to_html
-from fibecfed.comparison.report.results import ComparisonResults, Point, Run, Selection
+from fibecfed.comparison.report.results import ComparisonResults, Point, Run, SelectionRecord
 from fibecfed.comparison.report.standing import costs_to, reached, spread, standings
 from fibecfed.comparison.report.verdict import defeats, verdict
 from fibecfed.core.clock import Network
@@ -30,7 +30,7 @@ def run(task: str, method: str, score: float | list[float], seed: int = 0, *, ki
     fields: dict[str, Any] = {
         "task": task, "method": method, "seed": seed, "kind": kind or method, "points": points, "majority": 0.5, "worst_decile": None,
         "usual": None, "usual_personalised": None, "bytes_up": 5, "bytes_down": 5, "steps": 7, "examples": 56, "trainable": 3,
-        "measured_s": 1.0, "clients": (), "selection": Selection(), "conditions": {"learning_rate": 0.1},
+        "measured_s": 1.0, "clients": (), "selection": SelectionRecord(), "conditions": {"learning_rate": 0.1},
     }  # fmt: skip
     return Run(**{**fields, **more})
 

@@ -1,4 +1,4 @@
-"""Replies that no fibecfed wrote, on the server's side: to a greeting, to initial tensors, to a round."""
+"""Replies that no fibecfed wrote, on the server's side: to a handshake, to initial tensors, to a round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from made_flower import Clock, Other, ask, be_an_app, connected, residents
 
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.flower import post, seats
+from fibecfed.engine.flower import connections, post
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Hello, Reply, Request, unpacked
 from fibecfed.engine.transport import exchange
@@ -49,7 +49,7 @@ def test_any_reply_ends_in_bytes_for_the_loop_or_in_a_failure_and_every_sentence
         return bytes(changed[: data.draw(st.integers(0, len(changed)))]) if data.draw(st.booleans()) else bytes(changed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (transport_module, seats, post, made_flower):
+        for module in (transport_module, connections, post, made_flower):
             patch.setattr(module, "time", Clock())
         transport, grid, told = connected({"0": honest})
         grid.nodes[1] = hostile

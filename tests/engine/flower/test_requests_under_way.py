@@ -13,7 +13,7 @@ from made_flower import CONFIG, RUN, Clock, Grid, answering, be_an_app
 from transport_laws import check_transport
 
 from fibecfed.core.types import ClientId, Failure, Round
-from fibecfed.engine.flower import post, seats
+from fibecfed.engine.flower import connections, post
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.transport import Answer, Ticket
@@ -29,7 +29,7 @@ FIRST, SECOND = Round("tune", 0, 2, 0), Round("tune", 1, 2, 1)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     be_an_app()
     clock = Clock()
-    for module in (transport_module, seats, post, made_flower):
+    for module in (transport_module, connections, post, made_flower):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

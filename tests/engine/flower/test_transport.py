@@ -20,7 +20,7 @@ from fibecfed.core.trees import checksum
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine.failures import Tolerance
-from fibecfed.engine.flower import seats
+from fibecfed.engine.flower import connections
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
@@ -38,7 +38,7 @@ DROP = Tolerance(on_failure="drop", round_timeout_s=60.0, max_samples=10_000, ma
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     be_an_app()
     monkeypatch.setattr(transport_module, "POLL_S", 0.01)
-    monkeypatch.setattr(seats, "HELLO_S", 1.0)
+    monkeypatch.setattr(connections, "HANDSHAKE_S", 1.0)
 
 
 def trained(
@@ -135,7 +135,7 @@ def test_a_client_that_draws_other_initial_tensors_is_sent_the_servers_once_coun
     assert encode(got[-1].server) == encode(expected[-1].server)
     noted = [(client, note["initial_bytes"]) for step in got for client, note in step.record.notes.items()]
     took_part = sorted({client for step in got for client in step.record.cohort})
-    size = len(encode(seats.Start(made_task().init_params(KEY.fold("run", "init")))))
+    size = len(encode(connections.Start(made_task().init_params(KEY.fold("run", "init")))))
     assert sorted(noted) == [(client, size) for client in took_part] and len(told) == len(noted)
 
 
@@ -161,7 +161,7 @@ def test_an_answer_to_another_round_run_or_client_is_refused(tmp_path: Path) -> 
 
 
 def on_reply(resident: Resident, change: Callable[[Reply], Reply]) -> Callable[[bytes], bytes]:
-    """The resident, whose replies to all but a greeting are changed."""
+    """The resident, whose replies to all but a handshake are changed."""
 
     def answer(blob: bytes) -> bytes:
         reply = resident.answer(blob)
@@ -281,8 +281,8 @@ def test_a_reply_whose_payload_is_no_bytes_is_handed_on_to_be_refused(tmp_path: 
     assert isinstance(reply, bytes)
 
 
-def greets_with(resident: Resident, **change: Any) -> Callable[[bytes], bytes]:
-    """The resident, whose greeting is changed."""
+def handshakes_with(resident: Resident, **change: Any) -> Callable[[bytes], bytes]:
+    """The resident, whose handshake is changed."""
 
     def answer(blob: bytes) -> bytes:
         reply = decode(Reply, resident.answer(blob))
@@ -298,7 +298,7 @@ def greets_with(resident: Resident, **change: Any) -> Callable[[bytes], bytes]:
 def test_a_client_with_an_impossible_name_is_not_seated_and_its_name_is_shown_harmlessly(tmp_path: Path, name: str) -> None:
     clients = residents(tmp_path)
     transport, grid, told = connected(clients)
-    grid.nodes[1] = greets_with(clients["0"], name=name)
+    grid.nodes[1] = handshakes_with(clients["0"], name=name)
     assert transport.wait_for(4, None, 1.0) == ("1", "2", "3", "4")
     assert any("calls itself" in text for text in told) and all(text.isprintable() for text in told)
 
@@ -306,10 +306,10 @@ def test_a_client_with_an_impossible_name_is_not_seated_and_its_name_is_shown_ha
 def test_what_a_client_says_of_its_versions_is_shown_for_what_the_server_knows_alone(tmp_path: Path) -> None:
     clients = residents(tmp_path)
     transport, grid, told = connected(clients)
-    grid.nodes[1] = greets_with(clients["0"], versions=json.dumps({"torch": "2\x1b[2J", **{f"x{i}": "1" for i in range(1000)}}))
+    grid.nodes[1] = handshakes_with(clients["0"], versions=json.dumps({"torch": "2\x1b[2J", **{f"x{i}": "1" for i in range(1000)}}))
     transport.wait_for(5, None, 1.0)
     assert told == ['client 0 has torch "2\\u001b[2J", the server "1": results may differ in the last bits']
-    grid.nodes[1] = greets_with(clients["0"], config="[" * 200_000)
+    grid.nodes[1] = handshakes_with(clients["0"], config="[" * 200_000)
     again, grid2, told = connected(clients)
     grid2.nodes[1] = grid.nodes[1]
     assert again.wait_for(4, None, 1.0) == ("1", "2", "3", "4") and "another configuration" in told[0]
@@ -355,9 +355,9 @@ def test_nothing_that_a_client_says_steers_the_servers_terminal_or_ends_up_in_a_
         lambda blob: HOSTILE.encode(),
         lambda blob: encode(Reply("failed", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0, packed(b""))),
         lambda blob: encode(Reply("refused", HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0, packed(json.dumps({HOSTILE: HOSTILE}).encode()))),
-        greets_with(honest, name=HOSTILE),
-        greets_with(honest, config=json.dumps({**CONFIG, "seed": HOSTILE, HOSTILE: 1})),
-        greets_with(honest, versions=json.dumps({"torch": HOSTILE})),
+        handshakes_with(honest, name=HOSTILE),
+        handshakes_with(honest, config=json.dumps({**CONFIG, "seed": HOSTILE, HOSTILE: 1})),
+        handshakes_with(honest, versions=json.dumps({"torch": HOSTILE})),
     ]
     answers += [on_reply(honest, lambda reply, name=name: replace(reply, **{name: HOSTILE})) for name in ("status", "reason", "run")]
     for answer in answers:

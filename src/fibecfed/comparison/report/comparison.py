@@ -17,8 +17,8 @@ from ...core.clock import Network
 from ...core.errors import UserError
 from ...core.files import COMPARISON, CONFIG, RECORDS, TUNING, write_atomically
 from ...core.units import count
+from .compact import to_lines, without_folders
 from .conditions import short as shorter
-from .export import to_lines, without_folders
 from .html import to_html
 from .markdown import to_markdown
 from .overview import all_tables

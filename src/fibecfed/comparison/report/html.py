@@ -12,7 +12,7 @@ from . import figures
 from .conditions import conditions
 from .curves import curves
 from .results import OURS
-from .selection import selections
+from .selection_figures import selections
 from .standing import Standings
 from .tables import Table
 from .verdict import defeats, verdict, what

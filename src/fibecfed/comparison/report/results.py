@@ -34,7 +34,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionRecord:
     """What a method selected in a run; empty where it says nothing.
 
     Attributes:
@@ -99,7 +99,7 @@ class Run:
     trainable: int
     measured_s: float
     clients: tuple[float, ...]
-    selection: Selection
+    selection: SelectionRecord
     conditions: Mapping[str, Any]
     metric: Metric = METRICS["accuracy"]
     classes: Classes | None = None

@@ -22,7 +22,7 @@ from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
 from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, line_of, read_json, told
-from .results import Classes, Point, Run, Selection
+from .results import Classes, Point, Run, SelectionRecord
 
 _BINS = 24
 
@@ -200,7 +200,7 @@ def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, metri
     return tuple(points)
 
 
-def _selection(header: Header, rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> Selection:
+def _selection(header: Header, rounds: Sequence[RoundRecord], selected: Mapping[str, Any]) -> SelectionRecord:
     epochs = header.configuration.training.local_epochs
     available = {client: sum(parts["train"]) for client, parts in header.partition.items()}
     kept, data, difficulty, own = {}, {}, [], 0
@@ -214,7 +214,7 @@ def _selection(header: Header, rounds: Sequence[RoundRecord], selected: Mapping[
         for notes in record.notes.values():
             difficulty.extend(notes.get("difficulty", ()))
             own = max(own, notes.get("own_neurons", 0))
-    return Selection(
+    return SelectionRecord(
         importance=tuple(selected.get("importance") or ()),
         layers=tuple(selected.get("global_layers") or ()),
         kept=kept,

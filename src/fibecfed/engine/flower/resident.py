@@ -20,7 +20,7 @@ from ..failures import printable
 from ..runtime import ClientRuntime, NotFinite
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
-from .states import RoundStates
+from .round_states import RoundStates
 
 _RUN = re.compile(r"[0-9a-f]{16}")  # it becomes the name of a folder here
 _START = "start.safetensors"

@@ -14,7 +14,7 @@ from ...core.wire import encode
 from ..failures import printable
 from ..requests import OnDemand
 from ..transport import Action, Answer, Ticket
-from . import seats
+from . import connections
 from .envelope import Finish, Request
 from .post import Grid, Letter, Post
 
@@ -25,7 +25,7 @@ DAY_S = 86400.0
 AT_ONCE = 16
 """Messages that are made and handed to Flower together."""
 
-GREETING_SHARE = 0.1
+HANDSHAKE_SHARE = 0.1
 """At most this fraction of an exchange's time is waited for clients that are not known to be there, while others can be asked."""
 
 
@@ -50,9 +50,9 @@ class FlowerTransport:
     """Clients by their stable names, wherever Flower says they are now. Implements `engine.transport.Transport`.
 
     There is a handshake with a client before it is first asked, and after each failure: what is behind a SuperNode may have changed.
-    Clients that are there are asked at once; the others get a handshake meanwhile (see `seats`), and are asked as soon as they have
-    answered it, if that is within `GREETING_SHARE` of the time and within `seats.HELLO_S`. Whatever is under way moves on only while
-    answers are received.
+    Clients that are there are asked at once; the others get a handshake meanwhile (see `connections`), and are asked as soon as they have
+    answered it, if that is within `HANDSHAKE_SHARE` of the time and within `connections.HANDSHAKE_S`. Whatever is under way moves on only
+    while answers are received.
 
     Args:
         run: 16 hexadecimal digits, the same over all resumptions.
@@ -66,7 +66,7 @@ class FlowerTransport:
     ) -> None:
         self.say: Callable[[str], None] = lambda text: say(printable(text))  # clients chose parts of it
         self._post = Post(grid, run, config)
-        self._seats = seats.Seats(self._post, versions, completed, lambda text: self.say(text))
+        self._connections = connections.Connections(self._post, versions, completed, lambda text: self.say(text))
         self._count = 0
         self._waiting: dict[Ticket, _Errand] = {}  # not sent yet: their clients are not there
         self._asked: dict[str, tuple[Letter, _Errand]] = {}  # by Flower's number
@@ -84,29 +84,31 @@ class FlowerTransport:
         begun = time.monotonic()
         told = False
         while True:
-            self._seats.greet()
+            self._connections.handshake()
             self._fetch()
-            here = [name for name in self._seats.names() if names is None or name in names]
+            here = [name for name in self._connections.names() if names is None or name in names]
             late = time.monotonic() > begun + wait_s
             if names is not None and (len(here) == len(names) or (late and here)):
-                self._seats.stop_waiting()
+                self._connections.stop_waiting()
                 return tuple(sorted(names))
             if names is None and len(here) >= clients:
-                self._seats.stop_waiting()
+                self._connections.stop_waiting()
                 return tuple(here[:clients])
             if late:
-                refused = "".join(f". Rejected: {reason}" for reason in self._seats.strangers.values())
+                refused = "".join(f". Rejected: {reason}" for reason in self._connections.strangers.values())
                 raise RunFailed(
                     printable(f"after {wait_s:g} s {len(here)} of {clients} clients are here ({', '.join(here) or 'none'}){refused}")
                 )
-            if names is not None and not told and time.monotonic() > begun + seats.HELLO_S / 6:  # by then an idle client has answered
+            if (
+                names is not None and not told and time.monotonic() > begun + connections.HANDSHAKE_S / 6
+            ):  # by then an idle client has answered
                 self.say(f"waiting up to {wait_s:g} s for {', '.join(sorted(set(names) - set(here)))}")
                 told = True
             time.sleep(POLL_S)
 
     def start_from(self, params: Params) -> None:
         """Set the trainable tensors that every client must start from."""
-        self._seats.start_from(params)
+        self._connections.start_from(params)
 
     def send(
         self,
@@ -122,7 +124,7 @@ class FlowerTransport:
             timeout_s: an answer that comes later is never read.
             max_bytes: not used: Flower has taken in the whole reply before it shows it.
         """
-        self._seats.at = now.number if action == "train" else now.number + 1
+        self._connections.at = now.number if action == "train" else now.number + 1
         return self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
 
     def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
@@ -151,12 +153,12 @@ class FlowerTransport:
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """Bytes of initial tensors that clients had to be sent since this was last asked; their own notes stay with them."""
-        notes, self._seats.notes = self._seats.notes, {}
+        notes, self._connections.notes = self._connections.notes, {}
         return notes
 
     def finish(self, last: Mapping[ClientId, Finish], now: Round, timeout_s: float) -> Mapping[ClientId, str]:
         """Have each client save its own adapter; the checksum of each that has one. Who does not answer is only told to the user."""
-        self._seats.at = now.number + 1
+        self._connections.at = now.number + 1
         digests: dict[ClientId, str] = {}
         for answer in self.receive(self._ask("finish", now, OnDemand(list(last), lambda client: encode(last[client])), timeout_s)):
             client, reply = answer.ticket.client, answer.reply
@@ -178,10 +180,10 @@ class FlowerTransport:
     def _ask(self, action: str, now: Round, blobs: Mapping[ClientId, bytes], timeout_s: float) -> list[Ticket]:
         """Send a request to each client that is there, and let the others wait for theirs."""
         end = time.monotonic() + timeout_s
-        self._seats.greet()
+        self._connections.handshake()
         self._fetch()  # handshakes that were answered since answers were last received
-        share = GREETING_SHARE if any(self._seats.node_of(client) is not None for client in blobs) else 1.0
-        patience = time.monotonic() + min(seats.HELLO_S, share * (end - time.monotonic()))
+        share = HANDSHAKE_SHARE if any(self._connections.node_of(client) is not None for client in blobs) else 1.0
+        patience = time.monotonic() + min(connections.HANDSHAKE_S, share * (end - time.monotonic()))
         tickets = [Ticket(number, client, action, now) for number, client in enumerate(blobs, self._count)]
         self._count += len(tickets)
         self._waiting.update({ticket: _Errand(ticket, blobs, timeout_s, end, patience) for ticket in tickets})
@@ -190,27 +192,27 @@ class FlowerTransport:
 
     def _hand_out(self) -> None:
         """Send what waits for clients that are there by now; who has been waited for long enough is absent."""
-        self._seats.start_alike(ticket.client for ticket in self._waiting)
-        here = [errand for ticket, errand in self._waiting.items() if self._seats.node_of(ticket.client) is not None]
+        self._connections.start_alike(ticket.client for ticket in self._waiting)
+        here = [errand for ticket, errand in self._waiting.items() if self._connections.node_of(ticket.client) is not None]
         for _, batch in groupby(here, key=lambda errand: (errand.ticket.action, errand.end)):
             errands = list(batch)
             for some in range(0, len(errands), AT_ONCE):
                 self._push(errands[some : some + AT_ONCE])
-        now, expecting = time.monotonic(), self._seats.is_expecting()
+        now, expecting = time.monotonic(), self._connections.is_expecting()
         absent = [errand for errand in self._waiting.values() if now >= errand.patience or not expecting]
         if absent:
-            self._seats.stop_waiting()
+            self._connections.stop_waiting()
             self._absent(absent)
 
     def _push(self, errands: Sequence[_Errand]) -> None:
         """Send some of one call of `send`, whose clients are there."""
-        of_node = {node: errand for errand in errands if (node := self._seats.node_of(errand.ticket.client)) is not None}
+        of_node = {node: errand for errand in errands if (node := self._connections.node_of(errand.ticket.client)) is not None}
         requests = {node: self._request(errand) for node, errand in of_node.items()}
         for (node, errand), letter in zip(of_node.items(), self._post.send(requests, errands[0].end - time.monotonic()), strict=True):
             client = errand.ticket.client
             del self._waiting[errand.ticket]
             if isinstance(letter, Failure):
-                self._seats.lose(client, node)
+                self._connections.lose(client, node)
                 self._came[errand.ticket] = Failure(f"client {client}: {letter.reason}")
             else:
                 self._asked[letter.number] = letter, errand
@@ -222,13 +224,13 @@ class FlowerTransport:
     def _fetch(self) -> bool:
         """Take in what has come: answers to requests, and to handshakes, which go to where they belong. Whether an answer was among it."""
         found = False
-        for number, reply in self._post.arrived({*self._asked, *self._seats.under_way()}):
+        for number, reply in self._post.arrived({*self._asked, *self._connections.under_way()}):
             if number in self._asked:
                 letter, errand = self._asked.pop(number)
                 self._came[errand.ticket] = self._judged(letter, reply)
                 found = True
             else:
-                self._seats.take(number, reply)
+                self._connections.take(number, reply)
         return found
 
     def _judged(self, letter: Letter, blob: bytes | Failure) -> bytes | Failure:
@@ -237,7 +239,7 @@ class FlowerTransport:
         reply = blob if isinstance(blob, Failure) else self._post.opened(letter.request, blob)
         if not isinstance(reply, Failure):
             return reply
-        self._seats.lose(client, letter.node)
+        self._connections.lose(client, letter.node)
         return Failure(f"client {client}: {reply.reason}")
 
     def _give_up(self) -> None:
@@ -247,7 +249,7 @@ class FlowerTransport:
         for number, letter, errand in sorted(over, key=lambda entry: entry[2].ticket.client):
             del self._asked[number]
             late = f"did not answer within {errand.timeout_s:g} s"
-            self._seats.lose(errand.ticket.client, letter.node, late)
+            self._connections.lose(errand.ticket.client, letter.node, late)
             self._came[errand.ticket] = Failure(f"client {errand.ticket.client} {late}")
         self._absent([errand for errand in self._waiting.values() if now >= errand.end])
 
@@ -255,4 +257,4 @@ class FlowerTransport:
         """Clients that could not be asked."""
         for errand in sorted(errands, key=lambda errand: errand.ticket.client):
             del self._waiting[errand.ticket]
-            self._came[errand.ticket] = self._seats.absence(errand.ticket.client)
+            self._came[errand.ticket] = self._connections.absence(errand.ticket.client)

@@ -18,7 +18,7 @@ from .envelope import Hello, Reply, unpacked
 from .post import Letter, Post
 from .resident import Start
 
-HELLO_S = 60.0
+HANDSHAKE_S = 60.0
 """Time limit of a handshake."""
 
 REST_S = 2.0
@@ -34,7 +34,7 @@ _NO_ROUND = Round("", 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Seat:
+class Connection:
     """A client as it introduced itself.
 
     Attributes:
@@ -45,12 +45,12 @@ class Seat:
     hello: Hello
 
 
-class Seats:
+class Connections:
     """Who is where. Every SuperNode gets a handshake whose client is not known, or has failed since: another may be there now.
 
     Nothing here waits. Handshakes, and initial tensors for those whose own draws gave others, stay under way from one exchange to the next;
     whoever waits for them asks `is_expecting` whether that is worth while, and says with `stop_waiting` that it was enough: who has
-    not answered by then is seated when it does, but is not waited for again.
+    not answered by then is registered when it does, but is not waited for again.
 
     Attributes:
         at: the round that the server is at; a handshake carries it, and clients forget states of rounds that a resumed run has not reached.
@@ -65,7 +65,7 @@ class Seats:
         self._post = post
         self._versions = dict(versions)
         self._say = say
-        self._seats: dict[ClientId, Seat] = {}
+        self._connections: dict[ClientId, Connection] = {}
         self._open: dict[str, Letter] = {}
         self._rested: dict[int, float] = {}  # when a handshake may be repeated
         self._unanswered: dict[int, int] = {}  # consecutive handshakes without an answer
@@ -84,16 +84,18 @@ class Seats:
 
     def names(self) -> list[ClientId]:
         """Clients that have introduced themselves and are connected."""
-        return sorted(self._seats)
+        return sorted(self._connections)
 
     def node_of(self, client: ClientId) -> int | None:
         """Where a client can be asked now; None: nowhere."""
-        seat = self._seats.get(client)
-        return seat.node if seat is not None and seat.hello.initial == (self._checksum or seat.hello.initial) else None
+        connection = self._connections.get(client)
+        return (
+            connection.node if connection is not None and connection.hello.initial == (self._checksum or connection.hello.initial) else None
+        )
 
     def absence(self, client: ClientId) -> Failure:
         """Why a client cannot be asked."""
-        if client in self._seats:
+        if client in self._connections:
             return Failure(f"client {client} has not taken the server's initial tensors yet")
         if client in self._late:
             return Failure(f"client {client} has been silent since it {self._late[client]}")
@@ -109,8 +111,8 @@ class Seats:
         Args:
             late: what it did not do in time; it may be at work still, and is not waited for. None: it failed.
         """
-        if client in self._seats and self._seats[client].node == node:
-            del self._seats[client]
+        if client in self._connections and self._connections[client].node == node:
+            del self._connections[client]
         self._rested.pop(node, None)
         if late is None:
             self._given_up.discard(node)
@@ -133,22 +135,26 @@ class Seats:
         """Whose answer is under way has been waited for long enough."""
         self._given_up.update(letter.node for letter in self._open.values())
 
-    def greet(self) -> None:
+    def handshake(self) -> None:
         """Start a handshake with every connected SuperNode that needs one."""
         now, nodes = time.monotonic(), self._post.nodes()
         self._forget_all_but(nodes)
         self._expire(now)
         busy = {letter.node for letter in self._open.values()}
-        seated = {seat.node for seat in self._seats.values()}
-        new = [node for node in sorted(nodes - busy - seated) if self._rested.get(node, now) <= now]
+        connected = {connection.node for connection in self._connections.values()}
+        new = [node for node in sorted(nodes - busy - connected) if self._rested.get(node, now) <= now]
         own = json.dumps(self._post.config, sort_keys=True).encode()
         hello = replace(self._post.request("hello", "", _NO_ROUND, own), number=self.at)
-        self._track(new, self._post.send(dict.fromkeys(new, hello), HELLO_S))
+        self._track(new, self._post.send(dict.fromkeys(new, hello), HANDSHAKE_S))
 
     def start_alike(self, clients: Iterable[ClientId]) -> None:
         """Send the initial tensors to those of `clients` whose own draws gave others."""
         busy = {letter.node for letter in self._open.values()}
-        nodes = {seat.node: c for c in clients if (seat := self._seats.get(c)) and self.node_of(c) is None and seat.node not in busy}
+        nodes = {
+            connection.node: c
+            for c in clients
+            if (connection := self._connections.get(c)) and self.node_of(c) is None and connection.node not in busy
+        }
         if nodes:
             blob = encode(Start(self._initial))
             requests = {node: self._post.request("start", client, _NO_ROUND, blob) for node, client in nodes.items()}
@@ -199,12 +205,12 @@ class Seats:
                 self.lose(letter.request.client, node, "did not take the server's initial tensors in time")
             self._unanswered[node] = times + 1
             self._given_up.add(node)
-            self._rested[node] = now + min(LONGEST_REST_S, HELLO_S * (2.0 ** min(times, 30) - 1))
+            self._rested[node] = now + min(LONGEST_REST_S, HANDSHAKE_S * (2.0 ** min(times, 30) - 1))
 
     def _forget_all_but(self, nodes: set[int]) -> None:
-        for client, seat in list(self._seats.items()):
-            if seat.node not in nodes:
-                del self._seats[client]
+        for client, connection in list(self._connections.items()):
+            if connection.node not in nodes:
+                del self._connections[client]
         self._open = {number: letter for number, letter in self._open.items() if letter.node in nodes}
         for node in self._doors.keys() - nodes:
             self._late.pop(self._doors.pop(node), None)
@@ -214,7 +220,7 @@ class Seats:
         self._given_up &= nodes
 
     def _introduced(self, node: int, blob: bytes) -> str | None:
-        """Seat a client that answered a handshake; or why it cannot take part."""
+        """Register a client that answered a handshake; or why it cannot take part."""
         try:
             reply = decode(Reply, blob)
             hello = decode(Hello, unpacked(reply.payload)) if reply.status == "done" else None
@@ -234,18 +240,18 @@ class Seats:
             if told.get(name) != version:
                 own, ours = shown(told.get(name)), shown(version)
                 self._say(f"client {hello.name} has {name} {own}, the server {ours}: results may differ in the last bits")
-        self._seats = {name: seat for name, seat in self._seats.items() if seat.node != node}
-        self._seats[hello.name] = Seat(node, hello)
+        self._connections = {name: connection for name, connection in self._connections.items() if connection.node != node}
+        self._connections[hello.name] = Connection(node, hello)
         self._doors[node] = hello.name
         self._late.pop(hello.name, None)
         return None
 
     def _started(self, client: ClientId, node: int) -> None:
         """A client has taken the server's initial tensors."""
-        seat = self._seats.get(client)
-        if seat is None or seat.node != node:
+        connection = self._connections.get(client)
+        if connection is None or connection.node != node:
             return
         size = len(encode(Start(self._initial)))
-        self._seats[client] = Seat(node, replace(seat.hello, initial=self._checksum or ""))
+        self._connections[client] = Connection(node, replace(connection.hello, initial=self._checksum or ""))
         self.notes[client] = {"initial_bytes": size}
         self._say(f"client {client} initialised its trainable parameters differently; it was sent the server's ({size} bytes)")

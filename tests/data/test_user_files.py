@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from fibecfed.core.errors import UserError
-from fibecfed.data.files import read_split
+from fibecfed.data.user_files import read_split
 from fibecfed.data.values import Columns
 
 COLUMNS = Columns("text", None, "label", None)

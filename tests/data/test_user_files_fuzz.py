@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fibecfed.core.errors import UserError
-from fibecfed.data.files import read_split
+from fibecfed.data.user_files import read_split
 from fibecfed.data.values import Columns, RawSplit
 
 FUZZ = settings(

@@ -11,9 +11,9 @@ import made_runs
 import pytest
 
 from fibecfed.comparison.report import overview, tables
+from fibecfed.comparison.report.compact import from_lines, to_lines
 from fibecfed.comparison.report.comparison import read_comparison, write_report
 from fibecfed.comparison.report.conditions import conditions
-from fibecfed.comparison.report.export import from_lines, to_lines
 from fibecfed.comparison.report.markdown import section
 from fibecfed.comparison.report.recorded import TuningRow
 from fibecfed.comparison.report.results import ComparisonResults

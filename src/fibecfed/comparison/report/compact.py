@@ -13,7 +13,7 @@ from ...core.clock import Network
 from ...core.json_text import from_json, to_json, with_nan
 from ...core.metrics import METRICS, Metric
 from .recorded import TuningRow
-from .results import ComparisonResults, Point, Run, Selection
+from .results import ComparisonResults, Point, Run, SelectionRecord
 
 EXPORT_VERSION = 3
 """Version 2, which knew no other metric than accuracy, is read as well."""
@@ -92,4 +92,4 @@ def _run(table: dict[str, Any], told: list[dict[str, Any]], metric: Metric) -> R
         table |= {"usual": table.pop("metric"), "usual_personalised": table.pop("metric_personalised")}
     points = tuple(Point(**with_nan(Point, dict(zip(names, values, strict=True)))) for values in table.pop("points"))
     known = told[table.pop("conditions")]
-    return Run(**with_nan(Run, table), points=points, metric=metric, clients=(), selection=Selection(), conditions=known)
+    return Run(**with_nan(Run, table), points=points, metric=metric, clients=(), selection=SelectionRecord(), conditions=known)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fibecfed.engine.flower.states import RoundStates
+from fibecfed.engine.flower.round_states import RoundStates
 
 
 def states(folder: Path, numbers: list[int], keep: int = 10) -> RoundStates:

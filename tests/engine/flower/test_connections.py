@@ -17,7 +17,7 @@ from made_flower import Clock, Grid, Other, ask, be_an_app, connected, gone, res
 from fibecfed.core.records import RoundRecord
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.engine.failures import Tolerance
-from fibecfed.engine.flower import post, seats
+from fibecfed.engine.flower import connections, post
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import run
@@ -35,12 +35,12 @@ TIMEOUT_S, TAKES_S, SILENT = 20.0, 4.0, 9
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     be_an_app()
     clock = Clock()
-    for module in (transport_module, seats, post, made_flower):
+    for module in (transport_module, connections, post, made_flower):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-def greeted(folder: Path, takes_s: float = TAKES_S, names: tuple[ClientId, ...] | None = None) -> tuple[FlowerTransport, Grid]:
+def connected_transport(folder: Path, takes_s: float = TAKES_S, names: tuple[ClientId, ...] | None = None) -> tuple[FlowerTransport, Grid]:
     """A transport that knows its clients, each of which takes so long for every answer."""
     transport, grid, _ = connected(residents(folder))
     grid.takes_s = dict.fromkeys(grid.nodes, takes_s)
@@ -69,7 +69,7 @@ def seconds_of_rounds(folder: Path, clock: Clock, names: tuple[ClientId, ...], s
 
 
 def test_a_silent_and_an_absent_client_cost_the_others_no_round_and_no_time(tmp_path: Path, clock: Clock) -> None:
-    assert TIMEOUT_S < seats.HELLO_S
+    assert TIMEOUT_S < connections.HANDSHAKE_S
     without = seconds_of_rounds(tmp_path / "without", clock, HEALTHY, silent=False)
     rounds = seconds_of_rounds(tmp_path / "with", clock, (*HEALTHY, "3", "4"), silent=True)
     ratios = [took / alone for (took, _), (alone, _) in zip(rounds, without, strict=True)]
@@ -83,7 +83,7 @@ def test_a_silent_and_an_absent_client_cost_the_others_no_round_and_no_time(tmp_
 def test_a_silent_node_is_waited_for_once_while_the_others_work_or_for_a_tenth_of_the_time(
     tmp_path: Path, clock: Clock, takes_s: float
 ) -> None:
-    transport, grid = greeted(tmp_path, takes_s)
+    transport, grid = connected_transport(tmp_path, takes_s)
     grid.nodes[SILENT] = None
     for most in (max(takes_s, 0.1 * TIMEOUT_S), takes_s):
         begun = clock.now
@@ -93,7 +93,7 @@ def test_a_silent_node_is_waited_for_once_while_the_others_work_or_for_a_tenth_o
 
 
 def test_a_client_that_falls_silent_costs_one_timeout_and_is_asked_again_once_it_answers(tmp_path: Path, clock: Clock) -> None:
-    transport, grid = greeted(tmp_path)
+    transport, grid = connected_transport(tmp_path)
     grid.nodes[1] = None
     for most, reason in (
         (TIMEOUT_S, "client 0 did not answer within 20 s"),
@@ -132,14 +132,14 @@ def test_where_nobody_is_there_greetings_are_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_client_whose_supernode_started_again_between_two_rounds_takes_part_in_the_next(tmp_path: Path) -> None:
-    transport, grid = greeted(tmp_path)
+    transport, grid = connected_transport(tmp_path)
     del grid.nodes[1]
     grid.nodes[77] = residents(tmp_path)["0"].answer
     assert all(isinstance(reply, bytes) for reply in asked(transport, *made_data().clients).values())
 
 
 def test_a_client_whose_node_goes_away_while_it_is_at_work_fails_as_soon_as_flower_reports_it(tmp_path: Path, clock: Clock) -> None:
-    transport, grid = greeted(tmp_path)
+    transport, grid = connected_transport(tmp_path)
     grid.nodes[1] = None
     begun = clock.now
     answers = exchange(transport, "train", NOW, {"0": ask(), "1": ask()}, TIMEOUT_S)
@@ -150,7 +150,7 @@ def test_a_client_whose_node_goes_away_while_it_is_at_work_fails_as_soon_as_flow
 
 
 def test_a_silent_node_is_greeted_less_and_less_often_and_one_that_comes_back_at_once(tmp_path: Path, clock: Clock) -> None:
-    transport, grid = greeted(tmp_path)
+    transport, grid = connected_transport(tmp_path)
     grid.nodes[SILENT] = None
     at: list[float] = []
     while clock.now < 5000.0:
@@ -168,9 +168,9 @@ def test_a_silent_node_is_greeted_less_and_less_often_and_one_that_comes_back_at
 
 def test_a_client_that_is_not_started_is_waited_for_once_and_found_again(tmp_path: Path, clock: Clock) -> None:
     """Its SuperNode answers after a while that nobody listens."""
-    transport, grid = greeted(tmp_path, 1.0)
+    transport, grid = connected_transport(tmp_path, 1.0)
     grid.nodes[1], grid.takes_s[1] = gone, 2 * TAKES_S
-    for most in (2 * TAKES_S, 0.1 * TIMEOUT_S, 1.0, 1.0):  # it fails, is greeted, and is known to be away
+    for most in (2 * TAKES_S, 0.1 * TIMEOUT_S, 1.0, 1.0):  # it fails, gets a handshake, and is known to be away
         begun = clock.now
         replies = asked(transport, "0", "1")
         assert isinstance(replies["1"], bytes) and isinstance(replies["0"], Failure)
@@ -179,10 +179,10 @@ def test_a_client_that_is_not_started_is_waited_for_once_and_found_again(tmp_pat
     asked(transport, "1")  # takes in that nobody listened
     clock.sleep(20.0)
     grid.nodes[1], grid.takes_s[1] = residents(tmp_path)["0"].answer, 1.0
-    asked(transport, "1")  # greets
+    asked(transport, "1")  # starts a handshake
     assert isinstance(asked(transport, "0", "1")["0"], bytes)
 
 
 def test_an_answer_that_is_there_when_the_time_is_over_is_taken(tmp_path: Path) -> None:
-    transport, _ = greeted(tmp_path, TIMEOUT_S - 0.1)
+    transport, _ = connected_transport(tmp_path, TIMEOUT_S - 0.1)
     assert isinstance(asked(transport, "0")["0"], bytes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from . import svg
 from .figures import Figure
-from .results import OURS, Selection
+from .results import OURS, SelectionRecord
 from .standing import Standings
 
 _WIDTH, _HEIGHT = 300, 190
@@ -30,7 +30,7 @@ def selections(standings: Standings) -> list[tuple[str, list[Figure]]]:
     return found
 
 
-def _importance(selection: Selection, task: str) -> str | None:
+def _importance(selection: SelectionRecord, task: str) -> str | None:
     values = selection.importance
     if not values:
         return None
@@ -48,11 +48,11 @@ def _importance(selection: Selection, task: str) -> str | None:
     return plot.svg(parts, f"{task}: importance of {count} layers; averaged: {chosen}")
 
 
-def _data(selection: Selection, task: str) -> str | None:
+def _data(selection: SelectionRecord, task: str) -> str | None:
     return _by_round({number: 100 * share for number, share in selection.data.items()}, task, "% of the data")
 
 
-def _kept(selection: Selection, task: str) -> str | None:
+def _kept(selection: SelectionRecord, task: str) -> str | None:
     return _by_round(selection.kept, task, f"of {selection.own:,} neurons, mean" if selection.own else "neurons, mean over clients")
 
 
@@ -68,7 +68,7 @@ def _by_round(values: Mapping[int, float], task: str, label: str) -> str | None:
     return plot.svg(parts, f"{task}: {label} by round")
 
 
-def _difficulty(selection: Selection, task: str) -> str | None:
+def _difficulty(selection: SelectionRecord, task: str) -> str | None:
     edges, counts = selection.difficulty
     if not counts:
         return None
