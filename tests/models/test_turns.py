@@ -40,6 +40,7 @@ USES: dict[str, Use] = {
     "logits": lambda task, params, batch: task.logits(params, batch),
     "losses": lambda task, params, batch: task.losses(params, batch).detach(),
     "traced": tape_of,
+    "sums": lambda task, params, batch: torch.cat([value.flatten().double() for value in task.sums(params, batch).values()]),
     "hidden states": lambda task, params, batch: torch.cat(task.hidden_states(params, batch)).detach(),
     "module's own tensors": lambda task, params, batch: torch.cat([value.flatten() for value in task.params().values()]),
 }
