@@ -35,7 +35,7 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import build_task, find
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask

@@ -47,7 +47,7 @@ from fibecfed.local.batches import batches, by_length, shuffled_batches
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import LoraOptions, MethodContext, make
-from fibecfed.models.backbones import build_task, find
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask

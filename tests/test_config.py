@@ -20,7 +20,7 @@ from fibecfed.config.rules import contradictions
 from fibecfed.core.errors import UserError
 from fibecfed.core.options import Options
 from fibecfed.methods.catalogue import METHODS
-from fibecfed.models.backbones import find
+from fibecfed.models.base_models import find
 from fibecfed.models.options import ModelOptions
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -121,7 +121,7 @@ def test_what_a_run_and_its_resumption_put_up_with_is_logged(tmp_path: Path, cap
     first = [(record.levelname, record.name, record.getMessage()) for record in caplog.records]
     newest = max((out / "checkpoints").glob("checkpoint-*.json"))
     assert any(level == "WARNING" and name == "fibecfed.engine.events" for level, name, _ in first)  # of the data
-    assert any(name == "fibecfed.models.backbones" and text.endswith("backbone on cpu in float32") for _, name, text in first)
+    assert any(name == "fibecfed.models.base_models" and text.endswith("backbone on cpu in float32") for _, name, text in first)
     assert any(name == "fibecfed.engine.checkpoint" and text.startswith(f"{newest} written") for _, name, text in first)
     caplog.clear()
     newest.write_text("{}")

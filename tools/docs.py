@@ -26,7 +26,7 @@ from fibecfed.engine.runtime import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import METHODS, FibecFedOptions, MethodContext, make
-from fibecfed.models.backbones import build_task, find
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 

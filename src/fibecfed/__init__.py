@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from .methods.catalogue import Row as Row
     from .methods.fedavg import FedAvg as FedAvg
     from .methods.options import MethodOptions as MethodOptions
-    from .models.backbones import model_folder as model_folder
+    from .models.base_models import model_folder as model_folder
     from .models.own_adapters import load_adapter as load_adapter
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
@@ -93,7 +93,7 @@ _HOME = {
     "choose_layers": ".local.selection",
     "neuron_masks": ".local.selection",
     "layer_sensitivity": ".local.sensitivity",
-    "model_folder": ".models.backbones",
+    "model_folder": ".models.base_models",
     "load_adapter": ".models.own_adapters",
     "TransformerTask": ".models.transformer_task",
     "resume": ".session",

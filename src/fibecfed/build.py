@@ -24,7 +24,7 @@ from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .local.options import LayerOptions
 from .methods import catalogue
-from .models.backbones import (
+from .models.base_models import (
     PretrainedConfig,
     Source,
     build_task,

@@ -25,7 +25,7 @@ from .core.types import ClientId, Params
 from .data.text import pair_separator
 from .engine.baselines import Parts, own_majority
 from .model_card import Adapter, model_card
-from .models.backbones import Source, sha256_of
+from .models.base_models import Source, sha256_of
 from .models.export import link_tokenizer, save_adapter, save_tokenizer
 from .models.packaged import PACKAGED
 from .models.revision import commit_of

@@ -35,7 +35,7 @@ from .local.optimise import fit
 from .local.options import TrainingOptions
 from .methods.catalogue import Prepared
 from .methods.options import AttemptOptions
-from .models.backbones import Source, build_task, sha256_of
+from .models.base_models import Source, build_task, sha256_of
 from .models.objectives import ClassHead
 
 logger = logging.getLogger(__name__)

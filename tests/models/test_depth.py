@@ -18,7 +18,7 @@ from fibecfed.core.types import Batch
 from fibecfed.local.fisher import squares
 from fibecfed.local.optimise import Fit, fit
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora, set_dropout
+from fibecfed.models.base_models import add_lora, set_dropout
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.precision import store_frozen_maps_in_bf16
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config, tiny_model, tiny_task, tiny_words

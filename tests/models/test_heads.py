@@ -14,7 +14,7 @@ from torch.func import functional_call
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from fibecfed.core.rng import Key
-from fibecfed.models.backbones import add_lora
+from fibecfed.models.base_models import add_lora
 from fibecfed.models.heads import UnsupportedModel, head_modules, last_linear, pool
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask

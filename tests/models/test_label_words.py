@@ -20,7 +20,7 @@ from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.fisher import fisher_pass, per_example_fisher_trace
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora, build_task, fills_masks, find, load_config
+from fibecfed.models.base_models import add_lora, build_task, fills_masks, find, load_config
 from fibecfed.models.export import save_adapter
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.kept import KeptWeights

@@ -17,7 +17,7 @@ from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import fisher_pass
 from fibecfed.local.optimise import fit
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora
+from fibecfed.models.base_models import add_lora
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
-from fibecfed.models.backbones import add_lora
+from fibecfed.models.base_models import add_lora
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import tiny_config

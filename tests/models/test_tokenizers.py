@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fibecfed.build import prepare
 from fibecfed.core.errors import UserError
-from fibecfed.models.backbones import Source, find, load_config
+from fibecfed.models.base_models import Source, find, load_config
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import Family, tiny_config
 from fibecfed.models.tokenizers import load_tokenizer, refuse_unknown

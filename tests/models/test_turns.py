@@ -18,7 +18,7 @@ from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
 from fibecfed.local.optimise import fit
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora, set_dropout
+from fibecfed.models.base_models import add_lora, set_dropout
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import tiny_config, tiny_model, tiny_task
 from fibecfed.models.transformer_task import TransformerTask

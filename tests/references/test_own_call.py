@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch, Params
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import build_task, find
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.export import save_adapter
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions

@@ -27,7 +27,7 @@ from ..engine.flower.envelope import Finish, packed
 from ..engine.flower.transport import FlowerTransport
 from ..engine.requests import OnDemand
 from ..engine.states import ClientStates
-from ..models.backbones import find
+from ..models.base_models import find
 from ..progress import Progress
 from ..saving import checksum_of_files, versions
 from .again import about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from .backbones import Source
+from .base_models import Source
 
 
 def commit_of(source: Source) -> str | None:

@@ -14,13 +14,13 @@ from ..adapters.options import MixedPromptAdapter
 from ..core.errors import UserError
 from ..core.options import Options
 from ..core.rng import Key
-from .backbones import add_lora
+from .base_models import add_lora
 from .label_words import LabelWords, is_masked
 from .objectives import ClassHead
 from .options import ModelOptions
 from .own_adapters import add_adapter
+from .probe import refusing
 from .transformer_task import TransformerTask
-from .trial import refusing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 
 from ..core.errors import UserError
 from ..core.terminal import one_line
-from .backbones import COUNT_FROM_PADDING, Source, as_user_error
+from .base_models import COUNT_FROM_PADDING, Source, as_user_error
 
 logger = logging.getLogger(__name__)
 

@@ -105,7 +105,7 @@ def the_order_in_which_clients_answer_changes_nothing(subject: Subject) -> None:
     assert blobs(plain) == blobs(other), "clients' states differ"
 
 
-def the_backbone_keeps_every_byte(subject: Subject) -> None:
+def the_base_model_keeps_every_byte(subject: Subject) -> None:
     """Nothing is left written, hooked or switched in the module that all clients share."""
     task = subject.task()
     before = checksum(copy.deepcopy(task.model.state_dict()))
@@ -257,7 +257,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     a_method_is_a_value_that_prints_pickles_and_compares,
     the_same_seed_gives_the_same_bits,
     the_order_in_which_clients_answer_changes_nothing,
-    the_backbone_keeps_every_byte,
+    the_base_model_keeps_every_byte,
     the_recorded_bytes_are_those_that_were_sent,
     every_message_has_the_size_that_was_foretold,
     sizes_of_messages_do_not_depend_on_the_clock,

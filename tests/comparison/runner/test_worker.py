@@ -19,7 +19,7 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.records import read
 from fibecfed.core.rng import Key
 from fibecfed.engine.events import RoundDone
-from fibecfed.models.backbones import find, load_model
+from fibecfed.models.base_models import find, load_model
 from fibecfed.models.kept import KeptWeights
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions

@@ -36,7 +36,7 @@ from ...data.partition import Partition, client_ids
 from ...data.tasks import TASKS
 from ...data.text import token_table
 from ...engine.traffic import Traffic
-from ...models.backbones import PretrainedConfig, find, load_config
+from ...models.base_models import PretrainedConfig, find, load_config
 from ...models.shapes import Shape, ShapedTask, config_of, shape_of, shaped_task
 from .conduct import workers
 from .options import ComparisonOptions

@@ -34,9 +34,9 @@ from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
+from .probe import refusing, try_out
 from .targets import target_modules
 from .transformer_task import TransformerTask
-from .trial import refusing, try_out
 from .turns import seeded
 
 logger = logging.getLogger(__name__)

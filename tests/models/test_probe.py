@@ -14,12 +14,12 @@ from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS, MethodContext, make
-from fibecfed.models.backbones import build_task, find
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
+from fibecfed.models.probe import refusing, try_out
 from fibecfed.models.tiny import tiny_task, tiny_words
-from fibecfed.models.trial import refusing, try_out
 from fibecfed.session import start
 
 ALL = ("per-example gradients", "layer importance", "hidden states", "curvature")

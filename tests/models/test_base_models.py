@@ -23,8 +23,8 @@ from transformers import AutoModelForSequenceClassification
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models import backbones
-from fibecfed.models.backbones import (
+from fibecfed.models import base_models
+from fibecfed.models.base_models import (
     PACKAGED,
     Source,
     build_task,
@@ -145,7 +145,7 @@ def test_a_hub_repository_with_pickled_weights_alone_is_refused_in_the_same_word
         assert os.environ["DISABLE_SAFETENSORS_CONVERSION"] == "1"  # else a service on the web would be asked to convert them
         raise OSError("org/old does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`.")
 
-    monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", lambda *_, **__: tiny_config("bert"))
+    monkeypatch.setattr(base_models.AutoConfig, "from_pretrained", lambda *_, **__: tiny_config("bert"))
     monkeypatch.setattr(ClassHead.model_class, "from_pretrained", refuse)
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     with pytest.raises(UserError, match="org/old has no weights as safetensors, and pickled weights are not loaded"):
@@ -324,7 +324,7 @@ def test_a_family_that_is_not_supported_is_refused_in_a_sentence(tmp_path: Path)
         build(options(folder))
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "xlnet", "bloom", *backbones.COUNT_FROM_PADDING])
+@pytest.mark.parametrize("family", ["bert", "opt", "xlnet", "bloom", *base_models.COUNT_FROM_PADDING])
 def test_as_many_tokens_fit_as_the_family_has_positions_for(family: str) -> None:
     config = tiny(family)
     if family == "esm":

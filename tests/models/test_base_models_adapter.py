@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from fibecfed.core.errors import UserError
 from fibecfed.core.rng import Key
 from fibecfed.local.options import TrainingOptions
-from fibecfed.models.backbones import add_lora, build_task, find, set_dropout
+from fibecfed.models.base_models import add_lora, build_task, find, set_dropout
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.precision import choose_device, choose_precision
