@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,40 @@ def test_a_run_leaves_the_process_as_it_found_it(how: str, folder: Path, tmp_pat
     assert not found["changed"]
     if how in ("ends", "fails"):
         assert {threads for threads, _ in found["seen"]} == {1}  # so that there was something to put back
+
+
+FAULTS = """
+import json, resource, sys
+import torch
+from fibecfed.core.process import kept_memory
+
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        kept = [torch.ones(2**18) for _ in range(20)]  # 20 times 1 MiB, freed together
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+found = []
+for _ in range(2):
+    with kept_memory():
+        faults()
+        found.append(faults())
+    found.append(faults())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
+@pytest.mark.parametrize("theirs", [False, True])
+def test_freed_memory_is_kept_while_a_run_lasts_and_returned_afterwards(theirs: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    environment |= {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"} if theirs else {}  # a user's own setting stays
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, timeout=100, check=True)
+    inside, after, again, last = json.loads(done.stdout)
+    pages = 20 * 20 * 2**20 // 4096
+    assert after > pages / 2 and last > pages / 2
+    assert (inside > pages / 2 and again > pages / 2) if theirs else max(inside, again) < pages / 100

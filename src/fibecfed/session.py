@@ -16,7 +16,7 @@ from .config import Config, changed_settings, flat, load, lost, refuse_lasting, 
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.metrics import offered_by
-from .core.process import threads
+from .core.process import kept_memory, threads
 from .core.records import EvalRecord
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
@@ -65,7 +65,7 @@ def start(
     """
     _refuse_used(out)
     refuse_missing(config.tracking)
-    with threads(config.resources.threads), quiet_libraries():
+    with threads(config.resources.threads), kept_memory(), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), run_lock(out):
             _refuse_used(out)  # another process may have been faster
@@ -111,7 +111,7 @@ def resume(
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
     refuse_missing(config.tracking)
-    with threads(config.resources.threads), quiet_libraries(), _disk_errors(out), run_lock(out):
+    with threads(config.resources.threads), kept_memory(), quiet_libraries(), _disk_errors(out), run_lock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
             refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)

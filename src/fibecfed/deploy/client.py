@@ -21,7 +21,7 @@ from ..config import Config, common, load
 from ..core.errors import UserError
 from ..core.files import read_table, write_atomically
 from ..core.json_text import to_json
-from ..core.process import threads
+from ..core.process import kept_memory, threads
 from ..core.terminal import one_line
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import run_lock
@@ -72,6 +72,7 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
             held.enter_context(run_lock(options.folder))
             name, identity = _who(options, config)
         held.enter_context(threads(config.resources.threads))
+        held.enter_context(kept_memory())
         began = time.perf_counter()
         prepared = prepare(config, read_data=only(name))
         data = prepared.inputs.data
