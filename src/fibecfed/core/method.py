@@ -55,9 +55,13 @@ U = TypeVar("U")  # message up
 
 @dataclass(frozen=True)
 class ClientView(Generic[C]):
-    """All that a client may read besides the message it got.
+    """All that a client can read in a round, besides the message that it was sent.
 
     Attributes:
+        id: its stable name.
+        task: the model as functions of its trainable parameters.
+        data: its own training, validation and test examples.
+        state: its own state, from the last round in which it took part.
         key: the random stream of this client in this round; the same on any engine.
     """
 
@@ -70,15 +74,15 @@ class ClientView(Generic[C]):
 
 @dataclass(frozen=True)
 class Work:
-    """What a client did in one round; sent with its message and counted with it.
+    """The work of a client in one round; sent with its message, and included in the bytes counted.
 
     Attributes:
         steps: optimiser steps.
         examples: training examples that passed forward and backward through the model for those steps, with repetition.
         loss: mean training loss over them, nat; 0 where there were none.
-        compute_s: seconds; filled in by the engine, as is
-        compute_clock: what they are seconds of: "cpu" of the CPU, "cuda" (or "mps") of the wall until the device was done, "wall" of
-            the wall alone.
+        compute_s: compute seconds; set by the engine.
+        compute_clock: the clock of `compute_s`, set by the engine: "cpu" = CPU time; "cuda" or "mps" = wall-clock time until the device
+            had finished; "wall" = wall-clock time.
     """
 
     steps: int = 0
@@ -90,11 +94,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Load:
-    """What one client is expected to compute in a round, for `fibecfed check`.
+    """Estimate of one client's work in a round, for `fibecfed check`.
 
     Attributes:
         steps: optimiser steps.
-        passes: examples that go forward and backward, or forward twice, without a step: to score examples or layers.
+        passes: examples with a forward and a backward pass (or two forward passes) but no optimiser step: to score examples or layers.
     """
 
     steps: float = 0.0
@@ -103,14 +107,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Update(Generic[C, U]):
-    """What a client makes of a message.
+    """The result of a client's round.
 
     Attributes:
-        message: goes to the server.
-        state: the client's next state; stays.
-        work: counts; go to the server.
-        notes: what a researcher wants to see of the inside (difficulties, eigenvalues), as JSON values. They are written into the
-            records of a simulation and are never sent over a network.
+        message: sent to the server.
+        state: the client's next state; kept by the client.
+        work: counts; sent to the server.
+        notes: internal values of interest to researchers (difficulties, eigenvalues), as JSON values. They are written to the records
+            of a simulation and never sent over a network.
     """
 
     message: U
@@ -124,7 +128,7 @@ class Received(Generic[U]):
     """One client's answer, as the server sees it.
 
     Attributes:
-        kept: what the server keeps of this client, made by the phase's `keep`; None before it first took part.
+        kept: what the server has stored about this client, by the phase's `keep`; None before it first took part.
     """
 
     client: ClientId
@@ -134,23 +138,23 @@ class Received(Generic[U]):
 
 @dataclass(frozen=True)
 class Phase(Generic[S, C, D, U]):
-    """One row of a method's outline.
+    """A phase of a method: rounds with the same messages and functions.
 
     Attributes:
         cohort: "sampled" = the federation's clients per round, sampled in each round, the same for every method; a number = that many
-            clients, drawn once for the phase.
+            clients, sampled once for the phase.
         down, up: message classes; they are the wire schema. An int field `num_samples` of `up` is the client's number of training
-            examples, which stays the same over a run; an int field `steps` its optimiser steps in the round.
+            examples, which must stay the same during a run; an int field `steps` its optimiser steps in the round.
         template: an answer as the server expects it, made from the server's state alone. Each answer must have its tensors' names,
-            shapes and dtypes (a size of 0 stands for any size); the values do not count. Left out, a field of tensors must be like
-            the field of the same name in the broadcast, or else in the server's state; what is in neither must only be finite.
-        address: what one client gets of a broadcast, given the server's state. Left out, everybody gets the same.
+            shapes and dtypes (a size of 0 means any size); values are ignored. Without it, a field of tensors must match the field
+            of the same name in the broadcast, or else in the server's state; one that is in neither must only be finite.
+        address: the message to one client, given the server's state and the broadcast. Without it, all get the broadcast.
         problem: extra validation of an answer, given the server's state: returns an error message, or None if the answer is valid. An
             invalid answer is rejected.
-        keep: what the server keeps of one client from now on, given its state before the round and the client's answer. It lies beside
-            the server's state, whose size thus does not depend on the number of clients, and comes with that client's next answer.
-        kept: message class of what `keep` makes.
-        trains: whether clients take optimiser steps in it; evaluations follow such phases alone.
+        keep: what the server stores about one client, given its state before the round and the client's answer. It is stored apart from
+            the server's state, whose size thus does not depend on the number of clients, and is passed with that client's next answer.
+        kept: message class of what `keep` returns.
+        trains: whether clients take optimiser steps in it; only such rounds are followed by evaluations.
     """
 
     name: str
@@ -170,10 +174,10 @@ class Phase(Generic[S, C, D, U]):
 
 
 class Method(Protocol[S, C]):
-    """A federated method for one task. S and C are message classes, so that both can be stored and moved.
+    """A federated method for one task. S (server state) and C (client state) are message classes, so that both can be stored and sent.
 
-    One that asks more of its task than losses and their gradients says so in an attribute `uses`, a collection of `core.task.Use`: a model
-    that cannot compute it is then rejected before anything starts.
+    A method that needs more of its task than losses and their gradients lists it in an attribute `uses`, a collection of `core.task.Use`: a
+    model that cannot compute it is then rejected before the run starts.
     """
 
     @property
@@ -210,46 +214,46 @@ class Method(Protocol[S, C]):
         ...
 
     def summary(self, server: S) -> Mapping[str, Any]:
-        """What was selected and learnt besides the tensors, as JSON values."""
+        """What was selected or learnt besides the tensors, as JSON values for summary.json."""
         ...
 
     # What `fibecfed check` asks
 
     def load(self, size: int, now: Round, chance: float) -> Load:
-        """What a client with `size` training examples computes in a round; `chance`: of being asked in a sampled round."""
+        """Work of a client with `size` training examples in round `now`; `chance` is the probability of being sampled in a round."""
         ...
 
     def outlook(self, server: S, now: Round) -> Sequence[S]:
-        """Given the state at the start: states whose messages have the sizes of those of round `now`.
+        """Given the initial state: states whose messages have the sizes of those of round `now`.
 
-        One where its sizes are known beforehand, else two or more, between whose sizes they lie; the last of them sends the most. Only
-        names, shapes and dtypes count, and tensors may be on the meta device, where there are no values.
+        One state if the sizes are known beforehand, otherwise two or more that bound them; the last of them sends the most. Only
+        names, shapes and dtypes matter, and tensors may be on the meta device, without values.
         """
         ...
 
     def shortest(self) -> tuple[int, str] | None:
-        """Tokens that texts are cut to in the first rounds beyond `data.max_length`, and the key that says so; None where they are not."""
+        """Length in tokens to which texts are truncated in the first rounds, below `data.max_length`, and the key that sets it; or None."""
         ...
 
 
 class Defaults:
-    """What most methods answer to the questions that not every method has to think about; a class to inherit from."""
+    """Defaults for the optional parts of `Method`; inherit from it."""
 
     is_personal = False
 
     @property
     def uses(self) -> frozenset[Use]:
-        """Losses and their gradients alone."""
+        """Only losses and their gradients."""
         return frozenset()
 
     def summary(self, server: Any) -> Mapping[str, Any]:
-        """Nothing to tell."""
+        """Nothing to report."""
         return {}
 
     def outlook(self, server: Any, now: Round) -> Sequence[Any]:
-        """What is sent does not depend on the run."""
+        """The sizes of messages do not change during a run."""
         return (server,)
 
     def shortest(self) -> tuple[int, str] | None:
-        """Texts are not cut further."""
+        """Texts are not truncated further."""
         return None

@@ -18,11 +18,11 @@ from .types import Batch, Params
 
 @dataclass(frozen=True)
 class TracedLinear:
-    """One trained linear map as it ran on a batch: y = x W^T (+ bias).
+    """One use of a trained linear map on a batch: y = x W^T (+ bias).
 
     Attributes:
-        weight: name of W among the trainable tensors; W is (d_out, d_in).
-        bias: name of the bias, or None where there is none or it is not trained.
+        weight: name of W among the trainable parameters; W is (d_out, d_in).
+        bias: name of the bias, or None if there is none or it is not trained.
         input: x, shape (batch, token, d_in), or (batch, d_in) for a head on one vector per example.
         output: y, part of the graph of the losses, shape (batch, token, d_out) or (batch, d_out).
     """
@@ -35,7 +35,7 @@ class TracedLinear:
 
 @dataclass(frozen=True)
 class Tape:
-    """The uses of the trained linear maps in one forward pass; a map that is used twice is here twice.
+    """The uses of the trained linear maps in one forward pass; a map that is used twice occurs twice.
 
     The gradient of the *summed* losses at each `output` holds every example's own gradient in its row, since no
     example's loss depends on another's row. `local.fisher` turns both into per-example gradients.
@@ -45,12 +45,12 @@ class Tape:
 
 
 DELTA = ".delta"
-"""Behind the name of an adapted weight: what is added to it, (d_out, d_in), whichever way the module stores the weight."""
+"""Suffix to the name of an adapted weight: what is added to it, (d_out, d_in), however the module stores the weight."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """LoRA beside one frozen weight W (d_out, d_in): W + scaling B A.
+    """LoRA of one frozen weight W (d_out, d_in): W + scaling B A.
 
     Attributes:
         weight: name of W among `adapted_weights`.
@@ -65,41 +65,40 @@ class LowRank:
 
 
 Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden states", "curvature"]
-"""What a method may ask of a task beside losses and their gradients; see `Method.uses`."""
+"""What a method may need of a task besides losses and their gradients; see `Method.uses`."""
 
 
 class Task(Protocol):
-    """A frozen base model with an adapter and a head, as functions of the trainable tensors, whatever it predicts. For what only a task of
-    classes can answer, see `core.classification`.
+    """A frozen base model with an adapter and a head, as functions of the trainable parameters, whatever it predicts. For what only a
+    classification task has, see `core.classification`.
 
-    The module behind it is never left written, so that clients cannot leak into each other, and is used by one call at a time: other
-    threads wait. Every method that takes
-    `params` rejects names other than the task's own, plus any of `adapted_weights`, which then replace the frozen ones, and plus any of
-    them with `DELTA` behind, which are then added to the frozen ones.
-    Losses are in nat, one per example: whether they are summed or averaged is the caller's visible choice.
+    The module behind it is never left modified, so that no information leaks between clients, and is used by one call at a time: other
+    threads wait. Every method with an argument `params` accepts exactly the task's own names, optionally with names of `adapted_weights`,
+    which then replace the frozen weights, and with these names plus `DELTA`, which are then added to the frozen weights.
+    Losses are in nat, one per example: the caller decides whether to sum or to average.
     """
 
     @property
     def num_layers(self) -> int:
-        """L, transformer blocks of the base model."""
+        """L, number of transformer blocks of the base model."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where it computes. Tensors that come in from elsewhere are moved there."""
+        """Device of the computation. Inputs on other devices are moved there."""
         ...
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the trainable tensors, sorted."""
+        """Names of the trainable parameters, sorted."""
         ...
 
     def init_params(self, key: Key) -> dict[str, Tensor]:
-        """P at the start, drawn from `key`; float32, on the CPU."""
+        """Initial parameters P, drawn from `key`; float32, on the CPU."""
         ...
 
     def layer_of(self, name: str) -> int | None:
-        """The 0-based transformer block that a trainable tensor sits in; None: the head."""
+        """The 0-based transformer block of a trainable parameter; None for the head."""
         ...
 
     def losses(self, params: Params, batch: Batch, embeddings: Tensor | None = None) -> Float[Tensor, " batch"]:
@@ -130,20 +129,20 @@ class Task(Protocol):
         """Losses, and the trained linear maps that led to them, one entry per use. Every trainable tensor belongs to at least one.
 
         Raises:
-            ValueError: the task trains something that is not a linear map (its gradients cannot be told apart so).
+            ValueError: the task trains something that is not a linear map (its per-example gradients cannot be computed this way).
         """
         ...
 
     def training(self, key: Key) -> AbstractContextManager[None]:
-        """Inside, dropout is on and draws from `key`; outside, and with a rate of 0, there is none."""
+        """Context in which dropout is on and draws from `key`; outside, and at rate 0, there is none."""
         ...
 
     def adapted_weights(self) -> Mapping[str, Tensor]:
-        """The frozen weights that the adapter stands beside, by name."""
+        """The frozen weights that the adapter updates, by name."""
         ...
 
     def low_rank(self) -> tuple[LowRank, ...]:
-        """The low-rank maps of the adapter, in order of their weights; none where it is no LoRA."""
+        """The low-rank maps of the adapter, in order of their weights; empty if it is not LoRA."""
         ...
 
     def exact(self) -> Task:

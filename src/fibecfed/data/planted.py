@@ -1,4 +1,4 @@
-"""Made data with a known answer, for tests and benchmarks: no text, no tokenizer.
+"""Synthetic data with a known answer, for tests and benchmarks: no text, no tokenizer.
 
 An example is a start token, ordinary tokens drawn at random, and in every fourth place (at least one) the marker of its class. A model
 that learns C marker tokens knows everything that there is to know.

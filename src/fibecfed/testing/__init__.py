@@ -1,9 +1,9 @@
-"""Put a federated method of one's own under the laws that every method of this package keeps to.
+"""Check a federated method of your own against the laws that every method of this package satisfies.
 
     from fibecfed.testing import check_method
     check_method(MyMethod(...))          # raises BrokenLaw, which names the law
 
-The method runs on made data and a tiny BERT with LoRA: seconds, no download. `laws.LAWS` are the laws one by one, for a test of each.
+The method runs on synthetic data and a tiny BERT with LoRA: seconds, no download. `laws.LAWS` lists the laws, for a test of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .laws import LAWS, Subject
 
 
 class BrokenLaw(UserError, AssertionError):
-    """A method that breaks the contract; the text begins with the law's name."""
+    """A method violates the contract; the message begins with the law's name."""
 
 
 def check_method(
@@ -31,16 +31,16 @@ def check_method(
     data: FederatedData | None = None,
     exempt: Collection[str] = (),
 ) -> None:
-    """Run a method of at least three rounds under every law.
+    """Check a method of at least three rounds against every law.
 
     Args:
         method: an object that follows `fibecfed.core.method.Method`.
-        task: makes the task that it trains; by default two layers of a tiny BERT with LoRA, over two classes.
-        data: of at least three clients; by default made data of four.
+        task: creates the task that it trains; by default two layers of a tiny BERT with LoRA, over two classes.
+        data: of at least three clients; by default synthetic data of four.
         exempt: names of laws that need not hold.
 
     Raises:
-        BrokenLaw: the first law that does not hold, with what was found.
+        BrokenLaw: the first violated law, with details.
     """
     if missing := lacks(method):
         raise BrokenLaw(f"follows_the_contract: {missing}")

@@ -130,7 +130,7 @@ def _of_run(prepared: Prepared, traffic: Sequence[Traffic], shape: Shape, speed:
 
 
 def _prepared(config: Config, task: ShapedTask, classes: int) -> Prepared:
-    """A model and made data of the run's size, put together as a run would."""
+    """A model and synthetic data of the run's size, put together as a run would."""
     nothing: Any = None  # a price looks at neither tokenizer nor files
     inputs = Inputs(config, nothing, nothing, nothing, _made(config, classes), Key(0))
     return Prepared(inputs, task, build_method(inputs))
