@@ -72,6 +72,11 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["tuning.trials=3", "base.training.learning_rate=0.1"], "base.training.learning_rate: fixes the rate"),
         (["tuning.trials=3", "task.reviews.training.learning_rate=0.1"], "task.reviews.training.learning_rate: got 0.1, expected none"),
         (["tuning.trials=3", "base.data.validation_fraction=0"], "needs validation examples"),
+        (
+            ["task.reviews.evaluation.metric=loss"],
+            r'task\.reviews\.evaluation\.metric: got "loss", but a comparison has one metric, accuracy here',
+        ),
+        (["base.evaluation.metric=loss", "method.lora.evaluation.metric=macro_f1"], r"method\.lora\.evaluation\.metric: .*, loss here"),
         (["task.reviews=3"], "task.reviews: got 3, expected a table"),
         (["methods.lora=3"], "methods.lora: got a key inside of methods, which is not a table"),
         (["rounds"], "expected key=value"),
