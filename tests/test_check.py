@@ -52,6 +52,7 @@ def config(folder: Path, **method: Any) -> Config:
     "method",
     [
         {"kind": "fibecfed", "layers": {"rule": "coverage"}, "closing_round": True},
+        {"kind": "fibecfed", "depth": 2, "closing_round": True, "layers": {"rule": "first", "value": 1}},
         {"kind": "lora", "finetune": True},
     ],
     ids=lambda method: method.get("layers", {}).get("rule") or method["kind"],
@@ -85,9 +86,9 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
 def test_a_step_is_measured_on_no_more_examples_than_a_client_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, fit = [], check.fit
 
-    def counted(task: Any, params: Any, epochs: Any, *rest: Any) -> Any:
+    def counted(task: Any, params: Any, epochs: Any, *rest: Any, **more: Any) -> Any:
         sizes.extend(len(batch["labels"]) for epoch in epochs for batch in epoch)
-        return fit(task, params, epochs, *rest)
+        return fit(task, params, epochs, *rest, **more)
 
     monkeypatch.setattr(check, "fit", counted)
     wanted = config(folder)

@@ -24,6 +24,7 @@ from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .local.options import LayerOptions
 from .methods import catalogue
+from .models.activations import ActivationSize
 from .models.base_models import (
     PretrainedConfig,
     Source,
@@ -67,6 +68,7 @@ class Prepared:
     Attributes:
         beforehand: what the method needed before the federation.
         metric: the primary one.
+        activation: what an example takes of `resources.activation_cache_mb`; None where there is no cache.
     """
 
     inputs: Inputs
@@ -74,6 +76,7 @@ class Prepared:
     method: Method[Any, Any]
     beforehand: catalogue.Prepared = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]
+    activation: ActivationSize | None = None
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
@@ -217,6 +220,9 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
     layers, has = getattr(config.method, "layers", None), num_layers(model_config)
+    depth = getattr(config.method, "depth", None)
+    if has and isinstance(depth, int) and depth > has:
+        raise UserError(f"method.depth: got {depth} blocks, expected at most {has}, the model's number of blocks; lower it")
     if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, the model's number of layers; lower it")
 
@@ -279,7 +285,26 @@ def prepare(
     _leaves_room(inputs, made_method)
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
-    return Prepared(inputs, task, made_method, made, metric)
+    return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task))
+
+
+def _activation_cache(inputs: Inputs, task: TransformerTask) -> ActivationSize | None:
+    """Give the task its cache, if the configuration asks for one and the model allows it.
+
+    Raises:
+        UserError: it could not hold a batch.
+    """
+    megabytes, batch_size = inputs.config.resources.activation_cache_mb, inputs.config.training.batch_size
+    size = task.keep_activations(megabytes * 2**20) if megabytes else None
+    longest = inputs.data.train.lengths.sort(descending=True).values[:batch_size]
+    if size is not None and len(longest):
+        tokens, needed = int(longest[0]), len(longest) * size.of(int(longest[0]))
+        if needed > megabytes * 2**20:
+            raise UserError(
+                f"resources.activation_cache_mb: got {megabytes}, expected at least {-(-needed // 2**20)}, which a batch of {len(longest)} "
+                f"texts of {tokens} tokens takes; raise it, or set it to 0, with the same results"
+            )
+    return size
 
 
 def _objective(inputs: Inputs) -> ClassObjective:

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.text import Text
 from torch import Tensor
 
+from .activation_plan import planned_bytes, trained_names
 from .adapters.options import called
 from .build import Prepared, prepare
 from .config import Config
@@ -24,6 +25,7 @@ from .core.wire import encode, field_kinds
 from .engine.traffic import Span, Traffic, by_phase, plan
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .local.optimise import fit
+from .models.depth import ENOUGH
 from .rehearsal import rehearse
 
 _TIMED_STEPS = 3
@@ -171,16 +173,30 @@ def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
     size = sum(value.nbytes for value in params.values())
     states = clients * state_bytes(prepared, size)
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
-    peak = rehearse(prepared) + in_memory
+    cached = planned_bytes(prepared)
+    peak = rehearse(prepared) + in_memory + cached
     evaluating = duration(effort.predicted * predict_s)
     return [
         *prepared.beforehand.lines,
         ("optimiser steps", f"about {effort.steps:,}"),
         ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
-        ("memory", f"about {decimal(peak)} at the peak, of which {decimal(in_memory)} clients' states"),
+        ("memory", f"about {decimal(peak)} at the peak, of which {decimal(in_memory)} clients' states{_cache(prepared, cached)}"),
         ("checkpoints", f"about {decimal(states + config.resources.keep_checkpoints * size)} on disk, more while they are rewritten"),
         ("adapters", f"up to {clients + 1:,} of {decimal(size)}, {decimal((clients + 1) * size)} together"),
     ]
+
+
+def _cache(prepared: Prepared, cached: int) -> str:
+    """What is said of the activation cache, behind the clients' states."""
+    if not prepared.inputs.config.resources.activation_cache_mb:
+        return ""
+    if cached:
+        return f" and {decimal(cached)} the activation cache"
+    if prepared.activation is not None:
+        why = "every block is trained"
+    else:
+        why = "dropout" if prepared.inputs.config.training.dropout else "this model's blocks hand on more than their output"
+    return f"; the activation cache is not used: {why}"
 
 
 def state_bytes(prepared: Prepared, size: int) -> int:
@@ -196,12 +212,13 @@ def measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float,
     batch = data.train.batch(key.permutation(len(data.train)).tolist()[:batch_size])
     some = data.test if len(data.test) else data.train
     wide = some.batch(list(range(min(config.evaluation.batch_size, len(some)))))
-    steps, predictions = [], []
-    for _ in range(1 + _TIMED_STEPS):  # the first warms up
+    steps, predictions, names = [], [], trained_names(prepared)
+    warm = 1 if prepared.task.lower_blocks is None else 1 + ENOUGH // batch_size  # what is kept is compared at first
+    for _ in range(warm + _TIMED_STEPS):
         start = time.perf_counter()
-        fit(prepared.task, params, [[batch]], config.training, key)
+        fit(prepared.task, params, [[batch]], config.training, key, trained=names)
         between = time.perf_counter()
         prepared.task.sums(params, wide)
         steps.append(between - start)
         predictions.append((time.perf_counter() - between) / len(wide["input_ids"]))
-    return statistics.median(steps[1:]), statistics.median(predictions[1:])
+    return statistics.median(steps[warm:]), statistics.median(predictions[warm:])

@@ -26,10 +26,10 @@ def peak_memory() -> int:
 def rehearse(prepared: Prepared) -> int:
     """What `peak_memory` says after a client's part of the last round of each phase, and an evaluation, both on the longest texts.
 
-    Nothing is kept. Local training is one epoch, which takes no less memory than several.
+    Nothing is kept, of activations neither. Local training is one epoch, which takes no less memory than several.
     """
     inputs, task = prepared.inputs, prepared.task
-    config = inputs.config
+    config, task.lower_blocks = inputs.config, None
     brief = config.training.model_copy(update={"local_epochs": 1})
     method = build_method(replace(inputs, config=config.model_copy(update={"training": brief})))
     client, key = inputs.data.clients[0], inputs.key.fold("rehearsal")

@@ -22,7 +22,7 @@ from fibecfed.methods.fibecfed import FibecFed, GlobalLayers
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.shapes import shaped_task
 from fibecfed.models.tiny import tiny_config
-from fibecfed.testing.laws import LAWS, Subject
+from fibecfed.testing.laws import LAWS, Subject, blobs
 
 ROUNDS, CLIENTS = 3, 4
 SHORT = TRAINING.model_copy(update={"batch_size": 3})
@@ -57,6 +57,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random throughout": {"layers": {"rule": "random"}, "neurons": {"rule": "random"}, "curriculum": {"order": "random"}},
     "everything off": ALL,
     "everything shared": {"layers": {"rule": "all"}, "curriculum": {"beta": 0.5}, "score_after": 1},
+    "depth by Fisher information": {"layers": MEASURERS, "depth": 1},
+    "depth by coverage, all rules": {
+        "layers": {**MEASURERS, "rule": "count", "value": 2},
+        "depth": 0.3,
+        "depth_rule": "coverage",
+        "closing_round": True,
+        "finetune": True,
+        "curriculum": {"scoring": "training"},
+    },
+    "depth by position, exact": {"layers": {"rule": "all"}, "depth": 0.5, "depth_rule": "last", "aggregation": "exact"},
     "voc": {"kind": "voc"},
     "slw": {"kind": "slw"},
     "shortformer": {"kind": "shortformer"},
@@ -91,6 +101,9 @@ EXEMPT: dict[str, dict[str, str]] = {
         "fedpeptao": "its server takes another step than to the mean",
         "moms-adamw": "its server takes another step than to the mean",
         "exact global layers": _SCORES,
+        "depth by Fisher information": _SCORES,
+        "depth by coverage, all rules": _SCORES,
+        "depth by position, exact": _SCORES,
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,
         **dict.fromkeys(("fedavgm", "fedadam", "fedyogi"), "its server takes another step than to the mean"),
@@ -102,6 +115,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "lora-finetune": "its last phase asks everybody",
         "ffa on global layers, personal head, then personal": "its last phase asks everybody",
         "fedpeptao": "its first phase asks everybody",
+        "depth by coverage, all rules": "its last phase asks everybody",
     },
     "sizes_of_messages_do_not_depend_on_the_clock": {"hetlora": "clients of different ranks send differently large tensors"},
 }
@@ -151,6 +165,7 @@ def test_the_law_holds(variant: str, law: Any):
 
 
 OPEN = {
+    "depth by coverage, all rules": "the Fisher information of the clients says how many blocks are trained",
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
     "hetlora": "training says whose rank falls",
 }
@@ -184,7 +199,31 @@ def test_the_steps_of_a_round_are_foretold(variant: str):
             assert world.method.load(len(DATA.client(client).train), now, 0.5).steps == steps, f"{record.phase} round {record.index}"
 
 
-FROZEN: dict[str, tuple[str, ...]] = {"ffa-lora": ("lora_A",)}
+LEAVE_A_LOWER_PART = ("depth by Fisher information", "depth by coverage, all rules", "depth by position, exact", "lpt")
+
+
+@pytest.mark.parametrize("budget", [2**22, 3_000])
+@pytest.mark.parametrize("variant", [*LEAVE_A_LOWER_PART, "lora", "fedpeptao", "slora"])
+def test_kept_activations_change_no_bit(variant: str, budget: int):
+    """Neither of a state, nor of what a client predicts."""
+    task = new_task(variant)
+    task.keep_activations(budget)
+    world = subject(variant).begun(task=task)
+    world.finish()
+    whole, moments, _ = subject(variant).finished
+    assert blobs(world) == moments[-1]
+    phase = world.method.phases[-1]
+    now = Round(phase.name, phase.num_rounds - 1, phase.num_rounds, 0)
+    for client in world.data.clients:
+        state = world.state(client) if client in world.states.clients() else world.method.init_client(task, client, KEY.fold("run", "init"))
+        params = world.method.personalise(phase.broadcast(world.server, now), state)
+        batch = world.data.client(client).test.batch([0])
+        assert torch.equal(task.logits(params, batch), whole.task.logits(params, batch))
+    if budget == 2**22 and variant in ("depth by position, exact", "lpt"):
+        assert task.lower_blocks is not None and task.lower_blocks.found > 0
+
+
+FROZEN: dict[str, tuple[str, ...]] = {"ffa-lora": ("lora_A",), "depth by position, exact": ("layer.0.",)}
 """Variant -> parts of the names of tensors that it never trains."""
 HALF_OF_THE_ROWS = ("fibecfed", "published order", "closing round", "random throughout")
 """Variants that train half of the rows of each tensor that stays on a client."""

@@ -84,4 +84,4 @@ def test_more_rows_than_the_budget_holds_leave_as_many_as_it_holds() -> None:
 
 def test_what_an_example_takes() -> None:
     size = ActivationSize(hidden=HIDDEN, before=3, dtype=torch.float32)
-    assert [size.of(tokens) // PER_PAGE for tokens in (1, 5, 6, 13, 14)] == [1, 1, 2, 2, 3]
+    assert [size.of(tokens) // PER_PAGE for tokens in (1, 8, 9, 16, 17)] == [2, 2, 3, 3, 4]

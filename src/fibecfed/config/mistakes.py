@@ -101,7 +101,10 @@ def _name(loc: tuple[str | int, ...]) -> str:
     if loc[:1] == ("method",):
         loc = (loc[0], *loc[2:])  # the second is the kind, by which pydantic chose the class
     # where a key takes values of several types, the last says which of them was tried
-    return ".".join(part for part in loc if isinstance(part, str) and not part.lstrip("`").startswith(("tuple[", "literal[")))
+    return ".".join(part for part in loc if isinstance(part, str) and not part.lstrip("`").startswith(_TYPES))
+
+
+_TYPES = ("tuple[", "literal[", "constrained-")
 
 
 def _sentence(name: str, line: Any, table: Mapping[str, Any], mistakes: dict[str, str]) -> str:

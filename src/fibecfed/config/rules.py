@@ -61,6 +61,7 @@ def contradictions(config: Tables) -> list[str]:
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
+        *_depth(config.method),
     ]
 
 
@@ -89,6 +90,14 @@ def _needing_classes(config: Tables) -> Iterator[str]:
 def _metric(name: str | None) -> Iterator[str]:
     if name is not None and (mistake := mistake_in_metric(name)) is not None:
         yield mistake
+
+
+def _depth(method: MethodOptions) -> Iterator[str]:
+    depth, rule = getattr(method, "depth", None), getattr(method, "depth_rule", "fisher")
+    if depth is None and rule != "fisher":
+        yield f'method.depth_rule: got "{rule}" without `method.depth`, so that every block is trained; set it, or remove the rule'
+    if rule == "coverage" and isinstance(depth, int):
+        yield f'method.depth: got {depth} with `method.depth_rule` = "coverage", expected a fraction of the Fisher information, such as 0.8'
 
 
 def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -94,7 +94,7 @@ def _words(annotation: Any) -> str:
         return values[0] if len(values) == 1 else f"one of {', '.join(values)}"
     if get_origin(annotation) is Annotated:
         inner, *limits = get_args(annotation)
-        return _bounded(_words(inner), limits)
+        return _bounded(_words(inner), [one for limit in limits for one in getattr(limit, "metadata", [limit])])
     if get_origin(annotation) is tuple:
         return f"a list, each {_words(get_args(annotation)[0])}"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}

@@ -117,5 +117,11 @@ class ResourceOptions(Options):
 
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads per process.")
     client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states, in MB; what exceeds it is kept on disk.")
+    activation_cache_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory for the outputs of the lowest blocks where these are not trained, in MB: they are computed once per example "
+        "instead of in every pass, with the same results; 0 = off.",
+    )
     checkpoint_every: int = Field(default=1, ge=1, description="Write a checkpoint every n rounds.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Number of checkpoints to keep; older ones are deleted.")

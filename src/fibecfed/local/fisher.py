@@ -249,6 +249,7 @@ def fisher_pass(
     batches: Iterable[Batch],
     labels: Literal["true", "model"] = "true",
     over: Literal["all", "adapter"] = "all",
+    names: Collection[str] | None = None,
 ) -> FisherPass:
     """Traces of the examples and Fisher information of the neurons, in one forward and backward pass a batch.
 
@@ -260,6 +261,7 @@ def fisher_pass(
             over the model's own distribution of the classes, exact, in one pass per class. It holds for the neurons as well. The
             gradient is that of `task.losses`; with words for classes it is thus of the word's probability in the whole vocabulary.
         over: "adapter" leaves tensors of no layer (the head) out of the trace [C]; the neurons are of all tensors in either case.
+        names: the trainable tensors that count, in traces; None = all. No gradient is computed below them.
 
     Raises:
         ValueError: no batches, or an unknown `labels` or `over`.
@@ -270,9 +272,9 @@ def fisher_pass(
         raise ValueError(f"labels = {labels!r}; expected 'true' or 'model'")
     if over not in ("all", "adapter"):
         raise ValueError(f"over = {over!r}; expected 'all' or 'adapter'")
-    trace_over = None if over == "all" else frozenset(name for name in task.names if task.layer_of(name) is not None)
+    trainable = frozenset(task.names if names is None else names)
+    trace_over = frozenset(name for name in trainable if over == "all" or task.layer_of(name) is not None)
     classes = classification(task, 'labels = "model"', 'set "true"') if labels == "model" else None
-    trainable = frozenset(task.names)
     leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in placed(params, task.device).items()}
     traces: list[Tensor] = []
     sums = NeuronSums()
@@ -307,6 +309,7 @@ def _batch_squares(
 ) -> Squares:
     """Squares of one batch at its labels; each example's times its weight, by weighting its loss with the square root."""
     losses, tape = task.traced(leaves, batch)
+    tape = Tape(tuple(linear for linear in tape.linears if linear.output.requires_grad))
     kept = losses.detach()
     if not torch.isfinite(kept).all():
         position = int((~torch.isfinite(kept)).nonzero()[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import UserError
 from ..core.rng import Key
+from ..core.task import Task
 from ..core.trees import weighted_mean
 from ..core.types import Params
 from .curriculum import ceil_share
@@ -123,6 +125,47 @@ def global_layers(options: LayerOptions, importance: Float[Tensor, " layers"], r
     if options.rule == "random":
         return tuple(sorted(key.permutation(num_layers)[:number].tolist()))
     return choose_layers(importance, number)
+
+
+def layers_among(
+    options: LayerOptions, importance: Float[Tensor, " layers"], ratio: float | None, key: Key, among: Sequence[int]
+) -> tuple[int, ...]:
+    """As `global_layers`, of the layers `among` alone; a number beyond theirs means all of them."""
+    if options.rule in ("count", "last", "first", "random") and options.value is not None:
+        options = options.model_copy(update={"value": min(options.value, len(among))})
+    return tuple(among[place] for place in global_layers(options, importance[list(among)], ratio, key))
+
+
+def block_information(task: Task, neurons: Neurons) -> Float[Tensor, " layers"]:
+    """Fisher information of each block: that of all rows of its trainable tensors, summed in float64."""
+    found = torch.zeros(task.num_layers, dtype=torch.float64)
+    for name in sorted(neurons.rows):
+        if (layer := task.layer_of(name)) is not None:
+            found[layer] += neurons.rows[name].double().sum()
+    return found.float()
+
+
+def trained_blocks(
+    amount: int | float, rule: Literal["fisher", "coverage", "last", "random"], information: Float[Tensor, " layers"], key: Key
+) -> tuple[int, ...]:
+    """Which blocks are trained [C], 0-based, ascending.
+
+    - fisher: those of the largest Fisher information, `amount` of them, or clip(floor(amount L + 1/2), 1, L) if it is a fraction;
+    - coverage: the fewest that hold the fraction `amount` of it;
+    - last, random: as many as with fisher, the uppermost ones or drawn from `key`.
+
+    Raises:
+        FloatingPointError: Fisher information that is not finite.
+    """
+    num_layers = len(information)
+    if rule == "coverage":
+        return choose_layers(information, _fewest_reaching(information, amount))
+    number = min(amount, num_layers) if isinstance(amount, int) else _nearest(amount * num_layers, num_layers)
+    if rule == "last":
+        return tuple(range(num_layers - number, num_layers))
+    if rule == "random":
+        return tuple(sorted(key.permutation(num_layers)[:number].tolist()))
+    return choose_layers(information, number)
 
 
 def _scores(name: str, neurons: Neurons) -> Tensor:

@@ -27,9 +27,10 @@ from ..local.schedule import in_round
 from ..local.sensitivity import layer_sensitivity
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
 from .catalogue import MethodContext
+from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
 from .fibecfed_client import PASS_BATCH, ClientPart, Own, Trained
 from .options import FibecFedOptions
-from .parts import FROZEN_A, NOTHING, Names, first_and_last, of_layers, trained_on
+from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
 
 
@@ -49,11 +50,12 @@ class Importance:
 @message
 class GlobalLayers:
     """Server to client: the global aggregation layers (GAL), their tensors and the head's, and by weight what is added to the frozen ones
-    (exact aggregation alone)."""
+    (exact aggregation alone). `trained`: the blocks that are trained, where not all are."""
 
     layers: tuple[int, ...]
     shared: Tensors
     residual: Tensors = field(default_factory=dict[str, Tensor])
+    trained: tuple[int, ...] = ()
 
 
 @message
@@ -66,7 +68,7 @@ class LocalLayers:
 
 @message
 class AllLayers:
-    """Client to server, in the closing round only: every trainable tensor, and n_k."""
+    """Client to server, in the closing round only: every tensor that is trained, and n_k."""
 
     shared: Tensors
     num_samples: int
@@ -77,7 +79,8 @@ class Server:
     """The server's state. `importance` is 0 until measured; `ratio` is 1 where no rule asks for it.
 
     tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. extra, maps, scaling: of the aggregation, as in
-    `ServerModel`.
+    `ServerModel`. trained: blocks that are trained, none where all are or they are not chosen yet. information: "blocks" = Fisher
+    information of each, where it was measured.
     """
 
     params: Tensors
@@ -88,6 +91,8 @@ class Server:
     extra: Tensors = field(default_factory=dict[str, Tensor])
     maps: tuple[str, ...] = ()
     scaling: float = 1.0
+    trained: tuple[int, ...] = ()
+    information: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class FibecFed(Defaults):
         aggregation: how answers become the next global layers.
         shares_head: whether the head is averaged, or stays with each client.
         still: which tensors of the shared layers are neither trained nor sent.
+        depth: which blocks are trained; None: all.
         score_after: round from which on a client is scored, at the start of its first local training.
         key: random stream of the method's own draws (random rules and orders).
     """
@@ -113,6 +119,7 @@ class FibecFed(Defaults):
     aggregation: Aggregation = MEAN
     shares_head: bool = True
     still: Names = NOTHING
+    depth: Depth | None = None
 
     server_state = Server
     client_state = Own
@@ -122,6 +129,8 @@ class FibecFed(Defaults):
     def phases(self) -> tuple[Phase[Server, Own, Any, Any], ...]:
         """Phase 1 measures what the layer rule needs; phase 2 tunes; the closing round, if asked for, sends every layer once."""
         rows: list[Phase[Server, Own, Any, Any]] = []
+        if self.depth is not None and self.depth.measures:
+            rows.append(self.depth.phase(self._choose_blocks))
         if self._measures_importance:
             measurers = self.layers.importance_clients
             row = ("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose)
@@ -140,7 +149,9 @@ class FibecFed(Defaults):
         """What it asks of the task beside losses and their gradients."""
         scores = self.curriculum.pace != "none" and self.curriculum.order == "fisher"
         asked: dict[Use, bool] = {
-            "per-example gradients": scores or self.neurons.rule not in ("all", "random"),
+            "per-example gradients": scores
+            or (self.depth is not None and self.depth.measures)
+            or self.neurons.rule not in ("all", "random"),
             "layer importance": self._measures_importance,
             "curvature": self._measures_ratio,
         }
@@ -157,11 +168,13 @@ class FibecFed(Defaults):
     def init(self, task: Task, key: Key) -> Server:
         """P at the start; rules that measure nothing choose their layers at once."""
         unknown = torch.zeros(task.num_layers)
-        chosen = () if self._measures_importance else selection.global_layers(self.layers, unknown, None, self.key.fold("layers"))
         params = task.init_params(key)
         where = [task.layer_of(name) for name in sorted(params)]
         tensor_layers = tuple(-1 if layer is None else layer for layer in where)
-        return Server(params, tensor_layers, unknown, 1.0, chosen, **self.aggregation.start(task))
+        trained = () if self.depth is None else self.depth.at_start(task.num_layers)
+        server = Server(params, tensor_layers, unknown, 1.0, (), **self.aggregation.start(task), trained=trained)
+        waits = self._measures_importance or (self.depth is not None and self.depth.measures)
+        return server if waits else self._with_layers(server)
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> Own:
         """P at the start, not scored."""
@@ -179,6 +192,8 @@ class FibecFed(Defaults):
         """The round's fraction of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
         if now.phase == "importance":
             return Load(passes=2 * min(self.layers.importance_examples, size))
+        if now.phase == PHASE:
+            return Load(passes=min(self.layers.importance_examples, size))
         if now.phase == "spectrum":
             return Load()
         used, options = size, self.curriculum
@@ -192,14 +207,26 @@ class FibecFed(Defaults):
         return trained_on(used, self.training, passes=is_new * size)
 
     def outlook(self, server: Server, now: Round) -> Sequence[Server]:
-        """Which layers are shared is not known before phase 1, how many sometimes is."""
+        """Which layers are shared, and which blocks trained, is not known before phase 1; how many sometimes is."""
         if server.layers:
             return (server,)
-        most = len(server.importance)
-        if self.layers.rule in ("coverage", "layer_gap", "plateau"):
-            return first_and_last(server, 1, most, most)
-        number = selection.number_of_layers(self.layers, server.importance)
-        return first_and_last(server, number, number, most)
+        total, sets = len(server.importance), [server.trained]
+        if self.depth is not None and not server.trained:
+            sets = [blocks for number in self.depth.numbers(total) for blocks in _ends(range(total), number)]
+        states: list[Server] = []
+        for trained in sets:
+            among = trained or range(total)
+            if self.layers.rule in ("coverage", "layer_gap", "plateau"):
+                numbers = (1, len(among))
+            else:
+                numbers = (len(selection.layers_among(self.layers, server.importance, None, self.key, among)),)
+            states += [replace(server, trained=trained, layers=chosen) for number in numbers for chosen in _ends(among, number)]
+        return tuple(states)
+
+    def trains(self, task: Task, server: Server) -> Sequence[str]:
+        """Every tensor, but for those of blocks that are not trained."""
+        still = set(untrained(task, server.trained))
+        return [name for name in task.names if name not in still]
 
     def summary(self, server: Server) -> Mapping[str, Any]:
         """Global layers, importance of each layer, share that the curvature called for."""
@@ -209,10 +236,19 @@ class FibecFed(Defaults):
             "importance": [round(float(i), 6) for i in server.importance] if self._measures_importance else None,
             "ratio": server.ratio if self._measures_ratio else None,
             "score_after": self.score_after,
+            **({"trained_layers": list(server.trained)} if server.trained else {}),
+            **({"information": [float(f"{one:.6g}") for one in server.information["blocks"]]} if server.information else {}),
             **({"residual_ratio": residual_ratio(server)} if server.maps else {}),
         }
 
     # Phase 1
+
+    def _choose_blocks(self, server: Server, received: Sequence[Received[Information]], now: Round) -> Server:
+        """The blocks whose Fisher information, weighted by n_k over the clients that answered, is largest [C]."""
+        mean = mean_information(received)
+        assert self.depth is not None
+        server = replace(server, trained=self.depth.chosen(mean), information={"blocks": mean})
+        return server if self._measures_importance else self._with_layers(server)
 
     def _importance(self, client: ClientView[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
         train, options = client.data.train, self.layers
@@ -236,14 +272,14 @@ class FibecFed(Defaults):
         return self._with_layers(replace(server, ratio=mean_ratio(received)))
 
     def _with_layers(self, server: Server) -> Server:
-        ratio = server.ratio if self._measures_ratio else None
-        return replace(server, layers=selection.global_layers(self.layers, server.importance, ratio, self.key.fold("layers")))
+        ratio, among = server.ratio if self._measures_ratio else None, server.trained or range(len(server.importance))
+        return replace(server, layers=selection.layers_among(self.layers, server.importance, ratio, self.key.fold("layers"), among))
 
     # Phase 2
 
     def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
         shared = self._shared(server)
-        return GlobalLayers(server.layers, shared, self.aggregation.beside(server, shared.keys()))
+        return GlobalLayers(server.layers, shared, self.aggregation.beside(server, shared.keys()), server.trained)
 
     def _shared(self, server: Server) -> dict[str, Tensor]:
         """The tensors that are sent: those of the global layers, and the head's where it is shared."""
@@ -261,25 +297,40 @@ class FibecFed(Defaults):
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
-        answer = AllLayers(pick(found.params, client.task.names), len(client.data.train))
+        still = set(untrained(client.task, message.trained))
+        answer = AllLayers({name: value for name, value in found.params.items() if name not in still}, len(client.data.train))
         return Update(answer, found.state, found.work, found.notes)
 
     def train(self, client: ClientView[Own], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples: what a client does of a model for itself alone."""
+        return self._fit_whole(client, params, now, client.task.names)
+
+    def finetuned(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Fit:
+        """As `train`, from the client's own model, but for the blocks that are not trained."""
+        still = set(untrained(client.task, message.trained))
+        return self._fit_whole(client, self.personalise(message, client.state), now, [n for n in client.task.names if n not in still])
+
+    def _fit_whole(self, client: ClientView[Own], params: Params, now: Round, names: Sequence[str]) -> Fit:
         epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
-        return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"))
+        return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"), trained=names)
 
     def _train(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Trained:
         own_names = sorted(set(client.task.names) - message.shared.keys())
         own_layers = {name: client.task.layer_of(name) for name in own_names}
-        still = self.still.of([name for name in own_names if own_layers[name] in message.layers])
+        blocks = untrained(client.task, message.trained)
+        still = {*self.still.of([name for name in own_names if own_layers[name] in message.layers]), *blocks}
         masked = [name for name in own_names if own_layers[name] is not None and name not in still]  # neurons of a head are its classes
         part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, self._last(now))
-        return part.train(client, self.personalise(message, client.state), own_names, masked, still, now)
+        return part.train(client, self.personalise(message, client.state), own_names, masked, still, blocks, now)
 
     def _last(self, now: Round) -> bool:
         """Whether nobody trains after this round of the phases here."""
         return now.index >= self.num_rounds - (not self.closing_round)
+
+
+def _ends(indices: Sequence[int], number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first and the last so many: of those that may be chosen, the ones with the fewest and the most digits."""
+    return tuple(indices[:number]), tuple(indices[-number:])
 
 
 def _ask_importance(server: Server, now: Round) -> AskImportance:
@@ -288,7 +339,8 @@ def _ask_importance(server: Server, now: Round) -> AskImportance:
 
 def _all_layers(server: Server, now: Round) -> AllLayers:
     """What answers of the closing round look like: more than was sent."""
-    return AllLayers(server.params, 1)
+    kept = {*server.trained, -1} if server.trained else set(server.tensor_layers)
+    return AllLayers(of_layers(server.params, server.tensor_layers, tuple(kept)), 1)
 
 
 def default_score_after(num_rounds: int) -> int:
@@ -310,4 +362,5 @@ def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:
         aggregation=aggregation_of(options.aggregation, options.server),
         shares_head=options.head == "shared",
         still=FROZEN_A if options.aggregation == "ffa" else NOTHING,
+        depth=depth_of(options, context.key.fold("depth")),
     )

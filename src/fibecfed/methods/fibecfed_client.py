@@ -73,7 +73,14 @@ class ClientPart:
     is_last: bool
 
     def train(
-        self, client: ClientView[Own], params: Params, own: Sequence[str], masked: Sequence[str], still: Collection[str], now: Round
+        self,
+        client: ClientView[Own],
+        params: Params,
+        own: Sequence[str],
+        masked: Sequence[str],
+        still: Collection[str],
+        blocks: Collection[str],
+        now: Round,
     ) -> Trained:
         """One local training.
 
@@ -82,12 +89,13 @@ class ClientPart:
             own: tensors that stay with the client.
             masked: those of them of which only chosen neurons are updated.
             still: tensors that do not move.
+            blocks: those of them that lie in blocks of which nothing is trained: no example is scored by them.
         """
         task, train, state = client.task, client.data.train, client.state
         notes: dict[str, Any] = {}
 
         # Which examples it trains on, in which order
-        scored = self._score(client, params, now)
+        scored = self._score(client, params, blocks, now)
         order = state.order if scored is None else curriculum.easy_to_hard(scored.trace)
         if scored is not None:
             notes["difficulty"] = _written(scored.trace)
@@ -100,7 +108,7 @@ class ClientPart:
         fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
         ranks = self.neurons.rule not in ("all", "random") and bool(masked)
         if ranks and fisher is None and not self._scores_in_training:
-            fisher = (scored or self._pass(client, params, positions[:: self.neurons.every])).neurons.only(masked)
+            fisher = (scored or self._pass(client, params, blocks, positions[:: self.neurons.every])).neurons.only(masked)
         masks: dict[str, Tensor] = {}
         if masked and self.neurons.rule != "all":
             chosen = self.neurons if fisher is not None or not ranks else NeuronOptions(rule="all")  # nothing is known in a first training
@@ -109,7 +117,7 @@ class ClientPart:
             notes["own_neurons"] = sum(map(len, masks.values()))
 
         trained = sorted(set(task.names) - set(still))
-        collect = self._collect(client, masked if ranks and not self.is_last else (), now)
+        collect = self._collect(client, masked if ranks and not self.is_last else (), blocks, now)
         schedule, dropout = in_round(self.training, now), client.key.fold("dropout")
         result = fit(task, params, epochs, schedule, dropout, trained=trained, masks=masks, collect=collect)
         if result.neurons is not None:
@@ -138,24 +146,25 @@ class ClientPart:
 
     # What a pass or the training itself is asked for
 
-    def _score(self, client: ClientView[Own], params: Params, now: Round) -> FisherPass | None:
+    def _score(self, client: ClientView[Own], params: Params, blocks: Collection[str], now: Round) -> FisherPass | None:
         """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
         if self._scores_in_training or not self._scores or now.index < self.score_after:
             return None
         state, every = client.state, self.curriculum.rescore_every
         if len(state.order) and not (every and state.since_scoring >= every):
             return None
-        return self._pass(client, params, torch.arange(len(client.data.train)))
+        return self._pass(client, params, blocks, torch.arange(len(client.data.train)))
 
-    def _pass(self, client: ClientView[Own], params: Params, positions: Tensor) -> FisherPass:
+    def _pass(self, client: ClientView[Own], params: Params, blocks: Collection[str], positions: Tensor) -> FisherPass:
         """Fisher information of the examples at `positions`; the trace in their order."""
         train, options = client.data.train, self.curriculum
         shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
-        found = fisher_pass(client.task, params, batches(train, shortest_first, PASS_BATCH), options.labels, options.fisher_over)
+        some, names = batches(train, shortest_first, PASS_BATCH), [name for name in client.task.names if name not in blocks]
+        found = fisher_pass(client.task, params, some, options.labels, options.fisher_over, names)
         place = {int(position): i for i, position in enumerate(shortest_first)}
         return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
 
-    def _collect(self, client: ClientView[Own], neurons: Collection[str], now: Round) -> Collect | None:
+    def _collect(self, client: ClientView[Own], neurons: Collection[str], blocks: Collection[str], now: Round) -> Collect | None:
         """Fisher information from the training itself: that of the neurons, and each example's trace where it is scored so and a later
         round's choice or order of examples can depend on it."""
         task, later = client.task, curriculum.share(self.curriculum, now.index + 1, max(now.num_rounds, 1))
@@ -163,7 +172,8 @@ class ClientPart:
         traces = self._scores_in_training and self._scores and now.index >= self.score_after and chooses and not self.is_last
         if not neurons and not traces:
             return None
-        over = None if self.curriculum.fisher_over == "all" else frozenset(n for n in task.names if task.layer_of(n) is not None)
+        heads = self.curriculum.fisher_over == "all"
+        over = frozenset(name for name in task.names if name not in blocks and (heads or task.layer_of(name) is not None))
         return Collect(neurons, self.neurons.every, traces, over)
 
     def _latest(self, known: Tensors, seen: Tensor, traces: Tensor, size: int, now: Round) -> tuple[dict[str, Tensor], Tensor]:

@@ -27,7 +27,8 @@ class Finetuned:
     """A method, and after its last round one training of every client from the model it then has, whose result it keeps for itself.
 
     Attributes:
-        inner: the method; its `train(client, params, now)` is the training.
+        inner: the method; its `train(client, params, now)` is the training, or its `finetuned(client, message, now)`, where the message
+            says what is trained.
         num_clients: K.
     """
 
@@ -102,7 +103,11 @@ class Finetuned:
 
     def _finetune(self, client: ClientView[Any], message: Any, now: Round) -> Update[Any, Done]:
         inner = _inner(self.inner, client.state)
-        result = self.train(client, self.inner.personalise(message, inner), self._last(now))
+        own = getattr(self.inner, "finetuned", None)
+        if own is None:
+            result = self.train(client, self.inner.personalise(message, inner), self._last(now))
+        else:
+            result = own(_with_inner_state(self.inner, client), message, self._last(now))
         return Update(Done(), _outer(self.inner, inner, result.params), work_of(result))
 
 

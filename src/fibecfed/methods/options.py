@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -72,6 +72,16 @@ class FibecFedOptions(LoraParts):
         default=None,
         ge=0,
         description="[C] First round in which clients score their examples; default ceil(0.2 rounds). 0 = [S] the published order.",
+    )
+    depth: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
+        "nor updated. Default: all.",
+    )
+    depth_rule: Literal["fisher", "coverage", "last", "random"] = Field(
+        default="fisher",
+        description="[C] Which blocks: fisher: those with the largest Fisher information, measured before round 0; coverage: the fewest "
+        "that hold the fraction `depth` of it; last, random: controls.",
     )
     closing_round: bool = Field(
         default=False, description="[C] Add a last round in which the sampled clients send every layer, for the sake of new clients."

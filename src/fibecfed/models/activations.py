@@ -35,8 +35,8 @@ class ActivationSize:
         return PAGE * self.hidden * self.dtype.itemsize + BOOKKEEPING
 
     def of(self, tokens: int) -> int:
-        """Bytes of one example whose batch is padded to so many tokens."""
-        return num_pages(tokens + self.before) * self.page
+        """Bytes of one example in a batch whose longest has so many tokens, which is padded to whole pages."""
+        return num_pages(num_pages(tokens) * PAGE + self.before) * self.page
 
 
 def num_pages(tokens: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -306,6 +306,10 @@ class AdaptedModel:
         if not torch.is_grad_enabled():
             return None
         return min((self._begin(name) for name, value in params.items() if value.requires_grad), default=None)
+
+    def first_block(self, names: Collection[str]) -> int:
+        """The lowest block in which any of these tensors has a part, L if the head alone does: those before it have no gradients."""
+        return min((self._begin(name) for name in names), default=self.num_layers)
 
     def _below(self, params: Params, block: int) -> dict[str, Tensor]:
         """The tensors that have a part in the blocks before number `block`."""
