@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fibecfed_parts import DATA, FIXED, TASK, tune, update_of, watch
-from made import KEY, federation, made_method, names_of_layers, same, seat
+from made import KEY, client_view, federation, made_method, names_of_layers, same
 from torch import Tensor
 
 from fibecfed.core.method import Received
@@ -44,7 +44,7 @@ def test_the_blocks_of_the_largest_measured_information_are_trained_whatever_the
     total, weights = torch.zeros(L, dtype=torch.float64), 0
     answers = []
     for client in ("1", "3"):
-        one = seat(world, client)
+        one = client_view(world, client)
         update = phase.client_update(one, phase.broadcast(world.server, now), now)
         answers.append((client, update.message))
         drawn = one.key.fold("depth").permutation(len(one.data.train))[:5].tolist()
