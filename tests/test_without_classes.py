@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from next_tokens import texts
+from rich.text import Text
 from saved import run_config, save_backbone
 
 from fibecfed.build import prepare, read_inputs
 from fibecfed.config import Config, needing_classes
 from fibecfed.core.errors import UserError
+from fibecfed.inspection import clients_table, data_section
 
 SELF_EVOLUTION = {"kind": "self-evolution"}
 NEEDY: list[tuple[dict[str, Any], str]] = [
@@ -72,3 +75,12 @@ def test_a_classification_head_is_refused_before_the_model_is_loaded(inputs: Pat
     monkeypatch.setattr("fibecfed.build.build_task", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match=r'model\.head = "full" needs examples with classes, .*; use data with a column of labels'):
         prepare(config(inputs), read_data=read_data)
+
+
+def test_the_tables_of_check_count_examples_where_there_are_no_classes() -> None:
+    data = texts(3, 5, validation_per_client=1, test_per_client=2)
+    prepared: Any = SimpleNamespace(inputs=SimpleNamespace(data=data))
+    parts, clients = data_section(prepared)[1], clients_table(prepared)
+    assert list(parts.columns[1].cells) == list(map(Text, ("15", "3", "6"))) and not any(map(str, parts.columns[2].cells))
+    assert [str(column.header) for column in clients.columns] == ["client", "train", "validation", "test"]
+    assert [[str(cell) for cell in column.cells] for column in clients.columns] == [["0", "1", "2"], ["5"] * 3, ["1"] * 3, ["2"] * 3]
