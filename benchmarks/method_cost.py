@@ -20,18 +20,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fibecfed.engine.client import ClientRuntime, unframe
-from fibecfed.models.backbones import build_task, find
-
 from fibecfed.core.process import kept_memory
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Round
 from fibecfed.core.wire import encode
 from fibecfed.data.planted import planted_federation
+from fibecfed.engine.runtime import ClientRuntime, unframe
 from fibecfed.engine.states import ClientStates
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fedavg, fibecfed_client
 from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 

@@ -14,6 +14,7 @@ from saved import run_config
 from sums import matrix
 
 from fibecfed import session
+from fibecfed.comparison.report.recorded import Header
 from fibecfed.comparison.report.runs import _conditions
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
@@ -284,7 +285,7 @@ def test_a_round_asks_all_clients_of_a_column_where_there_are_fewer_than_by_defa
     header, records = read(tmp_path / "run" / "records.jsonl")
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     assert rounds and all(set(record.cohort) == {"a", "b", "c"} for record in rounds)
-    assert _conditions(header)["federation"].startswith("3 clients, 3 per round")
+    assert _conditions(Header.model_validate(header))["federation"].startswith("3 clients, 3 per round")
 
 
 def test_texts_longer_than_the_models_positions_are_refused(inputs: Path, tmp_path: Path) -> None:
