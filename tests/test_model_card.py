@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from fibecfed.data.prompt import Prompt
-from fibecfed.model_card import Adapter, model_card
+from fibecfed.model_card import SavedAdapter, model_card
 from fibecfed.snippet import Base, Reading
 
 SAVED = {
@@ -24,10 +24,10 @@ SUMMARY: dict[str, Any] = {
 }  # fmt: skip
 
 
-OF_CLIENT, HUB, ONE_TEXT = Adapter("07"), Base("owner/model", "owner/model"), Reading()
+OF_CLIENT, HUB, ONE_TEXT = SavedAdapter("07"), Base("owner/model", "owner/model"), Reading()
 
 
-def card(who: Adapter = OF_CLIENT, base: Base = HUB, reading: Reading = ONE_TEXT, **more: Any) -> str:
+def card(who: SavedAdapter = OF_CLIENT, base: Base = HUB, reading: Reading = ONE_TEXT, **more: Any) -> str:
     fields: dict[str, Any] = {
         "files": {"model.safetensors": "ab12"}, "labels": ("bad", "good"), "max_length": 160, "summary": SUMMARY,
         "settings": 'seed = 3\nmodel.name = "minilm"\n', "versions": {"torch": "2.13.0", "peft": "0.21.2"},
@@ -84,7 +84,7 @@ def test_a_clients_card_quotes_its_own_score_and_nobody_elses():
     assert "no better than always predicting the most frequent class" in text
     fine = card(summary={**SUMMARY, "client": {**own, "score": 0.7}})
     assert "70.0 %" in fine and "no better" not in fine
-    whole = card(Adapter(None), summary={**SUMMARY, "clients": others})
+    whole = card(SavedAdapter(None), summary={**SUMMARY, "clients": others})
     assert "this adapter, on all test examples" in whole and "secret-name" not in whole and "# Adapter of the global model" in whole
 
 
@@ -120,7 +120,7 @@ def test_its_code_loads_the_very_base_that_was_trained_on(base: Base, call: str)
 
 
 def test_a_name_with_a_line_break_stays_one_heading():
-    assert "# Adapter of client a b\n" in card(Adapter("a\nb"))
+    assert "# Adapter of client a b\n" in card(SavedAdapter("a\nb"))
 
 
 @pytest.mark.parametrize(("mask_id", "kind"), [(4, "AutoModelForMaskedLM"), (None, "AutoModelForCausalLM")])

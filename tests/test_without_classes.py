@@ -61,9 +61,9 @@ def read_data(*_: Any) -> Any:
 def test_each_key_that_needs_classes_is_refused_in_a_sentence(tables: dict[str, Any], said: str, inputs: Path) -> None:
     needy = config(inputs, **tables)
     assert needing_classes(needy) == [said]
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as rejection:
         read_inputs(needy, read_data)
-    assert str(refusal.value) == said
+    assert str(rejection.value) == said
 
 
 def test_what_needs_no_classes_is_read(inputs: Path) -> None:

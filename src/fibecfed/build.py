@@ -39,7 +39,7 @@ from .models.base_models import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, ClassObjective
-from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, refuse_unknown
+from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown
 from .models.transformer_task import AdaptedModel
 
 
@@ -74,7 +74,7 @@ class Prepared:
     inputs: Inputs
     task: AdaptedModel
     method: Method[Any, Any]
-    beforehand: catalogue.Prepared = catalogue.NOTHING
+    beforehand: catalogue.Preparation = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]
     activation: ActivationSize | None = None
 
@@ -101,7 +101,7 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     """
     key = Key(config.seed)
     if (beforehand := catalogue.beforehand(config.method)) is not None:
-        beforehand.refuse(config)
+        beforehand.reject(config)
     source = find(config.model)
     model_config = load_config(source)
     tokenizer = load_tokenizer(source, model_config)
@@ -233,9 +233,9 @@ def _known(
     """Reject tokens that the model has no embeddings for, in the texts or as words that stand for classes."""
     for part in (data.train, data.validation, data.test):
         if len(part):
-            refuse_unknown(part.table.ids, tokenizer, model_config, source.published)
+            reject_unknown(part.table.ids, tokenizer, model_config, source.published)
     if prompt is not None:
-        refuse_unknown(torch.tensor(prompt.token_ids), tokenizer, model_config, source.published)
+        reject_unknown(torch.tensor(prompt.token_ids), tokenizer, model_config, source.published)
 
 
 def num_clients(config: Config, data: FederatedData) -> int:

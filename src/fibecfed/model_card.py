@@ -14,7 +14,7 @@ from .snippet import Base, Reading, snippet
 
 
 @dataclass(frozen=True)
-class Adapter:
+class SavedAdapter:
     """What lies in the folder.
 
     Attributes:
@@ -29,7 +29,7 @@ class Adapter:
 
 
 def model_card(
-    adapter: Adapter,
+    adapter: SavedAdapter,
     base: Base,
     reading: Reading,
     *,
@@ -119,7 +119,7 @@ def _hub_metrics(summary: Mapping[str, Any]) -> list[str]:
     return [{"matthews": "matthews_correlation"}.get(name, name)] if name not in ("loss", "calibration_error") else []
 
 
-def _scores(adapter: Adapter, summary: Mapping[str, Any]) -> str:
+def _scores(adapter: SavedAdapter, summary: Mapping[str, Any]) -> str:
     saved, own, metric = summary["saved"], summary.get("client") or {}, metric_of(summary)
     rows = [("", metric.title, "always the most frequent class")]
     if adapter.client is not None and own.get("score") is not None:

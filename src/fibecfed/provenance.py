@@ -47,7 +47,7 @@ def _inputs(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def refuse_other_settings(config: Config, hashed: str | None, header: Mapping[str, Any], out: Path) -> None:
+def reject_other_settings(config: Config, hashed: str | None, header: Mapping[str, Any], out: Path) -> None:
     """Another configuration than the run began with would end in the numbers of neither. Files may lie elsewhere by now.
 
     Args:
@@ -63,7 +63,7 @@ def refuse_other_settings(config: Config, hashed: str | None, header: Mapping[st
         raise UserError(f"{out / CONFIG} is not the configuration of the checkpoint: {'; '.join(changed)}; {way_out}")
 
 
-def refuse_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path) -> None:
+def reject_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path) -> None:
     """Other weights or data than the run began with would end in the numbers of neither.
 
     Raises:

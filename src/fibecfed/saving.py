@@ -24,7 +24,7 @@ from .core.task import DELTA
 from .core.types import ClientId, Params
 from .data.text import pair_separator
 from .engine.baselines import Parts, own_majority
-from .model_card import Adapter, model_card
+from .model_card import SavedAdapter, model_card
 from .models.base_models import Source, sha256_of
 from .models.export import link_tokenizer, save_adapter, save_tokenizer
 from .models.packaged import PACKAGED
@@ -64,7 +64,7 @@ def save(
     pair = reads_pairs(config)
     reading = Reading(pair, pair_separator(inputs.tokenizer) if pair and inputs.prompt is None else "", inputs.prompt)
     card = model_card(
-        Adapter(client, None if own is None else called(own), any(name.endswith(DELTA) for name in params)),
+        SavedAdapter(client, None if own is None else called(own), any(name.endswith(DELTA) for name in params)),
         base,
         reading,
         files=header["model"]["files"],

@@ -12,7 +12,7 @@ from typing import Any
 
 from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .client_manager import Connect, in_process
-from .config import Config, changed_settings, flat, load, lost, refuse_lasting, to_toml
+from .config import Config, changed_settings, flat, load, lost, reject_lasting, to_toml
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
 from .core.metrics import offered_by
@@ -29,11 +29,11 @@ from .engine.loop import Step, run, schedule
 from .engine.states import OnServer
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
-from .provenance import changed_conditions, header_of, refuse_other_inputs, refuse_other_settings
+from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
-from .tracking.sinks import refuse_missing
-from .tracking.values import Scores
+from .tracking.sinks import reject_missing
+from .tracking.values import TrackedScores
 
 LOCK = "lock"
 Listener = Callable[[Event], None]
@@ -63,12 +63,12 @@ def start(
         UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
         RunFailed: it stopped while it was under way, and can be resumed.
     """
-    _refuse_used(out)
-    refuse_missing(config.tracking)
+    _reject_used(out)
+    reject_missing(config.tracking)
     with threads(config.resources.threads), kept_memory(), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), run_lock(out):
-            _refuse_used(out)  # another process may have been faster
+            _reject_used(out)  # another process may have been faster
             write_atomically(out / CONFIG, to_toml(config).encode())
             return _Session(prepared, out, on_event, adapters, connect).go(None)
 
@@ -101,7 +101,7 @@ def resume(
             again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])
             raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; resume with: {again}")
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
-    refuse_lasting(overrides)
+    reject_lasting(overrides)
     if (out / SUMMARY).is_file():
         return read_summary(out), True
     if moved := lost(out / CONFIG, overrides):
@@ -110,14 +110,14 @@ def resume(
     config = load(out / CONFIG, overrides).config
     if config.federation.partition == "machines" and read_data is None:
         raise UserError(f"{out}: a run across machines without its flower.json; restore that file from a backup, or start again: flwr run")
-    refuse_missing(config.tracking)
+    reject_missing(config.tracking)
     with threads(config.resources.threads), kept_memory(), quiet_libraries(), _disk_errors(out), run_lock(out):
         checkpoint = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints).load_latest()
         if checkpoint is not None and _reaches(out / RECORDS, int(checkpoint.extra["records_bytes"])):
-            refuse_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
+            reject_other_settings(config, checkpoint.extra.get("config"), read_header(out / RECORDS), out)
         prepared = prepare(config, weights, read_data, method=None if method is None else given(method))
         if checkpoint is None:
-            _refuse_other_beginning(prepared, out)
+            _reject_other_beginning(prepared, out)
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
 
 
@@ -129,14 +129,14 @@ def _rounds_recorded(path: Path) -> int:
         return 0
 
 
-def _refuse_other_beginning(prepared: Prepared, out: Path) -> None:
+def _reject_other_beginning(prepared: Prepared, out: Path) -> None:
     """A run without a checkpoint starts again; with the configuration that its records hold, also with the same model and data."""
     try:
         header = read_header(out / RECORDS)
     except (UserError, OSError):
         return  # stopped before its first line was whole
     if not changed_settings(prepared.inputs.config, header["configuration"]):
-        refuse_other_inputs(prepared, header, out)
+        reject_other_inputs(prepared, header, out)
 
 
 def completed_rounds(out: Path, config: Config) -> int:
@@ -145,7 +145,7 @@ def completed_rounds(out: Path, config: Config) -> int:
     return 0 if checkpoint is None else checkpoint.number
 
 
-def _refuse_used(out: Path) -> None:
+def _reject_used(out: Path) -> None:
     if not out.exists():
         return
     if (out / CONFIG).exists():
@@ -250,7 +250,7 @@ class _Session:
                 self.tracking.flush()
             else:
                 best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds], self.prepared.metric)
-                refuse_other_inputs(self.prepared, header, self.out)
+                reject_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
                 for record in records:
@@ -352,10 +352,10 @@ class _Session:
         pooled, server, worst = found["pooled_personalised"], found["global"], found["worst_decile"]
         self.say(Evaluated(record.rounds, metric, pooled, server, worst, every_metric, is_last, answered, every))
 
-    def _scores(self, record: EvalRecord) -> Scores:
+    def _scores(self, record: EvalRecord) -> TrackedScores:
         """For the trackers: every score of an evaluation, under the names of summary.json."""
         offered = offered_by(record.pooled)
         whole = {name: score for name, score in scores(record, self.prepared.metric).items() if name != "rounds"}
         for whose, found in every_score(record, offered).items():
             whole |= {f"metrics/{whose}/{name}": score for name, score in found.items()}
-        return Scores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})
+        return TrackedScores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})

@@ -33,7 +33,7 @@ from .data.tasks import TASKS
 from .local.batches import shuffled_batches
 from .local.optimise import fit
 from .local.options import TrainingOptions
-from .methods.catalogue import Prepared
+from .methods.catalogue import Preparation
 from .methods.options import AttemptOptions
 from .models.base_models import Source, build_task, sha256_of
 from .models.objectives import ClassHead
@@ -76,19 +76,19 @@ def source_tasks(options: AttemptOptions, task: str | None) -> tuple[str, ...]:
     return options.sources
 
 
-def refuse(config: Config) -> None:
+def reject(config: Config) -> None:
     """As `source_tasks`."""
     options: Any = config.method
     source_tasks(options, config.data.task)
 
 
-def prepare(config: Config, source: Source, tokenizer: Any, *, hidden: int, trial: bool) -> Prepared:
+def prepare(config: Config, source: Source, tokenizer: Any, *, hidden: int, trial: bool) -> Preparation:
     """The source prompts of a run, as `source_prompts`."""
     options: Any = config.method
     prompts, works = source_prompts(config, source, tokenizer, hidden=hidden, trial=trial)
     asked = len(source_tasks(options, config.data.task))
     line = f"{asked}, of which {len(works)} in the cache; {options.source_steps} steps for each of the others"
-    return Prepared(prompts, {"sources": [asdict(work) for work in works]} if works else {}, (("source prompts", line),))
+    return Preparation(prompts, {"sources": [asdict(work) for work in works]} if works else {}, (("source prompts", line),))
 
 
 def source_prompts(

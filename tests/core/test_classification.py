@@ -22,17 +22,17 @@ from fibecfed.models.tiny import tiny_task
 def test_a_task_of_classes_is_handed_on_and_any_other_refused_in_a_sentence() -> None:
     task: Task = tiny_task("bert", num_classes=3)
     assert classification(task, "x", "y") is task and classification(task, "x", "y").num_classes == 3
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as rejection:
         classification(next_token_task(), "method.fancy", "choose another")
-    assert str(refusal.value) == "method.fancy needs a task that predicts classes, which this one does not; choose another"
+    assert str(rejection.value) == "method.fancy needs a task that predicts classes, which this one does not; choose another"
 
 
 def test_examples_with_classes_give_them_and_others_are_refused_in_a_sentence() -> None:
     train = texts(classes=True).train
     assert train.labels is not None and torch.equal(classes_of(train, "x", "y"), train.labels)
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as rejection:
         classes_of(texts().train, "data.fancy", "remove it")
-    assert str(refusal.value) == "data.fancy needs examples with classes, which these do not have; remove it"
+    assert str(rejection.value) == "data.fancy needs examples with classes, which these do not have; remove it"
 
 
 def test_a_fisher_pass_over_the_models_own_classes_is_refused_for_other_tasks() -> None:

@@ -24,10 +24,10 @@ VALUES = st.recursive(
 
 
 def strict(text: str | bytes) -> Any:
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=reject)
 
 
 @given(VALUES)

@@ -79,10 +79,10 @@ def test_records_come_back_equal(tmp_path: Path, header: dict[str, str], records
 def strict(text: str | bytes) -> Any:
     """What a parser makes of it that knows no more than JSON."""
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
-    return json.loads(text, parse_constant=refuse)
+    return json.loads(text, parse_constant=reject)
 
 
 ANY_NUMBERS = st.floats()

@@ -73,15 +73,15 @@ def test_a_partition_by_class_is_refused_in_a_sentence(kind: Any, tokenizer: Any
         lambda: partition(kind, {"train": 9}, num_clients=3, key=Key(0)),
         lambda: planted_federation(3, 4, Key(0), partition=kind, classes=False),
     ):
-        with pytest.raises(UserError) as refusal:
+        with pytest.raises(UserError) as rejection:
             attempt()
-        assert str(refusal.value) == said
+        assert str(rejection.value) == said
 
 
 def test_label_noise_is_refused_in_a_sentence(tokenizer: Any) -> None:
-    with pytest.raises(UserError) as refusal:
+    with pytest.raises(UserError) as rejection:
         federated(tokenizer, plays(), label_noise=0.1)
-    assert str(refusal.value) == "data.label_noise needs examples with classes, which these do not have; remove it"
+    assert str(rejection.value) == "data.label_noise needs examples with classes, which these do not have; remove it"
 
 
 def test_what_asks_for_the_classes_of_such_data_is_refused_in_a_sentence(tokenizer: Any) -> None:

@@ -331,7 +331,7 @@ def test_a_client_that_is_not_finite_is_dropped_by_choice(inputs: Path, tmp_path
 
 
 def test_every_file_of_json_that_a_run_leaves_is_read_by_other_languages(whole: Any) -> None:
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
     out, _, _ = whole
@@ -339,7 +339,7 @@ def test_every_file_of_json_that_a_run_leaves_is_read_by_other_languages(whole: 
     assert {path.name for path in files} >= {"records.jsonl", "summary.json", "adapter_config.json", "labels.json"}
     for path in files:
         texts = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text(encoding="utf-8")]
-        assert all(json.loads(text, parse_constant=refuse) is not None for text in texts)
+        assert all(json.loads(text, parse_constant=reject) is not None for text in texts)
 
 
 def test_a_run_from_python_shows_no_warnings_of_its_libraries_and_keeps_the_callers_filters(inputs: Path, tmp_path: Path) -> None:

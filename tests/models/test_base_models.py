@@ -139,14 +139,14 @@ def test_a_folder_with_pickled_weights_alone_is_refused_and_converts_as_the_mess
 
 
 def test_a_hub_repository_with_pickled_weights_alone_is_refused_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **keywords: Any) -> None:
+    def reject(*_: Any, **keywords: Any) -> None:
         assert keywords["use_safetensors"] is True
         assert keywords["trust_remote_code"] is False
         assert os.environ["DISABLE_SAFETENSORS_CONVERSION"] == "1"  # else a service on the web would be asked to convert them
         raise OSError("org/old does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`.")
 
     monkeypatch.setattr(base_models.AutoConfig, "from_pretrained", lambda *_, **__: tiny_config("bert"))
-    monkeypatch.setattr(ClassHead.model_class, "from_pretrained", refuse)
+    monkeypatch.setattr(ClassHead.model_class, "from_pretrained", reject)
     monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     with pytest.raises(UserError, match="org/old has no weights as safetensors, and pickled weights are not loaded"):
         load_model(find(options("org/old")), objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=KEY)

@@ -18,7 +18,7 @@ from fibecfed.models.base_models import build_task, find
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
-from fibecfed.models.probe import refusing, try_out
+from fibecfed.models.probe import rejecting, try_out
 from fibecfed.models.tiny import tiny_task, tiny_words
 from fibecfed.session import start
 
@@ -36,29 +36,29 @@ def method(kind: str, **options: Any) -> Any:
 # The sentence
 
 
-def refusal(error: BaseException, **more: str) -> str:
-    with pytest.raises(UserError) as found, refusing("mine", "odd", "a test run", **more):
+def rejection(error: BaseException, **more: str) -> str:
+    with pytest.raises(UserError) as found, rejecting("mine", "odd", "a test run", **more):
         raise error
     return str(found.value)
 
 
 def test_whatever_a_model_raises_becomes_one_sentence() -> None:
-    text = refusal(RuntimeError("\n  shapes do not fit.\nmore of it"))
+    text = rejection(RuntimeError("\n  shapes do not fit.\nmore of it"))
     said = "a test run of this odd model failed with RuntimeError: shapes do not fit"
     assert text == f"model.name: mine cannot be used: {said}; docs/models.md lists what can"
-    assert "failed with KeyError: no message; docs" in refusal(KeyError())
-    assert "mine cannot be used with this method: a test run" in refusal(TypeError("x"), use=" with this method")
-    assert len(refusal(RuntimeError("x" * 1000))) < 400
+    assert "failed with KeyError: no message; docs" in rejection(KeyError())
+    assert "mine cannot be used with this method: a test run" in rejection(TypeError("x"), use=" with this method")
+    assert len(rejection(RuntimeError("x" * 1000))) < 400
 
 
 def test_a_reason_that_is_known_stands_alone_and_a_refusal_stays_as_it_is() -> None:
-    assert refusal(UnsupportedModel("it has no head")) == "model.name: mine cannot be used: it has no head; docs/models.md lists what can"
-    assert refusal(UserError("method.kind: of another kind")) == "method.kind: of another kind"
+    assert rejection(UnsupportedModel("it has no head")) == "model.name: mine cannot be used: it has no head; docs/models.md lists what can"
+    assert rejection(UserError("method.kind: of another kind")) == "method.kind: of another kind"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()])
 def test_memory_that_runs_out_is_not_the_models_fault(error: BaseException) -> None:
-    with pytest.raises(type(error)), refusing("mine", "odd", "a test run"):
+    with pytest.raises(type(error)), rejecting("mine", "odd", "a test run"):
         raise error
 
 

@@ -17,7 +17,7 @@ from fibecfed.core.errors import UserError
 from fibecfed.models.base_models import Source, find, load_config
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.tiny import Family, tiny_config
-from fibecfed.models.tokenizers import load_tokenizer, refuse_unknown
+from fibecfed.models.tokenizers import load_tokenizer, reject_unknown
 
 
 def source_of(folder: Path) -> Source:
@@ -111,10 +111,10 @@ def test_the_last_token_of_the_table_is_known_and_a_long_one_is_cut(tmp_path: Pa
     tokenizer = with_token(save_backbone(tmp_path, "gpt2"), 60, additional_special_tokens=["long" * 50])  # pyright: ignore[reportArgumentType]
     number = tokenizer.convert_tokens_to_ids("long" * 50)
     config.vocab_size = number + 1
-    refuse_unknown(torch.tensor([number]), tokenizer, config, "mine")
+    reject_unknown(torch.tensor([number]), tokenizer, config, "mine")
     config.vocab_size = number
     with pytest.raises(UserError) as error:
-        refuse_unknown(torch.tensor([3, number]), tokenizer, config, "mine")
+        reject_unknown(torch.tensor([3, number]), tokenizer, config, "mine")
     assert "long" * 20 + "'" in str(error.value)
 
 
@@ -141,10 +141,10 @@ def test_a_folder_without_a_tokenizer_is_refused_with_the_command_that_writes_on
 def test_a_tokenizer_that_takes_no_plain_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(save_backbone(tmp_path / "model", "bert"))
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def reject(*_: Any, **__: Any) -> None:
         raise ValueError("Words must be of type `List[str]`.\nAnd more.")
 
-    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", refuse)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", reject)
     with pytest.raises(UserError) as error:
         load_tokenizer(source)
     assert (

@@ -56,8 +56,8 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> Remembers:
     """It takes the place of TensorBoard."""
     fake = Remembers()
     monkeypatch.setattr(sinks.Sink, "start", lambda row, run: fake.start(run))
-    monkeypatch.setattr(sinks, "refuse_missing", lambda names: None)
-    monkeypatch.setattr(session, "refuse_missing", lambda names: None)
+    monkeypatch.setattr(sinks, "reject_missing", lambda names: None)
+    monkeypatch.setattr(session, "reject_missing", lambda names: None)
     return fake
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .common import common
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
-from .places import PLACES, changed_settings, lost, places, refuse_lasting, same_name
+from .places import PLACES, changed_settings, lost, places, reject_lasting, same_name
 from .read import Loaded, from_table, load
 from .rules import needing_classes
 from .text import ConfigKey, show
@@ -28,7 +28,7 @@ __all__ = [
     "needing_classes",
     "own_data_toml",
     "places",
-    "refuse_lasting",
+    "reject_lasting",
     "same_name",
     "show",
     "to_toml",

@@ -47,7 +47,7 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else show(value)
 
 
-def refuse_lasting(overrides: Sequence[str]) -> None:
+def reject_lasting(overrides: Sequence[str]) -> None:
     """A resumed run keeps what it computes.
 
     Raises:

@@ -61,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     mistakes |= found
     mistakes |= missing_files(table)
     if config is None or mistakes:
-        raise refusal(str(path), mistakes)
+        raise rejection(str(path), mistakes)
     for note in notes:
         logger.info("%s: %s", path, one_line(note))
     return Loaded(resolve_paths(config), tuple(notes))
@@ -75,7 +75,7 @@ def from_table(table: Mapping[str, Any]) -> Config:
     """
     config, mistakes = examine(table)
     if config is None:
-        raise refusal("the configuration", mistakes)
+        raise rejection("the configuration", mistakes)
     return config
 
 
@@ -113,7 +113,7 @@ _OF_COMPARISONS = {"tasks", "seeds", "task", "tuning", "architecture"}
 _OF_RUNS = {"seed", "model", "data", "federation", "training", "evaluation"}
 
 
-def refusal(where: str, mistakes: Mapping[str, str]) -> UserError:
+def rejection(where: str, mistakes: Mapping[str, str]) -> UserError:
     """All mistakes of a file as one error."""
     count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     return UserError("\n  ".join([f"{where} has {count}:", *mistakes.values()]))

@@ -13,7 +13,7 @@ from .names import canonical, listed, shown
 
 
 @dataclass(frozen=True)
-class Table:
+class ParsedTable:
     """A table as it was read.
 
     Attributes:
@@ -27,7 +27,7 @@ class Table:
     about: str
 
 
-def read_objects(source: str, text: str, wanted: Sequence[str]) -> Table:
+def read_objects(source: str, text: str, wanted: Sequence[str]) -> ParsedTable:
     """The wanted columns of a JSON or JSON-lines file.
 
     Raises:
@@ -41,13 +41,13 @@ def read_objects(source: str, text: str, wanted: Sequence[str]) -> Table:
     return _by_rows(source, _lines(source, text), wanted, "JSON lines")
 
 
-def _by_rows(source: str, rows: list[Any], wanted: Sequence[str], about: str) -> Table:
+def _by_rows(source: str, rows: list[Any], wanted: Sequence[str], about: str) -> ParsedTable:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{source}, row {number}: got {type(row).__name__}, expected an object with the columns as keys.")
     keys = dict.fromkeys(key for row in rows for key in row)
     values = {canonical(key): [row.get(key) for row in rows] for key in keys if canonical(key) in wanted}
-    return Table([canonical(key) for key in keys], values, about)
+    return ParsedTable([canonical(key) for key in keys], values, about)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,20 +97,20 @@ def _short(error: Exception) -> str:
 _HINT = 'pandas writes a list of objects with to_json(orient="records"), one object per line with lines=True'
 
 
-def _by_columns(source: str, table: dict[str, Any], wanted: Sequence[str]) -> Table | None:
+def _by_columns(source: str, table: dict[str, Any], wanted: Sequence[str]) -> ParsedTable | None:
     """Columns of an object that holds a list, or an object by row, for each; None for the object of a single row."""
     names = [canonical(name) for name in table]
     values = {name: value for name, value in zip(names, table.values(), strict=True) if name in wanted}
     if values and all(isinstance(value, list) for value in values.values()):
         if len(sizes := {len(value) for value in values.values()}) > 1:
             raise UserError(f"{source}: got columns of {listed(sorted(sizes))} values, expected columns of one length. {_HINT}.")
-        return Table(names, values, "JSON, a list per column")
+        return ParsedTable(names, values, "JSON, a list per column")
     if values and all(isinstance(value, dict) for value in values.values()):
         rows = list(next(iter(values.values())))
         for name, value in values.items():
             if value.keys() != set(rows):
                 raise UserError(f"{source}, column {shown(name)}: got other rows than in column {shown(next(iter(values)))}. {_HINT}.")
-        return Table(names, {name: [value[row] for row in rows] for name, value in values.items()}, "JSON, an object per column")
+        return ParsedTable(names, {name: [value[row] for row in rows] for name, value in values.items()}, "JSON, an object per column")
     if not values and any(isinstance(value, dict | list) for value in table.values()):
         raise UserError(
             f"{source}: got one object with the keys {listed(table)}, expected a list of objects, one object per line, or columns. {_HINT}."

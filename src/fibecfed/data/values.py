@@ -145,11 +145,11 @@ def _texts(where: _Place, column: str, values: list[Any]) -> list[str]:
                 f"{where(column, row)}: got {shown(value)} ({kind}), expected text. "
                 f"Is {shown(column)} the column of the texts? Set `data.text_column` or `data.pair_column`."
             )
-        _refuse_halves(where, column, row, value)
+        _reject_halves(where, column, row, value)
     return values
 
 
-def _refuse_halves(where: _Place, column: str, row: int, value: str) -> None:
+def _reject_halves(where: _Place, column: str, row: int, value: str) -> None:
     if not value.isascii() and (half := _SURROGATE.search(value)):
         raise UserError(f"{where(column, row)}: got {half[0]!r}, an unpaired surrogate, expected whole characters. Remove it, or the row.")
 
@@ -168,7 +168,7 @@ def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | 
         if not isinstance(value, int | str):
             raise UserError(f"{where(column, row)}: got a label of type {type(value).__name__}, expected text or an integer.")
         if isinstance(value, str):
-            _refuse_halves(where, column, row, value)
+            _reject_halves(where, column, row, value)
         labels.append(str(value) if isinstance(value, bool) else value)
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
@@ -189,7 +189,7 @@ def _clients(where: _Place, column: str, values: list[Any]) -> tuple[list[str], 
         if isinstance(value, list | dict | bytes):
             raise UserError(f"{where(column, row)}: got a client of type {type(value).__name__}, expected its name, as text or a number.")
         name = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        _refuse_halves(where, column, row, name)
+        _reject_halves(where, column, row, name)
         names.append(name)
     return _made_alike(where.source, column, names)
 

@@ -28,7 +28,7 @@ from ..core.files import write_atomically
 from ..core.json_text import to_json
 from ..core.types import ClientId
 from . import packs
-from .packs import Location, PackError, Prefix
+from .packs import Location, PackError, PackPrefix
 from .states import ClientStates
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Checkpoint:
     server: bytes
     extra: Mapping[str, Any]
     where: Mapping[ClientId, Location]
-    packs: tuple[Prefix, ...]
+    packs: tuple[PackPrefix, ...]
     warnings: tuple[str, ...]
 
 
@@ -67,7 +67,7 @@ class _Manifest:
     number: int
     server: str
     server_sha256: str
-    packs: tuple[Prefix, ...]
+    packs: tuple[PackPrefix, ...]
     extra: Mapping[str, Any]
 
 
@@ -273,7 +273,9 @@ def _read_manifest(path: Path) -> _Manifest:
         raise _Unusable(f"got checkpoint version {body.get('version')!r}, expected {CHECKPOINT_VERSION}; use the fibecfed that wrote it")
     try:
         server, extra = body["server"], body["extra"]
-        manifest = _Manifest(body["number"], server["file"], server["sha256"], tuple(Prefix(*prefix) for prefix in body["packs"]), extra)
+        manifest = _Manifest(
+            body["number"], server["file"], server["sha256"], tuple(PackPrefix(*prefix) for prefix in body["packs"]), extra
+        )
         plausible = (
             manifest.number == int(_MANIFEST.fullmatch(path.name)[1])  # pyright: ignore[reportOptionalSubscript]
             and _SERVER.fullmatch(manifest.server)

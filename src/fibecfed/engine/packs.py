@@ -38,7 +38,7 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class PackPrefix:
     """The first `length` bytes of a pack; `chain` (hex) stands for what is in them."""
 
     number: int
@@ -56,7 +56,7 @@ def pack_numbers(folder: Path) -> list[int]:
     return sorted(int(match[1]) for entry in os.scandir(folder) if (match := _NAME.fullmatch(entry.name)))
 
 
-def append(folder: Path, prefix: Prefix, client: ClientId, blob: bytes) -> tuple[Prefix, Location]:
+def append(folder: Path, prefix: PackPrefix, client: ClientId, blob: bytes) -> tuple[PackPrefix, Location]:
     """Write a record behind `prefix`, without flushing it; the longer prefix and where the record lies.
 
     Raises:
@@ -74,7 +74,7 @@ def append(folder: Path, prefix: Prefix, client: ClientId, blob: bytes) -> tuple
     finally:
         os.close(file)
     size = len(head) + len(blob)
-    longer = Prefix(prefix.number, prefix.length + size, _link(prefix.chain, head))
+    longer = PackPrefix(prefix.number, prefix.length + size, _link(prefix.chain, head))
     return longer, Location(prefix.number, prefix.length, size)
 
 
@@ -106,7 +106,7 @@ def read(folder: Path, client: ClientId, location: Location) -> bytes:
     return blob
 
 
-def scan(folder: Path, prefix: Prefix) -> Iterator[tuple[ClientId, Location]]:
+def scan(folder: Path, prefix: PackPrefix) -> Iterator[tuple[ClientId, Location]]:
     """The records of a prefix in order, without reading the blobs.
 
     Raises:
@@ -118,7 +118,7 @@ def scan(folder: Path, prefix: Prefix) -> Iterator[tuple[ClientId, Location]]:
             size = os.fstat(file.fileno()).st_size
             if size < prefix.length:
                 raise PackError(f"{path.name}: got {size} bytes, expected at least {prefix.length}")
-            seen = Prefix(prefix.number)
+            seen = PackPrefix(prefix.number)
             while seen.length < prefix.length:
                 file.seek(seen.length)
                 head = file.read(_HEADER.size)
@@ -128,7 +128,7 @@ def scan(folder: Path, prefix: Prefix) -> Iterator[tuple[ClientId, Location]]:
                     raise PackError(f"{path.name}: the record at byte {seen.length} is damaged")
                 name = file.read(name_length)
                 yield name.decode("utf-8", "surrogatepass"), Location(prefix.number, seen.length, end - seen.length)
-                seen = Prefix(prefix.number, end, _link(seen.chain, head + name))
+                seen = PackPrefix(prefix.number, end, _link(seen.chain, head + name))
     except (OSError, UnicodeDecodeError) as error:
         raise PackError(f"{path.name}: {error}") from None
     if seen.chain != prefix.chain:

@@ -20,7 +20,7 @@ from ..core.files import sync_folder
 from ..core.terminal import one_line
 from ..core.types import ClientId
 from . import packs
-from .packs import Location, PackError, Prefix
+from .packs import Location, PackError, PackPrefix
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ClientStates:
         self._memory_bytes = 0
         self._dirty: dict[ClientId, None] = {}  # each client is either here, and in memory, or in _where
         self._where: dict[ClientId, Location] = {}
-        self._packs: dict[int, Prefix] = {}  # in the order of writing, which decides between two records of a client
+        self._packs: dict[int, PackPrefix] = {}  # in the order of writing, which decides between two records of a client
         self._live: dict[int, int] = {}  # bytes of current records, by pack
         self._pinned: frozenset[int] = frozenset()
         self._repeatable = repeatable
@@ -136,7 +136,7 @@ class ClientStates:
             self._let_go(client)
         self._evict()
 
-    def sync(self) -> tuple[Prefix, ...]:
+    def sync(self) -> tuple[PackPrefix, ...]:
         """Write every dirty state and flush; the packs that now hold every client's state, oldest first.
 
         Raises:
@@ -162,7 +162,7 @@ class ClientStates:
         self._pinned = frozenset(pinned)
         self._remove_dead()
 
-    def restore(self, prefixes: Collection[Prefix], where: Mapping[ClientId, Location], pinned: Collection[Prefix]) -> None:
+    def restore(self, prefixes: Collection[PackPrefix], where: Mapping[ClientId, Location], pinned: Collection[PackPrefix]) -> None:
         """Take over what a checkpoint named; `pinned` are the packs that other checkpoints name. Packs that none names are removed."""
         self._where = dict(where)
         self._round = None
@@ -202,7 +202,7 @@ class ClientStates:
         if self._open is None or self._packs[self._open].length >= self._pack_bytes:
             self._remove_dead()
             self._open, self._next = self._next, self._next + 1
-            self._packs[self._open], self._live[self._open] = Prefix(self._open), 0
+            self._packs[self._open], self._live[self._open] = PackPrefix(self._open), 0
             self._unlisted = True
         number = self._open
         self._unflushed.add(number)

@@ -183,7 +183,7 @@ def _misfit(kind: str, row: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preparation:
     """What was made before the federation.
 
     Attributes:
@@ -197,17 +197,17 @@ class Prepared:
     lines: tuple[tuple[str, str], ...] = ()
 
 
-NOTHING = Prepared()
+NOTHING = Preparation()
 
 
 class Beforehand(Protocol):
     """A module that makes what a method needs before the federation; its configuration, source and tokenizer are those of the run."""
 
-    def refuse(self, config: Any) -> None:
+    def reject(self, config: Any) -> None:
         """Raises `UserError` for what can be told from the configuration alone."""
         ...
 
-    def prepare(self, config: Any, source: Any, tokenizer: Any, *, hidden: int, trial: bool) -> Prepared:
+    def prepare(self, config: Any, source: Any, tokenizer: Any, *, hidden: int, trial: bool) -> Preparation:
         """Make it, or with `trial` only say what would be made; `hidden`: numbers of a token's embedding."""
         ...
 

@@ -34,7 +34,7 @@ from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
-from .probe import refusing, try_out
+from .probe import rejecting, try_out
 from .targets import target_modules
 from .transformer_task import TransformerTask
 from .turns import seeded
@@ -320,7 +320,7 @@ def build_task(
     )
     family = model.config.model_type
     what, use = ("a test run", "") if adapter is None else (f"a test run with a {called(adapter)}", " with this method")
-    with refusing(source.published, family, what, use):
+    with rejecting(source.published, family, what, use):
         if adapter is None:
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
         else:

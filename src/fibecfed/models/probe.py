@@ -22,7 +22,7 @@ _LONGEST = 200
 
 
 @contextlib.contextmanager
-def refusing(published: str, family: str, what: str, use: str = "") -> Iterator[None]:
+def rejecting(published: str, family: str, what: str, use: str = "") -> Iterator[None]:
     """Turns whatever a model's own code raises into a rejection of that model; memory that runs out stays what it is.
 
     Args:
@@ -58,7 +58,7 @@ def try_out(task: AdaptedModel, published: str, family: str, *, pad: int, uses: 
     Raises:
         UserError: some of it cannot be computed, or does not depend on all that is trained.
     """
-    with refusing(published, family, "a test run"):
+    with rejecting(published, family, "a test run"):
         params, batch = task.init_params(Key(0)), _two_texts(task, pad)
 
     def gradients() -> None:
@@ -77,10 +77,10 @@ def try_out(task: AdaptedModel, published: str, family: str, *, pad: int, uses: 
         "hidden states": lambda: task.hidden_states(params, batch),
         "curvature": lambda: hessian_vector_product(task.exact(), params, batch, params),
     }
-    with refusing(published, family, "the gradient"):
+    with rejecting(published, family, "the gradient"):
         gradients()
     for use in sorted(uses):
-        with refusing(published, family, use, " with this method"):
+        with rejecting(published, family, use, " with this method"):
             trials[use]()
 
 

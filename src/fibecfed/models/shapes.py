@@ -19,7 +19,7 @@ from .label_words import LabelWords, is_masked
 from .objectives import ClassHead
 from .options import ModelOptions
 from .own_adapters import add_adapter
-from .probe import refusing
+from .probe import rejecting
 from .transformer_task import TransformerTask
 
 
@@ -104,7 +104,7 @@ def shaped_task(
     """
     key, objective = Key(0), ClassHead(num_classes)
     config.num_labels = num_classes
-    with refusing(config.model_type, config.model_type, "the shape"):
+    with rejecting(config.model_type, config.model_type, "the shape"):
         if options.head == "label-words":  # which words does not matter here
             objective = LabelWords(tuple(range(num_classes)), 0 if is_masked(config) else None)
         model = _on_meta(config, objective.model_class)
@@ -118,5 +118,5 @@ def shaped_task(
 
 
 def _on_meta(config: PretrainedConfig, kind: Any) -> Any:
-    with refusing(config.model_type, config.model_type, "the shape"), torch.device("meta"):
+    with rejecting(config.model_type, config.model_type, "the shape"), torch.device("meta"):
         return kind.from_config(config)

@@ -82,7 +82,7 @@ def num_embeddings(config: PretrainedConfig | None) -> int | None:
     return rows if isinstance(rows, int) and rows > 0 else None
 
 
-def refuse_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, published: str) -> None:
+def reject_unknown(ids: Tensor, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, published: str) -> None:
     """Reject tokens that the model has no embeddings for, as where they were added to its tokenizer alone.
 
     Raises:

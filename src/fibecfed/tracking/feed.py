@@ -10,7 +10,7 @@ from ..core.records import EvalRecord, RoundRecord
 from ..core.terminal import one_line
 from .contract import TrackedRun, Tracker
 from .sinks import SINKS
-from .values import Scores, Values, of_evaluation, of_round
+from .values import TrackedScores, Values, of_evaluation, of_round
 
 
 class Tracking:
@@ -27,7 +27,13 @@ class Tracking:
     """
 
     def __init__(
-        self, names: Sequence[str], run: TrackedRun, *, by_client: bool, scores: Callable[[EvalRecord], Scores], warn: Callable[[str], None]
+        self,
+        names: Sequence[str],
+        run: TrackedRun,
+        *,
+        by_client: bool,
+        scores: Callable[[EvalRecord], TrackedScores],
+        warn: Callable[[str], None],
     ) -> None:
         self._waiting = list(names)
         self._run = run

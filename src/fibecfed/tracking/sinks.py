@@ -39,7 +39,7 @@ SINKS = {
 }
 
 
-def refuse_missing(names: Iterable[str]) -> None:
+def reject_missing(names: Iterable[str]) -> None:
     """Before anything is trained or written.
 
     Raises:

@@ -13,7 +13,7 @@ Values = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Scores:
+class TrackedScores:
     """What an evaluation came to, by the name of the score.
 
     Attributes:
@@ -64,7 +64,7 @@ def of_round(record: RoundRecord, selected: Mapping[str, Any], by_client: bool) 
     return values
 
 
-def of_evaluation(record: EvalRecord, scores: Scores, by_client: bool) -> Values:
+def of_evaluation(record: EvalRecord, scores: TrackedScores, by_client: bool) -> Values:
     """Scores, losses, and what the evaluation cost."""
     values: Values = {
         "bytes/evaluation": record.bytes_up + record.bytes_down,

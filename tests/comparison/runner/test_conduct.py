@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fibecfed.comparison.runner.command import Left, compare_in
-from fibecfed.comparison.runner.conduct import gpus, refuse_foreign, workers, write_down
+from fibecfed.comparison.runner.conduct import gpus, reject_foreign, workers, write_down
 from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import job
 from fibecfed.comparison.runner.pool import Outcome, Pool, record_failure
@@ -150,12 +150,12 @@ def test_another_comparison_or_a_foreign_folder_is_refused_and_left_alone(
 ) -> None:
     write_down(compared("methods=lora", "seeds=1"), make(tmp_path / "one"))
     with pytest.raises(UserError, match=r"other values of base\.federation\.rounds; set them back"):
-        refuse_foreign(compared("base.federation.rounds=9"), tmp_path / "one")
+        reject_foreign(compared("base.federation.rounds=9"), tmp_path / "one")
     write_down(compared(), tmp_path / "one")
     held = read_back(tmp_path / "one/comparison.toml")
     assert (held.methods, held.seeds) == (("lora", "fibecfed"), (1, 0))
     (make(tmp_path / "killed") / ".comparison.toml.4711.tmp").write_text("")
-    refuse_foreign(compared(), tmp_path / "killed")
+    reject_foreign(compared(), tmp_path / "killed")
     (make(tmp_path / "two") / "thesis.txt").write_text("mine")
     for folder in ("two", "two/thesis.txt"):
         with pytest.raises(UserError, match="not a comparison's folder"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fibecfed.engine.flower.plain_http import _process, is_loopback, plain_beyond_loopback, refuse_plain_http
+from fibecfed.engine.flower.plain_http import _process, is_loopback, plain_beyond_loopback, reject_plain_http
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_an_app_looks_at_the_processes_above_it(tmp_path: Path, host: str, setti
 
 
 def test_without_flower_above_nothing_is_refused() -> None:
-    refuse_plain_http({}, "")
+    reject_plain_http({}, "")
     found = _process(os.getpid())
     assert found is not None and found[0] == os.getppid() and found[1][0]
     assert _process(2**22 + 1) is None

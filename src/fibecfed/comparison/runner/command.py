@@ -18,7 +18,7 @@ from ...core.units import count, duration
 from ...engine.checkpoint import run_lock
 from ..report.comparison import read_report, write_files
 from ..report.terminal import show
-from .conduct import Results, conduct, refuse_foreign, workers, write_down
+from .conduct import Results, conduct, reject_foreign, workers, write_down
 from .options import ComparisonOptions
 from .plan import Clock
 from .watch import Watch
@@ -61,7 +61,7 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Le
     """
     began = time.monotonic()
     clock = Clock()
-    refuse_foreign(comparison, out)
+    reject_foreign(comparison, out)
     with _as_user_error(out), run_lock(out):
         write_down(comparison, out)
         runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)

@@ -63,7 +63,7 @@ class Results:
     new: int
 
 
-def refuse_foreign(comparison: ComparisonOptions, out: Path) -> None:
+def reject_foreign(comparison: ComparisonOptions, out: Path) -> None:
     """Nothing is written into a folder that is not this comparison's.
 
     Raises:

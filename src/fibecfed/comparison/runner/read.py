@@ -17,7 +17,7 @@ from ...config import keys, same_name
 from ...config.mistakes import examine, get
 from ...config.model import DEFAULT_KIND, leaves
 from ...config.read import is_comparison as is_comparison_table
-from ...config.read import is_run, missing_files, read_pairs, read_toml, read_value, refusal
+from ...config.read import is_run, missing_files, read_pairs, read_toml, read_value, rejection
 from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...data.tasks import TASKS
@@ -69,7 +69,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ComparisonOptions:
         if not mistakes:
             mistakes |= dict.fromkeys(_of_runs(comparison))
     if comparison is None or mistakes:
-        raise refusal(str(path), {name: text or name for name, text in mistakes.items()})
+        raise rejection(str(path), {name: text or name for name, text in mistakes.items()})
     return comparison
 
 

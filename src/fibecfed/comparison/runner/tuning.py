@@ -54,7 +54,7 @@ class Trial:
         return sum(_WORST if score is None else sign * score for score in self.scores.values()) / len(self.scores)
 
 
-def metric_of(comparison: Comparison) -> Metric:
+def metric_of(comparison: ComparisonOptions) -> Metric:
     """The metric that rates are chosen by, by its name: what a metric of a single class is computed with, the run knows."""
     name = comparison.base.get("evaluation", {}).get("metric") or "accuracy"
     return METRICS.get(name.partition(":")[0], METRICS["accuracy"])

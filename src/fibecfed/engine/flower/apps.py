@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Context  # pyright: ignore[reportMissingImports]
 from flwr.serverapp import Grid, ServerApp  # pyright: ignore[reportMissingImports]
 
-from .plain_http import refuse_plain_http
+from .plain_http import reject_plain_http
 
 
 def server_app(main: Callable[[Any, Mapping[str, Any]], None]) -> ServerApp:
@@ -17,7 +17,7 @@ def server_app(main: Callable[[Any, Mapping[str, Any]], None]) -> ServerApp:
 
     @app.main()
     def run(grid: Grid, context: Context) -> None:
-        refuse_plain_http(context.run_config, "set allow-plain-http = true in the run configuration")
+        reject_plain_http(context.run_config, "set allow-plain-http = true in the run configuration")
         main(grid, context.run_config)
 
     return app

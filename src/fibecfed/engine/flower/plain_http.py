@@ -19,7 +19,7 @@ OPTION = "allow-plain-http"
 """The key of Flower's run configuration (server) or of a SuperNode's --node-config (client) that allows it."""
 
 
-def refuse_plain_http(settings: Mapping[str, Any], how: str) -> None:
+def reject_plain_http(settings: Mapping[str, Any], how: str) -> None:
     """Look at the processes that this one was started by.
 
     Args:

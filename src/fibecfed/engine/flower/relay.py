@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp  # pyright: ignore[reportMissingImports]
 
 from ...core.files import expanded
-from .plain_http import refuse_plain_http
+from .plain_http import reject_plain_http
 from .sockets import SocketError, ask
 
 STYPE = "fibecfed.2"
@@ -60,7 +60,7 @@ def blob_of(message: Message) -> bytes:
 def relay(message: Message, context: Context) -> Message:
     """The resident client's answer, or an `error` as a sentence."""
     try:
-        refuse_plain_http(context.node_config, "start the SuperNode with allow-plain-http=true in its --node-config")
+        reject_plain_http(context.node_config, "start the SuperNode with allow-plain-http=true in its --node-config")
         answer = content(ask(socket_path(context), blob_of(message), _timeout_s(message)))
     except (SocketError, ValueError) as error:
         answer = content(b"", error=str(error))
