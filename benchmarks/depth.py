@@ -4,10 +4,10 @@ Run: OMP_NUM_THREADS=1 python benchmarks/depth.py [repetitions] [minilm or smoll
 
 LoRA r = 8 on query and value and the head, one thread, made texts of 16 to 32 tokens, processor seconds.
 
-Steps: an epoch of 96 examples in batches of 8 with all blocks trained, with the lower 1/2 and the lower 3/4 untrained, and with these and
-their output kept, in turn within every repetition; the factor is the median over the repetitions of the ratios to the epoch with all
-blocks beside it. Where output is kept, four epochs come before: the first computes it, and so do others where a text comes in a batch of
-another length.
+Steps: an epoch of 96 examples (SmolLM2: 32) in batches of 8 with all blocks trained, with the lower 1/2 and the lower 3/4 untrained, and
+with these and their output kept, in turn within every repetition; the factor is the median over the repetitions of the ratios to the epoch
+with all blocks beside it. Where output is kept, four epochs come before: the first computes it, and so do others where a text comes in a
+batch of another length.
 
 Rounds (MiniLM alone): two clients of 96 examples, batches of 16, one local epoch, train five times, as in 20 rounds of 5 of 20 clients, in
 turn with `lora` on the very batches that `fibecfed` has just trained on. `fibecfed` leaves the lower half untrained, shares two of the
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fibecfed.engine.client import ClientRuntime, unframe
 
+from fibecfed.core.process import kept_memory
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Round
 from fibecfed.core.wire import encode
 from fibecfed.data.planted import planted_federation
+from fibecfed.engine.runtime import ClientRuntime, unframe
 from fibecfed.engine.states import ClientStates
 from fibecfed.local.batches import shuffled_batches
 from fibecfed.local.optimise import fit
@@ -42,7 +43,8 @@ from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.transformer_task import TransformerTask
 
-KEY, EXAMPLES, TOKENS, BUDGET = Key(0), 96, 32, 2**30
+KEY, TOKENS, BUDGET = Key(0), 32, 2**30
+EXAMPLES = {"minilm": 96, "smollm2-135m": 32}
 OF, TRAININGS = 20, (1, 5, 9, 13, 17)
 UPPER = {"depth": 0.5, "depth_rule": "last", "layers": {"rule": "last", "value": 2}}
 CHEAP = {"curriculum": {"scoring": "training"}, "neurons": {"every": 4}}
@@ -53,8 +55,8 @@ def made(name: str, training: TrainingOptions) -> TransformerTask:
     return build_task(find(options), options, training, objective=ClassHead(2), pad_token_id=0, key=KEY.fold("model"))
 
 
-def steps(task: TransformerTask, training: TrainingOptions, repetitions: int) -> None:
-    data = planted_federation(1, EXAMPLES, KEY.fold("data"), vocab_size=20_000, length=TOKENS)
+def steps(task: TransformerTask, training: TrainingOptions, repetitions: int, examples: int) -> None:
+    data = planted_federation(1, examples, KEY.fold("data"), vocab_size=20_000, length=TOKENS)
     train, params = data.client(data.clients[0]).train, task.params()
     numbers = iter(range(10**9))
 
@@ -86,7 +88,7 @@ def steps(task: TransformerTask, training: TrainingOptions, repetitions: int) ->
             found[title].append(epoch(trained))
     task.lower_blocks = None
     whole = found["all blocks"]
-    print(f"an epoch of {EXAMPLES} examples in batches of {training.batch_size}, all blocks: {statistics.median(whole):.2f} s")
+    print(f"an epoch of {examples} examples in batches of {training.batch_size}, all blocks: {statistics.median(whole):.2f} s")
     for title, _, keeps in rows[1:]:
         ratios = sorted(a / b for a, b in zip(found[title], whole, strict=True))
         kept = "" if keeps is None else f"   {len(keeps.kept)} rows, {keeps.kept.nbytes / 1e6:.1f} MB"
@@ -110,7 +112,7 @@ class Cohort:
 
 def rounds(task: TransformerTask, training: TrainingOptions, options: dict[str, Any], keep: bool) -> list[tuple[float, float]]:
     """Seconds of `fibecfed` and `lora` in each of a client's trainings."""
-    data = planted_federation(2, EXAMPLES, KEY.fold("data"), vocab_size=20_000, length=TOKENS, test_per_client=2)
+    data = planted_federation(2, EXAMPLES["minilm"], KEY.fold("data"), vocab_size=20_000, length=TOKENS, test_per_client=2)
     batches: list[Any] = []
     inner = fibecfed_client.fit, fedavg.shuffled_batches
 
@@ -166,10 +168,11 @@ def main() -> None:
     training = TrainingOptions.model_validate({"precision": precision, "device": "cpu", "local_epochs": 1, "batch_size": 8})
     task = made(name, training)
     print(f"{name}, {precision}, medians of {repetitions} (lowest to highest)")
-    steps(task, training, repetitions)
+    steps(task, training, repetitions, EXAMPLES[name])
     if name == "minilm":
         of_method(task, training.model_copy(update={"batch_size": 16}), repetitions)
 
 
 if __name__ == "__main__":
-    main()
+    with kept_memory():  # as in a run
+        main()
