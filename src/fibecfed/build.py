@@ -25,6 +25,7 @@ from .data.tasks import TASKS
 from .local.options import LayerOptions
 from .methods import catalogue
 from .models.activations import ActivationSize
+from .models.adapted_model import AdaptedModel
 from .models.base_models import (
     PretrainedConfig,
     Source,
@@ -40,7 +41,6 @@ from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, ClassObjective
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown
-from .models.transformer_task import AdaptedModel
 
 
 @dataclass(frozen=True)

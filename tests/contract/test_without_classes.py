@@ -17,7 +17,7 @@ from fibecfed.core.statistics import plain
 from fibecfed.core.types import Params
 from fibecfed.engine.evaluation import Evaluator
 from fibecfed.engine.summary import summarise
-from fibecfed.models.transformer_task import AdaptedModel
+from fibecfed.models.adapted_model import AdaptedModel
 from fibecfed.testing.laws import LAWS, Subject
 
 ROUNDS, CLIENTS = 3, 4

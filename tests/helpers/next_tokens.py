@@ -16,9 +16,9 @@ from fibecfed.core.statistics import Statistics
 from fibecfed.core.types import Batch
 from fibecfed.data.federated import FederatedData
 from fibecfed.data.planted import planted_federation
+from fibecfed.models.adapted_model import AdaptedModel
 from fibecfed.models.label_words import LabelWords, LanguageHead
 from fibecfed.models.tiny import tiny_model
-from fibecfed.models.transformer_task import AdaptedModel
 
 
 class EveryToken(nn.Module):

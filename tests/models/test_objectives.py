@@ -13,11 +13,12 @@ from torch.func import functional_call
 
 from fibecfed.core.types import Batch, Params
 from fibecfed.local.fisher import per_example_fisher_trace
+from fibecfed.models.adapted_model import AdaptedModel
 from fibecfed.models.heads import UnsupportedModel
 from fibecfed.models.label_words import LabelWords
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.tiny import tiny_model, tiny_words
-from fibecfed.models.transformer_task import AdaptedModel, TransformerTask
+from fibecfed.models.transformer_task import TransformerTask
 
 BATCH: Batch = texts().train.batch([0, 1, 2, 3])
 

@@ -20,8 +20,8 @@ from ..core.files import is_aside, write_atomically
 from ..core.json_text import to_json
 from ..core.task import DELTA
 from ..core.types import Params
+from .adapted_model import AdaptedModel
 from .own_adapters import TABLE, TENSORS, save_own_adapter
-from .transformer_task import AdaptedModel
 
 DELTA_FILE = "delta.safetensors"
 """What is added to frozen weights beside the adapter, since no adapter of low rank can hold it: (d_out, d_in) by the weight's name."""

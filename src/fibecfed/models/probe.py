@@ -14,8 +14,8 @@ from ..core.types import Batch
 from ..local.fisher import fisher_pass
 from ..local.sensitivity import layer_sensitivity
 from ..local.spectrum import hessian_vector_product
+from .adapted_model import AdaptedModel
 from .heads import UnsupportedModel
-from .transformer_task import AdaptedModel
 
 _LONGEST = 200
 """Characters that are shown of what a library says."""
