@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from fibecfed import check, session
+from fibecfed import session
 from fibecfed.build import prepare
-from fibecfed.check import plan_effort, plan_traffic, report
+from fibecfed.check import plan_traffic, report
 from fibecfed.config import Config, from_table
 from fibecfed.core.errors import UserError
+from fibecfed.effort import plan_effort
 from fibecfed.engine.traffic import Span
 from fibecfed.models.tiny import tiny_config
 
@@ -83,18 +85,9 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_step_is_measured_on_no_more_examples_than_a_client_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, fit = [], check.fit
-
-    def counted(task: Any, params: Any, epochs: Any, *rest: Any, **more: Any) -> Any:
-        sizes.extend(len(batch["labels"]) for epoch in epochs for batch in epoch)
-        return fit(task, params, epochs, *rest, **more)
-
-    monkeypatch.setattr(check, "fit", counted)
-    wanted = config(folder)
-    report(wanted.model_copy(update={"training": wanted.training.model_copy(update={"batch_size": 64})}), Console(file=io.StringIO()))
-    largest = max(sum(parts["train"]) for parts in prepare(wanted).inputs.data.partition.table().values())
-    assert set(sizes) == {largest} and largest < 64
+def test_the_time_is_of_the_cpu_with_what_a_step_takes(folder: Path) -> None:
+    (line,) = (line for line in lines_of(config(folder)) if line.startswith("time about"))
+    assert re.fullmatch(r"time about .+ of CPU time, of which evaluation .+; a step takes \d+ ms here", line)
 
 
 def test_cut_texts_are_counted(folder: Path) -> None:

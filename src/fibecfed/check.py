@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 from torch import Tensor
 
-from .activation_plan import planned_bytes, trained_names
+from .activation_plan import planned_bytes
 from .adapters.options import called
 from .build import Prepared, prepare
 from .config import Config
 from .core.options import Options
 from .core.process import threads
 from .core.trees import num_values
-from .core.types import Params, Round
+from .core.types import Params
 from .core.units import duration
 from .core.wire import encode, field_kinds
+from .effort import plan_effort
 from .engine.traffic import Span, Traffic, by_phase, plan
+from .estimate import measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
-from .local.optimise import fit
-from .models.depth import ENOUGH
 from .rehearsal import rehearse
-
-_TIMED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What the run would compute; the means over clients stand for the sampled ones.
-
-    Attributes:
-        steps: optimiser steps.
-        passes: examples that go forward and backward without a step: difficulty and importance.
-        predicted: examples that are predicted in evaluations.
-    """
-
-    steps: int
-    passes: int
-    predicted: int
 
 
 def report(config: Config, console: Console) -> None:
@@ -53,18 +34,20 @@ def report(config: Config, console: Console) -> None:
         UserError: a mistake that only shows when model and data are read.
     """
     with threads(config.resources.threads):
-        show(_sections(prepare(config, trial=True)), console)
+        began = time.process_time()
+        prepared = prepare(config, trial=True)
+        show(_sections(prepared, time.process_time() - began), console)
     console.print(Text("The configuration is valid. Nothing was trained or written."))
 
 
-def _sections(prepared: Prepared) -> Iterator[Section]:
+def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     params = prepared.task.init_params(prepared.inputs.key)
     yield model_section(prepared, params)
     yield data_section(prepared)
     yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
     yield from warnings_section(prepared)
     yield messages_section(prepared)
-    yield "Estimates for this machine", as_table(("", ""), _estimates(prepared, params))
+    yield "Estimates for this machine", as_table(("", ""), _estimates(prepared, params, set_up))
 
 
 # ---- model and data
@@ -142,44 +125,21 @@ def _span(sizes: Span) -> str:
 # ---- memory, disk and time
 
 
-def plan_effort(prepared: Prepared) -> Effort:
-    """Steps and passes of the run, from the clients' mean sizes."""
-    config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
-    sizes = examples_by_client(prepared, "train")
-    clients, cohort = len(sizes), min(config.federation.cohort_size(len(sizes)), len(sizes))
-    steps = passes = evaluations = 0.0
-    for phase in method.phases:
-        people = cohort if phase.cohort == "sampled" else min(phase.cohort, clients)
-        for index in range(phase.num_rounds):
-            now = Round(phase.name, index, phase.num_rounds, index)
-            loads = [method.load(size, now, cohort / clients) for size in sizes]
-            steps += people * statistics.mean(load.steps for load in loads)
-            passes += people * statistics.mean(load.passes for load in loads)
-            evaluations += phase.trains and ((index + 1) % config.evaluation.every == 0 or index + 1 == phase.num_rounds)
-    share = min(1.0, (config.evaluation.clients or clients) / clients)
-    scored_each_time = share * (len(data.test) + len(data.validation))
-    models = 2 if method.is_personal else 1
-    return Effort(round(steps), round(passes), round((1 + models * evaluations) * scored_each_time))
-
-
-def _estimates(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
+def _estimates(prepared: Prepared, params: Params, set_up: float) -> list[tuple[str, ...]]:
     config, data = prepared.inputs.config, prepared.inputs.data
-    effort = plan_effort(prepared)
-    batch_size = min(config.training.batch_size, max(examples_by_client(prepared, "train")))  # no client has a larger batch
-    step_s, predict_s = measure(prepared, params, batch_size)
-    per_example = step_s / batch_size
-    seconds = effort.steps * step_s + effort.passes * per_example + effort.predicted * predict_s
+    effort, pace = plan_effort(prepared), measure(prepared)
+    training, evaluating = pace.seconds(effort)
+    whole = f"about {duration(training + evaluating + set_up)}{' of CPU time' if prepared.task.device.type == 'cpu' else ''}"
     clients = len(data.clients)
     size = sum(value.nbytes for value in params.values())
     states = clients * state_bytes(prepared, size)
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
     cached = planned_bytes(prepared)
     peak = rehearse(prepared) + in_memory + cached
-    evaluating = duration(effort.predicted * predict_s)
     return [
         *prepared.beforehand.lines,
         ("optimiser steps", f"about {effort.steps:,}"),
-        ("time", f"about {duration(seconds)}, of which evaluation {evaluating}; a step measured now took {1000 * step_s:.0f} ms"),
+        ("time", f"{whole}, of which evaluation {duration(evaluating)}; a step takes {1000 * pace.step_seconds(effort):.0f} ms here"),
         ("memory", f"about {decimal(peak)} at the peak, of which {decimal(in_memory)} clients' states{_cache(prepared, cached)}"),
         ("checkpoints", f"about {decimal(states + config.resources.keep_checkpoints * size)} on disk, more while they are rewritten"),
         ("adapters", f"up to {clients + 1:,} of {decimal(size)}, {decimal((clients + 1) * size)} together"),
@@ -204,21 +164,3 @@ def state_bytes(prepared: Prepared, size: int) -> int:
     method, client = prepared.method, prepared.inputs.data.clients[0]
     state = len(encode(method.init_client(prepared.task, client, prepared.inputs.key)))
     return max(state, size) if "tuned" in field_kinds(method.client_state) else state
-
-
-def measure(prepared: Prepared, params: Params, batch_size: int) -> tuple[float, float]:
-    """Seconds of a training step, and of the prediction of one example, on examples of the run; the middle of three."""
-    config, data, key = prepared.inputs.config, prepared.inputs.data, prepared.inputs.key.fold("check")
-    batch = data.train.batch(key.permutation(len(data.train)).tolist()[:batch_size])
-    some = data.test if len(data.test) else data.train
-    wide = some.batch(list(range(min(config.evaluation.batch_size, len(some)))))
-    steps, predictions, names = [], [], trained_names(prepared)
-    warm = 1 if prepared.task.lower_blocks is None else 1 + ENOUGH // batch_size  # what is kept is compared at first
-    for _ in range(warm + _TIMED_STEPS):
-        start = time.perf_counter()
-        fit(prepared.task, params, [[batch]], config.training, key, trained=names)
-        between = time.perf_counter()
-        prepared.task.sums(params, wide)
-        steps.append(between - start)
-        predictions.append((time.perf_counter() - between) / len(wide["input_ids"]))
-    return statistics.median(steps[warm:]), statistics.median(predictions[warm:])

@@ -183,8 +183,8 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
             from .comparison.runner.read import load as load_comparison
 
             compared, out = load_comparison(config, overrides or ()), console(piped=80)
-            with out.status("dry run of each method on a small model ..."):  # a spinner on a terminal, nothing elsewhere
-                price_comparison(compared, out)
+            with out.status("reading data, then measuring each method ..."):  # a spinner on a terminal, nothing elsewhere
+                price_comparison(compared, out, Path("runs") / config.stem)
             return
         loaded = _load(config, overrides)
         if loaded.federation.partition == "machines":

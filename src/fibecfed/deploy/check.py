@@ -13,6 +13,8 @@ from ..build import Prepared, assumed, max_length, prepare
 from ..config import Config
 from ..core.process import threads
 from ..core.units import duration
+from ..effort import plan_effort
+from ..estimate import measure
 from ..inspection import Section, as_table, data_section, show, warnings_section
 from ..rehearsal import rehearse
 
@@ -40,14 +42,14 @@ def data_sections(prepared: Prepared) -> Iterator[Section]:
 def site_sections(prepared: Prepared) -> Iterator[Section]:
     """What `fibecfed client --check` shows: the client's data, and what a training step takes on its machine."""
     yield from data_sections(prepared)
-    params = prepared.task.init_params(prepared.inputs.key)
     batch_size = min(prepared.inputs.config.training.batch_size, len(prepared.inputs.data.train))
-    step_s, predict_s = check.measure(prepared, params, batch_size)
+    effort, pace = plan_effort(prepared), measure(prepared)
     scored = len(prepared.inputs.data.test) + len(prepared.inputs.data.validation)
+    evaluating = pace.evaluation.of(effort.evaluations * (scored / max(1, effort.predicted)))
     rows = [
         (
             "time",
-            f"{1000 * step_s:.0f} ms a training step of {batch_size} texts, {duration(scored * predict_s)} an evaluation",
+            f"{1000 * pace.step_seconds(effort):.0f} ms a training step of {batch_size} texts, {duration(evaluating)} an evaluation",
         ),
         ("memory", f"about {decimal(rehearse(prepared))} at the peak"),
     ]
@@ -82,17 +84,16 @@ def _clients(config: Config) -> list[tuple[str, ...]]:
 def _estimates(prepared: Prepared) -> list[tuple[str, ...]]:
     config, data = prepared.inputs.config, prepared.inputs.data
     params = prepared.task.init_params(prepared.inputs.key)
-    effort, batch_size = check.plan_effort(prepared), config.training.batch_size
-    step_s, _ = check.measure(prepared, params, batch_size)
+    effort, pace = plan_effort(prepared), measure(prepared)
     together = min(config.federation.cohort_size(len(data.clients)), len(data.clients))  # they train at the same time
-    seconds = (effort.steps + effort.passes / batch_size) * step_s / together
+    seconds, step_ms = pace.seconds(effort)[0] / together, 1000 * pace.step_seconds(effort)
     size = sum(value.nbytes for value in params.values())
     kept, state = states_kept(config), check.state_bytes(prepared, size)
     return [
         ("optimiser steps", f"about {effort.steps:,} of all clients together"),
         (
             "time",
-            f"about {duration(seconds)} for training, without network and evaluations; a step measured now took {1000 * step_s:.0f} ms",
+            f"about {duration(seconds)} for training, without network and evaluations; a step takes {step_ms:.0f} ms here",
         ),
         ("memory of a client", f"about {decimal(rehearse(prepared))} at the peak"),
         ("disk of a client", f"about {decimal(kept * state + size)}: up to {kept} states of {decimal(state)} or more, and its own adapter"),

@@ -29,10 +29,11 @@ class TuningOptions(Options):
 class WorkerOptions(Options):
     """The table [resources]: what the comparison may take of the machine."""
 
-    teraflops: float = Field(
-        default=100.0,
+    teraflops: float | None = Field(
+        default=None,
         gt=0,
-        description="Computing speed that `fibecfed check` assumes, 10^12 operations per second. 100: a third of an A100's peak.",
+        description="Computing speed of the machine that the runs are for, 10^12 operations per second; 100 is a third of an A100's peak. "
+        "Default: `fibecfed check` measures this machine.",
     )
     workers: int | None = Field(
         default=None,
