@@ -16,7 +16,7 @@ from .core.types import ClientData, ClientId, Round
 from .core.wire import decode, encode
 from .data.text import TableExamples
 from .effort import Effort, Passes, padded
-from .engine.client import ClientRuntime, unframe
+from .engine.runtime import ClientRuntime, unframe
 from .engine.stopwatch import Stopwatch
 from .inspection import examples_by_client
 
@@ -174,7 +174,7 @@ class _Memory:
         self.blobs[client] = blob
 
     def begin(self, number: int) -> None:
-        """Every part goes on from the one before."""
+        """Every part continues the one before."""
 
     before = get
 
