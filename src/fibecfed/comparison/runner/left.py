@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import UserError
 from ...core.files import SUMMARY
-from .conduct import refuse_foreign
+from .conduct import reject_foreign
 from .options import ComparisonOptions
 from .plan import job
 from .tuning import grid, has_diverged, is_tuned, label, left_open, rates, read_tuning
@@ -39,7 +39,7 @@ def left(comparison: ComparisonOptions, out: Path) -> Left:
     A run whose configuration is that of a trial is taken over from it, and not made again.
     """
     try:
-        refuse_foreign(comparison, out)
+        reject_foreign(comparison, out)
         tuned = {kind for kind, row in read_tuning(out).items() if row.trials}
     except UserError:
         return left(comparison, out / "nowhere")
