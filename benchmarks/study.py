@@ -86,7 +86,26 @@ def sweeps() -> Iterator[Job]:
             yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, *_NOISE, f"seed={seed}", *overrides))
 
 
-STUDIES = {"trial": trial, "sweeps": sweeps}
+_QUICK = (
+    "data.max_train=800", "data.max_test=500", "data.validation_fraction=0.2", "federation.clients=20", "federation.rounds=20",
+    "training.local_epochs=1", "training.group_by_length=true", "evaluation.every=4",
+)  # fmt: skip
+SCORING = {
+    "pass": (),
+    "training": ("method.curriculum.scoring=training",),
+    "training-4": ("method.curriculum.scoring=training", "method.neurons.every=4"),
+}
+
+
+def scoring() -> Iterator[Job]:
+    """Scoring in a pass of its own and by the backward passes of training, four tasks in the setting of compare-quick.toml, three seeds."""
+    for seed in range(3):
+        for task in ("sst2", "trec", "subj", "mr"):
+            for name, overrides in SCORING.items():
+                yield Job(f"scoring/{task}/{name}/{seed}", f"configs/{task}.toml", (*_QUICK, f"seed={seed}", *overrides))
+
+
+STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring}
 
 
 def do(job: Job, out: Path) -> str:
