@@ -20,9 +20,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fibecfed.engine.client import ClientRuntime, unframe
-from fibecfed.models.backbones import build_task, find
-
 from fibecfed.core.process import kept_memory
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Round

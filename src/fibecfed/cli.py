@@ -203,6 +203,13 @@ def report_(
     down_mbit: Annotated[float, typer.Option(help="Bandwidth to a client, Mbit/s.")] = 50.0,
     latency_ms: Annotated[float, typer.Option(help="One-way latency, milliseconds.")] = 30.0,
     client_speed: Annotated[float, typer.Option(help="Speed of a client relative to this machine.")] = 1.0,
+    tokens_per_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Model client computing from counted work at this speed: tokens per second through one transformer block. "
+            "[default: computing as measured]",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, as the report shows its scores; repeatable."),
@@ -220,7 +227,7 @@ def report_(
         from .comparison.report.terminal import show
         from .core.clock import Network
 
-        network = Network(up_mbit, down_mbit, latency_ms, client_speed)
+        network = Network(up_mbit, down_mbit, latency_ms, client_speed, tokens_per_s)
         found = read_report(folder, network, _targets(target or []))
         show(found, console())  # before anything is written: a disk that is full takes no result away
         write_files(found, folder, out, export)

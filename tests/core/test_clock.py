@@ -50,6 +50,19 @@ def test_processor_seconds_count_in_full_however_busy_the_machine_was_and_are_sh
     assert round_seconds(on_gpu, Network(1e9, 1e9, 0), threads=2) == pytest.approx(3.0, abs=1e-3)
 
 
+def test_counted_work_at_a_speed_takes_the_place_of_what_was_measured():
+    notes = {"a": {"token_blocks": [600, 400]}, "b": {"token_blocks": [200, 0], "rank": 2}}
+    slow, busy = (record(notes=notes, compute_s={"a": a, "b": 3.0}, steps={"a": 1, "b": 1}) for a in (1.0, 50.0))
+    network = Network(1e9, 1e9, 0, tokens_per_s=500.0)
+    assert round_seconds(slow, network) == round_seconds(busy, network, threads=4) == pytest.approx(2.0, abs=1e-3)
+    assert round_seconds(slow, Network(1e9, 1e9, 0, 2.0, 500.0)) == pytest.approx(1.0, abs=1e-3)
+    assert network.describe().endswith("500 tokens per second through a transformer block")
+    with pytest.raises(UserError, match="--tokens-per-s: got records of tune round 0 without counted work"):
+        round_seconds(record(steps={"a": 1}), network)
+    with pytest.raises(UserError, match="--tokens-per-s: got -1"):
+        Network(tokens_per_s=-1.0)
+
+
 def test_clocks_of_several_are_named_together_and_once_in_words():
     assert [joined(kinds) for kinds in (["cpu", "cpu"], ["cuda", "cpu"], ["cpu+cuda", "wall"], [])] == [
         "cpu",

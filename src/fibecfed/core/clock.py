@@ -47,17 +47,20 @@ class Network:
         up_mbit, down_mbit: bandwidth from and to a client, 10^6 bits per second.
         latency_ms: delay of one message, in one direction.
         client_speed: how many times as fast as the machine of the run a client computes.
+        tokens_per_s: tokens that a client takes through one transformer block a second, forward or backward alike: its computing is then
+            modelled from counted work, the same on every machine. None: as measured.
     """
 
     up_mbit: float = 10.0
     down_mbit: float = 50.0
     latency_ms: float = 30.0
     client_speed: float = 1.0
+    tokens_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("up_mbit", "down_mbit", "client_speed"):
+        for name in ("up_mbit", "down_mbit", "client_speed", "tokens_per_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"--{name.replace('_', '-')}: got {value}, expected a number above 0")
         if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
             raise UserError(f"--latency-ms: got {self.latency_ms}, expected a number of at least 0")
@@ -66,6 +69,8 @@ class Network:
         """In words: "10 Mbit/s up, 50 Mbit/s down, 30 ms per message, clients as fast as the machine of the runs"."""
         speed = "as fast as" if self.client_speed == 1 else f"{self.client_speed:g} times as fast as"
         links = f"{self.up_mbit:g} Mbit/s up, {self.down_mbit:g} Mbit/s down, {self.latency_ms:g} ms per message"
+        if self.tokens_per_s is not None:
+            return f"{links}, {self.tokens_per_s * self.client_speed:g} tokens per second through a transformer block"
         return f"{links}, clients {speed} the machine of the runs"
 
 
@@ -89,26 +94,47 @@ def processor_share(record: RoundRecord) -> float:
 def round_seconds(record: RoundRecord, network: Network, *, device: str = "cpu", threads: int = 1) -> float:
     """Modelled seconds of a round: max over its cohort of down + compute + up, since clients work in parallel.
 
-    A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is what the client
-    measured over `client_speed`: CPU seconds of all its threads, over their number; on an accelerator wall clock; and of records of
-    version 0.1 wall clock times `processor_share`. A cohort of which too few answered comes before the next one, so its seconds are added,
-    without compute, which is not known of it.
+    A direction takes latency + 8 bytes / bandwidth; nothing is added for a direction in which no message went. Compute is `compute_seconds`
+    over `client_speed`. A cohort of which too few answered comes before the next one, so its seconds are added, without compute, which is
+    not known of it.
 
     Args:
-        device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
-        threads: CPU threads of a client.
+        device, threads: as for `compute_seconds`.
+
+    Raises:
+        UserError: counted work is asked for, and the record has none.
     """
-    if record.compute_clock == "cpu":
-        share = 1.0 / threads
-    else:
-        share = processor_share(record) if (device, record.compute_clock) == ("cpu", "wall") else 1.0
     down, up, seconds = Counter(record.bytes_down), Counter(record.bytes_up), 0.0
     for attempt in record.attempts:
         down.subtract(attempt.bytes_down)
         up.subtract(attempt.bytes_up)
         seconds += _slowest(attempt.cohort, attempt.bytes_down, attempt.bytes_up, {}, network)
-    compute_s = {client: measured * share for client, measured in record.compute_s.items()}
-    return seconds + _slowest(record.cohort, down, up, compute_s, network)
+    return seconds + _slowest(
+        record.cohort, down, up, compute_seconds(record, network.tokens_per_s, device=device, threads=threads), network
+    )
+
+
+def compute_seconds(record: RoundRecord, tokens_per_s: float | None, *, device: str, threads: int) -> dict[str, float]:
+    """Each client's computing: CPU seconds of all its threads, over their number; on an accelerator wall clock; of records of version 0.1
+    wall clock times `processor_share`.
+
+    Args:
+        tokens_per_s: instead, its counted work at this speed.
+        device: what the clients computed on. An accelerator works while the process waits for it, so its seconds count in full.
+        threads: CPU threads of a client.
+    """
+    if tokens_per_s is not None:
+        if any(record.steps.values()) and not any("token_blocks" in notes for notes in record.notes.values()):
+            raise UserError(
+                f"--tokens-per-s: got records of {record.phase} round {record.index} without counted work, which version 0.1 and "
+                "federations across machines do not write; leave it out"
+            )
+        return {client: sum(notes.get("token_blocks", ())) / tokens_per_s for client, notes in record.notes.items()}
+    if record.compute_clock == "cpu":
+        share = 1.0 / threads
+    else:
+        share = processor_share(record) if (device, record.compute_clock) == ("cpu", "wall") else 1.0
+    return {client: measured * share for client, measured in record.compute_s.items()}
 
 
 def _slowest(

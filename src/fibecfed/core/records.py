@@ -45,7 +45,8 @@ class RoundRecord:
             from which nothing came into the server's state.
         steps, examples, loss, compute_s: each client's `Work`, of those whose answer was used.
         failures: client -> reason, for each client of the cohort whose answer was not used.
-        notes: client -> what it wrote down about itself (simulation only).
+        notes: client -> what it wrote down about itself (simulation only); "token_blocks" = tokens that went through a transformer block,
+            [forward, backward].
         seconds: of the whole round on this machine, wall clock.
         cpu_s: CPU seconds of this process in the round, which a busy machine does not stretch as much.
         compute_clock: what `compute_s` are seconds of: "cpu" = of the CPU, which a busy machine does not stretch; "cuda" or

@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..core.clock import CLOCKS
 from ..core.method import ClientView, Method, Phase, Work
@@ -15,6 +15,7 @@ from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
+from .counting import TOKEN_BLOCKS, CountedTask
 from .scoring import totals
 from .stopwatch import Stopwatch
 
@@ -144,7 +145,8 @@ class ClientRuntime:
         self.states.begin(now.number)
         state = self._decoded(client, self.states.before(client))
         key = self.key.fold("client", client, "round", now.number)
-        view = ClientView(client, self.task, self.data(client), state, key)
+        counted = CountedTask(self.task)
+        view = ClientView(client, cast("Task", counted), self.data(client), state, key)
         try:
             update = phase.client_update(view, decode(phase.down, blob), now)
         except FloatingPointError as error:
@@ -152,7 +154,8 @@ class ClientRuntime:
         check_finite(update.message, phase, client, now)
         self.states.put(client, encode(update.state))
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
-        return frame(encode(update.message), work), update.notes
+        notes = {**update.notes, TOKEN_BLOCKS: counted.token_blocks} if any(counted.token_blocks) else update.notes
+        return frame(encode(update.message), work), notes
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
         """Sums over the client's own test and validation parts.

@@ -118,6 +118,25 @@ def test_which_clock_the_seconds_of_clients_are_of_is_told_and_they_are_taken_as
     assert found.of("sst2", "lora")[0].last.seconds > before + 1
 
 
+def test_with_counted_work_runs_of_a_fast_and_of_a_slow_machine_give_the_same_table(folder: Path):
+    def modelled() -> float:
+        found = read_comparison(folder, Network(tokens_per_s=1000.0))
+        assert dict(conditions(found))["Seconds of clients"].startswith("counted work")
+        return found.of("sst2", "lora")[0].last.seconds
+
+    for factor in (1.0, 7.0):
+        for path in folder.glob("runs/*/*/*/records.jsonl"):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            for line in (line for line in lines if line["kind"] == "round"):
+                line["compute_s"] = {client: factor * seconds for client, seconds in line["compute_s"].items()}
+                for client in line["cohort"]:
+                    line["notes"].setdefault(client, {})["token_blocks"] = [100, 50]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if factor == 1.0:
+            before = modelled()
+    assert modelled() == before
+
+
 def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_read(folder: Path):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     text = path.read_text()

@@ -22,6 +22,7 @@ _NAMES = {
 }
 _SETTINGS = ("model", "federation", "training", "data")  # compared as these texts where a run's single settings are not known
 _MOST, _FEW = 6, 3  # names in a list, and where two lists stand beside each other
+_COUNTED = "counted work: tokens through each transformer block, forward and backward"
 
 
 def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
@@ -32,7 +33,7 @@ def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
     return [
         *lines,
         ("Tuning", _tuning(comparison)),
-        ("Seconds of clients", _values(comparison, "clock")),
+        ("Seconds of clients", _values(comparison, "clock") if comparison.network.tokens_per_s is None else _COUNTED),
         ("Network for modelled time", comparison.network.describe()),
     ]
 
