@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .common import common
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
-from .places import PLACES, changed_settings, lost, places, reject_lasting, same_name
+from .places import PLACES, TRACKING, changed_settings, lost, places, reject_lasting, same_name
 from .read import Loaded, from_table, load
 from .rules import needing_classes
 from .text import ConfigKey, show
 
 __all__ = [
     "PLACES",
+    "TRACKING",
     "Config",
     "ConfigKey",
     "Loaded",

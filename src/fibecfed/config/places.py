@@ -71,9 +71,10 @@ def lost(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def places(config: Config) -> list[str]:
-    """`key=value` of each place that a configuration names."""
+    """`key=value` of each place that a configuration names, and of how it is tracked."""
     table = flat(config)
-    return [f"{name}={table[name]}" for name in PLACES if table[name] is not None]
+    tracked = [f"tracking={','.join(config.tracking)}", f"tracking_by_client={str(config.tracking_by_client).lower()}"]
+    return [*(f"{name}={table[name]}" for name in PLACES if table[name] is not None), *tracked]
 
 
 def same_name(key: str, old: Any, new: Any) -> bool:

@@ -40,11 +40,12 @@ SINKS = {
 
 
 def reject_missing(names: Iterable[str]) -> None:
-    """Before anything is trained or written.
+    """Before anything is trained or written. Unknown names are for the checks of a configuration.
 
     Raises:
         UserError: a tracker that is not installed.
     """
     for name in names:
-        if any(importlib.util.find_spec(package) is None for package in SINKS[name].needs):
+        needs = SINKS[name].needs if name in SINKS else ()
+        if any(importlib.util.find_spec(package) is None for package in needs):
             raise UserError(f'tracking: got "{name}", which is not installed here; install it: pip install {SINKS[name].install}')

@@ -127,6 +127,13 @@ def test_a_run_whose_data_were_moved_counts_as_done_and_its_old_place_is_said(
         look(one)
 
 
+def test_a_run_that_was_tracked_otherwise_counts_as_done(
+    compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    summary = finished(job(compared('base.tracking=["tensorboard"]'), tmp_path, "reviews", "lora", 0))
+    assert look(job(compared(), tmp_path, "reviews", "lora", 0)) == Held(summary)
+
+
 def test_the_cheapest_run_is_next_by_its_size_then_by_the_seconds_of_its_task(
     compared: Callable[..., ComparisonOptions], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from fibecfed.comparison.runner.tuning import grid, read_tuning
 from fibecfed.config import load as load_run
 from fibecfed.core.errors import UserError
 from fibecfed.methods.catalogue import COMPARED, METHODS
+from fibecfed.tracking.sinks import SINKS, Sink
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FOUND = Path(__file__).parents[3] / "benchmarks/results/compare-quick"
@@ -120,6 +121,7 @@ def test_what_is_written_into_the_folder_reads_back_equal(compared: Callable[...
 
 def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: Callable[..., ComparisonOptions]) -> None:
     old = compared()
+    assert differences(old, compared('base.tracking=["tensorboard"]', "method.lora.tracking_by_client=true")) == []
     assert differences(old, compared("methods=local", "seeds=4", "resources.workers=7", "method.local.training.batch_size=9")) == []
     changed = ("base.federation.rounds=9", "tuning.factor=2.0", "task.reviews.data.max_train=9", "method.lora.method.finetune=true")
     assert differences(old, compared(*changed)) == [
@@ -128,6 +130,16 @@ def test_more_methods_tasks_seeds_or_workers_make_no_other_comparison(compared: 
         "task.reviews.data.max_train",
         "tuning.factor",
     ]
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_any_run(
+    compared: Callable[..., ComparisonOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SINKS, "trackio", Sink("to_trackio", ("no_such_package",), "trackio"))
+    with pytest.raises(UserError, match="not installed here; install it: pip install trackio"):
+        compared('method.lora.tracking=["trackio"]')
+    with pytest.raises(UserError, match='did you mean "tensorboard"'):
+        compared('base.tracking=["tensorbord"]')
 
 
 def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_comparison(compared: Callable[..., ComparisonOptions]) -> None:

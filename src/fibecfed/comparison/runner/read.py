@@ -13,7 +13,7 @@ from typing import Any
 import tomlkit
 from pydantic import ValidationError
 
-from ...config import keys, same_name
+from ...config import TRACKING, keys, same_name
 from ...config.mistakes import examine, get
 from ...config.model import DEFAULT_KIND, leaves
 from ...config.read import is_comparison as is_comparison_table
@@ -22,6 +22,7 @@ from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
+from ...tracking.sinks import refuse_missing
 from .options import ComparisonOptions
 from .plan import table_of
 
@@ -70,6 +71,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ComparisonOptions:
             mistakes |= dict.fromkeys(_of_runs(comparison))
     if comparison is None or mistakes:
         raise rejection(str(path), {name: text or name for name, text in mistakes.items()})
+    for tables in (comparison.base, *comparison.task.values(), *comparison.method.values()):
+        reject_missing(tables.get("tracking", ()))
     return comparison
 
 
@@ -104,7 +107,7 @@ def differences(old: ComparisonOptions, new: ComparisonOptions) -> list[str]:
 def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     left, right = dict(leaves(old)), dict(leaves(new))
     found = [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
-    return [name for name in found if not was_moved(name, left.get(name), right.get(name))]
+    return [name for name in found if not was_moved(name, left.get(name), right.get(name)) and name.split(".")[-1] not in TRACKING]
 
 
 def was_moved(name: str, old: Any, new: Any) -> bool:
