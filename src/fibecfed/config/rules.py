@@ -23,6 +23,9 @@ class Tables(Protocol):
     """What the rules look at of a `Config`."""
 
     @property
+    def tracking(self) -> tuple[str, ...]: ...
+
+    @property
     def model(self) -> ModelOptions: ...
 
     @property

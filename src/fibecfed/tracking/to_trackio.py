@@ -27,9 +27,9 @@ def start(run: TrackedRun) -> _Run:
             """Would ask the hub for the name behind a token."""
 
     storage = trackio.sqlite_storage.SQLiteStorage
-    known = storage.get_latest_run_record_by_name(PROJECT, run.name)
-    number = known["id"] if known else None
-    last = storage.get_max_step_for_run(PROJECT, run.name, run_id=number) if known else None
+    known = storage.get_run_records(PROJECT)  # one or none: the database is this run's own
+    number = known[0]["id"] if known else None
+    last = storage.get_max_step_for_run(PROJECT, run_id=number) if known else None
     made = Local(None, PROJECT, None, name=run.name, run_id=number, config=dict(run.settings), initial_last_step=last)
     return _Run(made, -1 if last is None else last)
 
