@@ -6,11 +6,13 @@ import importlib.util
 import json
 import math
 import os
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from saved import interrupted_at, run_config, save_backbone, write_reviews
@@ -165,11 +167,15 @@ def test_one_that_joins_at_a_resumption_has_the_rounds_before(name: str, inputs:
     as_recorded(tmp_path, READERS[name](tmp_path))
 
 
-def test_it_changes_no_bit_and_prints_nothing(name: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_changes_no_bit_prints_nothing_and_looks_up_no_host(
+    name: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = session.start(run_config(inputs), tmp_path / "plain")
     capfd.readouterr()
+    sought: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: sought.append(arguments) or [])
     tracked = session.start(run_config(inputs, tracking=[name], tracking_by_client=True), tmp_path / "tracked")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and sought == []
     assert tracked["adapters"] == plain["adapters"] and tracked["scores"] == plain["scores"]
     found = READERS[name](tmp_path / "tracked")
     assert any(key.startswith("client/") and key.endswith("/loss") for key in found)

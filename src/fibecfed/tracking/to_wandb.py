@@ -13,7 +13,11 @@ from ..core.json_text import to_json
 from ..core.process import environment
 from .contract import TrackedRun
 
-with environment("WANDB_ERROR_REPORTING", "false"):  # it is read at import
+_no_telemetry = environment("WANDB_ERROR_REPORTING", "false")
+_offline = environment("WANDB_MODE", "offline")
+"""Its telemetry looks at these variables, and not at the mode that a run was given."""
+
+with environment("WANDB_ERROR_REPORTING", "false"), environment("WANDB_MODE", "offline"):
     import wandb  # pyright: ignore[reportMissingImports]
 
 PROJECT = "fibecfed"
@@ -28,6 +32,8 @@ class _Offline:
     step of those that were closed, and the part that is open; one that was left open is renamed, and its steps are written again.
     """
 
+    @_no_telemetry
+    @_offline
     def __init__(self, run: TrackedRun) -> None:
         self._folder = run.folder.absolute() / "wandb"
         self._folder.mkdir(exist_ok=True)
@@ -41,22 +47,27 @@ class _Offline:
         quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True}
         private = ("stats", "meta", "machine_info")  # else it notes what the machine is, where it is, and how busy
         private = {**{f"x_disable_{name}": True for name in private}, "x_save_requirements": False}
-        self._run: Any = wandb.init(
-            project=PROJECT,
-            name=run.name,
-            id=self._id,
-            dir=str(run.folder.absolute()),
-            config=dict(run.settings),
-            mode="offline",
-            reinit="create_new",
-            settings=wandb.Settings(**quiet, **private),  # pyright: ignore[reportArgumentType]
-        )
+        with environment("WANDB_CACHE_DIR", str(self._folder), replace=False):  # for its debug log
+            self._run: Any = wandb.init(
+                project=PROJECT,
+                name=run.name,
+                id=self._id,
+                dir=str(run.folder.absolute()),
+                config=dict(run.settings),
+                mode="offline",
+                reinit="create_new",
+                settings=wandb.Settings(**quiet, **private),  # pyright: ignore[reportArgumentType]
+            )
         self._note(Path(self._run.dir).parent.name)
 
+    @_no_telemetry
+    @_offline
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step, commit=True)
         self._written = step
 
+    @_no_telemetry
+    @_offline
     def close(self, *, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)
         self.last = self._written
