@@ -25,7 +25,7 @@ from .engine.traffic import Span, Traffic, by_phase, plan
 from .estimate import measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .rehearsal import rehearse
-from .tracking.sinks import refuse_missing
+from .tracking.sinks import reject_missing
 
 
 def report(config: Config, console: Console) -> None:
@@ -34,7 +34,7 @@ def report(config: Config, console: Console) -> None:
     Raises:
         UserError: a mistake that only shows when model and data are read.
     """
-    refuse_missing(config.tracking)
+    reject_missing(config.tracking)
     with threads(config.resources.threads):
         began = time.process_time()
         prepared = prepare(config, trial=True)

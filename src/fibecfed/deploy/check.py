@@ -17,7 +17,7 @@ from ..effort import plan_effort
 from ..estimate import measure
 from ..inspection import Section, as_table, data_section, show, warnings_section
 from ..rehearsal import rehearse
-from ..tracking.sinks import refuse_missing
+from ..tracking.sinks import reject_missing
 
 EXAMPLES = 1000
 """[C] Training examples of each client that steps and time are estimated for."""
@@ -29,7 +29,7 @@ def report(config: Config, console: Console) -> None:
     Raises:
         UserError: a mistake that only shows when the model is read.
     """
-    refuse_missing(config.tracking)
+    reject_missing(config.tracking)
     with threads(config.resources.threads):
         show(_sections(prepare(config, read_data=assumed(EXAMPLES), trial=True)), console)
     console.print(Text("The configuration is valid. Nothing was trained or written."))

@@ -22,7 +22,7 @@ from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
-from ...tracking.sinks import refuse_missing
+from ...tracking.sinks import reject_missing
 from .options import ComparisonOptions
 from .plan import table_of
 
