@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from saved import save_backbone, write_reviews
+from sums import sums
 
 from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import Job
 from fibecfed.comparison.runner.read import load
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, to_line
 from fibecfed.engine.summary import summarise
 
@@ -66,19 +68,26 @@ def finish(one: Job, right: int = 80) -> dict[str, Any]:
     """The files of a finished run in a job's folder, with so many of 100 right answers; its summary."""
     from fibecfed.config import to_toml
 
-    table = [[right, 0], [100 - right, 0]]
+    table = sums([[right, 0], [100 - right, 0]])
     configuration = one.config.model_dump()
     parts = {"a": {"train": [40, 40], "test": [50, 50]}}
-    header = {"configuration": configuration, "partition": parts, "trainable": 3, "precision": "float32"}
+    header = {
+        "configuration": configuration,
+        "partition": parts,
+        "trainable": 3,
+        "precision": "float32",
+        "metric": "accuracy",
+        "higher_is_better": True,
+    }
     sent = {"a": 100}
     tuned = RoundRecord(
         "tune", 0, 0, ("a",), sent, sent, sent, sent, {"a": 10}, {"a": 80}, {"a": 0.5}, {"a": 0.5}, failures={}, server={}, seconds=0.5
     )
-    records = [tuned, EvalRecord(1, {}, table, table, table, table, 0.0, 0.0, 0, 0, 0.0)]
+    records = [tuned, EvalRecord(1, {}, table, table, table, table, 0, 0, 0.0)]
     one.folder.mkdir(parents=True, exist_ok=True)
     (one.folder / "config.toml").write_text(to_toml(one.config))
     (one.folder / "records.jsonl").write_text(to_line(header) + "".join(map(to_line, records)))
-    summary = summarise(records, metric=None, selected={})
+    summary = summarise(records, metric=METRICS["accuracy"], selected={})
     (one.folder / "summary.json").write_text(json.dumps(summary))
     return summary
 
@@ -102,7 +111,7 @@ def listener() -> Any:
         def started(self, one: Any) -> None:
             self.begun.append(one.name)
 
-        def round(self, one: Any, done: int, of: int, score: float | None = None) -> None:
+        def round(self, one: Any, done: int, of: int, score: str | None = None) -> None:
             self.rounds.append((one.name, done, of))
 
         def warned(self, one: Any, text: str) -> None:

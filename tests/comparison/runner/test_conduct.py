@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_used_is_told_with_one_way_out_that_works(
     folder = tmp_path / "runs/reviews/lora/0"
     (folder / "config.toml").write_text("seed =\n")
     failed, text = shown(compared(), tmp_path)
-    assert failed == 1 and text.count("the same command makes the run again") == 1
+    assert failed == 1 and text.count("the same command repeats the run") == 1
     assert re.search(r"0 run now in [^,]+, 1 of 2 runs done, 1 whose folder cannot be used; the report", text)
     folder.rename(tmp_path.with_name(f"{tmp_path.name}-away"))
     assert shown(compared(), tmp_path)[0] == 0
