@@ -107,3 +107,12 @@ def test_what_the_glossary_names_exists():
 def test_a_name_that_does_not_exist_is_noticed():
     assert exists("federation.quorum") and exists("core.method.Phase.cohort") and exists("local.fisher")
     assert not exists("federation.quorums") and not exists("core.method.Phase.cohorts") and not exists("local.fishers")
+
+
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -14,7 +14,7 @@ from fibecfed.comparison.report.compact import from_lines, to_lines
 from fibecfed.comparison.report.comparison import read_comparison, write_report
 from fibecfed.comparison.report.html import to_html
 from fibecfed.comparison.report.results import ComparisonResults, Point, Run, SelectionRecord
-from fibecfed.comparison.report.scores import Scores
+from fibecfed.comparison.report.scores import ComparedMetric
 from fibecfed.comparison.report.standing import Standings, standings
 from fibecfed.comparison.report.tables import to_markdown
 from fibecfed.comparison.report.verdict import defeats, verdict
@@ -77,7 +77,7 @@ def test_the_page_and_its_figures_show_a_loss_in_its_unit(lost: Standings) -> No
 def test_a_comparison_by_another_metric_is_exported_and_read_back_with_its_own(lost: Standings, tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(to_lines(lost.comparison, tmp_path), encoding="utf-8")
     back = from_lines(tmp_path / "c.jsonl")
-    assert back.scores == Scores(LOSS) and list(standings(back).ranks) == ["lora", "fibecfed", "voc"]
+    assert back.scores == ComparedMetric(LOSS) and list(standings(back).ranks) == ["lora", "fibecfed", "voc"]
     one = run("t", "lora", [0.8], metric=metric_named("f1:spam", ["ham", "spam"]))
     (tmp_path / "c.jsonl").write_text(to_lines(ComparisonResults("made", (one,), Network()), tmp_path), encoding="utf-8")
     assert from_lines(tmp_path / "c.jsonl").scores.what == "F1 of spam in per cent"

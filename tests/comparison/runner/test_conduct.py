@@ -27,7 +27,7 @@ from fibecfed.core.errors import UserError
 def shown(comparison: ComparisonOptions, out: Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(comparison, out, console)
-    return left.failed + left.refused + left.unusable, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    return left.failed + left.rejected + left.unusable, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert left == Left(refused=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
+    assert left == Left(rejected=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
     assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
     assert left.sentence("fibecfed compare x") == (
         "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"

@@ -50,7 +50,7 @@ def test_what_files_say_steers_no_terminal(compared: Callable[..., ComparisonOpt
             watch.warned(one, HOSTILE)
             watch.ended(one, Outcome(None, "failed", HOSTILE))
         # nothing can be read there, so that the reasons are all that is shown
-        show_results(console, Results(done={}, failed={}, refused={}, unusable={one: HOSTILE}, new=0), tmp_path / HOSTILE, 1.0)
+        show_results(console, Results(done={}, failed={}, rejected={}, unusable={one: HOSTILE}, new=0), tmp_path / HOSTILE, 1.0)
         text = out.getvalue()
         assert text.count(WRITTEN_OUT) >= 6 and "\x1b]" not in text and "\a" not in text and "\u202e" not in text
 

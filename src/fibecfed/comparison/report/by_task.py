@@ -7,7 +7,7 @@ from functools import partial
 
 from . import tables
 from .results import Point
-from .scores import Scores
+from .scores import ComparedMetric
 from .standing import ALONE, Standings
 from .tables import Cell, Column, Table, around, megabytes, number, points, words
 
@@ -41,7 +41,7 @@ def own_metrics(standings: Standings) -> Table:
     """The usual metric of tasks that have another than the primary one; without rows where none has."""
     named = {run.task: _USUAL.get(run.usual, run.usual) for run in standings.comparison.runs if run.usual}
     columns = [
-        Column(f"{task}, {named[task]}", lambda m, task=task: points(standings.spread(task, m, "usual"), Scores()), max)
+        Column(f"{task}, {named[task]}", lambda m, task=task: points(standings.spread(task, m, "usual"), ComparedMetric()), max)
         for task in sorted(named)
     ]  # fmt: skip
     note = "F1 of the second class, or Matthews' correlation, times 100, from the same pooled predictions as the personalised score."

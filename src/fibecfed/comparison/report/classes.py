@@ -8,7 +8,7 @@ from functools import partial
 from ...core.metrics import Confusion, f1, precision, recall
 from . import tables
 from .results import ComparisonResults
-from .scores import Scores
+from .scores import ComparedMetric
 from .tables import Cell, Column, Table, number, score, words
 
 _BY_CLASS: dict[str, Callable[[Confusion, int], float]] = {"precision": precision, "recall": recall, "F1": f1}
@@ -22,7 +22,7 @@ def of_classes(comparison: ComparisonResults) -> Iterator[Table]:
     counted = {name: confusion for name, confusion in both.items() if any(map(any, confusion))}
     if not counted:
         return
-    numbers, shares = range(len(classes.labels)), Scores()
+    numbers, shares = range(len(classes.labels)), ComparedMetric()
 
     def cell(of: Callable[[Confusion, int], float], confusion: Confusion, c: int) -> Cell:
         return score(of(confusion, c), shares)

@@ -25,7 +25,7 @@ from .overview import all_tables
 from .recorded import ASIDE, NO_PLAN, NOWHERE, RUNS, TRIALS, Place, Plan, TuningRow, line_of, read_json, short, told
 from .results import ComparisonResults, Run
 from .runs import progress_of, read_run
-from .scores import Scores
+from .scores import ComparedMetric
 from .standing import Standings, standings
 from .tables import to_csv
 
@@ -87,7 +87,7 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     tasks = {task for task, _, _ in runs}
     if unknown := sorted(set(targets or ()) - tasks):
         raise UserError(f"--target: got {', '.join(unknown)}, expected a task of this folder: {', '.join(sorted(tasks))}")
-    factor = Scores(next(iter(runs.values())).metric).factor
+    factor = ComparedMetric(next(iter(runs.values())).metric).factor
     for task, score in (targets or {}).items():
         if factor > 1 and not 1 < score <= 100:
             raise UserError(f"--target: got {task}={score:g}, expected a score in per cent, above 1 and at most 100, e.g. {task}=80")

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from . import tables
 from .by_task import all_by_task
 from .classes import of_classes
-from .recorded import Trial, TuningRow
+from .recorded import RecordedTrial, TuningRow
 from .results import OURS
-from .scores import Scores
+from .scores import ComparedMetric
 from .standing import ALONE, COUNTED_FROM, Frame, Standings, Target, spread
 from .tables import Cell, Column, Table, megabytes, number, points, score, words
 
@@ -188,7 +188,7 @@ def tuning(standings: Standings) -> Table:
     return tables.table("tuning", "Tuning", note, columns, rows)
 
 
-def _server(row: Trial | TuningRow) -> str:
+def _server(row: RecordedTrial | TuningRow) -> str:
     """As in " (server 2.7)", of a trial or a choice with a server rate; "" without one."""
     rate = row.rates.get("method.server_learning_rate")
     return "" if rate is None else f" (server {rate:g})"
@@ -204,7 +204,7 @@ def runs(standings: Standings) -> Table:
         Column(of.head("personalised"), lambda run: score(run.last.personalised, of, 1)),
         Column(of.head("global"), lambda run: score(run.last.server, of, 1)),
         Column(of.head("worst decile"), lambda run: score(run.worst_decile, of)),
-        Column("own metric x 100", lambda run: score(run.usual_personalised, Scores())),
+        Column("own metric x 100", lambda run: score(run.usual_personalised, ComparedMetric())),
         Column("metric", lambda run: words(run.usual)),
         Column("rounds", lambda run: number(run.last.rounds, 0)),
         Column("MB up", lambda run: megabytes(run.bytes_up)),

@@ -108,7 +108,7 @@ class Summary(_Part):
     sources: tuple[_Source, ...] = ()
 
 
-class Trial(_Part):
+class RecordedTrial(_Part):
     """A learning rate that was tried, with what goes with it; a score is None where training diverged."""
 
     rate: float
@@ -123,7 +123,7 @@ class TuningRow(_Part):
 
     chosen: float | None
     source: str | None = None
-    tried: tuple[Trial, ...]
+    tried: tuple[RecordedTrial, ...]
     step: int | None = None
     rates: dict[str, float] = {}
 
@@ -208,7 +208,7 @@ class Damaged(UserError):
 def told(error: ValidationError, what: str) -> str:
     """A sentence: what is missing, and what has another value than it may have.
 
-    >>> try: Trial.model_validate({"score": "x"})
+    >>> try: RecordedTrial.model_validate({"score": "x"})
     ... except ValidationError as error: print(told(error, "a trial"))
     got a trial without rate, score: got "x", expected a valid number
     """

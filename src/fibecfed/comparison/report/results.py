@@ -11,7 +11,7 @@ from typing import Any
 from ...core.clock import Network
 from ...core.metrics import METRICS, Metric
 from .recorded import TuningRow
-from .scores import Scores
+from .scores import ComparedMetric
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ class ComparisonResults:
     fixed_targets: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @cached_property
-    def scores(self) -> Scores:
+    def scores(self) -> ComparedMetric:
         """The metric of all runs."""
-        return Scores(self.runs[0].metric) if self.runs else Scores()
+        return ComparedMetric(self.runs[0].metric) if self.runs else ComparedMetric()
 
     @cached_property
     def tasks(self) -> list[str]:

@@ -10,7 +10,7 @@ from ...core.statistics import CONFUSION
 
 
 @dataclass(frozen=True)
-class Scores:
+class ComparedMetric:
     """The scores of a metric. Shares are shown per cent with a digit, other numbers with three."""
 
     metric: Metric = METRICS["accuracy"]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ...methods.catalogue import CATALOGUE
 from .results import OURS, ComparisonResults, Point, Run, is_ablation
-from .scores import Scores
+from .scores import ComparedMetric
 
 Frame = Any
 """A DataFrame; pandas' own types tell too little of what is selected from one."""
@@ -84,7 +84,7 @@ class Target:
 
 def reached(run: Run, score: float) -> Point | None:
     """The first evaluation of a trained model at which the pooled personalised score is at least as good as `score`."""
-    sign = Scores(run.metric).sign
+    sign = ComparedMetric(run.metric).sign
     return next((point for point in run.points if point.rounds > 0 and sign * (point.personalised - score) >= -SLACK), None)
 
 
@@ -256,7 +256,7 @@ def standings(comparison: ComparisonResults) -> Standings:
     return Standings(comparison, frame, ranks, {task: one for task, one in found.items() if one is not None})
 
 
-def _target(runs: Frame, ranked: Iterable[str], fixed: float | None, scores: Scores) -> Target | None:
+def _target(runs: Frame, ranked: Iterable[str], fixed: float | None, scores: ComparedMetric) -> Target | None:
     """The target of a task from its own runs; None where no ranked method has a score on it."""
     finals = {method: found.mean for method in sorted(ranked) if (found := spread(runs.loc[runs["method"] == method, "personalised"]))}
     majority, prior = spread(runs["majority"]), spread(runs["prior"])

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ...core.terminal import escaped
 from ...core.units import duration
-from .scores import Scores
+from .scores import ComparedMetric
 from .standing import Spread
 
 
@@ -101,12 +101,12 @@ def number(value: float | None, digits: int = 1) -> Cell:
     return Cell("never" if math.isinf(value) else f"{value:,.{digits}f}", value)
 
 
-def score(value: float | None, scores: Scores, more: int = 0) -> Cell:
+def score(value: float | None, scores: ComparedMetric, more: int = 0) -> Cell:
     """A score, or a difference of two, without its unit; with `more` digits than others have."""
     return number(None if value is None else scores.factor * value, scores.digits + more)
 
 
-def points(found: Spread | None, scores: Scores) -> Cell:
+def points(found: Spread | None, scores: ComparedMetric) -> Cell:
     """A score with its deviation, without its unit: "84.1 ± 0.5"."""
     if found is None:
         return Cell("-")

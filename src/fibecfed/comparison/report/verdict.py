@@ -7,7 +7,7 @@ import pandas as pd
 from ...core.units import count
 from .conditions import unlike
 from .results import OURS, ComparisonResults
-from .scores import Scores
+from .scores import ComparedMetric
 from .standing import ALONE, COUNTED_FROM, SLACK, Frame, Standings, Target
 
 WITHIN = 1.02
@@ -184,7 +184,7 @@ def defeats(standings: Standings) -> list[str]:
     return lost or [f"Nowhere on its {count(len(here.targets), 'task')}: {', '.join(won)}."]
 
 
-def _ahead(task: str, gains: Frame, of: Scores) -> str:
+def _ahead(task: str, gains: Frame, of: ComparedMetric) -> str:
     """The best method ahead on a task and by how much."""
     others = int((gains < 0).sum()) - 1
     return f"{task} ({gains.idxmin()} by {of.difference(gains.min())}{f', and {others} more' if others else ''})"

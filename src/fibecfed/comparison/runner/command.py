@@ -29,7 +29,7 @@ class Left:
     """How many of the runs asked for have no result, as in `Results`."""
 
     failed: int = 0
-    refused: int = 0
+    rejected: int = 0
     unusable: int = 0
 
     def sentence(self, again: str) -> str | None:
@@ -39,9 +39,9 @@ class Left:
             again: the command line of the comparison.
         """
         parts = []
-        if self.refused:
+        if self.rejected:
             way_out = "change what the reasons above name, or remove these methods: the same command would reject them again"
-            parts.append(f"{count(self.refused, 'run')} rejected: {way_out}")
+            parts.append(f"{count(self.rejected, 'run')} rejected: {way_out}")
         if self.unusable:
             parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: fix what is listed above, then: {again}")
         if self.failed:
@@ -69,7 +69,7 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Le
         with Watch(console, clock, workers(comparison)) as watch:
             results = conduct(comparison, out, watch, clock)
     show_results(console, results, out, time.monotonic() - began)
-    return Left(len(results.failed), len(results.refused), len(results.unusable))
+    return Left(len(results.failed), len(results.rejected), len(results.unusable))
 
 
 @contextlib.contextmanager
@@ -96,7 +96,7 @@ def show_results(console: Console, results: Results, out: Path, seconds: float) 
         _print(console, str(error))
     for one, reason in results.unusable.items():
         _print(console, f"{one.name}: {reason}")
-    kinds = {"failed": results.failed, "rejected": results.refused, "whose folder cannot be used": results.unusable}
+    kinds = {"failed": results.failed, "rejected": results.rejected, "whose folder cannot be used": results.unusable}
     of = len(results.done) + sum(map(len, kinds.values()))
     left = "".join(f", {len(jobs)} {name}" for name, jobs in kinds.items() if jobs)
     made = f"{results.new} run now in {duration(seconds)}, {len(results.done)} of {count(of, 'run')} done"

@@ -51,14 +51,14 @@ class Results:
     Attributes:
         done: summaries of the runs, those finished before included.
         failed: those that stopped, with the reason; the same command tries them again.
-        refused: those whose configuration cannot be run, with the reason; the same command would reject them again.
+        rejected: those whose configuration cannot be run, with the reason; the same command would reject them again.
         unusable: those whose folder cannot be used, with the reason and what to do.
         new: how many runs and trials were made now, the rejected ones left out.
     """
 
     done: Mapping[Job, dict[str, Any]]
     failed: Mapping[Job, str]
-    refused: Mapping[Job, str]
+    rejected: Mapping[Job, str]
     unusable: Mapping[Job, str]
     new: int
 
@@ -108,7 +108,7 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
     with Pool(workers(comparison), watcher, clock, gpus=gpus(comparison)) as pool:
         maker = _Maker(pool, watcher, clock)
         tuned, not_tuned, trials = _tune(comparison, out, maker)
-        jobs, failed, refused = [], {}, {}
+        jobs, failed, rejected = [], {}, {}
         for task in comparison.tasks:
             for method in comparison.methods:
                 kind = comparison.kind(method)
@@ -117,8 +117,8 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
                 for seed in comparison.seeds:
                     one = job(comparison, out, task, method, seed, rates_found)
                     if by_tuning and kind in not_tuned:
-                        reason, was_refused = not_tuned[kind]
-                        (refused if was_refused else failed)[one] = reason
+                        reason, was_rejected = not_tuned[kind]
+                        (rejected if was_rejected else failed)[one] = reason
                         record_failure(one, Outcome(None, "not tuned", reason))
                     else:
                         jobs.append(one)
@@ -126,8 +126,8 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
         done, unusable, outcomes = maker.make(jobs)
         for one, outcome in outcomes.items():
             if outcome.summary is None:
-                (refused if outcome.why == "refused" else failed)[one] = outcome.reason
-    return Results(done, failed, refused, unusable, trials + _made(outcomes))
+                (rejected if outcome.why == "refused" else failed)[one] = outcome.reason
+    return Results(done, failed, rejected, unusable, trials + _made(outcomes))
 
 
 def workers(comparison: ComparisonOptions) -> int:
@@ -234,9 +234,9 @@ def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict
         made += _made(outcomes)
         reasons = unusable | {one: o.reason for one, o in outcomes.items() if o.summary is None and o.why != "diverged"}
         for one, reason in reasons.items():
-            refused = one in outcomes and outcomes[one].why == "refused"
-            how = "was rejected" if refused else "failed"
-            problems.setdefault(one.method, (f"no rate was chosen, because the trial {one.name} {how}: {reason}", refused))
+            rejected = one in outcomes and outcomes[one].why == "refused"
+            how = "was rejected" if rejected else "failed"
+            problems.setdefault(one.method, (f"no rate was chosen, because the trial {one.name} {how}: {reason}", rejected))
         steps = {kind: tried for kind, tried in steps.items() if kind not in problems}
         if extension or not comparison.tuning.extend:
             break
