@@ -176,11 +176,11 @@ def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypat
     Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
     calls, effect = [], {"failed": 0}
 
-    def compare_in(comparison: object, folder: Path, console: object) -> command.Left:
+    def compare_in(comparison: object, folder: Path, console: object) -> command.Unfinished:
         calls.append(folder)
         if effect["failed"] < 0:
             raise KeyboardInterrupt
-        return command.Left(failed=effect["failed"])
+        return command.Unfinished(failed=effect["failed"])
 
     monkeypatch.setattr(command, "compare_in", compare_in)
     assert call("compare", "c.toml")[0] == 0

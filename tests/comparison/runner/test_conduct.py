@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fibecfed.comparison.runner.command import Left, compare_in
+from fibecfed.comparison.runner.command import Unfinished, compare_in
 from fibecfed.comparison.runner.conduct import gpus, reject_foreign, workers, write_down
 from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import job
@@ -121,15 +121,15 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert left == Left(rejected=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
+    assert left == Unfinished(rejected=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
     assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
     assert left.sentence("fibecfed compare x") == (
         "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"
     )
-    every = Left(failed=2, unusable=1).sentence("fibecfed compare x")
+    every = Unfinished(failed=2, unusable=1).sentence("fibecfed compare x")
     assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")
     assert every.startswith("1 run whose folder cannot be used: fix what is listed above, then: fibecfed compare x")
-    assert Left().sentence("x") is None
+    assert Unfinished().sentence("x") is None
 
 
 def test_a_folder_whose_comparison_was_removed_can_be_gone_on_with(

@@ -25,7 +25,7 @@ from .watch import Watch
 
 
 @dataclass(frozen=True)
-class Left:
+class Unfinished:
     """How many of the runs asked for have no result, as in `Results`."""
 
     failed: int = 0
@@ -51,7 +51,7 @@ class Left:
         return "\n  ".join(parts) or None
 
 
-def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Left:
+def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Unfinished:
     """Make what is left of a comparison, and show its results; what of the runs asked for has none.
 
     Raises:
@@ -69,7 +69,7 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Le
         with Watch(console, clock, workers(comparison)) as watch:
             results = conduct(comparison, out, watch, clock)
     show_results(console, results, out, time.monotonic() - began)
-    return Left(len(results.failed), len(results.rejected), len(results.unusable))
+    return Unfinished(len(results.failed), len(results.rejected), len(results.unusable))
 
 
 @contextlib.contextmanager
