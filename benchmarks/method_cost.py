@@ -29,7 +29,7 @@ from fibecfed.engine.runtime import ClientRuntime, unframe
 from fibecfed.engine.states import ClientStates
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fedavg, fibecfed_client
-from fibecfed.methods.catalogue import METHODS, Setting, make
+from fibecfed.methods.catalogue import METHODS, MethodContext, make
 from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -49,7 +49,7 @@ class Cohort:
 
     def __init__(self, kind: str, options: dict[str, Any], task: Any, data: Any, training: TrainingOptions, folder: Path) -> None:
         table = METHODS[kind].model_validate({"kind": kind, **options})
-        self.method: Any = make(table, Setting(training, OF, CLIENTS, Key(0).fold("method")))
+        self.method: Any = make(table, MethodContext(training, OF, CLIENTS, Key(0).fold("method")))
         self.runtime = ClientRuntime(self.method, task, data.client, ClientStates(folder / kind, 2**30), Key(0), 64)
         (self.phase,) = (phase for phase in self.method.phases if phase.trains)
         self.server = self.method.init(task, Key(0).fold("init"))
