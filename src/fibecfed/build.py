@@ -288,7 +288,7 @@ def prepare(
     return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task))
 
 
-def _activation_cache(inputs: Inputs, task: TransformerTask) -> ActivationSize | None:
+def _activation_cache(inputs: Inputs, task: AdaptedModel) -> ActivationSize | None:
     """Give the task its cache, if the configuration asks for one and the model allows it.
 
     Raises:

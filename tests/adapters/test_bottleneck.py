@@ -51,7 +51,7 @@ def test_in_decoders_they_stand_between_a_sub_layer_and_its_residual(family: Fam
     task = adapted(family, "bottleneck", layers=1)
     params = {name: value if "norm" in name or ".ln_" in name else noisy(task)[name] for name, value in task.params().items()}
     body = task.model.base_model
-    block = task._classifier.blocks[0]
+    block = task._network.blocks[0]
     if family == "gpt2":
         x = body.wte(TEXT) + body.wpe.weight[:5]
         h = x + inserted(params, "attention", block.attn(block.ln_1(x)[None])[0][0])

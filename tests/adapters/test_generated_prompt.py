@@ -25,7 +25,7 @@ TEXTS = sentences([5, 3, 4])
 def body_calls(task: TransformerTask) -> Iterator[list[tuple[int, ...]]]:
     """Shapes of what the first block gets, call by call."""
     calls: list[tuple[int, ...]] = []
-    handle = task._classifier.blocks[0].register_forward_pre_hook(
+    handle = task._network.blocks[0].register_forward_pre_hook(
         lambda _, args, keywords: calls.append(tuple((args or (keywords["hidden_states"],))[0].shape)), with_kwargs=True
     )
     yield calls

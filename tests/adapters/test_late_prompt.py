@@ -28,7 +28,7 @@ def upper_half(task, params: dict[str, Tensor], lower: Tensor, family: Family) -
     if family == "llama":
         keywords["position_embeddings"] = task.model.model.rotary_emb(hidden, position_ids=torch.arange(length)[None])
     outputs = []
-    for block in task._classifier.blocks[len(task._classifier.blocks) // 2 :]:
+    for block in task._network.blocks[len(task._network.blocks) // 2 :]:
         hidden = block(hidden, **keywords)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         outputs.append(hidden[0, TOKENS:])

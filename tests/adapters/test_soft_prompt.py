@@ -56,7 +56,7 @@ def test_a_random_start_is_as_wide_as_the_words() -> None:
 
 def test_a_model_that_takes_no_embeddings_or_positions_is_refused() -> None:
     task = tiny_task("bert", adapter=PromptAdapter(num_tokens=2))
-    body = task._classifier._frozen
+    body = task._network._frozen
     lacking = type(body)(body.module, body.blocks, frozenset({"input_ids"}), 0, False, body.pool)
     with pytest.raises(
         UserError, match="a soft prompt cannot be used with a BertModel: its forward pass takes no inputs_embeds and no position_ids"

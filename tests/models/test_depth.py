@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Batch
+from fibecfed.local.collect import Collect
 from fibecfed.local.fisher import squares
 from fibecfed.local.optimise import Fit, fit
 from fibecfed.local.options import TrainingOptions
@@ -59,7 +60,7 @@ def epochs(pad: int, number: int = 10) -> list[list[Batch]]:
 
 
 def trained(task: TransformerTask, pad: int, first: int = FIRST) -> Fit:
-    return fit(task, noisy(task), epochs(pad), TrainingOptions(learning_rate=0.01), KEY, trained=upper(task, first), collect_fisher=True)
+    return fit(task, noisy(task), epochs(pad), TrainingOptions(learning_rate=0.01), KEY, trained=upper(task, first), collect=Collect())
 
 
 def same_fit(one: Fit, other: Fit) -> None:
@@ -78,7 +79,7 @@ def test_blocks_below_all_that_is_trained_run_without_a_graph_and_those_above_wi
     task, batch = task_of(family), epochs(PAD[family])[0][0]
     params = {name: value.requires_grad_(name in upper(task, first)) for name, value in noisy(task).items()}
     seen: list[bool] = []
-    blocks: Any = task._classifier.blocks
+    blocks: Any = task._network.blocks
     handles = [block.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled())) for block in blocks]
     losses = task.losses(params, batch)
     assert seen[:first] == [False] * first and all(seen[first + 1 :])
@@ -103,7 +104,7 @@ def test_the_gradients_above_are_those_of_a_graph_through_all_blocks(family: str
 def test_an_error_in_the_lower_blocks_leaves_gradients_on() -> None:
     task = task_of("bert")
     params = {name: value.requires_grad_(name in upper(task)) for name, value in noisy(task).items()}
-    blocks: Any = task._classifier.blocks
+    blocks: Any = task._network.blocks
 
     def fail(*_: Any) -> None:
         raise RuntimeError("stop here")
@@ -189,7 +190,7 @@ def test_kept_blocks_do_not_run() -> None:
     task, batch = task_of("bert"), padded(TEXTS[:4], 0, num_classes=2)
     task.keep_activations(PLENTY)
     calls: list[int] = []
-    inner: Any = task._classifier.blocks[0].attention
+    inner: Any = task._network.blocks[0].attention
     inner.register_forward_hook(lambda *_: calls.append(1))
     fit(task, noisy(task), [[batch] * 20], TrainingOptions(), KEY, trained=upper(task))
     assert len(calls) == 5, "computed once, and four times to compare 16 rows"
@@ -200,7 +201,7 @@ def test_a_few_new_rows_are_computed_by_themselves() -> None:
     task.keep_activations(PLENTY)
     known, other = (padded(TEXTS[:8], 0, total=16, num_classes=2), padded([*TEXTS[:6], TEXTS[8], TEXTS[9]], 0, total=16, num_classes=2))
     sizes: list[int] = []
-    inner: Any = task._classifier.blocks[0].attention
+    inner: Any = task._network.blocks[0].attention
     fit(task, noisy(task), [[known] * 3], TrainingOptions(), KEY, trained=upper(task))
     inner.register_forward_hook(lambda _module, _args, out: sizes.append(len(out[0])))
     one = fit(task, noisy(task), [[other, known, other]], TrainingOptions(), KEY, trained=upper(task))
@@ -222,7 +223,7 @@ class _Crowded(nn.Module):
 def test_where_rows_depend_on_their_batch_only_the_same_batch_is_taken_as_kept(family: Family) -> None:
     tasks = [task_of(family) for _ in range(2)]
     for task in tasks:
-        blocks: Any = task._classifier.blocks
+        blocks: Any = task._network.blocks
         blocks[0].register_forward_hook(_Crowded().forward)
     plain, keeps = tasks
     keeps.keep_activations(PLENTY)
@@ -282,7 +283,7 @@ def test_with_dropout_nothing_is_kept() -> None:
 
 def test_a_body_whose_blocks_hand_on_more_than_their_output_is_left_alone() -> None:
     task = task_of("bert")
-    blocks: Any = task._classifier.blocks
+    blocks: Any = task._network.blocks
 
     def more(_module: nn.Module, _args: Any, out: Any) -> Any:
         hidden = out[0] if isinstance(out, tuple) else out

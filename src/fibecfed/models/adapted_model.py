@@ -20,10 +20,10 @@ from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .activations import ActivationSize
-from .classifier import ADAPTER, Classifier
 from .depth import LowerBlocks, begins_of, graph_from
 from .heads import UnsupportedModel
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
+from .network import ADAPTER, Network
 from .objectives import Objective
 from .turns import KERNELS, lock_of, one_at_a_time, seeded
 
@@ -68,8 +68,8 @@ class AdaptedModel:
         self.dropout = dropout
         self._device = torch.device(device)
         self._objective = objective
-        self._classifier = Classifier(self.model, objective)
-        self.lock = lock_of(self._classifier.body)
+        self._network = Network(self.model, objective)
+        self.lock = lock_of(self._network.body)
         self._twice = False
         self._fused: str | None = None
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -79,7 +79,7 @@ class AdaptedModel:
         self._name_set = frozenset(self._names)
         self._layers = {name: self._find_layer(name) for name in self._names}
         self._norms = frozenset(norms(self.model))
-        adapter = self._classifier.adapter
+        adapter = self._network.adapter
         front = self.num_layers // 2 if adapter is not None and adapter.from_middle else 0
         self._begins = begins_of(self._layers, self._norms, ADAPTER, front, self.num_layers)
         self.lower_blocks: LowerBlocks | None = None
@@ -96,7 +96,7 @@ class AdaptedModel:
     @property
     def num_layers(self) -> int:
         """L, transformer blocks of the base model."""
-        return len(self._classifier.blocks)
+        return len(self._network.blocks)
 
     @property
     def objective(self) -> Objective:
@@ -123,13 +123,13 @@ class AdaptedModel:
         """P at the start, drawn from `key`: LoRA's A uniform in +-1/sqrt(d_in) and B zero as in PEFT, the head's matrices normal with
         the base model's `initializer_range` and its biases zero; what another adapter says of its own; anything else, as normalisation
         layers, as it is in the module."""
-        std = getattr(self._classifier.config, "initializer_range", 0.02)
-        vocabulary = self._classifier.body.get_input_embeddings().weight
+        std = getattr(self._network.config, "initializer_range", 0.02)
+        vocabulary = self._network.body.get_input_embeddings().weight
         params = self.params()
         for name, value in params.items():
             generator = key.fold(name).generator()
-            if name.startswith(ADAPTER) and self._classifier.adapter is not None:
-                params[name] = self._classifier.adapter.draw(name.removeprefix(ADAPTER), value, generator, vocabulary)
+            if name.startswith(ADAPTER) and self._network.adapter is not None:
+                params[name] = self._network.adapter.draw(name.removeprefix(ADAPTER), value, generator, vocabulary)
             elif name in self._norms:
                 continue
             elif "lora_A" in name:
@@ -179,7 +179,7 @@ class AdaptedModel:
     @torch.no_grad()
     def embed(self, batch: Batch) -> Float[Tensor, "batch token hidden"]:
         """Input embeddings of the tokens, before positions or anything else is added to them."""
-        return self._classifier.body.get_input_embeddings()(batch["input_ids"].to(self._device))
+        return self._network.body.get_input_embeddings()(batch["input_ids"].to(self._device))
 
     @one_at_a_time
     def hidden_states(
@@ -187,12 +187,12 @@ class AdaptedModel:
     ) -> tuple[Float[Tensor, "batch token hidden"], ...]:
         """The output of each of the L blocks (before any final norm), at the text's tokens."""
         outputs: list[Tensor] = []
-        before = self._classifier.num_positions
+        before = self._network.num_positions
 
         def record(_module: nn.Module, _args: Any, out: Any) -> None:
             outputs.append((out[0] if isinstance(out, tuple | list) else out)[:, before:])
 
-        handles = [block.register_forward_hook(record) for block in self._classifier.blocks]
+        handles = [block.register_forward_hook(record) for block in self._network.blocks]
         with removing(handles):
             self._logits(params, batch, embeddings, keeps=False)
         return tuple(outputs[-self.num_layers :])  # an adapter may have run the body before, for a vector of the text
@@ -232,7 +232,7 @@ class AdaptedModel:
     def use_plain_attention_for_gradients(self) -> None:
         """From now on attention is fused only where no gradient is asked for: on CPUs its backward in bf16 takes half of a step, that
         of plain attention a tenth."""
-        self._fused = self._classifier.config._attn_implementation
+        self._fused = self._network.config._attn_implementation
         self._set_attention("eager")
 
     @one_at_a_time
@@ -245,7 +245,7 @@ class AdaptedModel:
         """
         if self.dropout:
             return None
-        lower = LowerBlocks(tuple(self._classifier.blocks), budget)
+        lower = LowerBlocks(tuple(self._network.blocks), budget)
         params, ids = self.params(), self._few_tokens()
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with self._kernels():
@@ -287,16 +287,16 @@ class AdaptedModel:
 
         def forward(inputs: Batch) -> Tensor:
             moved = {name: value.to(self._device) for name, value in inputs.items()}
-            return functional_call(self._classifier, swapped, (moved, embeddings, adapted), tie_weights=False)
+            return functional_call(self._network, swapped, (moved, embeddings, adapted), tie_weights=False)
 
         inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
         first = self._first_trained(params) if embeddings is None else 0
         lower = self.lower_blocks if keeps and adapted and embeddings is None and not self.model.training else None
-        with self._kernels(), graph_from(tuple(self._classifier.blocks), first or 0):
+        with self._kernels(), graph_from(tuple(self._network.blocks), first or 0):
             if lower is None:
                 logits = forward(inputs)
             else:
-                attention = self._classifier.config._attn_implementation
+                attention = self._network.config._attn_implementation
                 logits = lower.run(forward, inputs, first, lambda block: self._below(params, block), attention)
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -351,7 +351,7 @@ class AdaptedModel:
 
         Its own call knows nothing of an adapter of ours: it is compared without one.
         """
-        pad = self._classifier.config.pad_token_id or 0
+        pad = self._network.config.pad_token_id or 0
         ids = self._few_tokens()
         ones, three = torch.ones_like(ids), ids[:, :3]
         left, right = (torch.full_like(three, pad), ids), (ids, torch.full_like(three, pad))
@@ -365,22 +365,22 @@ class AdaptedModel:
             alone = self._logits(params, {"input_ids": ids, "attention_mask": ones})
             padded = self._logits(params, {"input_ids": padded_ids, "attention_mask": padded_mask})
         except RuntimeError as error:
-            if self._classifier.adapter is None:
+            if self._network.adapter is None:
                 raise
             said = str(error).splitlines()[0]
-            raise UnsupportedModel(f"{self._classifier.kind} is not supported with this adapter: {said}") from error
-        unsupported = f"{self._classifier.kind} is not supported"
+            raise UnsupportedModel(f"{self._network.kind} is not supported with this adapter: {said}") from error
+        unsupported = f"{self._network.kind} is not supported"
         if (plain - own).abs().max() > tolerance * own.abs().max():
             raise UnsupportedModel(
-                f"{unsupported}: pooling the {self._classifier.pooling} token and applying its head does not reproduce its own logits"
+                f"{unsupported}: pooling the {self._network.pooling} token and applying its head does not reproduce its own logits"
             )
         if (padded.reshape(2, -1) - alone.reshape(1, -1)).abs().max() > tolerance * alone.abs().max():
             raise UnsupportedModel(f"{unsupported}: its logits depend on the padding of the batch")
 
     def _few_tokens(self) -> Tensor:
         """One example of four tokens, with a mask among them where the objective needs one."""
-        pad, masked = self._classifier.config.pad_token_id or 0, self._objective.mask_id
-        number = self._classifier.body.get_input_embeddings().num_embeddings
+        pad, masked = self._network.config.pad_token_id or 0, self._objective.mask_id
+        number = self._network.body.get_input_embeddings().num_embeddings
         tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
         ids = torch.tensor([tokens[-4:]], device=self._device)
         if masked is not None:
@@ -394,7 +394,7 @@ class AdaptedModel:
             raise KeyError(f"params must be the task's own tensors: missing {missing[:3]}, unknown {unknown[:3]}")
 
     def _find_layer(self, name: str) -> int | None:
-        for prefix in (f"{self._classifier.blocks_name}.", f"{ADAPTER}layers."):
+        for prefix in (f"{self._network.blocks_name}.", f"{ADAPTER}layers."):
             if name.startswith(prefix):
                 return int(name[len(prefix) :].split(".", 1)[0])
         return None
