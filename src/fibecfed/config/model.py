@@ -43,7 +43,7 @@ class Config(Options):
         description=f"Also write the run's values for {', '.join(SINKS)}: a list of these names. Each writes in the run's folder and sends "
         "nothing; docs/watching.md.",
     )
-    tracking_by_client: bool = Field(default=False, description="Give trackers the values of each client as well.")
+    tracking_by_client: bool = Field(default=False, description="Also track the values of each client.")
     model: ModelOptions = ModelOptions()
     data: DataOptions
     federation: FederationOptions = FederationOptions()

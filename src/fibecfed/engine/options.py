@@ -101,7 +101,7 @@ class EvaluationOptions(Options):
     batch_size: int = Field(default=64, ge=1, description="Examples per forward pass.")
     metric: str | None = Field(
         default=None,
-        description="Primary metric: scores, tables, targets and the best round go by it. Default accuracy. Others: macro_f1, "
+        description="Primary metric, used for scores, tables, targets and the best round. Default: accuracy. Others: macro_f1, "
         "macro_precision, macro_recall, matthews, loss, calibration_error; of two classes f1, precision, recall (of the second one); "
         "of any class f1:NAME, precision:NAME, recall:NAME.",
     )

@@ -67,8 +67,8 @@ class CurriculumOptions(Options):
     )
     scoring: Literal["pass", "training"] = Field(
         default="pass",
-        description="[S] pass: the examples are scored in a pass of their own. [C] training: by the backward passes of local training, "
-        "from score_after on; examples not seen yet keep a random place. Neurons are then chosen from a client's second training on.",
+        description="[S] pass: the examples are scored in a separate pass. [C] training: by the backward passes of local training, "
+        "from score_after on; examples not seen yet keep a random rank. Neurons are then selected from a client's second training on.",
     )
     rescore_every: int = Field(
         default=0, ge=0, description="[C] Score the examples again every n local trainings of the client; 0 = never."
@@ -114,5 +114,5 @@ class NeuronOptions(Options):
         le=1,
         description="[C] rho, fraction of the neurons or of their information. Default: 0.5 for share and random, 0.8 for coverage.",
     )
-    every: int = Field(default=1, ge=1, description="[C] Fisher information of the neurons is taken from every so many batches.")
+    every: int = Field(default=1, ge=1, description="[C] Measure the Fisher information of the neurons on every n-th batch.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="[C] gamma: weight of the Fisher information of earlier rounds.")
