@@ -23,7 +23,7 @@ from .activations import ActivationSize
 from .depth import LowerBlocks, begins_of, graph_from
 from .heads import UnsupportedModel
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
-from .network import ADAPTER, Network
+from .network import ADAPTER, AdaptedNetwork
 from .objectives import Objective
 from .turns import KERNELS, lock_of, one_at_a_time, seeded
 
@@ -68,7 +68,7 @@ class AdaptedModel:
         self.dropout = dropout
         self._device = torch.device(device)
         self._objective = objective
-        self._network = Network(self.model, objective)
+        self._network = AdaptedNetwork(self.model, objective)
         self.lock = lock_of(self._network.body)
         self._twice = False
         self._fused: str | None = None

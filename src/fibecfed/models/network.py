@@ -17,7 +17,7 @@ ADAPTER = "adapter."
 """Names of the tensors of an adapter of ours begin with it."""
 
 
-class Network(nn.Module):
+class AdaptedNetwork(nn.Module):
     """Body, with an adapter of ours where the model has one; then the objective's head."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
