@@ -179,7 +179,9 @@ def _reduced(
         trainable=header.trainable,
         measured_s=sum(record.seconds for record in rounds),
         clients=tuple(sorted(score for sums in last.clients.values() if not math.isnan(score := metric.of(sums)))),
-        classes=Classes(header.labels, last.pooled[CONFUSION], last.server[CONFUSION]) if header.labels else None,
+        classes=Classes(header.labels, last.pooled[CONFUSION], last.server[CONFUSION])
+        if header.labels and CONFUSION in last.pooled
+        else None,
         selection=_selection(header, rounds, summary.selected or {}),
         conditions={**_conditions(header), "settings": _settings(header, raw), "clock": joined(one.compute_clock for one in rounds)},
         source_s=sum(one.seconds for one in summary.sources),
