@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fibecfed.core.trees import checksum, first_not_finite, num_values, pick, weighted_mean
+from fibecfed.core.trees import WeightedSum, checksum, first_not_finite, num_values, pick, weighted_mean
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,3 +151,85 @@ def test_checksums_are_equal_only_for_equal_tensors(a: dict[str, bytes], b: dict
         return {name: torch.tensor(list(raw), dtype=torch.uint8) for name, raw in table.items()}
 
     assert (checksum(tensors(a)) == checksum(tensors(b))) == (a == b)
+
+
+# ---- sums of large trees
+
+
+def unblocked(trees: list[dict[str, Tensor]], weights: list[int]) -> dict[str, Tensor]:
+    """Each tensor in one go."""
+    mean: dict[str, Tensor] = {}
+    for name, first in trees[0].items():
+        acc = torch.zeros(first.shape, dtype=torch.float64)
+        for tree, weight in zip(trees, weights, strict=True):
+            acc.add_(tree[name].to(torch.float64), alpha=weight / sum(weights))
+        mean[name] = acc.to(first.dtype)
+    return mean
+
+
+LARGE = (2**16 - 1, 2**16, 2**16 + 1, 3 * 2**16 + 7)
+WEIGHTS = [3, 5, 1, 200, 96]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_summing_in_blocks_changes_no_bit(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(), (0,), (5, 7), *((size,) for size in LARGE), (300, 700)]
+    trees = [{str(shape): torch.randn(shape, generator=generator).to(dtype) for shape in shapes} for _ in WEIGHTS]
+    turned = [{**tree, "turned": tree["(300, 700)"].T} for tree in trees]
+    expected, got = unblocked(turned, WEIGHTS), weighted_mean(turned, WEIGHTS)
+    assert all(torch.equal(got[name], expected[name]) and got[name].dtype == dtype for name in expected)
+
+
+@given(st.integers(1, 6), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.integers(0, 2**31))
+def test_a_running_sum_has_the_weighted_mean_up_to_rounding(count: int, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    trees = [
+        {"a": torch.randn(2, 3, generator=generator).to(dtype), "b": torch.randn((), generator=generator).to(dtype)} for _ in range(count)
+    ]
+    weights = torch.randint(1, 1000, (count,), generator=generator).tolist()
+    total = WeightedSum()
+    for tree, weight in zip(trees, weights, strict=True):
+        total.add(tree, weight)
+    expected, got = weighted_mean(trees, weights), total.mean()
+    for name, value in expected.items():
+        assert got[name].dtype == dtype and got[name].shape == value.shape
+        exact = sum(weight * tree[name].double() for tree, weight in zip(trees, weights, strict=True)) / sum(weights)
+        room = torch.finfo(dtype).eps * exact.abs() + 1e-14  # pyright: ignore[reportAttributeAccessIssue]
+        assert bool(((got[name].double() - exact).abs() <= room).all()) and bool(((value.double() - exact).abs() <= room).all())
+
+
+def test_a_running_sum_writes_into_no_tree() -> None:
+    tree = {"a": torch.ones(4)}
+    total = WeightedSum()
+    total.add(tree, 2)
+    total.add(tree, 3)
+    assert tree["a"].tolist() == [1.0] * 4 and total.mean()["a"].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ({"b": torch.ones(2)}, "tree 1 has other names"),
+        ({"a": torch.ones(3)}, r"a: \(3,\) torch.float32 beside \(2,\)"),
+        ({"a": torch.ones(2, dtype=torch.float64)}, "torch.float64 beside"),
+    ],
+)
+def test_a_running_sum_of_trees_that_differ_is_refused(second: dict[str, Tensor], said: str) -> None:
+    total = WeightedSum()
+    total.add({"a": torch.ones(2)}, 1)
+    with pytest.raises(ValueError, match=said):
+        total.add(second, 1)
+
+
+def test_a_running_sum_of_nothing_or_of_whole_numbers_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="expected a positive, finite sum"):
+        WeightedSum().mean()
+    with pytest.raises(ValueError, match="expected floating point"):
+        WeightedSum().add({"a": torch.ones(2, dtype=torch.int64)}, 1)
+
+
+def test_finite_numbers_whose_sum_is_not_are_finite() -> None:
+    huge = {"a": torch.full((10,), 3e38), "h": torch.full((9,), 6e4, dtype=torch.float16), "i": torch.full((4,), 2**62)}
+    assert first_not_finite(huge) is None
+    assert first_not_finite({**huge, "b": torch.tensor([math.inf, -math.inf])}) == "b"

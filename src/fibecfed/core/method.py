@@ -51,6 +51,7 @@ S = TypeVar("S")  # the server's state
 C = TypeVar("C")  # what stays on a client
 D = TypeVar("D")  # message down
 U = TypeVar("U")  # message up
+S_co = TypeVar("S_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,18 @@ class Received(Generic[U]):
     kept: Any = None
 
 
+class Folding(Protocol[S_co, U]):
+    """The answers of one round, folded into a running state one after the other, so that a cohort of large ones is never held at once."""
+
+    def add(self, received: Received[U], /) -> None:
+        """Fold in the next answer, in the order of client ids. Its tensors lie on received bytes: not to be kept, nor written to."""
+        ...
+
+    def state(self) -> S_co:
+        """What `aggregate` makes of the same answers, up to the rounding of float64. Asked for once, when all are in."""
+        ...
+
+
 @dataclass(frozen=True)
 class Phase(Generic[S, C, D, U]):
     """A phase of a method: rounds with the same messages and functions.
@@ -155,6 +168,8 @@ class Phase(Generic[S, C, D, U]):
             the server's state, whose size thus does not depend on the number of clients, and is passed with that client's next answer.
         kept: message class of what `keep` returns.
         trains: whether clients take optimiser steps in it; only such rounds are followed by evaluations.
+        fold: begins to fold the answers of a round, given the server's state; used instead of `aggregate` where the answers of a cohort
+            are large together and the phase stores nothing about clients. Without it, or if it returns None, they are all held in memory.
     """
 
     name: str
@@ -171,6 +186,7 @@ class Phase(Generic[S, C, D, U]):
     keep: Callable[[S, Received[U]], Any] | None = None
     kept: type | None = None
     trains: bool = True
+    fold: Callable[[S, Round], Folding[S, U] | None] | None = None
 
 
 class Method(Protocol[S, C]):

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .types import Params
 
+_BLOCK = 2**16
+"""Numbers that are summed together: in float64 they stay in the processor's cache, and take no new memory for each tensor."""
+
 
 def weighted_mean(trees: Sequence[Params], weights: Sequence[float]) -> dict[str, Tensor]:
     """sum_k w_k tree_k / sum_k w_k, summed in float64 in the order given, in each tensor's own dtype.
@@ -22,26 +25,90 @@ def weighted_mean(trees: Sequence[Params], weights: Sequence[float]) -> dict[str
     """
     if not trees or len(trees) != len(weights):
         raise ValueError(f"got {len(trees)} trees and {len(weights)} weights; expected the same number, at least one")
-    total = float(sum(weights))
-    if not (total > 0 and math.isfinite(total)):
-        raise ValueError(f"the weights sum to {total}; expected a positive, finite sum")
+    total = _positive(sum(weights))
     first = trees[0]
     for k, tree in enumerate(trees):
-        if tree.keys() != first.keys():
-            raise ValueError(f"tree {k} has other names than tree 0: {sorted(tree.keys() ^ first.keys())[:5]}")
+        _check_alike(first, tree, k)
     mean: dict[str, Tensor] = {}
     for name in sorted(first):
-        dtype = first[name].dtype
-        if not dtype.is_floating_point:
-            raise ValueError(f"{name}: got {dtype}, expected floating point; a mean of others would be cut off")
-        acc = torch.zeros(first[name].shape, dtype=torch.float64)
-        for tree, weight in zip(trees, weights, strict=True):
-            if tree[name].shape != acc.shape or tree[name].dtype != dtype:
-                got = f"{tuple(tree[name].shape)} {tree[name].dtype}"
-                raise ValueError(f"{name}: {got} beside {tuple(acc.shape)} {dtype}; expected the same in every tree")
-            acc.add_(tree[name].to("cpu", torch.float64), alpha=weight / total)
-        mean[name] = acc.to(dtype)
+        out = torch.empty(first[name].shape, dtype=first[name].dtype)
+        blocks = [_blocks(tree[name]) for tree in trees]
+        for place, target in enumerate(_blocks(out)):
+            acc = torch.zeros(len(target), dtype=torch.float64)
+            for block, weight in zip(blocks, weights, strict=True):
+                acc.add_(block[place], alpha=weight / total)
+            target.copy_(acc)
+        mean[name] = out
     return mean
+
+
+class WeightedSum:
+    """sum_k w_k tree_k in float64, of trees that come one after the other and need not be kept.
+
+    Its mean is `weighted_mean` of the same trees in the same order up to the rounding of float64: the division comes last, since the sum
+    of the weights is not known before.
+    """
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._like: Params = {}  # shapes and dtypes
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, tree: Params, weight: float) -> None:
+        """Add w_k tree_k.
+
+        Raises:
+            ValueError: names, shapes or dtypes other than those of the first tree, or a dtype that is not floating point.
+        """
+        if not self._count:
+            self._like = {name: value.to("meta") for name, value in tree.items()}
+            self._sums = {name: torch.zeros(value.numel(), dtype=torch.float64) for name, value in tree.items()}
+        _check_alike(self._like, tree, self._count)
+        for name, acc in self._sums.items():
+            for target, block in zip(_blocks(acc), _blocks(tree[name]), strict=True):
+                target.add_(block, alpha=weight)
+        self._total += weight
+        self._count += 1
+
+    def mean(self) -> dict[str, Tensor]:
+        """sum_k w_k tree_k / sum_k w_k, in each tensor's own dtype.
+
+        Raises:
+            ValueError: the weights do not sum to a positive, finite number.
+        """
+        total = _positive(self._total)
+        mean: dict[str, Tensor] = {}
+        for name in sorted(self._sums):
+            out = torch.empty(self._like[name].shape, dtype=self._like[name].dtype)
+            for target, acc in zip(_blocks(out), _blocks(self._sums[name]), strict=True):
+                target.copy_(acc / total)
+            mean[name] = out
+        return mean
+
+
+def _positive(total: float) -> float:
+    if not (total > 0 and math.isfinite(total)):
+        raise ValueError(f"the weights sum to {float(total)}; expected a positive, finite sum")
+    return float(total)
+
+
+def _check_alike(first: Params, tree: Params, k: int) -> None:
+    """That tree k has the names, shapes and dtypes of tree 0."""
+    if tree.keys() != first.keys():
+        raise ValueError(f"tree {k} has other names than tree 0: {sorted(tree.keys() ^ first.keys())[:5]}")
+    for name in sorted(first):
+        want, got = first[name], tree[name]
+        if not want.dtype.is_floating_point:
+            raise ValueError(f"{name}: got {want.dtype}, expected floating point; a mean of others would be cut off")
+        if got.shape != want.shape or got.dtype != want.dtype:
+            text = f"{tuple(got.shape)} {got.dtype} beside {tuple(want.shape)} {want.dtype}"
+            raise ValueError(f"{name}: {text}; expected the same in every tree")
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of a tensor in order, on the CPU, in parts of at most `_BLOCK`; views of it where they lie so already."""
+    return tensor.detach().to("cpu").reshape(-1).split(_BLOCK)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def pick(params: Params, names: Collection[str]) -> dict[str, Tensor]:
@@ -64,11 +131,16 @@ def placed(params: Params, device: torch.device) -> dict[str, Tensor]:
 def first_not_finite(params: Params) -> str | None:
     """The first name, in sorted order, whose tensor holds an infinity or NaN; None if there is none. Waits for a GPU once."""
     names = sorted(params)
-    if not names:
+    if not names or _finite([params[name].sum() for name in names]).all():  # no infinity or NaN leaves a sum finite
         return None
-    finite = [torch.isfinite(params[name]).all() for name in names]
-    flags = torch.stack([flag.to(finite[0].device) for flag in finite]).to("cpu")
-    return next((name for name, flag in zip(names, flags, strict=True) if not flag), None)
+    finite = _finite([params[name] for name in names])  # the numbers are finite or only their sum is not
+    return next((name for name, flag in zip(names, finite, strict=True) if not flag), None)
+
+
+def _finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether each tensor holds finite numbers alone, on the CPU."""
+    flags = [torch.isfinite(tensor).all() for tensor in tensors]
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).to("cpu")
 
 
 def num_values(tensors: Iterable[Tensor]) -> int:

@@ -10,17 +10,15 @@ key `message` (with two keys safetensors writes other bytes in every process). E
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import sys
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
+
+from . import tensor_file
 
 WIRE_VERSION = 1
 """Written into every message; another number is rejected."""
@@ -103,14 +101,17 @@ def plain_value(cls: type, name: str) -> Any:
     return () if _kind(hint) == "tuple" else hint(1)
 
 
-def encode(value: Any) -> bytes:
-    """The bytes of a message. Tensors are written as they are (bfloat16 too), from any device.
+def encode(value: Any, after: bytes = b"") -> bytes:
+    """The bytes of a message, in one copy. Tensors are written as they are (bfloat16 too), from any device.
+
+    Args:
+        after: put behind the message.
 
     Raises:
         TypeError: a field's value is not of the field's type.
     """
     tensors, header = _parts(value)
-    return safetensors.torch.save(_own_memory(tensors), metadata={"message": header})
+    return tensor_file.write(tensors, {"message": header}, after)
 
 
 def encoded_size(value: Any) -> int:
@@ -120,22 +121,7 @@ def encoded_size(value: Any) -> int:
         TypeError: as `encode`.
     """
     tensors, header = _parts(value)
-    return _file_size(header, tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
-
-
-@functools.lru_cache(maxsize=1024)
-def _file_size(header: str, tensors: tuple[tuple[str, torch.Size, torch.dtype], ...]) -> int:
-    """The length of a safetensors file: written without numbers, and what shapes and offsets take more then."""
-    blob = safetensors.torch.save({name: torch.empty(0, dtype=dtype) for name, _, dtype in tensors}, metadata={"message": header})
-    table = blob[8 : 8 + int.from_bytes(blob[:8], "little")].rstrip(b" ")
-    shapes = {name: (shape, shape.numel() * dtype.itemsize) for name, shape, dtype in tensors}
-    size, end = len(table), 0
-    for name in json.loads(table):  # in the order in which the file has the tensors
-        if name in shapes:
-            shape, length = shapes[name]
-            start, end = end, end + length
-            size += len(_compact([list(shape), [start, end]])) - len(_compact([[0], [0, 0]]))
-    return 8 + size + -size % 8 + end
+    return tensor_file.layout(tensors, {"message": header}).size
 
 
 def _parts(value: Any) -> tuple[dict[str, Tensor], str]:
@@ -171,20 +157,6 @@ def _plain(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, contiguous on the CPU, those copied that share memory with another or lie in a larger one."""
-    dense: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for key, tensor in tensors.items():
-        tensor = tensor.detach().to("cpu")
-        storage = tensor.untyped_storage()
-        if not tensor.is_contiguous() or storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken:
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
-        taken.add(tensor.untyped_storage().data_ptr())
-        dense[key] = tensor
-    return dense
-
-
 def _written(cls: type, name: str, expected: type, value: Any) -> Any:
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)  # 1 and 1.0 are equal, so their bytes must be
@@ -193,13 +165,18 @@ def _written(cls: type, name: str, expected: type, value: Any) -> Any:
     return value
 
 
-def decode(cls: type[M], blob: bytes) -> M:
+def decode(cls: type[M], blob: bytes | memoryview, copy: bool = True) -> M:
     """The message of class `cls` that `encode` wrote.
+
+    Args:
+        copy: its tensors have memory of their own. If not, they lie on `blob`, which they keep alive, and nobody may write into them.
 
     Raises:
         WireError: not such bytes, another message class or version, fields missing, unknown or of another type.
     """
     header, tensors = _open(blob)
+    if copy:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     if header.get("type") != cls.__name__:
         raise WireError(f"got a message of type {header.get('type')!r}, expected {cls.__name__!r}")
     if header.get("version") != WIRE_VERSION:
@@ -240,13 +217,11 @@ def _scalar(cls: type, name: str, expected: type, value: Any) -> Any:
     return value
 
 
-def _open(blob: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _open(blob: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        size = int.from_bytes(blob[:8], "little")
-        metadata = json.loads(blob[8 : 8 + size]).get("__metadata__") or {}
+        metadata, tensors = tensor_file.read(blob)
         header = json.loads(metadata["message"])
-        tensors = safetensors.torch.load(blob)
-    except (safetensors.SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise WireError(f"{len(blob)} bytes that are not a fibecfed message: {error}") from None
     if not isinstance(header, dict):
         raise WireError("the header of the message is not a table")

@@ -53,6 +53,7 @@ class Expected:
         like: field -> tensors whose names, shapes and dtypes an answer must have. A field that is not there must only be finite.
         sent: field -> the tensors that were sent, for the fields that an answer has too.
         max_bytes: length of the whole answer.
+        usual_bytes: length of the tensors that it must have.
         problem: the phase's own check.
     """
 
@@ -60,6 +61,7 @@ class Expected:
     like: Mapping[str, Mapping[str, Tensor]]
     sent: Mapping[str, Mapping[str, Tensor]]
     max_bytes: int
+    usual_bytes: int
     problem: Callable[[Any], str | None]
 
 
@@ -74,16 +76,21 @@ def expected(phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, now:
     )
     # tensors that the server has none of yet say nothing about those to come
     like = {**{field: tensors for field, tensors in kept.items() if tensors}, **sent} if phase.template is None else template
-    largest = sum(tensor.nbytes for table in (down, state, template) for tensors in table.values() for tensor in tensors.values())
+    largest, usual = sum(map(_bytes_of, (down, state, template))), _bytes_of(like)
     own = phase.problem
-    return Expected(phase.up, like, sent, OVERHEAD_BYTES + largest, lambda message: None if own is None else own(server, message))
+    return Expected(phase.up, like, sent, OVERHEAD_BYTES + largest, usual, lambda message: None if own is None else own(server, message))
 
 
-def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int | None) -> tuple[Any, Work]:
+def _bytes_of(table: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(tensor.nbytes for tensors in table.values() for tensor in tensors.values())
+
+
+def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int | None, copy: bool = True) -> tuple[Any, Work]:
     """The message and the work of a reply.
 
     Args:
         declared: training examples that the client named before; None if it has not yet.
+        copy: as for `core.wire.decode`.
 
     Raises:
         Refused: it must not be aggregated.
@@ -92,7 +99,7 @@ def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int 
     if len(reply) > expect.max_bytes:
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {expect.max_bytes}")
     encoded, work = unframe(reply)
-    message = decode(expect.up, encoded)
+    message = decode(expect.up, encoded, copy)
     problem = (
         _unlike(message, expect.like)
         or not_finite(message)

@@ -8,20 +8,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from ..core.clock import joined
 from ..core.errors import Diverged, RunFailed
-from ..core.method import Method, Phase, Received, Work
+from ..core.method import Method, Phase, Work
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
-from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Round
-from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
+from ..core.wire import WireError, payload_bytes
 from .checks import Expected, Refused, checked, expected, num_samples
 from .failures import NEW, STOP, Standing, Tolerance, printable
+from .gathering import USABLE, Gathering, InMemory, Kept, gather
 from .requests import Requests
-from .runtime import named, not_finite
 from .transport import Transport, exchange
 
 logger = logging.getLogger(__name__)
@@ -31,27 +30,6 @@ REPEATS = (
     'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
 )
 STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
-USABLE = "The checkpoint before it stays usable"
-LIMIT = f"{USABLE}. With federation.max_update_norm updates that are too large are rejected"
-
-
-class Kept(Protocol):
-    """Where the server keeps something of each client."""
-
-    def get(self, client: ClientId) -> bytes | None: ...
-
-    def put(self, client: ClientId, blob: bytes) -> None: ...
-
-
-class _InMemory:
-    def __init__(self) -> None:
-        self._blobs: dict[ClientId, bytes] = {}
-
-    def get(self, client: ClientId) -> bytes | None:
-        return self._blobs.get(client)
-
-    def put(self, client: ClientId, blob: bytes) -> None:
-        self._blobs[client] = blob
 
 
 @dataclass(frozen=True)
@@ -134,7 +112,7 @@ def run(
         Diverged: the same, where a loss or a tensor is not finite, so that it would happen again.
     """
     phases = {phase.name: phase for phase in method.phases}
-    kept = _InMemory() if kept is None else kept
+    kept = InMemory() if kept is None else kept
     rounds = schedule(method)
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
     for now in rounds[start:]:
@@ -147,16 +125,19 @@ def run(
 
 @dataclass(frozen=True)
 class _Exchange:
-    """What came back from one cohort, by client.
+    """What came back from one cohort, by client; the messages are where they were gathered.
 
     Attributes:
+        samples: the number of training examples that each usable answer names, if any.
+        fields: bytes by message field of each usable answer.
         bytes_up: of every reply, rejected ones too.
         failures: reasons; `refused` are those of them that sent an answer, `repeats` those that would fail in the same way again.
     """
 
     cohort: tuple[ClientId, ...]
-    messages: Mapping[ClientId, Any]
+    samples: Mapping[ClientId, int | None]
     work: Mapping[ClientId, Work]
+    fields: Mapping[ClientId, Mapping[str, int]]
     bytes_up: Mapping[ClientId, int]
     failures: Mapping[ClientId, str]
     refused: tuple[ClientId, ...]
@@ -181,26 +162,22 @@ def _round(
     while True:
         chosen = choose(len(attempts), standing.excluded)
         requests = Requests(phase, server, broadcast, chosen)
-        got = _exchange(transport, requests, now, expect, tolerance, standing)
+        gathering = gather(phase, server, now, chosen, expect.usual_bytes, kept)
+        got = _exchange(transport, requests, now, expect, tolerance, standing, gathering)
         sizes, fields_down = requests.sizes(), _added([fields_down, *requests.fields().values()])
-        accepted = {client: num_samples(message) for client, message in got.messages.items()}
-        standing = standing.after(accepted, got.refused, tolerance.exclude_after)
-        if len(got.messages) >= tolerance.needed(len(chosen)):
+        standing = standing.after(got.samples, got.refused, tolerance.exclude_after)
+        if len(got.samples) >= tolerance.needed(len(chosen)):
             break
-        logger.info("%s round %d: too few usable answers, %d of %d", now.phase, now.index, len(got.messages), len(chosen))
+        logger.info("%s round %d: too few usable answers, %d of %d", now.phase, now.index, len(got.samples), len(chosen))
         attempts.append(FailedAttempt(chosen, sizes, got.bytes_up, got.failures, got.refused))
         hopeless = hopeless and len(chosen) - len(got.repeats) < tolerance.needed(len(chosen)) and bool(chosen)
         if len(attempts) == tolerance.round_attempts:
             raise (Diverged if hopeless else RunFailed)(_too_few(got, now, tolerance, standing))
-    answers = [Received(client, message, _kept(phase, kept.get(client))) for client, message in got.messages.items()]
-    after = _aggregated(phase, server, answers, now)
-    for client, blob in _to_keep(phase, server, answers, now).items():
-        kept.put(client, blob)
-    useful = sum(got.bytes_up[answer.client] for answer in answers)
+    after = gathering.aggregated()
     bytes_down = _added([*(attempt.bytes_down for attempt in attempts), sizes])
     bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
-    fields_up = _added([payload_bytes(answer.message, got.bytes_up[answer.client]) for answer in answers])
-    if discarded := sum(bytes_up.values()) - useful:
+    fields_up = _added(list(got.fields.values()))
+    if discarded := sum(bytes_up.values()) - sum(fields_up.values()):
         fields_up["discarded"] = discarded
     record = RoundRecord(
         phase=now.phase,
@@ -227,36 +204,6 @@ def _round(
     return after, record, standing
 
 
-def _aggregated(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence[Received[Any]], now: Round) -> Any:
-    """The server's next state. Each answer may be finite and their sum not: such a state must not reach a checkpoint."""
-    where = f"{now.phase} round {now.index}, answers of {', '.join(answer.client for answer in answers)}"
-    try:
-        after = phase.aggregate(server, answers, now)
-    except FloatingPointError as error:
-        raise Diverged(f"{where}: {error}. {LIMIT}") from error
-    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
-        raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {USABLE}") from error
-    for field, tensors in tensors_of(after).items():
-        if (bad := first_not_finite(tensors)) is not None:
-            raise Diverged(f"{where}: they make {named(field, bad)} of the server's state not finite. {LIMIT}")
-    return after
-
-
-def _kept(phase: Phase[Any, Any, Any, Any], blob: bytes | None) -> Any:
-    return None if blob is None or phase.kept is None else decode(phase.kept, blob)
-
-
-def _to_keep(phase: Phase[Any, Any, Any, Any], server: Any, answers: Sequence[Received[Any]], now: Round) -> dict[ClientId, bytes]:
-    """What is to be kept of each client that answered; nothing that is not finite."""
-    found: dict[ClientId, bytes] = {}
-    for answer in answers if phase.keep is not None else ():
-        value = phase.keep(server, answer)  # pyright: ignore[reportOptionalCall]
-        if (problem := not_finite(value)) is not None:
-            raise Diverged(f"{now.phase} round {now.index}, answer of {answer.client}: {problem}, as the server keeps it. {LIMIT}")
-        found[answer.client] = encode(value)
-    return found
-
-
 def _exchange(
     transport: Transport,
     requests: Mapping[ClientId, bytes],
@@ -264,9 +211,12 @@ def _exchange(
     expect: Expected,
     tolerance: Tolerance,
     standing: Standing,
+    gathering: Gathering,
 ) -> _Exchange:
-    """Ask a cohort and check what it answers; everything in the order of client ids, whatever order it came in."""
-    good: dict[ClientId, tuple[Any, Work]] = {}
+    """Ask a cohort, and check and gather what it answers; everything in the order of client ids, whatever order it came in."""
+    samples: dict[ClientId, int | None] = {}
+    work: dict[ClientId, Work] = {}
+    fields: dict[ClientId, Mapping[str, int]] = {}
     bytes_up: dict[ClientId, int] = {}
     failures: dict[ClientId, str] = {}
     refused: list[ClientId] = []
@@ -280,22 +230,29 @@ def _exchange(
         else:
             bytes_up[client] = len(reply)
             try:
-                good[client] = checked(reply, expect, tolerance, standing.num_samples.get(client))
+                message, work[client] = checked(reply, expect, tolerance, standing.num_samples.get(client), copy=not gathering.folds)
+                samples[client], fields[client] = num_samples(message), payload_bytes(message, len(reply))
+                gathering.settle(client, message)
+                del message  # where it is folded, its memory is free for the next one
             except (Refused, WireError) as error:
                 failures[client] = printable(f"client {client}, {now.phase} round {now.index}: {error}")
                 refused.append(client)
-        if client in failures and tolerance.on_failure == "stop":
-            raise Diverged(f"{failures[client]}. {REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {STOPS}")
+        del reply
+        if client in failures:
+            if tolerance.on_failure == "stop":
+                raise Diverged(f"{failures[client]}. {REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {STOPS}")
+            gathering.settle(client, None)
     for client in chosen:
-        if client not in good and client not in failures:
+        if client not in work and client not in failures:
             failures[client] = f"client {client}, {now.phase} round {now.index}: no answer"
     if failures and tolerance.on_failure == "stop":
         raise RunFailed(f"{next(iter(failures.values()))}. {STOPS}")
-    answered = sorted(good)
+    answered = sorted(work)
     return _Exchange(
         cohort=chosen,
-        messages={client: good[client][0] for client in answered},
-        work={client: good[client][1] for client in answered},
+        samples={client: samples[client] for client in answered},
+        work={client: work[client] for client in answered},
+        fields={client: fields[client] for client in answered},
         bytes_up={client: bytes_up[client] for client in sorted(bytes_up)},
         failures={client: failures[client] for client in sorted(failures)},
         refused=tuple(sorted(refused)),
@@ -304,7 +261,7 @@ def _exchange(
 
 
 def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standing) -> str:
-    where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.messages)
+    where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.samples)
     if not asked:
         return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {USABLE}"
     needed = tolerance.needed(asked)

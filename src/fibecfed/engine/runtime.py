@@ -66,14 +66,19 @@ class Changed:
     params: Tensors
 
 
-def frame(message: bytes, work: Work) -> bytes:
-    """What is sent up: the message, then the counts of the work."""
+def frame(message: bytes | memoryview, work: Work) -> bytes:
+    """What is sent up: the encoded message, then the counts of the work."""
+    return b"".join((message, packed(work)))
+
+
+def packed(work: Work) -> bytes:
+    """The counts as a reply ends in them."""
     steps = work.steps | CLOCKS.index(work.compute_clock) << _CLOCK
-    return message + _WORK.pack(steps, work.examples, work.loss, work.compute_s)
+    return _WORK.pack(steps, work.examples, work.loss, work.compute_s)
 
 
-def unframe(blob: bytes) -> tuple[bytes, Work]:
-    """The message and the work of a reply.
+def unframe(blob: bytes) -> tuple[memoryview, Work]:
+    """The encoded message and the work of a reply.
 
     Raises:
         WireError: too short to be one.
@@ -83,7 +88,7 @@ def unframe(blob: bytes) -> tuple[bytes, Work]:
     steps, examples, loss, compute_s = _WORK.unpack(blob[-_WORK.size :])
     clock = steps >> _CLOCK & 3
     work = Work(steps ^ clock << _CLOCK, examples, loss, compute_s, CLOCKS[clock])
-    return blob[: -_WORK.size], work
+    return memoryview(blob)[: -_WORK.size], work
 
 
 class NotFinite(Exception):
@@ -155,7 +160,7 @@ class ClientRuntime:
         self.states.put(client, encode(update.state))
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
         notes = {**update.notes, TOKEN_BLOCKS: counted.token_blocks} if any(counted.token_blocks) else update.notes
-        return frame(encode(update.message), work), notes
+        return encode(update.message, after=packed(work)), notes
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
         """Sums over the client's own test and validation parts.

@@ -12,16 +12,16 @@ Only the tensors that were sent move. What a part remembers is in the server's s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..core.method import Received
+from ..core.method import Folding, Received
 from ..core.task import DELTA, LowRank, Task
-from ..core.trees import weighted_mean
+from ..core.trees import WeightedSum, weighted_mean
 from ..core.types import Params
 from ..core.wire import Tensors, message
 from ..local.lowrank import product
@@ -55,41 +55,79 @@ class Aggregation(Protocol):
         """The state after a round, from messages with `shared` and `num_samples`."""
         ...
 
+    def fold(self, server: Any) -> Folding[Any, Any] | None:
+        """`step` for messages that come one after the other; None where it needs all of them at once."""
+        ...
+
     def beside(self, server: Any, shared: Collection[str]) -> dict[str, Tensor]:
         """What is added to frozen weights where the tensors named `shared` are used: weight -> (d_out, d_in)."""
         ...
 
 
-class _NothingBeside:
+class FoldedMean:
+    """Makes a state of the mean by n_k of messages that are folded in one by one (`core.method.Folding`).
+
+    Args:
+        finish: the state, given the mean of each field.
+        fields: of the messages, whose tensors are averaged.
+    """
+
+    def __init__(self, finish: Callable[..., Any], *fields: str) -> None:
+        self._finish = finish
+        self._sums = {field: WeightedSum() for field in fields}
+
+    def add(self, received: Received[Any], /) -> None:
+        """Add n_k times the tensors of each field."""
+        for name, total in self._sums.items():
+            total.add(getattr(received.message, name), received.message.num_samples)
+
+    def state(self) -> Any:
+        """As `finish` makes it."""
+        return self._finish(*(total.mean() for total in self._sums.values()))
+
+
+class _OfMean:
+    """An aggregation that needs nothing of the messages but their mean, and adds nothing beside the weights."""
+
     def start(self, task: Task) -> Mapping[str, Any]:
         return {}
+
+    def toward(self, server: Any, mean: Params) -> Any:
+        """The state after a round whose messages have this mean."""
+        raise AssertionError("every aggregation has its own step")
+
+    def step(self, server: Any, received: Sequence[Received[Any]]) -> Any:
+        return self.toward(server, mean_by_size(received))
+
+    def fold(self, server: Any) -> Folding[Any, Any] | None:
+        return FoldedMean(lambda mean: self.toward(server, mean), "shared")
 
     def beside(self, server: Any, shared: Collection[str]) -> dict[str, Tensor]:
         return {}
 
 
 @dataclass(frozen=True)
-class Mean(_NothingBeside):
+class Mean(_OfMean):
     """w <- sum_k n_k w_k / sum_k n_k."""
 
-    def step(self, server: Any, received: Sequence[Received[Any]]) -> Any:
-        return replace(server, params={**server.params, **mean_by_size(received)})
+    def toward(self, server: Any, mean: Params) -> Any:
+        return replace(server, params={**server.params, **mean})
 
 
 MEAN = Mean()
 
 
-class _ServerStep(_NothingBeside):
+class _ServerStep(_OfMean):
     """A server optimiser, whose gradient is minus the change that the mean would make."""
 
     def moved(self, value: Tensor, change: Tensor, memory: dict[str, Tensor], name: str) -> Tensor:
         """The tensor after its step; `memory` is the next `extra`, and is written to."""
         raise AssertionError("every server optimiser has its own step")
 
-    def step(self, server: Any, received: Sequence[Received[Any]]) -> Any:
+    def toward(self, server: Any, mean: Params) -> Any:
         params, memory = dict(server.params), dict(server.extra)
-        for name, mean in mean_by_size(received).items():
-            params[name] = self.moved(params[name], mean - params[name], memory, name)
+        for name, value in mean.items():
+            params[name] = self.moved(params[name], value - params[name], memory, name)
         return replace(server, params=params, extra=memory)
 
 
@@ -169,6 +207,9 @@ class Exact:
             old = before[pair.weight]
             memory[RESIDUAL + pair.weight] = (old.double() + exact_residual(mean, sent, weights, pair)).to(old)
         return replace(server, params={**server.params, **mean}, extra=memory)
+
+    def fold(self, server: Any) -> Folding[Any, Any] | None:
+        return None
 
     def beside(self, server: Any, shared: Collection[str]) -> dict[str, Tensor]:
         params, known = server.params, server.extra

@@ -17,7 +17,7 @@ from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import mean_by_size
+from .aggregation import FoldedMean, mean_by_size
 from .catalogue import MethodContext
 from .fedavg import LocalModel, OwnTensors, SharedModel, answer
 from .options import FedAltOptions
@@ -51,7 +51,7 @@ class FedAlt(Defaults):
     @property
     def phases(self) -> tuple[Phase[FedAltServer, OwnTensors, Any, Any], ...]:
         """Tuning."""
-        return (Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate),)
+        return (Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate, fold=_fold),)
 
     @property
     def local_epochs(self) -> int:
@@ -115,4 +115,12 @@ def _broadcast(server: FedAltServer, now: Round) -> SharedModel:
 
 
 def _aggregate(server: FedAltServer, received: Sequence[Received[LocalModel]], now: Round) -> FedAltServer:
-    return replace(server, params={**server.params, **mean_by_size(received)})
+    return _moved(server, mean_by_size(received))
+
+
+def _fold(server: FedAltServer, now: Round) -> FoldedMean:
+    return FoldedMean(lambda mean: _moved(server, mean), "shared")
+
+
+def _moved(server: FedAltServer, mean: Params) -> FedAltServer:
+    return replace(server, params={**server.params, **mean})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import ClientView, Defaults, Load, Phase, Received, Update, Work
+from ..core.method import ClientView, Defaults, Folding, Load, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import pick
@@ -115,7 +115,8 @@ class FedAvg(Defaults):
     @property
     def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
         """Tuning."""
-        return (Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate),)
+        row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
+        return (Phase(*row, fold=self._fold),)
 
     def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""
@@ -174,6 +175,9 @@ class FedAvg(Defaults):
 
     def _aggregate(self, server: ServerModel, received: Sequence[Received[LocalModel]], now: Round) -> ServerModel:
         return self.aggregation.step(server, received)
+
+    def _fold(self, server: ServerModel, now: Round) -> Folding[ServerModel, LocalModel] | None:
+        return self.aggregation.fold(server)
 
 
 def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:

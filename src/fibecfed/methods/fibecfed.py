@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
+from ..core.method import ClientView, Defaults, Folding, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.trees import pick
@@ -138,10 +138,11 @@ class FibecFed(Defaults):
         if self._measures_ratio:
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
             rows.append(Phase(*row, problem=no_share, trains=False))
-        rows.append(Phase("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate))
+        row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
+        rows.append(Phase(*row, fold=self._fold))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
-            rows.append(Phase(*row, template=_all_layers))
+            rows.append(Phase(*row, template=_all_layers, fold=self._fold))
         return tuple(rows)
 
     @property
@@ -289,6 +290,9 @@ class FibecFed(Defaults):
     def _aggregate(self, server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
         return self.aggregation.step(server, received)
+
+    def _fold(self, server: Server, now: Round) -> Folding[Server, Any] | None:
+        return self.aggregation.fold(server)
 
     def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         found = self._train(client, message, now)

@@ -25,7 +25,7 @@ from ..local.lowrank import best_factors
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import mean_by_size
+from .aggregation import FoldedMean, mean_by_size
 from .catalogue import MethodContext
 from .fedavg import FedAvg, LocalModel, OwnTensors, SharedModel, work_of
 from .options import SLoraOptions
@@ -88,8 +88,18 @@ class SLora(Defaults):
     @property
     def phases(self) -> tuple[Phase[SLoraServer, OwnTensors, Any, Any], ...]:
         """Stage 1, stage 2."""
-        sparse = Phase("sparse", self.sparse_rounds, "sampled", SparseModel, LocalSparse, _sparse_model, self._train_sparse, _mean_sparse)
-        tune = Phase("tune", self.tuning.num_rounds, "sampled", SharedModel, LocalModel, self._shared_model, self._tune, _mean)
+        sparse = Phase(
+            "sparse",
+            self.sparse_rounds,
+            "sampled",
+            SparseModel,
+            LocalSparse,
+            _sparse_model,
+            self._train_sparse,
+            _mean_sparse,
+            fold=_fold_sparse,
+        )
+        tune = Phase("tune", self.tuning.num_rounds, "sampled", SharedModel, LocalModel, self._shared_model, self._tune, _mean, fold=_fold)
         return (sparse, tune) if self.sparse_rounds else (tune,)
 
     def init(self, task: Task, key: Key) -> SLoraServer:
@@ -248,8 +258,20 @@ def _sparse_model(server: SLoraServer, now: Round) -> SparseModel:
 
 
 def _mean_sparse(server: SLoraServer, received: Sequence[Received[LocalSparse]], now: Round) -> SLoraServer:
-    return replace(server, values=mean_by_size(received, "values"), params={**server.params, **mean_by_size(received)})
+    return _moved(server, mean_by_size(received, "values"), mean_by_size(received))
+
+
+def _fold_sparse(server: SLoraServer, now: Round) -> FoldedMean:
+    return FoldedMean(lambda values, shared: _moved(server, values, shared), "values", "shared")
+
+
+def _moved(server: SLoraServer, values: Params, shared: Params) -> SLoraServer:
+    return replace(server, values=values, params={**server.params, **shared})
 
 
 def _mean(server: SLoraServer, received: Sequence[Received[LocalModel]], now: Round) -> SLoraServer:
     return replace(server, params=mean_by_size(received), tuned=True)
+
+
+def _fold(server: SLoraServer, now: Round) -> FoldedMean:
+    return FoldedMean(lambda mean: replace(server, params=mean, tuned=True), "shared")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..core.method import Received
 from ..core.task import DELTA
 from ..core.trees import checksum
 from ..core.types import Round
@@ -160,6 +161,29 @@ def the_server_knows_what_every_answer_must_look_like(subject: Subject) -> None:
         assert fields == known.keys() & fields, f"{phase.name}: give the phase a template for {sorted(fields - known.keys())}"
 
 
+def answers_that_are_folded_give_what_those_that_are_held_do(subject: Subject) -> None:
+    """Up to rounding, in each phase that can fold them."""
+    world, moments, records = subject.finished
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before in zip(records, moments[:-1], strict=True):
+        phase, server = phases[record.phase], decode(world.method.server_state, before[""])
+        now = Round(phase.name, record.index, phase.num_rounds, record.number)
+        folding = None if phase.fold is None else phase.fold(server, now)
+        if folding is None:
+            continue
+        replies = {client: up for client, _, sent, _, up in world.transport.carried if sent.number == record.number}
+        answers = [Received(client, decode(phase.up, replies[client][:-WORK_BYTES])) for client in sorted(replies)]
+        for answer in answers:
+            folding.add(answer)
+        folded, held = tensors_of(folding.state()), tensors_of(phase.aggregate(server, answers, now))
+        where = f"round {record.number}"
+        assert folded.keys() == held.keys(), where
+        for field, tensors in held.items():
+            assert folded[field].keys() == tensors.keys(), f"{where}, {field}"
+            for name, value in tensors.items():
+                assert torch.allclose(folded[field][name].double(), value.double(), rtol=1e-5, atol=1e-7), f"{where}, {field} {name}"
+
+
 def on_the_server_only_what_was_sent_moves(subject: Subject) -> None:
     """A tensor of the global model that no client sent keeps its bits."""
     world, moments, records = subject.finished
@@ -262,6 +286,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     every_message_has_the_size_that_was_foretold,
     sizes_of_messages_do_not_depend_on_the_clock,
     the_server_knows_what_every_answer_must_look_like,
+    answers_that_are_folded_give_what_those_that_are_held_do,
     on_the_server_only_what_was_sent_moves,
     a_client_changes_only_in_the_rounds_it_takes_part_in,
     a_client_that_never_takes_part_has_no_state,

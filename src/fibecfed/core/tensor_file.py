@@ -1,0 +1,162 @@
+"""Named tensors as bytes in the safetensors format, written in one copy and read in none.
+
+The library `safetensors` copies when it writes and when it reads; with messages of many megabytes these copies are most of what a round
+costs beside training. What is written here is equal to what the library writes, byte for byte, and can be read by it (tests hold both).
+The format: 8 bytes, the length of the header; the header, JSON padded with spaces to a multiple of 8; the tensors one after the other,
+without gaps, those of the highest rank of `_RANKS` first, then by name.
+"""
+
+# pyright: standard
+# The rest of core is checked strictly; here values come out of JSON, and are checked when they do.
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+with warnings.catch_warnings():  # torch warns once in a process that tensors on received bytes must not be written to; nothing here does
+    warnings.simplefilter("ignore")
+    torch.frombuffer(bytes(1), dtype=torch.uint8)
+
+_RANKS = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+"""Names of dtypes, in ascending rank."""
+
+_NAMES = {dtype: (rank, name) for rank, (name, dtype) in enumerate(_RANKS.items())}
+
+
+class Layout(NamedTuple):
+    """Where everything is in a file.
+
+    Attributes:
+        head: everything before the tensors.
+        names: the tensors in the order in which they are written.
+        size: bytes of the whole file.
+    """
+
+    head: bytes
+    names: list[str]
+    size: int
+
+
+def layout(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Layout:
+    """What a file of these tensors looks like; from shapes and dtypes alone, so that they may be on the meta device.
+
+    Raises:
+        TypeError: a dtype that cannot be written.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise TypeError(f"{name}: a tensor of dtype {tensor.dtype} cannot be written")
+    names = sorted(tensors, key=lambda name: (-_NAMES[tensors[name].dtype][0], name))
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        table[name] = {"dtype": _NAMES[tensor.dtype][1], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return Layout(len(text).to_bytes(8, "little") + text, names, 8 + len(text) + end)
+
+
+def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], after: bytes = b"") -> bytes:
+    """The bytes of a file, from tensors on any device and in any memory order.
+
+    Args:
+        after: put behind the file, without another copy of it.
+    """
+    head, names, _ = layout(tensors, metadata)
+    return b"".join((head, *(_memory(tensors[name]) for name in names), after))
+
+
+def _memory(tensor: Tensor) -> Any:
+    """The numbers of a tensor in order, as a buffer; not a copy where they lie so already."""
+    return tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def read(blob: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the tensors of a file. The tensors lie on the bytes of `blob`: nobody may write into them.
+
+    Raises:
+        ValueError: not a file as `write` writes it, with all tensors inside of it and no byte between or after them.
+    """
+    view = memoryview(blob)
+    begin = 8 + int.from_bytes(view[:8], "little")
+    if len(view) < 8 or begin > len(view):
+        raise ValueError(f"its header would end after {begin} bytes")
+    try:
+        table = json.loads(bytes(view[8:begin]).decode())
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    if not isinstance(table, dict):
+        raise ValueError("its header is not a table")
+    metadata = table.pop("__metadata__", {})
+    tensors, end = dict[str, Tensor](), 0
+    for name, (start, stop, dtype, shape) in _in_order((name, _entry(name, entry)) for name, entry in table.items()):
+        if start != end:
+            raise ValueError(f"{name!r} begins at {start}, expected {end}")
+        tensors[name], end = _tensor(view[begin + start : begin + stop], stop - start, dtype, shape), stop
+    if begin + end != len(view):
+        raise ValueError(f"its tensors end after {begin + end} bytes")
+    return metadata if isinstance(metadata, dict) else {}, tensors
+
+
+_Entry = tuple[int, int, torch.dtype, tuple[int, ...]]
+
+
+def _in_order(entries: Iterable[tuple[str, _Entry]]) -> list[tuple[str, _Entry]]:
+    return sorted(entries, key=lambda named: named[1][:2])
+
+
+def _entry(name: str, entry: Any) -> _Entry:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{name!r} is not described by a table")
+    dtype, shape, offsets = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _RANKS or shape is None or offsets is None or len(offsets) != 2:
+        raise ValueError(f"{name!r} has no dtype, shape and place that are known")
+    needed = _RANKS[dtype].itemsize
+    for size in shape:
+        needed *= size
+    if offsets[1] - offsets[0] != needed:
+        raise ValueError(f"{name!r} takes {offsets[1] - offsets[0]} bytes, expected {needed}")
+    return offsets[0], offsets[1], _RANKS[dtype], shape
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(type(size) is int and size >= 0 for size in value) else None
+
+
+def _tensor(data: memoryview, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if len(data) != size:
+        raise ValueError(f"{size - len(data)} bytes of a tensor are missing")
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    tensor = torch.frombuffer(data, dtype=torch.uint8)
+    if tensor.data_ptr() % dtype.itemsize:  # written elsewhere, in another order
+        tensor = tensor.clone()
+    return tensor.view(dtype).reshape(shape)
