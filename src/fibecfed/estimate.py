@@ -20,6 +20,8 @@ from .engine.runtime import ClientRuntime, unframe
 from .engine.stopwatch import Stopwatch
 from .inspection import examples_by_client
 
+_SCORED = 16
+"""[C] Examples, at most, of the batch on which an evaluation is measured."""
 _MEASURED = 64
 """[C] Examples, at most, of a client that is measured in a phase in which nobody trains."""
 
@@ -106,7 +108,7 @@ def measure(prepared: Prepared) -> Pace:
         count = 2 * config.training.batch_size if phase.trains else min(_MEASURED, round(statistics.median(sizes)))
         phases[phase.name] = bench.phase(phase, number, list(_ends(train, max(1, count))), warm=not phases)
     scored = inputs.data.test if len(inputs.data.test) else train
-    few, many = next(_ends(scored, 4)), list(_ends(scored, config.evaluation.batch_size))[1]
+    few, many = next(_ends(scored, 4)), list(_ends(scored, min(_SCORED, config.evaluation.batch_size)))[1]
     return Pace(phases, Line.through([bench.evaluation(examples) for examples in (few, many)]))
 
 
