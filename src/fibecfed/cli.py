@@ -77,9 +77,7 @@ _Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Overrides keys of the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
 ]
 
-_Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv: in more detail.", show_default=False)
-]
+_Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv: more.", show_default=False)]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")]
 
 
@@ -205,10 +203,7 @@ def report_(
     client_speed: Annotated[float, typer.Option(help="Speed of a client relative to this machine.")] = 1.0,
     tokens_per_s: Annotated[
         float | None,
-        typer.Option(
-            help="Model client computing from counted work at this speed: tokens per second through one transformer block. "
-            "[default: computing as measured]",
-        ),
+        typer.Option(help="Model clients' computing from counted work, at this many tokens per second and block. [default: as measured]"),
     ] = None,
     target: Annotated[
         list[str] | None,
