@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import importlib.metadata
-import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -219,31 +218,14 @@ def report_(
     """
     with exit_codes():
         from .comparison.report.comparison import read_report, write_files
-        from .comparison.report.terminal import show
+        from .comparison.report.terminal import show, targets
         from .core.clock import Network
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed, tokens_per_s)
-        found = read_report(folder, network, _targets(target or []))
+        found = read_report(folder, network, targets(target or []))
         show(found, console())  # before anything is written: a disk that is full takes no result away
         write_files(found, folder, out, export)
         typer.echo(f"\n{(folder if out is None else out) / 'report.html'} written, with report.md and report-*.csv beside it.")
-
-
-def _targets(pairs: list[str]) -> dict[str, float]:
-    """`--target sst2=80` as {"sst2": 80}."""
-    found = {}
-    for pair in pairs:
-        task, _, score = pair.partition("=")
-        try:
-            value = float(score)
-        except ValueError:
-            value = math.nan
-        if not task or not math.isfinite(value):
-            raise UserError(f"--target: got {pair}, expected a task and a score as the report shows it, e.g. sst2=80 for 80 %")
-        if task in found:
-            raise UserError(f"--target: got {task} twice, expected one target per task; remove one of them")
-        found[task] = value
-    return found
 
 
 @app.command("list")

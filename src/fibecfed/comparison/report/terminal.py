@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.text import Text
 
+from ...core.errors import UserError
 from ...core.terminal import escaped
 from . import by_task, overview, tables
 from .classes import of_classes
@@ -42,3 +45,24 @@ def _sentences(console: Console, title: str, lines: list[str] | tuple[str, ...])
         console.print(Text(f"\n{title}".rstrip(), style="bold"))
     for line in lines:
         console.print(Text(escaped(f"- {line}")), soft_wrap=True)
+
+
+def targets(pairs: list[str]) -> dict[str, float]:
+    """`--target sst2=80` as {"sst2": 80}.
+
+    Raises:
+        UserError: no pair of a task and a score, or a task twice.
+    """
+    found = {}
+    for pair in pairs:
+        task, _, score = pair.partition("=")
+        try:
+            value = float(score)
+        except ValueError:
+            value = math.nan
+        if not task or not math.isfinite(value):
+            raise UserError(f"--target: got {pair}, expected a task and a score as the report shows it, e.g. sst2=80 for 80 %")
+        if task in found:
+            raise UserError(f"--target: got {task} twice, expected one target per task; remove one of them")
+        found[task] = value
+    return found
