@@ -9,20 +9,22 @@ examples: in the pass that scored it, and when training first saw each of them f
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fibecfed.core import metrics
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 
 from study import SCORING  # isort: skip
 
 
-def difficulties(records: list[RoundRecord | EvalRecord]) -> dict[str, dict[int, float]]:
+def difficulties(records: Sequence[RoundRecord | EvalRecord]) -> dict[str, dict[int, float]]:
     """Of every client, example -> how hard it was when it was first scored."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
@@ -47,34 +49,49 @@ def correlation(one: dict[str, dict[int, float]], other: dict[str, dict[int, flo
     return statistics.mean(found) if found else None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """One run; scores in percent."""
+
+    personalised: float
+    server: float
+    difficulties: dict[str, dict[int, float]]
+
+
+def outcome(folder: Path) -> Outcome:
+    scores = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["scores"]
+    return Outcome(100 * scores["pooled_personalised"], 100 * scores["global"], difficulties(read(folder / "records.jsonl")[1]))
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) / "scoring"
-    print("task   scored in    seeds  personalised  against a pass (each seed)   global  against a pass   rank correlation")
+    print("| task | scored in | seeds | personalised | against a pass, each seed | global | against a pass | rank correlation |")
+    print("|---|---|---|---|---|---|---|---|")
     for task in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        done: dict[str, dict[int, tuple[float, float, dict[str, dict[int, float]]]]] = {name: {} for name in SCORING}
-        for name in SCORING:
-            for summary in sorted((folder / task / name).glob("*/summary.json")):
-                records = read(summary.parent / "records.jsonl")[1]
-                last = [record for record in records if isinstance(record, EvalRecord)][-1]
-                scores = 100 * metrics.accuracy(last.pooled), 100 * metrics.accuracy(last.server)
-                done[name][int(summary.parent.name)] = (*scores, difficulties(records))
+        done = {
+            name: {int(path.parent.name): outcome(path.parent) for path in sorted((folder / task / name).glob("*/summary.json"))}
+            for name in SCORING
+        }
         for name, runs in done.items():
             if not runs:
                 continue
-            seeds = sorted(runs.keys() & done["pass"].keys())
-            differences = [[runs[seed][i] - done["pass"][seed][i] for seed in seeds] for i in (0, 1)]
-            row = f"{task:6s} {name:12s} {len(runs):5d}  {statistics.mean(run[0] for run in runs.values()):12.1f}"
-            if name == "pass" or not seeds:
-                print(f"{row}  {'':27s} {statistics.mean(run[1] for run in runs.values()):7.1f}")
-                continue
-            found = [correlation(done["pass"][seed][2], runs[seed][2]) for seed in seeds]
-            known = [value for value in found if value is not None]
-            each = ", ".join(f"{difference:+.1f}" for difference in differences[0])
-            print(
-                f"{row}  {statistics.mean(differences[0]):+.1f} ({each})".ljust(66),
-                f"{statistics.mean(run[1] for run in runs.values()):5.1f}  {statistics.mean(differences[1]):+14.1f}",
-                f"  {statistics.mean(known):.2f}" if known else "",
+            means = [statistics.mean(run.personalised for run in runs.values()), statistics.mean(run.server for run in runs.values())]
+            seeds = sorted(runs.keys() & done["pass"].keys()) if name != "pass" else []
+            own = [runs[seed].personalised - done["pass"][seed].personalised for seed in seeds]
+            of_all = [runs[seed].server - done["pass"][seed].server for seed in seeds]
+            found = [correlation(done["pass"][seed].difficulties, runs[seed].difficulties) for seed in seeds]
+            orders = [value for value in found if value is not None]
+            cells = (
+                task,
+                name,
+                str(len(runs)),
+                f"{means[0]:.1f}",
+                f"{statistics.mean(own):+.1f} ({', '.join(f'{one:+.1f}' for one in own)})" if own else "",
+                f"{means[1]:.1f}",
+                f"{statistics.mean(of_all):+.1f} ({', '.join(f'{one:+.1f}' for one in of_all)})" if of_all else "",
+                f"{statistics.mean(orders):.2f}" if orders else "",
             )
+            print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
