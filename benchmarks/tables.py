@@ -17,10 +17,11 @@ import torch
 
 from fibecfed.build import read_inputs
 from fibecfed.config import load
-from fibecfed.core import metrics
+from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.evaluation import worst_decile
 
+ACCURACY = METRICS["accuracy"]
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -61,10 +62,10 @@ def measure(runs: Path, name: str, phase: str) -> Outcome:
     return Outcome(
         name=name,
         phase=phase,
-        personalised=100 * metrics.accuracy(scored.pooled),
-        server=100 * metrics.accuracy(scored.server),
-        worst=100 * (worst_decile(scored.clients) or 0.0),
-        validation=100 * metrics.accuracy(scored.pooled_validation),
+        personalised=100 * ACCURACY.of(scored.pooled),
+        server=100 * ACCURACY.of(scored.server),
+        worst=100 * (worst_decile(scored.clients, ACCURACY) or 0.0),
+        validation=100 * ACCURACY.of(scored.pooled_validation),
         size=sum(sum(record.bytes_up.values()) + sum(record.bytes_down.values()) for record in rounds),
         steps=sum(sum(record.steps.values()) for record in rounds),
         cpu_s=round(sum(record.cpu_s for record in rounds), 1),
