@@ -126,4 +126,4 @@ def test_a_current_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(fibecfed.__file__).parents[1])}
     line = f"cd gone && rmdir ../gone && '{sys.executable}' -m fibecfed list paces"
     ended = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (exits.MISTAKE, "") and "error: the current folder does not exist any more" in ended.stderr
+    assert (ended.returncode, ended.stdout) == (exits.MISTAKE, "") and "error: the current folder no longer exists" in ended.stderr

@@ -150,5 +150,6 @@ def test_freed_memory_is_kept_while_a_run_lasts_and_returned_afterwards(theirs: 
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, timeout=100, check=True)
     inside, after, again, last = json.loads(done.stdout)
     pages = 20 * 20 * 2**20 // 4096
-    assert after > pages / 2 and last > pages / 2
-    assert (inside > pages / 2 and again > pages / 2) if theirs else max(inside, again) < pages / 100
+    few = pages / 512  # of huge pages, where the system gives such
+    assert after > few and last > few
+    assert (inside > few and again > few) if theirs else max(inside, again) < min(after, last) / 5

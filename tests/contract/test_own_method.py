@@ -17,6 +17,7 @@ from saved import run_config, save_backbone, write_reviews
 import fibecfed
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.testing import BrokenLaw, check_method
+from fibecfed.testing.laws import LAWS
 
 ROOT = Path(__file__).parents[2]
 TRAINING = fibecfed.TrainingOptions(local_epochs=1, batch_size=3, learning_rate=0.01)
@@ -99,7 +100,23 @@ check_method(HalfWay(fibecfed.TrainingOptions(batch_size=3, learning_rate=0.01),
 print("kept", len(fibecfed.testing.laws.LAWS))
 """
     found = command(site, code=code.replace("'''", '"""'))
-    assert found.returncode == 0 and found.stdout.strip() == "kept 16", found.stderr
+    assert found.returncode == 0 and found.stdout.strip() == f"kept {len(LAWS)}", found.stderr
+    outside = """
+import dataclasses, torch, fibecfed
+from fibecfed.testing import check_method
+
+@dataclasses.dataclass(frozen=True)
+class Median:
+    def start(self, task): return {}
+    def beside(self, server, shared): return {}
+    def step(self, server, received):
+        median = {n: torch.stack([r.message.shared[n] for r in received]).median(0).values for n in received[0].message.shared}
+        return dataclasses.replace(server, params={**server.params, **median})
+
+check_method(fibecfed.FedAvg(fibecfed.TrainingOptions(batch_size=3, learning_rate=0.01), 3, aggregation=Median()))
+"""
+    found = command(site, code=outside)  # an aggregation that does not say how answers are folded in one by one
+    assert found.returncode == 0, found.stderr
 
 
 def test_a_method_given_as_an_object_runs_and_is_resumed_with_it(inputs: Path, tmp_path: Path) -> None:

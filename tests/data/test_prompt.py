@@ -233,7 +233,7 @@ def test_a_tokenizer_that_does_not_know_where_its_tokens_stand_is_refused() -> N
     class Slow:
         is_fast = False
 
-    with pytest.raises(UserError, match="needs a tokenizer that knows where its tokens stand"):
+    with pytest.raises(UserError, match="needs a tokenizer that returns the offsets of its tokens"):
         make_prompt(Slow(), IT_WAS, ("a", "b"), masked=False)
 
 

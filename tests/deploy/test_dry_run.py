@@ -43,7 +43,7 @@ def invoked(*arguments: str, code: int = 0) -> str:
 
 def test_the_file_of_a_federation_is_checked_without_data_and_nothing_is_written(file: Path) -> None:
     shown = invoked("check", str(file))
-    assert "clients the first 3 that answer" in shown and "data with the clients, not read here" in shown
+    assert "clients the first 3 that answer" in shown and "data on the clients, not read here" in shown
     assert "1,000 training examples at each client" in shown
     assert re.search(r"tune 3 2 [\d.]+ kB [\d.]+ kB", shown) and re.search(r"optimiser steps about [\d,]+", shown)
     assert "memory of a client" in shown and shown.endswith("The configuration is valid. Nothing was trained or written.")

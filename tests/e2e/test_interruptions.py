@@ -101,7 +101,7 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before_it_and_the_adapters_ar
     events: list[Any] = []
     summary, _ = session.resume(tmp_path, events.append)
     (warning,) = [event.text for event in events if isinstance(event, Warned)]
-    assert "checkpoint-00000004.json cannot be used" in warning and "older checkpoint takes its place" in warning
+    assert "checkpoint-00000004.json cannot be used" in warning and "an older checkpoint is used instead" in warning
     assert events[0].completed == 3
     assert as_if_nothing_had_happened(tmp_path, summary, whole)
 
@@ -148,7 +148,7 @@ def test_other_versions_or_threads_than_before_are_said(inputs: Path, tmp_path: 
     events: list[Any] = []
     session.resume(tmp_path, events.append)
     (warning,) = [event.text for event in events if isinstance(event, Warned)]
-    assert warning.startswith("versions: this run began with") and "'torch': '1.0'" in warning
+    assert warning.startswith("versions: this run started with") and "'torch': '1.0'" in warning
 
 
 @pytest.mark.parametrize("written", [1, 3, 7, 12, 20, 26])

@@ -22,7 +22,7 @@ from fibecfed.engine.events import Warned
 def test_another_configuration_is_not_resumed(inputs: Path, tmp_path: Path) -> None:
     begun(inputs, tmp_path, 6)
     (tmp_path / "config.toml").write_text(to_toml(run_config(inputs, training={"learning_rate": 0.01})))
-    said = r"not the configuration that the checkpoint was made with: training\.learning_rate: got 0\.01, expected 0\.02; set it back"
+    said = r"not the configuration of the checkpoint: training\.learning_rate: got 0\.01, expected 0\.02; set it back"
     with pytest.raises(UserError, match=said):
         session.resume(tmp_path)
     with pytest.raises(UserError, match=r"got training\.learning_rate, but a resumed run keeps its configuration; .* data\.path"):
@@ -43,7 +43,9 @@ def moved_run(inputs: Path, tmp_path: Path) -> Path:
 
 def test_a_run_whose_files_were_moved_is_resumed_from_their_new_place(inputs: Path, whole: Any, tmp_path: Path) -> None:
     out = moved_run(inputs, tmp_path)
-    with pytest.raises(UserError, match=r"place of model\.name and data\.path; .*: fibecfed resume \S+ model\.name=NEW data\.path=NEW$"):
+    with pytest.raises(
+        UserError, match=r"found nothing at model\.name and data\.path; .*: fibecfed resume \S+ model\.name=NEW data\.path=NEW$"
+    ):
         session.resume(out)
     events: list[Any] = []
     overrides = [f"data.path={tmp_path / 'new.csv'}", f"model.name={tmp_path / 'new-model'}"]

@@ -271,7 +271,7 @@ def test_batches_of_unequal_size_weigh_by_their_examples() -> None:
     assert sums.mean().rows["b"].tolist() == sums.mean().columns["b"].tolist() == [2.0]
     with pytest.raises(ValueError, match="no example"):
         NeuronSums().mean()
-    with pytest.raises(ValueError, match="other"):
+    with pytest.raises(ValueError, match="different tensors"):
         sums.add(Squares(torch.zeros(1), {"a": torch.zeros(1)}, {}))
 
 

@@ -313,7 +313,7 @@ def test_weights_kept_in_memory_for_the_next_run_are_those_of_the_file(family: F
 
 def test_a_model_without_its_language_model_head_is_refused_in_a_sentence(tmp_path: Path) -> None:
     words = tiny_words("bert")
-    with pytest.raises(UserError, match=r'model\.name: body has no language-model head: its file lacks cls\.predictions.* or take "full"'):
+    with pytest.raises(UserError, match=r'model\.name: body has no language-model head: its file lacks cls\.predictions.*; or set "full"'):
         built(save_backbone(tmp_path / "body", "bert"), words)
     with pytest.raises(UserError, match=r"untied has no language-model head: its file lacks lm_head\.weight; expected"):
         built(save_backbone(tmp_path / "untied", "llama"), tiny_words("llama"))

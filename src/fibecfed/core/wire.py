@@ -44,6 +44,7 @@ def message(cls: type[M]) -> type[M]:
     Raises:
         TypeError: at import, for a field of any other type.
 
+    >>> import torch
     >>> @message
     ... class Hello:
     ...     '''A handshake.'''

@@ -177,7 +177,9 @@ class FedAvg(Defaults):
         return self.aggregation.step(server, received)
 
     def _fold(self, server: ServerModel, now: Round) -> Folding[ServerModel, LocalModel] | None:
-        return self.aggregation.fold(server)
+        """None where answers cannot be folded in: a subclass that aggregates otherwise, or a part that does not say how."""
+        fold = getattr(self.aggregation, "fold", None)
+        return None if fold is None or type(self)._aggregate is not FedAvg._aggregate else fold(server)
 
 
 def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:

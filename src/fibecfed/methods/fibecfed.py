@@ -292,7 +292,8 @@ class FibecFed(Defaults):
         return self.aggregation.step(server, received)
 
     def _fold(self, server: Server, now: Round) -> Folding[Server, Any] | None:
-        return self.aggregation.fold(server)
+        fold = getattr(self.aggregation, "fold", None)
+        return None if fold is None or type(self)._aggregate is not FibecFed._aggregate else fold(server)
 
     def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         found = self._train(client, message, now)

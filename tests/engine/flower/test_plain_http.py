@@ -54,8 +54,8 @@ def test_an_app_looks_at_the_processes_above_it(tmp_path: Path, host: str, setti
     """flower-superlink > flower-superexec > app, as Flower starts them; stand-ins that only start the next one."""
     app = tmp_path / "app.py"
     app.write_text(
-        "from fibecfed.engine.flower.plain_http import refuse_plain_http\n"
-        f"try:\n    refuse_plain_http({settings}, 'say so')\nexcept ValueError as error:\n    print(error)\n"
+        "from fibecfed.engine.flower.plain_http import reject_plain_http\n"
+        f"try:\n    reject_plain_http({settings}, 'say so')\nexcept ValueError as error:\n    print(error)\n"
     )
     exec_, link = tmp_path / "flower-superexec", tmp_path / "flower-superlink"
     exec_.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, {str(app)!r}])\n")

@@ -105,7 +105,7 @@ def test_a_client_that_dies_while_it_works_is_an_error_at_once(path: Path) -> No
     with listening(path) as server:
         threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
         start = time.monotonic()
-        with pytest.raises(SocketError, match=r"closed after 0 of 8 bytes|went away"):
+        with pytest.raises(SocketError, match=r"closed after 0 of 8 bytes|closed the connection"):
             ask(str(path), b"x", 60)
     assert time.monotonic() - start < 10
 
@@ -118,7 +118,7 @@ def test_a_socket_left_behind_is_replaced_but_no_file_and_no_living_client(path:
             pass
         assert ask(str(path), b"a", 20) == b"a"
     path.write_text("mine")
-    with pytest.raises(SocketError, match="is no socket; nothing was changed"), listening(path):
+    with pytest.raises(SocketError, match="is not a socket; nothing was changed"), listening(path):
         pass
     assert path.read_text() == "mine"
 
