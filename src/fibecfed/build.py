@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -316,6 +317,11 @@ def _objective(inputs: Inputs) -> ClassObjective:
 def given(method: Any) -> MakeMethod:
     """What makes a method that a user gives: the object itself, or a function of the `MethodContext`."""
     if callable(method) and not hasattr(method, "phases"):
+        try:
+            inspect.signature(method).bind(None)
+        except (TypeError, ValueError) as error:
+            text = f"method: got {method!r}, expected a method or a function of one argument, the MethodContext ({error}); fix it"
+            raise UserError(text) from None
         return cast("MakeMethod", method)
     found = cast("Method[Any, Any]", method)
     return lambda context: found

@@ -199,3 +199,36 @@ def test_what_breaks_the_contract_is_named_by_its_law() -> None:
         check_method(object())
     with pytest.raises(BrokenLaw, match="prints_pickles_and_compares"):
         check_method(Personal(TRAINING, 3))
+
+
+def test_the_method_of_the_documentation_keeps_every_law_and_one_that_writes_in_place_does_not(site: Path) -> None:
+    code = """
+import fibecfed
+from fibecfed.testing import BrokenLaw, check_method
+from fibecfed_pull import Pull
+
+training = fibecfed.TrainingOptions(batch_size=3, learning_rate=0.01)
+check_method(Pull(training, num_rounds=3, mu=0.1))
+
+class InPlace(Pull):
+    def aggregate(self, server, received, now):
+        for name, value in super().aggregate(server, received, now).params.items():
+            server.params[name].copy_(value)
+        return server
+
+try:
+    check_method(InPlace(training, num_rounds=3, mu=0.1))
+except BrokenLaw as error:
+    print(error)
+"""
+    found = command(site, code=code)
+    assert found.returncode == 0, found.stderr
+    law, _, what = found.stdout.partition(": ")
+    assert (law, what) == ("a_message_that_came_in_is_never_written_to", "phase tune, aggregate wrote to the broadcast\n")
+
+
+@pytest.mark.parametrize("wrong", [lambda: 1, 7, lambda a, b: None])
+def test_what_is_no_method_is_said_before_anything_is_written(inputs: Path, tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(UserError, match="method: "):
+        fibecfed.run(run_config(inputs), tmp_path / "run", method=wrong)
+    assert not (tmp_path / "run").exists()

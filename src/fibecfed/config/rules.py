@@ -13,7 +13,7 @@ from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, FederationOptions
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
-from ..methods.options import LoraParts, MethodOptions, ServerOptions
+from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
 from .text import nearest
@@ -286,6 +286,8 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
 
 
 def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
+    if isinstance(method, LoraFinetuneOptions) and not method.finetune:
+        yield 'method.finetune: got false with method.kind = "lora-finetune", which is `lora` then; set `method.kind` = "lora"'
     if model.head == "label-words" and getattr(method, "head", None) == "personal":
         yield 'method.head: got "personal" with `model.head` = "label-words", which trains no head; remove it'
     if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from ..core.metrics import Metric
 from ..core.terminal import one_line
+from ..core.units import count
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def _in_words(event: Event) -> Iterator[tuple[int, str]]:
         case Started():
             yield logging.INFO, f"{event.folder}: {event.total_rounds} rounds, {event.completed} of them done before"
         case PhaseStarted():
-            yield logging.INFO, f"phase {event.phase} of {event.num_rounds} rounds"
+            yield logging.INFO, f"phase {event.phase}: {count(event.num_rounds, 'round')}"
         case RoundDone():
             loss = "nobody trained" if event.loss is None else f"loss {event.loss:.4f}"
             sent = f"{event.bytes_up} bytes up, {event.bytes_down} bytes down"

@@ -302,8 +302,8 @@ class FibecFed(Defaults):
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
-        still = set(untrained(client.task, message.trained))
-        answer = AllLayers({name: value for name, value in found.params.items() if name not in still}, len(client.data.train))
+        sent = set(client.task.names) - set(untrained(client.task, message.trained))  # no residual of the frozen weights
+        answer = AllLayers({name: value for name, value in found.params.items() if name in sent}, len(client.data.train))
         return Update(answer, found.state, found.work, found.notes)
 
     def train(self, client: ClientView[Own], params: Params, now: Round) -> Fit:

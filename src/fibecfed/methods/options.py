@@ -116,7 +116,10 @@ class FedProxOptions(LoraParts):
 
 
 class ScaffoldOptions(MethodOptions):
-    """SCAFFOLD: control variates correct each local step for client drift (Karimireddy et al. 2020)."""
+    """SCAFFOLD: control variates correct each local step for client drift (Karimireddy et al. 2020).
+
+    Local steps are those of SGD without momentum or weight decay, whatever `training.optimizer`, `momentum` and `weight_decay` say [S].
+    """
 
     kind: Literal["scaffold"] = Field(default="scaffold", description="The method.")
     server_learning_rate: float = Field(

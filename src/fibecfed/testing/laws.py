@@ -191,7 +191,8 @@ def on_the_server_only_what_was_sent_moves(subject: Subject) -> None:
     for record, before, after in zip(records, moments[:-1], moments[1:], strict=True):
         a, b = (world.method.server_params(decode(world.method.server_state, moment[""])) for moment in (before, after))
         replies = [up for _, _, now, _, up in world.transport.carried if now.number == record.number]
-        sent = {name for up in replies for name in getattr(decode(phases[record.phase].up, up[:-WORK_BYTES]), "shared", {})}
+        answers = [tensors_of(decode(phases[record.phase].up, up[:-WORK_BYTES])) for up in replies]
+        sent = {name for fields in answers for tensors in fields.values() for name in tensors if name in a}
         moved = [name for name in subject.one_task.names if name not in sent and not torch.equal(a[name], b[name])]
         assert not moved, f"round {record.number}: {moved[:3]} moved"
         assert not sent or any(not torch.equal(a[name], b[name]) for name in sent), f"round {record.number}: nothing moved"
@@ -247,7 +248,14 @@ def a_message_that_came_in_is_never_written_to(subject: Subject) -> None:
         update = phase.client_update(client, down, now)
         for part in (update.message, update.state):  # encoding them must not write to it either
             encode(part)
-        assert (encode(down), encode(client.state), encode(world.server)) == before, f"phase {phase.name}"
+        _unwritten(before, (down, client.state, world.server), f"phase {phase.name}, client_update")
+        phase.aggregate(world.server, [Received(client.id, update.message)], now)
+        _unwritten(before, (down, client.state, world.server), f"phase {phase.name}, aggregate")
+
+
+def _unwritten(before: tuple[bytes, ...], values: tuple[Any, ...], where: str) -> None:
+    for name, blob, value in zip(("the broadcast", "the client's state", "the server's state"), before, values, strict=True):
+        assert encode(value) == blob, f"{where} wrote to {name}"
 
 
 def a_newcomer_has_a_model(subject: Subject) -> None:
@@ -258,7 +266,8 @@ def a_newcomer_has_a_model(subject: Subject) -> None:
     down = phase.broadcast(server, Round(phase.name, phase.num_rounds - 1, phase.num_rounds, 0))
     model = world.method.personalise(down, world.method.init_client(subject.one_task, "new", KEY.fold("run", "init")))
     beside = {name + DELTA for name in subject.one_task.adapted_weights()}
-    assert set(model) - beside == set(subject.one_task.names)
+    missing, unknown = sorted(set(subject.one_task.names) - set(model)), sorted(set(model) - beside - set(subject.one_task.names))
+    assert not missing and not unknown, f"a client that never took part lacks {missing[:3]} and has unknown {unknown[:3]}"
 
 
 def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subject) -> None:
@@ -274,7 +283,9 @@ def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subjec
             stored = moment.get(client)
             newcomer = world.method.init_client(subject.one_task, client, KEY.fold("run", "init"))
             state = newcomer if stored is None else decode(world.method.client_state, stored)
-            assert same(world.method.personalise(down, state), world.method.server_params(server)), f"{client}, round {record.number}"
+            assert same(world.method.personalise(down, state), world.method.server_params(server)), (
+                f"client {client} answers round {record.number} with another model than the global one; set is_personal = True"
+            )
 
 
 LAWS: tuple[Callable[[Subject], None], ...] = (

@@ -18,6 +18,7 @@ from ...core.metrics import METRICS, Metric, metric_named
 from ...core.records import EvalRecord, RoundRecord, read
 from ...core.statistics import CONFUSION
 from ...core.units import count
+from ...data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
@@ -242,13 +243,14 @@ def _conditions(header: Header) -> dict[str, Any]:
     sampled = min(of, federation.clients_per_round or DEFAULT_CLIENTS_PER_ROUND)
     clients = f"{count(of, 'client')}, {sampled} per round, {count(federation.rounds, 'round')}"
     spread = f"Dirichlet {federation.alpha:g}" if federation.partition == "dirichlet" else str(federation.partition)
+    tokens = data.max_length or f"{DEFAULT_MAX_LENGTH} ({DEFAULT_MAX_LENGTH_PAIRS} of two texts)"
     cores = f"{header.machine.get('cores')} cores, {count(header.threads or 1, 'thread')} per run, {header.precision}"
     return {
         "model": f"{_without_folder(model.name)}, head {model.head}",
         "federation": f"{clients}, {spread}",
         "training": f"{count(training.local_epochs, 'local epoch')}, batches of {training.batch_size}, {training.optimizer}",
         "learning_rate": training.learning_rate,
-        "data": f"at most {data.max_train or 'all'} training and {data.max_test or 'all'} test examples, {data.max_length} tokens",
+        "data": f"at most {data.max_train or 'all'} training and {data.max_test or 'all'} test examples, {tokens} tokens",
         "machine": f"{header.machine.get('processor')}, {cores}",
         "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),
         "commit": header.commit,
