@@ -32,8 +32,16 @@ def header_of(prepared: Prepared) -> dict[str, Any]:
         "metric": prepared.metric.name,
         "higher_is_better": prepared.metric.higher_is_better,
         "usual_metric": data.metric,
+        **_object(prepared),
         "trainable": sum(value.numel() for value in prepared.task.params().values()),
     }
+
+
+def _object(prepared: Prepared) -> dict[str, Any]:
+    """What a method prints as that was given as an object; the configuration does not say what it is."""
+    if prepared.inputs.config.method.model_dump()["kind"] != "custom" or " at 0x" in (printed := repr(prepared.method)):
+        return {}  # what prints an address prints another one in each process
+    return {"object": printed}
 
 
 def _inputs(prepared: Prepared) -> dict[str, Any]:
@@ -69,6 +77,11 @@ def reject_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path
     Raises:
         UserError: they are others.
     """
+    method, before = _object(prepared).get("object"), header.get("object")
+    if method is not None and before is not None and method != before:
+        start = max(method.rfind(mark, 0, len(os.path.commonprefix([method, before]))) for mark in "(, ") + 1  # where they differ
+        got, expected = (text[start : start + 80] for text in (method, before))
+        raise UserError(f"{out}: method: got {got}, expected {expected}, which the run began with; resume it with that one")
     found = _inputs(prepared)
     files = found["model"]["files"].values()
     if files and sorted(files) == sorted(header["model"]["files"].values()):

@@ -138,6 +138,8 @@ def test_a_method_given_as_an_object_runs_and_is_resumed_with_it(inputs: Path, t
         fibecfed.run(config, tmp_path / "part", stop, method=make)
     with pytest.raises(UserError, match=r"fibecfed\.resume\(out, method=\.\.\.\)"):
         fibecfed.resume(tmp_path / "part")
+    with pytest.raises(UserError, match=r"method: got proximal=0\.25.*, expected proximal=0\.5.*, which the run began with"):
+        fibecfed.resume(tmp_path / "part", method=lambda context: replace(make(context), proximal=0.25))
     summary, _ = fibecfed.resume(tmp_path / "part", method=make)
     assert summary["adapters"] == whole["adapters"]
     plain = fibecfed.run(run_config(inputs, federation={"rounds": 3}, method={"kind": "fedprox", "proximal": 0.5}), tmp_path / "plain")

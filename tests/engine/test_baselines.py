@@ -56,6 +56,26 @@ def test_clients_below_their_own_most_frequent_class_are_named_the_worst_first()
     assert "and 2 more" in text
 
 
+def test_scores_of_a_sample_of_the_clients_are_said_to_be_such():
+    assert remarks({**summary(), "evaluation": {"clients": 2, "of": 3}}) == ["The scores are of 2 of 3 clients and their test examples."]
+    assert (
+        remarks({**summary(), "evaluation": {"clients": 3, "of": 3}})
+        == remarks({**summary(), "evaluation": {"clients": 3, "of": None}})
+        == []
+    )
+
+
+def test_a_model_that_training_made_worse_is_said_to_be_so_whatever_the_metric():
+    found = summary({"pooled_personalised": 4.7, "global": 4.2, "majority": None, "own_majority": None})
+    found |= {"metric": "loss", "scores": {**found["scores"], "untrained": {"pooled_personalised": 1.106}}}
+    (text,) = remarks(found)
+    assert text.startswith(
+        "The personalised score (4.700 nat) is worse than before training (1.106 nat): try another training.learning_rate"
+    )
+    found["saved"]["pooled_personalised"] = 1.0
+    assert remarks(found) == []
+
+
 @pytest.mark.parametrize(
     ("best", "said"),
     [

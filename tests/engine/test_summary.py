@@ -64,7 +64,8 @@ def test_bytes_steps_and_seconds_are_sums_over_the_rounds_and_those_of_scoring_s
     assert (found["bytes_up"], found["bytes_down"]) == (6 * 10, 7 * 100)
     assert (found["steps"], found["examples"], found["rounds"]) == (7, 28, 3)
     assert (found["seconds"], found["cpu_s"], found["compute_s"]) == (15.0, 13.5, 12.0)
-    assert found["evaluation"] == {"bytes_up": 21, "bytes_down": 3000, "seconds": 9.0}
+    assert found["evaluation"] == {"bytes_up": 21, "bytes_down": 3000, "seconds": 9.0, "clients": 1, "of": None}
+    assert summarise([two(1, GOOD, GOOD)], metric=ACCURACY, selected={}, partition=PARTITION)["evaluation"]["of"] == 3
     assert (found["failures"], found["clients_that_took_part"]) == (3, 3)
     assert found["selected"] == {"global_layers": [1]}
     json.dumps(found)

@@ -16,6 +16,7 @@ Parts = Mapping[str, Sequence[int]]
 
 _CLEARLY = 0.01
 """By which the best validation score must be above the last one, beside one standard error, to be worth a word."""
+_TRY = "try another training.learning_rate, more federation.rounds, or a larger data.max_length if texts are cut."
 _NAMED = 5
 """Clients that a sentence names."""
 
@@ -67,8 +68,26 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     if saved is None:
         return []
     metric = metric_of(summary)
-    below = _clients_below(summary.get("clients", {}), metric)
-    return [*_no_better(saved, metric), *below, *_better_round(summary["scores"], saved, metric)]
+    scores = summary["scores"]
+    return [
+        *_of_some(summary.get("evaluation", {})),
+        *(_no_better(saved, metric) or _no_better_than_untrained(saved, scores.get("untrained"), metric)),
+        *_clients_below(summary.get("clients", {}), metric),
+        *_better_round(scores, saved, metric),
+    ]
+
+
+def _of_some(evaluation: Mapping[str, Any]) -> list[str]:
+    asked, every = evaluation.get("clients"), evaluation.get("of")
+    return [f"The scores are of {asked} of {every} clients and their test examples."] if asked and every and asked < every else []
+
+
+def _no_better_than_untrained(saved: Mapping[str, Any], untrained: Mapping[str, Any] | None, metric: Metric) -> list[str]:
+    """Also where no score follows from always predicting one class."""
+    score, before = saved["pooled_personalised"], (untrained or {}).get("pooled_personalised")
+    if score is None or before is None or not metric.better(before, score):
+        return []
+    return [f"The personalised score ({metric.text(score)}) is worse than before training ({metric.text(before)}): {_TRY}"]
 
 
 def no_better(score: float | None, simple: float | None, metric: Metric) -> bool:
@@ -88,7 +107,7 @@ def _no_better(saved: Mapping[str, Any], metric: Metric) -> list[str]:
             than = "only equals" if score == simple else "is worse than"
             lines.append(f"The {name} score ({metric.text(score)}) {than} what always predicting {what} gives ({metric.text(simple)}).")
     if lines:
-        lines.append("Try another training.learning_rate, more federation.rounds, or a larger data.max_length if texts are cut.")
+        lines.append(f"{_TRY[0].upper()}{_TRY[1:]}")
     return lines
 
 

@@ -29,6 +29,7 @@ def summarise(
     one; None where the metric does not follow from predicted classes alone.
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
     wall clock of the rounds, `cpu_s` the CPU time of this process in them, `compute_s` the sum of the clients' own seconds.
+    `evaluation.clients` of `evaluation.of` clients are those that the scores are of.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
     `best_by_validation` is None without validation examples.
 
@@ -76,6 +77,8 @@ def summarise(
             "bytes_up": sum(record.bytes_up for record in evaluations),
             "bytes_down": sum(record.bytes_down for record in evaluations),
             "seconds": sum(record.seconds for record in evaluations),
+            "clients": len(kept.clients),
+            "of": len(partition) if partition else None,
         },
         "rounds": len(rounds),
         "failures": sum(len(one.failures) for record in rounds for one in (record, *record.attempts)),
