@@ -79,7 +79,8 @@ def reject_other_inputs(prepared: Prepared, header: Mapping[str, Any], out: Path
     """
     method, before = _object(prepared).get("object"), header.get("object")
     if method is not None and before is not None and method != before:
-        start = max(method.rfind(mark, 0, len(os.path.commonprefix([method, before]))) for mark in "(, ") + 1  # where they differ
+        differ = next((n for n, (a, b) in enumerate(zip(method, before, strict=False)) if a != b), 0)
+        start = max(method.rfind(mark, 0, differ) for mark in "(, ") + 1
         got, expected = (text[start : start + 80] for text in (method, before))
         raise UserError(f"{out}: method: got {got}, expected {expected}, which the run began with; resume it with that one")
     found = _inputs(prepared)
