@@ -21,7 +21,9 @@ from fibecfed.comparison.runner.read import load
 from fibecfed.core import records
 from fibecfed.core.clock import Network
 from fibecfed.core.errors import UserError
+from fibecfed.core.metrics import offered_by
 from fibecfed.core.wire import decode, encode
+from fibecfed.engine.evaluation import every_score
 from fibecfed.exits import console
 
 HERE = Path(__file__).parent
@@ -113,3 +115,37 @@ def test_a_message_is_read_and_written_to_the_same_bytes(left: Path) -> None:
 
     blob = (left / "message.bin").read_bytes()
     assert encode(decode(SharedModel, blob)) == blob
+
+
+RECORDS = sorted(int(path.name.removeprefix("records-")) for path in HERE.glob("records-*"))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("version", RECORDS)
+def test_records_of_each_form_are_read_and_give_the_scores_of_their_summary(version: int, kind: str) -> None:
+    folder = HERE / f"records-{version}" / kind
+    header, rows = records.read(folder / "records.jsonl")
+    summary = json.loads((folder / "summary.json").read_text())
+    last = [row for row in rows if isinstance(row, records.EvalRecord)][-1]
+    assert header["version"] == version
+    assert every_score(last, offered_by(last.pooled)) == summary["scores"]["metrics"]
+    assert sum(sum(row.bytes_up.values()) for row in rows if isinstance(row, records.RoundRecord)) == summary["bytes_up"]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_run_of_today_writes_the_newest_form_with_the_same_bytes_and_near_the_same_sums(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert RECORDS[-1] == records.RECORDS_VERSION
+    shutil.copytree(HERE / VERSIONS[0], tmp_path / "left")
+    monkeypatch.chdir(tmp_path / "left")
+    session.start(config(kind), tmp_path / "today", adapters=False)
+    then, now = HERE / f"records-{RECORDS[-1]}" / kind, tmp_path / "today"
+    for before, line in zip(*(map(json.loads, (folder / "records.jsonl").read_text().splitlines()) for folder in (then, now)), strict=True):
+        assert before.keys() <= line.keys()  # a form may gain fields, and loses none
+        if line["kind"] == "round":
+            assert (line["cohort"], line["bytes_up"], line["bytes_down"]) == (before["cohort"], before["bytes_up"], before["bytes_down"])
+            assert line["loss"] == pytest.approx(before["loss"], abs=TOLERANCE)
+        elif line["kind"] == "evaluation":
+            assert line["pooled"]["nll"] == pytest.approx(before["pooled"]["nll"], abs=0.05)
+            assert sum(map(sum, line["pooled"]["confusion"])) == sum(map(sum, before["pooled"]["confusion"]))

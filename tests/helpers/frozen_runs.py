@@ -7,7 +7,9 @@ comparison, where they are absolute: those lead to ELSEWHERE, as in a folder tha
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -106,6 +108,24 @@ def message() -> bytes:
     return encode(phase.broadcast(server, Round(phase.name, 0, 1, 0)))
 
 
+def records(folder: Path, frozen: Path) -> None:
+    """Records and summary alone, of a version between releases whose records have a new form: `... frozen_runs.py records FOLDER FROZEN`.
+
+    Args:
+        frozen: a folder made by `main`, for its base model and data.
+    """
+    folder = folder.resolve()
+    os.chdir(frozen)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for kind in METHODS:
+        with tempfile.TemporaryDirectory() as made:
+            session.start(config(kind), Path(made) / kind, adapters=False)
+            (folder / kind).mkdir(parents=True)
+            for name in ("records.jsonl", "summary.json"):
+                shutil.copyfile(Path(made) / kind / name, folder / kind / name)
+
+
 def main(folder: Path) -> None:
     """Inputs, a finished run and an interrupted one of each method, and a comparison."""
     folder.mkdir(parents=True)
@@ -132,4 +152,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "records":
+        records(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]))
