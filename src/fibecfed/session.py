@@ -316,10 +316,12 @@ class _Session:
         try:
             return decode(self.method.server_state, checkpoint.server)
         except WireError as error:
-            version = read_header(self.out / RECORDS).get("versions", {}).get("fibecfed", "an unknown version")
+            header = read_header(self.out / RECORDS)
+            version = header.get("versions", {}).get("fibecfed", "an unknown version")
+            commit = f" (commit {header['commit'][:12]})" if header.get("commit") else ""  # between releases versions have one number
             raise UserError(
                 f"{checkpoint.path}: got the server's state as fibecfed {version} wrote it, which this version cannot read ({error}); "
-                "resume the run with the version that started it, or start a new run"
+                f"resume the run with the version that started it{commit}, or start a new run"
             ) from None
 
     def _due(self, step: Step) -> bool:

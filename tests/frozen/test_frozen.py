@@ -83,7 +83,10 @@ def test_an_interrupted_run_goes_on_to_the_numbers_of_the_finished_one(left: Pat
 def test_an_interrupted_run_that_cannot_be_read_is_refused_by_name_and_left_alone(left: Path, kind: str) -> None:
     out = left / "interrupted" / kind
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"}
-    with pytest.raises(UserError, match=r"checkpoint-00000003\.json: .* as fibecfed 0\.1\.0 wrote it, which this version cannot read"):
+    with pytest.raises(
+        UserError,
+        match=r"checkpoint-00000003\.json: .* as fibecfed 0\.1\.0 wrote it, which this version cannot read .*\(commit dbe878d665e3\)",
+    ):
         session.resume(out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock"} == before
 
