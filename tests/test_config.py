@@ -245,7 +245,7 @@ def test_every_mistake_is_told_in_one_go_with_what_to_do() -> None:
     sentences = (
         'seed: got "a", expected an integer, at least 0',
         "data.tsk: got an unknown key; did you mean `data.task`?",
-        'data.labels: got ["a", 3], expected a list, each a string',
+        'data.labels: got ["a", 3], expected a list of strings',
         "data.test_fraction: got 2, expected a number, above 0 and below 1",
         "data.max_test: got 2020-01-01 (a date)",
         "trainning: got an unknown table; did you mean `training`?",
@@ -314,6 +314,10 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"federation": {"exclude_after": 3}}, 'federation.exclude_after: got 3 with `federation.on_failure` = "stop"'),
         ({"federation": {"rounds": 3}, "method": {"score_after": 3}}, "method.score_after: got 3, expected less than"),
         ({"training": {"momentum": 0.9}}, "training.momentum: got 0.9 with `training.optimizer` = \"adamw\""),
+        (
+            {"training": {"class_weights": "balance"}},
+            'training.class_weights: got "balance", expected a list of numbers, or "balanced"; did you mean "balanced"',
+        ),
         ({"training": {"weight_decay": math.inf}}, "training.weight_decay: got inf, expected a finite number"),
         ({"training": {"learning_rate": math.nan}}, "training.learning_rate: got nan, expected a number, above 0"),
         ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a fraction"),
@@ -347,7 +351,7 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"resources": {"threads": 99999999999}}, "resources.threads: got 99999999999, expected an integer, .* at most 1024"),
         ({"method": {"kind": "lora", "server": {"tau": 0.1}}}, r'method\.server\.tau: got 0\.1 with `method\.aggregation` = "mean"'),
         ({"training": {"class_weights": [1.0, -2.0]}}, r"training\.class_weights: got \[1\.0, -2\.0\], expected a positive number for"),
-        ({"training": {"class_weights": False}}, r"training\.class_weights: got false, expected a list, each a number or \"balanced\""),
+        ({"training": {"class_weights": False}}, r"training\.class_weights: got false, expected a list of numbers, or \"balanced\""),
         ({"training": {"optimizer": "adamw", "momentum": 0.5}}, r"training\.momentum: got 0\.5 with `training\.optimizer` = .adamw."),
         ({"training": {"optimizer": "lbfgs"}}, r"training\.optimizer: got .lbfgs., expected"),
         ({"method": {"kind": "fedavgm", "aggregation": "mean"}}, r"method\.aggregation"),

@@ -242,6 +242,8 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
         for row in rows:
             table.add_row(*(Text(escaped(text)) for text in row))  # Text: brackets are no markup
         console().print(table)
+        for note in listing.left_out() if topic is Topic.methods else ():
+            say(f"note: {note}")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .methods.catalogue import METHODS, discover
+from .methods.catalogue import BROKEN, METHODS, discover
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -13,6 +13,11 @@ def methods() -> Listing:
     return ("method.kind", "what it is"), [
         (kind, " ".join((options.__doc__ or "").split("\n\n")[0].split())) for kind, options in METHODS.items()
     ]
+
+
+def left_out() -> list[str]:
+    """A sentence for each method of an installed package that is not listed."""
+    return [f'method.kind = "{kind}": {why}' for kind, why in BROKEN.items()]
 
 
 def tasks() -> Listing:

@@ -270,12 +270,13 @@ class _Session:
                 kept=OnServer(states),
             )
             phase = None
-            cpu = time.process_time()
-            for step in steps:
+            for now in rounds[number:]:
+                if now.phase != phase:
+                    phase = now.phase
+                    self.say(PhaseStarted(phase, now.num_rounds))
+                cpu = time.process_time()
+                step = next(steps)
                 cpu_s = time.process_time() - cpu
-                if step.now.phase != phase:
-                    phase = step.now.phase
-                    self.say(PhaseStarted(phase, step.now.num_rounds))
                 server = step.server
                 self._round(log, step, cpu_s)
                 is_last = step.number == len(rounds)
@@ -289,7 +290,6 @@ class _Session:
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
-                cpu = time.process_time()
         final = Final(clients, server, rounds[-1])
         if self.config.evaluation.save == "best":
             final = self._best(checkpoints, best, final)

@@ -73,14 +73,34 @@ def test_a_package_that_cannot_be_loaded_is_left_out_and_named_to_who_asks_for_i
     broken = tmp_path / "broken"
     (broken / "bad-1.dist-info").mkdir(parents=True)
     (broken / "bad-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1\n")
-    (broken / "bad-1.dist-info" / "entry_points.txt").write_text("[fibecfed.methods]\nbad = bad_module:ROW\nlora = bad_module:ROW\n")
+    (broken / "bad-1.dist-info" / "entry_points.txt").write_text("[fibecfed.methods]\nbad = bad_module:ROW\n")
     (broken / "bad_module.py").write_text("raise RuntimeError('needs a newer thing')\n")
-    assert command(broken, "list", "methods").returncode == 0
+    listed = command(broken, "list", "methods")
+    assert listed.returncode == 0 and "the package bad offers it, but it cannot be loaded" in listed.stderr
     file = tmp_path / "run.toml"
     file.write_text('[data]\ntask = "sst2"\n[method]\nkind = "bad"\n')
     found = command(broken, "check", str(file))
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert "the package bad offers it, but it cannot be loaded (RuntimeError: needs a newer thing)" in " ".join(found.stderr.split())
+
+
+def test_a_package_whose_method_has_the_name_of_another_is_left_out_and_named(inputs: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "like-1.dist-info").mkdir(parents=True)
+    (site / "like-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: like\nVersion: 1\n")
+    (site / "like-1.dist-info" / "entry_points.txt").write_text("[fibecfed.methods]\nlora = like_module:ROW\n")
+    why = 'method.kind = "lora": the package like offers it too, but that name is taken; rename it there, or uninstall that package'
+    listed = command(site, "list", "methods")
+    assert listed.returncode == 0 and why in listed.stderr and "lora" in listed.stdout
+    file = tmp_path / "run.toml"
+    file.write_text(
+        f'[model]\nname = "{inputs}/backbone"\nrank = 2\n[data]\npath = "{inputs}/reviews.csv"\ntext_column = "review"\n'
+        'label_column = "verdict"\n[federation]\nclients = 4\nrounds = 2\n[training]\nprecision = "float32"\n'
+    )
+    checked = command(site, "check", str(file), "method.kind=lora")
+    assert checked.returncode == 0 and f"note: {why}" in " ".join(checked.stderr.split())
+    other = command(site, "check", str(file), "method.kind=fedprox")
+    assert other.returncode == 0 and "taken" not in other.stderr
 
 
 def test_a_method_of_ten_lines_in_a_program_outside_keeps_every_law(site: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
+from fibecfed.engine.loop import run
 from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -116,6 +118,23 @@ def test_events_tell_whoever_watches(whole: Any) -> None:
     assert events[-1] == Finished(summary, out)
     losses = [event.loss for event in events if isinstance(event, RoundDone)]
     assert losses[0] is None and all(loss is not None and math.isfinite(loss) for loss in losses[1:])
+
+
+def test_a_phase_is_announced_before_its_first_round_is_computed(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+
+    def listening(*arguments: Any, **more: Any) -> Iterator[Any]:
+        said.append("computing")
+        for step in run(*arguments, **more):
+            yield step
+            said.append("computing")
+
+    monkeypatch.setattr(session, "run", listening)
+    session.start(run_config(inputs, federation={"rounds": 2}), tmp_path / "run", said.append, adapters=False)
+    of_rounds = [
+        one if one == "computing" else type(one) for one in said if one == "computing" or isinstance(one, PhaseStarted | RoundDone)
+    ]
+    assert of_rounds == [PhaseStarted, "computing", RoundDone, PhaseStarted, "computing", RoundDone, "computing", RoundDone]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -117,7 +117,7 @@ def _sentence(name: str, line: Any, table: Mapping[str, Any], mistakes: dict[str
         return f"{name}: got {show(got)}, expected a table; write [{name}] and its keys below it"
     key = known[name]
     example = "leave it out" if key.default is None else f"leave it out for the default, {show(key.default)}"
-    near = nearest(got, re.findall(r'"([^"]*)"', key.expected)) if isinstance(got, str) and line["type"] == "literal_error" else None
+    near = nearest(got, re.findall(r'"([^"]*)"', key.expected)) if isinstance(got, str) else None
     return f"{name}: got {show(got)}, expected {key.expected}; " + (f'did you mean "{near}"?' if near else f"fix it, or {example}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
-from ..methods.catalogue import METHODS
+from ..methods.catalogue import BROKEN, METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
@@ -31,7 +31,7 @@ class Loaded:
     """What `load` found.
 
     Attributes:
-        notes: sentences for the user, e.g. which keys a change of `method.kind` dropped.
+        notes: sentences for the user: which keys a change of `method.kind` dropped, which method of the same name is not the one used.
     """
 
     config: Config
@@ -62,6 +62,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     mistakes |= missing_files(table)
     if config is None or mistakes:
         raise rejection(str(path), mistakes)
+    if (used := config.method.model_dump()["kind"]) in BROKEN:
+        notes.append(f"method.kind = {show(used)}: {BROKEN[used]}")
     for note in notes:
         logger.info("%s: %s", path, one_line(note))
     return Loaded(resolve_paths(config), tuple(notes))

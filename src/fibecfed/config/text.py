@@ -62,7 +62,8 @@ def keys_of(options: type[Options], prefix: str = "", kind: str | None = None) -
 
 def expected(field: FieldInfo) -> str:
     """What a field takes, in words: "an integer, at least 1"."""
-    return _bounded(" or ".join(_words(part) for part in _without_none(field.annotation)), field.metadata)
+    words = [_words(part) for part in _without_none(field.annotation)]
+    return _bounded((", or " if any(one.startswith("a list") or ", " in one for one in words[:-1]) else " or ").join(words), field.metadata)
 
 
 def _bounded(words: str, limits: Iterable[Any]) -> str:
@@ -96,7 +97,7 @@ def _words(annotation: Any) -> str:
         inner, *limits = get_args(annotation)
         return _bounded(_words(inner), [one for limit in limits for one in getattr(limit, "metadata", [limit])])
     if get_origin(annotation) is tuple:
-        return f"a list, each {_words(get_args(annotation)[0])}"
+        return f"a list of {_words(get_args(annotation)[0]).partition(' ')[2]}s"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(annotation, str(annotation))
 

@@ -152,14 +152,20 @@ GROUP = "fibecfed.methods"
 """Entry points by which other packages add methods: the name is `method.kind`, the object a `Row`."""
 
 BROKEN: dict[str, str] = {}
-"""Methods of other packages that could not be loaded -> why, as a sentence."""
+"""Methods of other packages that were left out -> why, as a sentence."""
 
 
 @cache
 def discover() -> None:
-    """Add the methods of installed packages to `CATALOGUE` and `METHODS`, once. What cannot be loaded is left out: `BROKEN` says why."""
+    """Add the methods of installed packages to `CATALOGUE` and `METHODS`, once.
+
+    What cannot be loaded, or has the name of a method that is there already, is left out: `BROKEN` says why.
+    """
     for entry in entry_points(group=GROUP):
         package = entry.dist.name if entry.dist is not None else entry.value
+        if entry.name in CATALOGUE:
+            BROKEN[entry.name] = f"the package {package} offers it too, but that name is taken; rename it there, or uninstall that package"
+            continue
         try:
             row = entry.load()
             if (problem := _misfit(entry.name, row)) is None:
@@ -171,8 +177,6 @@ def discover() -> None:
 
 
 def _misfit(kind: str, row: Any) -> str | None:
-    if kind in CATALOGUE:
-        return "that name is taken"
     if not isinstance(row, Row) or not callable(row.file):
         return f"got {type(row).__name__}, expected a fibecfed.Row with a function as `file`"
     if not (isinstance(row.options, type) and issubclass(row.options, MethodOptions)):

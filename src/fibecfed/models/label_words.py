@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..core.statistics import Statistics, class_sums, of_classes
 from ..core.types import Batch
 from .heads import PooledHead, UnsupportedModel
+from .objectives import SumsByClass
 
 
 @dataclass(frozen=True)
-class LabelWords:
+class LabelWords(SumsByClass):
     """Classes told apart by the word that a language model, masked or causal, puts in the place of the mask, or after the last token; an
     `objectives.ClassObjective`.
 
@@ -62,22 +62,9 @@ class LabelWords:
         """Those of their words."""
         return scores[:, _on(scores.device, self.token_ids)]
 
-    @property
-    def statistics(self) -> Statistics:
-        """Those of its classes."""
-        return of_classes(self.num_classes)
-
-    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Confusion matrix, loss and calibration, among the classes' words alone."""
-        return class_sums(self.of_classes(scores), batch["labels"])
-
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """A language model's own call scores every position."""
         return logits[:, -1] if self.mask_id is None else logits[input_ids == self.mask_id]
-
-    def some_labels(self, input_ids: Tensor) -> Tensor:
-        """The first class, the last, and so on downwards."""
-        return -torch.arange(len(input_ids)) % self.num_classes
 
 
 @functools.lru_cache(maxsize=8)

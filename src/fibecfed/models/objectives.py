@@ -89,8 +89,25 @@ class ClassObjective(Objective, Protocol):
         ...
 
 
+class SumsByClass:
+    """What is the same in every `ClassObjective`."""
+
+    @property
+    def statistics(self: ClassObjective) -> Statistics:
+        """Those of its classes."""
+        return of_classes(self.num_classes)
+
+    def sums(self: ClassObjective, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Confusion matrix, loss and calibration, from the scores of the classes."""
+        return class_sums(self.of_classes(scores), batch["labels"])
+
+    def some_labels(self: ClassObjective, input_ids: Tensor) -> Tensor:
+        """The first class, the last, and so on downwards."""
+        return -torch.arange(len(input_ids)) % self.num_classes
+
+
 @dataclass(frozen=True)
-class ClassHead:
+class ClassHead(SumsByClass):
     """Classes told apart by a classification head on one vector of the text, newly initialised and trained; a `ClassObjective`."""
 
     num_classes: int
@@ -111,19 +128,6 @@ class ClassHead:
         """They are."""
         return scores
 
-    @property
-    def statistics(self) -> Statistics:
-        """Those of its classes."""
-        return of_classes(self.num_classes)
-
-    def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Confusion matrix, loss, calibration."""
-        return class_sums(scores, batch["labels"])
-
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """The classifier's own."""
         return logits
-
-    def some_labels(self, input_ids: Tensor) -> Tensor:
-        """The first class, the last, and so on downwards."""
-        return -torch.arange(len(input_ids)) % self.num_classes
