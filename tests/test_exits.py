@@ -127,3 +127,11 @@ def test_a_current_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     line = f"cd gone && rmdir ../gone && '{sys.executable}' -m fibecfed list paces"
     ended = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (exits.MISTAKE, "") and "error: the current folder no longer exists" in ended.stderr
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 160), ("", 160), ("72", 72)])
+def test_a_pipe_is_as_wide_as_columns_says_else_160(columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert exits.console().width == width

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -118,13 +119,13 @@ def console(piped: int = 160, quiet: bool = False) -> Any:
     """Where tables and progress go: standard output.
 
     Args:
-        piped: columns where it is no terminal.
+        piped: columns where it is no terminal, unless the environment variable COLUMNS says how many.
         quiet: they go nowhere.
     """
     from rich.console import Console
 
     # A pipe has no width; tables should not be folded there to that of an imagined terminal.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else piped, quiet=quiet)
+    return Console(highlight=False, width=None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else piped, quiet=quiet)
 
 
 def say(text: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import made_runs
 import pytest
 
-from fibecfed.comparison.report import curves, overview
+from fibecfed.comparison.report import curves, figures, overview
 from fibecfed.comparison.report.compact import from_lines, to_lines
 from fibecfed.comparison.report.comparison import read_comparison, write_report
 from fibecfed.comparison.report.html import to_html
@@ -65,6 +66,24 @@ def test_sentences_and_tables_show_a_loss_in_its_unit_and_call_the_lower_one_bet
     text = "\n".join(to_markdown(table) for table in overview.all_tables(lost))
     assert "Loss in nat after the last round" in text and "Target = untrained model + 0.8" in text and "0.05 nat better than" in text
     assert not re.search(r"per cent|majority|(personalised|global|target|score) %", text)
+
+
+def test_a_difference_below_the_digits_that_are_shown_is_level() -> None:
+    def of(difference: float) -> Standings:
+        return standings(ComparisonResults("made", (run("t", "fibecfed", [0.3]), run("t", "lora", [0.3 - difference])), Network()))
+
+    level, behind = of(0.0004), of(0.0006)
+    assert "Its personalised score is 0.300 nat as a mean over tasks, level with the best other (lora)." in verdict(level)
+    assert defeats(level)[0].startswith("Nowhere on its 1 task") and not overview.losses(level).rows
+    assert "Its personalised score is 0.300 nat as a mean over tasks, 0.001 nat worse than the best other (lora)." in verdict(behind)
+    assert "t (lora by 0.001 nat)" in defeats(behind)[0] and overview.losses(behind).rows
+
+
+def test_an_axis_says_that_lower_is_better_where_it_is(lost: Standings) -> None:
+    shares = tuple(replace(one, metric=METRICS["accuracy"]) for one in lost.comparison.runs)
+    for found, times in ((lost, 1), (standings(replace(lost.comparison, runs=shares)), 0)):
+        drawn = [curves.curves(found, "t"), figures.trade(found), figures.clients(found, "t")]
+        assert all(drawing.count("lower is better") == times for figure in drawn if figure for drawing in figure.drawings)
 
 
 def test_the_page_and_its_figures_show_a_loss_in_its_unit(lost: Standings) -> None:

@@ -204,6 +204,17 @@ def test_without_a_common_task_nothing_is_compared():
     assert rank.endswith("over 2 tasks; no other method ran on all of them.")
 
 
+def test_without_fibecfed_all_who_share_the_first_place_are_named():
+    level = [run(task, method, 0.9) for task in "tu" for method in ("a", "b")]
+    assert said(*level) == ["All 2 methods are level: mean rank 1.50 over 2 tasks."]
+    assert said(*level, run("t", "c", 0.8), run("u", "c", 0.8)) == [
+        "a and b share the first place: mean rank 1.50 of 3 methods over 2 tasks."
+    ]
+    assert said(run("t", "a", 0.9), run("t", "b", 0.8)) == ["a is first: mean rank 1.00 of 2 methods over 1 task."]
+    apart = [run("t", "a", 0.9), run("t", "b", 0.8), run("u", "c", 0.9), run("t", "d", 0.7), run("v", "c", 0.9)]
+    assert said(*apart)[-1].startswith("a and c share the first place: mean rank 1.00 of 4 methods each over the tasks that it ran on.")
+
+
 def test_all_who_are_first_equally_often_are_named():
     made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "a", "b")]
     assert "of the others a, b are first most often, on 2 each." in said(*made)[4]

@@ -80,7 +80,7 @@ def _drawing(standings: Standings, task: str, which: str, axis: str, lines: Mapp
     make = svg.logarithmic if is_log else svg.linear
     y = svg.linear(ys, HEIGHT - _BOTTOM, _TOP, margin=_ROOM)
     plot = svg.Plot(make(xs, _LEFT, WIDTH - _RIGHT), y, WIDTH, HEIGHT)
-    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, scores.head(which), tick, lambda v: f"{v:g}")
+    parts = plot.axes(f"{label} (logarithmic)" if is_log else label, scores.head(which) + scores.lower, tick, lambda v: f"{v:g}")
     parts += [svg.line(_LEFT, plot.y(level), WIDTH - _RIGHT, plot.y(level), "level") for level in levels.values()]
     drawn: list[tuple[float, float]] = []
     for method, points in shown.items():

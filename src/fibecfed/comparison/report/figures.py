@@ -75,7 +75,9 @@ def trade(standings: Standings) -> Figure:
     height = max(HEIGHT, _ABOVE + _ROW * len(standings.ranks) + _BOTTOM)
     x = svg.logarithmic(list(size.values()), _LEFT, WIDTH - _RIGHT)
     plot = svg.Plot(x, svg.linear(list(score.values()), height - _BOTTOM, _TOP), WIDTH, height)
-    parts = plot.axes("MB per run, both ways, mean over tasks (logarithmic)", of.head("personalised"), compact, lambda v: f"{v:g}")
+    parts = plot.axes(
+        "MB per run, both ways, mean over tasks (logarithmic)", of.head("personalised") + of.lower, compact, lambda v: f"{v:g}"
+    )
     at = {method: (plot.x(size[method]), plot.y(score[method])) for method in ordered(standings) if method in size}
     names = _names(dict(reversed(at.items())), svg.Box(x.start, plot.y.end, x.end, plot.y.start))
     for method, dot in at.items():
@@ -122,7 +124,7 @@ def clients(standings: Standings, task: str) -> Figure | None:
     left, bottom = _beside(rows), _ABOVE + _ROW * len(rows)
     scale = svg.linear([value for row in rows.values() for value in row], left, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
-    parts = plot.axes(f"{of.metric.title} of a client,{of.unit}".rstrip(","), "", lambda v: f"{v:g}", None)
+    parts = plot.axes(f"{of.metric.title} of a client,{of.unit}".rstrip(",") + of.lower, "", lambda v: f"{v:g}", None)
     for place, (method, (low, first, middle, third, high)) in enumerate(rows.items()):
         y = _ABOVE + _ROW * (place + 0.5)
         marks = [
@@ -154,7 +156,7 @@ def ablations(standings: Standings) -> Figure | None:
     names, bottom = _beside(name for name, _ in rows), _ABOVE + 18 * len(rows)
     scale = svg.linear([0.0, *(gap for _, gaps in rows for gap in gaps)], names, WIDTH - _RIGHT)
     plot = svg.Plot(scale, svg.Scale(0, 1, bottom, _ABOVE), WIDTH, bottom + _BOTTOM)
-    parts = plot.axes(f"difference to {OURS},{of.step}".rstrip(","), "", lambda v: f"{v:+g}" if v else "0", None)
+    parts = plot.axes(f"difference to {OURS},{of.step}".rstrip(",") + of.lower, "", lambda v: f"{v:+g}" if v else "0", None)
     parts.append(svg.line(plot.x(0), bottom, plot.x(0), _ABOVE, "level"))
     for place, (name, gaps) in enumerate(rows):
         y, found = _ABOVE + 18 * (place + 0.5), spread(gaps)

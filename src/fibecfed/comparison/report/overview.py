@@ -10,7 +10,7 @@ from .by_task import all_by_task
 from .classes import of_classes
 from .recorded import RecordedTrial, TuningRow
 from .results import OURS
-from .scores import ComparedMetric
+from .scores import SHOWN, ComparedMetric
 from .standing import ALONE, COUNTED_FROM, Frame, Standings, Target, spread
 from .tables import Cell, Column, Table, megabytes, number, points, score, words
 
@@ -137,9 +137,10 @@ def losses(standings: Standings) -> Table:
 
 
 def ahead(standings: Standings, task: str, measure: str, others: Sequence[str], sign: int) -> dict[str, float]:
-    """Of some other methods those with a better mean than FibecFed's on a task, the best first, and by how much."""
+    """Of some other methods those whose mean on a task is better than FibecFed's by a difference that is shown, the best first, and by how
+    much."""
     column = standings.means(measure)[task].reindex([OURS, *others])
-    gaps = sign * (column - column[OURS]).drop(OURS)
+    gaps = (sign * (column - column[OURS])).drop(OURS).round(SHOWN)
     return gaps[gaps > 0].sort_values(ascending=False, kind="stable").to_dict()
 
 

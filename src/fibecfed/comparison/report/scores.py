@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ...core.metrics import METRICS, Metric
 from ...core.statistics import CONFUSION
 
+SHOWN = 3
+"""Digits of a score that are shown, as of a share: a difference that is nothing in these is level."""
+
 
 @dataclass(frozen=True)
 class ComparedMetric:
@@ -48,6 +51,11 @@ class ComparedMetric:
     def head(self, name: str) -> str:
         """Of a column, as in "personalised %", "personalised, nat"."""
         return f"{name} %" if self.metric.unit == "%" else f"{name}, {self.metric.unit}" if self.metric.unit else name
+
+    @property
+    def lower(self) -> str:
+        """Behind the label of an axis: ", lower is better" where it is."""
+        return "" if self.metric.higher_is_better else ", lower is better"
 
     @property
     def what(self) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -17,6 +19,9 @@ from ...core.terminal import escaped
 from ...core.units import duration
 from .scores import ComparedMetric
 from .standing import Spread
+
+_GAP = 2
+_LONG = 30  # characters of a cell of text that may take several lines on a terminal
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,13 @@ def without(table: Table, names: Sequence[str]) -> Table:
     return replace(table, header=tuple(table.header[i] for i in kept), rows=rows)
 
 
+def with_second(table: Table, name: str) -> Table:
+    """The table with the column of this name behind the first."""
+    order = sorted(range(len(table.header)), key=lambda i: (i > 0, table.header[i] != name))
+    rows = tuple(tuple(row[i] for i in order) for row in table.rows)
+    return replace(table, header=tuple(table.header[i] for i in order), rows=rows)
+
+
 def to_markdown(table: Table, heading: str = "##") -> str:
     """Heading, note and table; the best are bold."""
     lines = [f"{heading} {table.title}", "", table.note, "", _row(table.header), "|" + "---|" * len(table.header)]
@@ -168,12 +180,56 @@ def to_csv(table: Table) -> str:
 
 
 def show(table: Table, console: Console) -> None:
-    """Print to a terminal; the best are bold."""
-    console.print(Text(escaped(f"\n{table.title}"), style="bold"))
-    console.print(Text(escaped(table.note), style="dim"), soft_wrap=True)
-    shown = RichTable(box=None, pad_edge=False)
-    for name, right in zip(table.header, table.numeric, strict=True):
-        shown.add_column(Text(escaped(name)), justify="right" if right else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(Text(escaped(cell.whole), style="bold" if cell.best else "") for cell in row))
-    console.print(shown)
+    """Print to a terminal; the best are bold. Columns that do not fit side by side follow below, the first one beside them again."""
+    prose(table.title, console, "bold", above=True)
+    prose(table.note, console, "dim")
+    for places, widths in _blocks(table, console.width):
+        shown = RichTable(box=None, pad_edge=False)
+        for place in places:
+            justify = "right" if table.numeric[place] else "left"
+            shown.add_column(Text(escaped(table.header[place])), justify=justify, overflow="fold", width=widths[place])
+        for row in table.rows:
+            shown.add_row(*(Text(escaped(row[place].whole), style="bold" if row[place].best else "") for place in places))
+        console.print(shown)
+        if places[-1] + 1 < len(table.header):
+            console.print()
+
+
+def prose(text: str, console: Console, style: str = "", above: bool = False) -> None:
+    """Print a sentence, on a terminal in lines that end between words, elsewhere in one.
+
+    Args:
+        above: leave a line empty above it.
+    """
+    console.print(Text("\n" * above + escaped(text), style=style), soft_wrap=not console.is_terminal)
+
+
+def _blocks(table: Table, room: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Places of the columns that are shown side by side, with the widths of all columns: no word and no number is broken."""
+    columns = range(len(table.header))
+    for lines in (1, 2, 3, 4):  # of the heading: the fewest with which all columns fit
+        widths = [max(_heading(table.header[place], lines), *(_cell(row[place]) for row in table.rows)) for place in columns]
+        if sum(widths) + _GAP * (len(widths) - 1) <= room:
+            break
+    places = [0]
+    for place in columns[1:]:
+        if len(places) > 1 and sum(widths[one] + _GAP for one in places) + widths[place] > room:
+            yield places, widths
+            places = [0]
+        places.append(place)
+    yield places, widths
+
+
+def _heading(text: str, lines: int) -> int:
+    """The least width at which a heading takes at most so many lines, without breaking a word."""
+    shown = escaped(text)
+    least = max(map(cell_len, shown.split()), default=0)
+    fits = (width for width in range(max(1, least), cell_len(shown)) if len(textwrap.wrap(shown, width, break_on_hyphens=False)) <= lines)
+    return next(fits, cell_len(shown))
+
+
+def _cell(cell: Cell) -> int:
+    """The width of a cell; a long text may be broken between words."""
+    shown = escaped(cell.whole)
+    longest = max(map(cell_len, shown.split()), default=0)
+    return cell_len(shown) if cell.value is not None else min(cell_len(shown), max(longest, _LONG))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.text import Text
 
 from ...core.errors import UserError
-from ...core.terminal import escaped
 from . import by_task, overview, tables
 from .classes import of_classes
 from .results import OURS
@@ -23,13 +21,12 @@ _NOT_HERE_OF_LOSSES = ("sooner at the target", "shortest time", f"{OURS}'s time"
 def show(standings: Standings, console: Console) -> None:
     """What was compared, the verdict, where FibecFed loses, the main tables, and what is missing. The files hold the rest."""
     comparison = standings.comparison
-    console.print(Text(escaped(what(comparison)), style="bold"))
+    tables.prose(what(comparison), console, "bold")
     _sentences(console, "", verdict(standings))
     _sentences(console, "Where FibecFed loses", defeats(standings))
     for table in (
         tables.without(overview.methods(standings), _NOT_HERE),
-        by_task.scores(standings, "personalised"),
-        by_task.scores(standings, "global"),
+        *(tables.with_second(by_task.scores(standings, which), "mean") for which in ("personalised", "global")),
         *of_classes(comparison),
         overview.targets(standings),
         tables.without(overview.losses(standings), (comparison.scores.head(f"{OURS} global"), *_NOT_HERE_OF_LOSSES)),
@@ -37,14 +34,15 @@ def show(standings: Standings, console: Console) -> None:
     ):
         if table.rows:
             tables.show(table, console)
+    tables.prose("All columns and more tables: report.html, report.md and the report-*.csv files.", console, above=True)
     _sentences(console, "Missing from this report", comparison.problems)
 
 
 def _sentences(console: Console, title: str, lines: list[str] | tuple[str, ...]) -> None:
     if lines:
-        console.print(Text(f"\n{title}".rstrip(), style="bold"))
+        tables.prose(title, console, "bold", above=bool(title))
     for line in lines:
-        console.print(Text(escaped(f"- {line}")), soft_wrap=True)
+        tables.prose(f"- {line}", console)
 
 
 def targets(pairs: list[str]) -> dict[str, float]:

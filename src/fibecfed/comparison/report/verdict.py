@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from ...core.units import count
 from .conditions import unlike
 from .results import OURS, ComparisonResults
-from .scores import ComparedMetric
-from .standing import ALONE, COUNTED_FROM, SLACK, Frame, Standings, Target
+from .scores import SHOWN, ComparedMetric
+from .standing import ALONE, COUNTED_FROM, SLACK, Frame, Rank, Standings, Target
 
 WITHIN = 1.02
 """Up to this factor FibecFed's bytes are said to be about the fewest."""
@@ -33,13 +35,23 @@ def verdict(standings: Standings) -> list[str]:
     if len(ranks) < 2:
         return []
     if OURS not in ranks:
-        first = next(iter(ranks))
-        over = count(ranks[first].tasks, "task")
-        return [*unlike(standings.comparison), f"{first} is first: mean rank {ranks[first].mean:.2f} of {len(ranks)} methods over {over}."]
+        return [*unlike(standings.comparison), _first(ranks)]
     here = standings.of_ours
     if len(here.ranks) < 2:
         return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
     return [*unlike(here.comparison), _rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
+
+
+def _first(ranks: Mapping[str, Rank]) -> str:
+    """Who is first of methods without FibecFed, all of them that tie."""
+    best = next(iter(ranks.values()))
+    first = [method for method, rank in ranks.items() if f"{rank.mean:.2f}" == f"{best.mean:.2f}"]
+    over = {count(ranks[method].tasks, "task") for method in first}
+    where = f"over {over.pop()}" if len(over) == 1 else "each over the tasks that it ran on"
+    if len(first) == len(ranks):
+        return f"All {len(ranks)} methods are level: mean rank {best.mean:.2f} {where}."
+    who = f"{first[0]} is first" if len(first) == 1 else f"{', '.join(first[:-1])} and {first[-1]} share the first place"
+    return f"{who}: mean rank {best.mean:.2f} of {len(ranks)} methods {where}."
 
 
 def _others(standings: Standings) -> list[str]:
@@ -75,12 +87,11 @@ def _scores(standings: Standings) -> list[str]:
             continue
         gaps, both = gains.mean(axis=1), gains.notna().sum(axis=1)
         other = str(gaps.idxmin())
-        side = of.above if gaps[other] > -SLACK else of.below
+        gap = round(gaps[other], SHOWN)
+        apart = f"{of.difference(gap)} {of.above if gap > 0 else of.below}" if gap else "level with"
         score = of.text(standings.mean(OURS, name))
         where = "" if both[other] == len(standings.targets) else f", over {count(int(both[other]), 'task')} that both ran on"
-        lines.append(
-            f"Its {name} score is {score} as a mean over tasks, {of.difference(gaps[other])} {side} the best other ({other}){where}."
-        )
+        lines.append(f"Its {name} score is {score} as a mean over tasks, {apart} the best other ({other}){where}.")
     return lines
 
 
@@ -160,7 +171,7 @@ def defeats(standings: Standings) -> list[str]:
         return []
     lost, won, of = [], [], here.comparison.scores
     for name in _SCORES:
-        gains = _gains(here, name).dropna(axis=1, how="all")
+        gains = _gains(here, name).dropna(axis=1, how="all").round(SHOWN)
         if behind := [_ahead(task, gains[task], of) for task in gains if (gains[task] < 0).any()]:
             where = f"{len(behind)} of {count(len(gains.columns), 'task')}: {', '.join(behind)}"
             lost.append(f"Another method has the {of.higher} {name} score on {where}.")
@@ -176,7 +187,7 @@ def defeats(standings: Standings) -> list[str]:
     if fewer := [method for method in sent if sent[method] > 1]:
         best = max(fewer, key=lambda method: sent[method])
         times = f"{sent[best]:.{3 if sent[best] < 1.1 else 1}f}"  # so that hardly more is not read as the same
-        verb, fewest = ("sends", "") if len(fewer) == 1 else ("send", ", the fewest")
+        verb, fewest = ("sends", ",") if len(fewer) == 1 else ("send", ", the fewest")
         of_them = count(len(sent), "other method")
         lost.append(f"{len(fewer)} of {of_them} {verb} fewer bytes in total{fewest} {best}: {OURS} sends {times} times as many.")
     elif sent:
