@@ -20,20 +20,6 @@ from fibecfed.core.clock import Network
 from fibecfed.core.errors import UserError
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora", "voc"), ("cola", "sst2"), (0, 1))
-    return tmp_path / "c"
-
-
-def only(folder: Path, problems: int = 1) -> tuple[str, ...]:
-    """The problems of a comparison of which the other runs are still read."""
-    found = read_comparison(folder)
-    assert len(found.runs) == 12 - problems
-    assert len(found.problems) == problems
-    return found.problems
-
-
 def test_bytes_steps_and_scores_of_a_run_are_those_of_its_lines(folder: Path):
     (run,) = [run for run in read_comparison(folder).runs if (run.task, run.method, run.seed) == ("cola", "fibecfed", 1)]
     lines = [json.loads(line) for line in (folder / "runs/cola/fibecfed/1/records.jsonl").read_text().splitlines()]

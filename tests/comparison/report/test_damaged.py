@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,7 @@ from fibecfed.comparison.report.standing import standings
 from fibecfed.core.errors import UserError
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made_runs.write_comparison(tmp_path / "c", ("fibecfed", "lora", "voc"), ("cola", "sst2"), (0, 1))
-    return tmp_path / "c"
-
-
-def only(folder: Path, problems: int = 1) -> tuple[str, ...]:
-    """The problems of a comparison of which the other runs are still read."""
-    found = read_comparison(folder)
-    assert len(found.runs) == 12 - problems
-    assert len(found.problems) == problems
-    return found.problems
-
-
-def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_read(folder: Path):
+def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_read(folder: Path, only: Callable[..., tuple[str, ...]]):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     text = path.read_text()
     path.write_text(text[: len(text) - 40])
@@ -40,30 +27,32 @@ def test_a_half_written_record_is_named_with_file_and_line_and_the_others_are_re
     assert f"{path}, line {text.count(chr(10))}: not JSON" in problem
 
 
-def test_records_of_another_version_are_named(folder: Path):
+def test_records_of_another_version_are_named(folder: Path, only: Callable[..., tuple[str, ...]]):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     path.write_text(path.read_text().replace('"version":2', '"version":7', 1))
     (problem,) = only(folder)
     assert f"{path}, line 1: records of version 7, expected one of 1, 2" in problem
 
 
-def test_records_whose_values_are_of_another_kind_are_named(folder: Path):
+def test_records_whose_values_are_of_another_kind_are_named(folder: Path, only: Callable[..., tuple[str, ...]]):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     path.write_text(path.read_text().replace('"pooled":{"confusion":[[', '"pooled":{"confusion":[["x",', 1))
     (problem,) = only(folder)
     assert str(path) in problem and "cannot be used" in problem
 
 
-def test_a_run_without_summary_is_not_finished_and_one_that_failed_says_why(folder: Path):
+def test_a_run_without_summary_is_not_finished_and_one_that_failed_says_why(folder: Path, only: Callable[..., tuple[str, ...]]):
     (folder / "runs/sst2/voc/1/summary.json").unlink()
     (folder / "runs/sst2/lora/1/summary.json").unlink()
     (folder / "runs/sst2/lora/1/failure.json").write_text('{"why": "diverged", "reason": "loss is not finite"}')
     failed, unfinished = only(folder, 2)
     assert "sst2/lora/1: no result, diverged: loss is not finite" in failed
     assert "not finished (10 rounds recorded); fibecfed resume" in unfinished
+    (folder / "runs/sst2/lora/1/failure.json").write_text('{"why": "refused", "reason": "no such key"}')
+    assert "sst2/lora/1: no result, rejected: no such key" in only(folder, 2)[0]
 
 
-def test_a_broken_summary_is_named_with_its_line(folder: Path):
+def test_a_broken_summary_is_named_with_its_line(folder: Path, only: Callable[..., tuple[str, ...]]):
     (folder / "runs/sst2/voc/1/summary.json").write_text('{"scores": {\n"rounds": 3,\n')
     (problem,) = only(folder)
     assert "sst2/voc/1/summary.json, line 3: not JSON" in problem
@@ -79,7 +68,7 @@ def test_runs_of_the_plan_that_were_never_begun_and_empty_folders_are_missing(fo
     assert absent == "not run yet: voc on sst2 (seed 0, 1)"
 
 
-def test_a_run_under_the_folder_of_another_is_told_and_not_taken_at_its_paths_word(folder: Path):
+def test_a_run_under_the_folder_of_another_is_told_and_not_taken_at_its_paths_word(folder: Path, only: Callable[..., tuple[str, ...]]):
     for name, other in (("cola/lora/0", "sst2/lora/0"), ("cola/fibecfed/1", "cola/lora/1"), ("sst2/lora/1", "sst2/fibecfed/0")):
         for path in (folder / "runs" / name).iterdir():
             shutil.copy(path, folder / "runs" / other)
@@ -109,14 +98,16 @@ def test_a_place_knows_the_kind_of_a_variant_and_the_file_of_a_task_from_the_pla
         (lambda lines: lines[:-4], "got the end after 9 rounds"),
     ],
 )
-def test_rounds_that_are_missing_or_come_twice_are_named_with_file_and_line(folder: Path, left_out: Any, sentence: str):
+def test_rounds_that_are_missing_or_come_twice_are_named_with_file_and_line(
+    folder: Path, left_out: Any, sentence: str, only: Callable[..., tuple[str, ...]]
+):
     path = folder / "runs/sst2/fibecfed/1/records.jsonl"
     path.write_text("".join(left_out(path.read_text().splitlines(keepends=True))))
     (problem,) = only(folder)
     assert f"{path}, line " in problem and sentence in problem and problem.endswith("; the next `fibecfed compare` repeats it")
 
 
-def test_a_header_that_lacks_something_says_what(folder: Path):
+def test_a_header_that_lacks_something_says_what(folder: Path, only: Callable[..., tuple[str, ...]]):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     path.write_text(path.read_text().replace('"partition":{"00"', '"parted":{"00"', 1).replace('"local_epochs":2,', "", 1))
     (problem,) = only(folder)
@@ -148,7 +139,7 @@ def test_a_folder_that_cannot_be_read_is_told_and_its_runs_are_not_called_not_ru
     assert problem.startswith(f"{folder}/runs/sst2/voc: cannot be read (Permission denied); make it readable")
 
 
-def test_a_file_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, only: Callable[..., tuple[str, ...]]):
     is_file = Path.is_file
 
     def closed(path: Path) -> bool:

@@ -118,7 +118,8 @@ def _failure(path: Path) -> str | None:
     """Why a run of a comparison stopped, where it left a word about it."""
     try:
         found = from_json(path.read_bytes())
-        return f"no result, {found['why']}: {found['reason']}"
+        why = "rejected" if found["why"] == "refused" else found["why"]  # as the file has it
+        return f"no result, {why}: {found['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
