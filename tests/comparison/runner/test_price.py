@@ -79,3 +79,27 @@ def test_one_run_is_one_run(compared: Callable[..., ComparisonOptions]) -> None:
     console = Console(file=io.StringIO(), width=200)
     price_comparison(compared("methods=lora"), console)
     assert "M values; 1 run\n" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "reason"),
+    [
+        ("f1", "trec", "f1 is of two classes; .*macro_f1"),
+        ("f1:negativ", "sst2", "expected a class of the data after the colon: .*negative"),
+    ],
+)
+def test_a_metric_that_the_classes_of_a_task_cannot_give_is_rejected(metric: str, task: str, reason: str) -> None:
+    """The paper's model has no tokenizer here: the task's classes are known without its data."""
+    one = PAPER.model_copy(update={"tasks": (task,), "base": {**PAPER.base, "evaluation": {**PAPER.base["evaluation"], "metric": metric}}})
+    with pytest.raises(UserError, match=rf"in the runs on {task}: evaluation\.metric: .*{reason}"):
+        price_comparison(one, Console(file=io.StringIO()))
+
+
+def test_a_metric_of_data_that_are_read_is_checked_by_their_classes(compared: Callable[..., ComparisonOptions]) -> None:
+    names = Sizes(one := compared("methods=lora"), True)
+    name = names.classes("reviews", names.inputs("reviews", "lora"))[0]
+    price_comparison(compared("methods=lora", f"base.evaluation.metric=f1:{name}"), Console(file=io.StringIO()))
+    with pytest.raises(UserError, match=r"in the runs on reviews: evaluation\.metric: got 'f1:none', expected a class of the data"):
+        price_comparison(compared("methods=lora", "base.evaluation.metric=f1:none"), Console(file=io.StringIO()))
+    unknown = Sizes(one, False)
+    assert unknown.classes("reviews", unknown.inputs("reviews", "lora")) == ()

@@ -91,7 +91,7 @@ def test_a_trials_score_is_the_primary_metric_of_its_run(tmp_path: Path) -> None
     assert scores["macro_f1"] not in (None, pytest.approx(0.8))
 
 
-def test_the_metric_that_rates_are_chosen_by_is_the_comparisons(compared: Callable[..., Comparison]) -> None:
+def test_the_metric_that_rates_are_chosen_by_is_the_comparisons(compared: Callable[..., ComparisonOptions]) -> None:
     assert metric_of(compared()).name == "accuracy" and metric_of(compared("base.evaluation.metric=loss")).name == "loss"
     assert metric_of(compared("base.evaluation.metric=f1:spam")).higher_is_better
 

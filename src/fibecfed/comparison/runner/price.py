@@ -24,8 +24,10 @@ from rich.text import Text
 from ...build import Prepared, build_method, max_length, prepare
 from ...check import plan_traffic
 from ...core.errors import UserError
+from ...core.metrics import primary
 from ...core.process import threads
 from ...core.rng import Key
+from ...core.statistics import of_classes
 from ...core.terminal import escaped
 from ...core.trees import num_values
 from ...core.units import count, duration
@@ -114,11 +116,12 @@ def price_comparison(comparison: ComparisonOptions, console: Console, out: Path 
         What it would take with the model of its runs.
 
     Raises:
-        UserError: a model whose shape is not known, or a configuration that cannot be priced.
+        UserError: a model whose shape is not known, a configuration that cannot be priced, or a metric that the data cannot give.
     """
     own = comparison.base.get("model", {}).get("name", "minilm")
     to_do, totals = left(comparison, out), dict[str, Total]()
     sizes = Sizes(comparison, own not in comparison.architecture)
+    _reject_metric(comparison, sizes)
     for name in dict.fromkeys((own, *comparison.architecture)):
         model = _model(comparison, name)
         shape, runs = model.shape, len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
@@ -145,6 +148,27 @@ def price_comparison(comparison: ComparisonOptions, console: Console, out: Path 
         _print(console, "")
     _print(console, "The comparison is valid. Nothing was trained or written.")
     return totals[own]
+
+
+def _reject_metric(comparison: ComparisonOptions, sizes: Sizes) -> None:
+    """All runs have one metric: what a task's classes cannot give, its runs would be rejected for.
+
+    Raises:
+        UserError: there is such a task.
+    """
+    tuned = comparison.tuning.tasks if comparison.tuning.trials else ()
+    for task in dict.fromkeys((*comparison.tasks, *tuned)):
+        try:
+            inputs = sizes.inputs(task, comparison.methods[0])
+        except UserError:
+            continue  # said when its methods are priced
+        if not (names := sizes.classes(task, inputs)):
+            continue
+        sums = of_classes(len(names))
+        try:
+            primary(inputs.config.evaluation.metric, sums.zero, sums.metric, names)
+        except UserError as error:
+            raise UserError(f"in the runs on {task}: {error}") from None
 
 
 def price(comparison: ComparisonOptions, method: str, model: Model, sizes: Sizes) -> Price:

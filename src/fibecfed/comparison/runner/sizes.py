@@ -54,6 +54,11 @@ class Sizes:
             self.seconds[task] = time.process_time() - began
         return replace(self._read[which], config=config)
 
+    def classes(self, task: str, inputs: Inputs) -> tuple[str, ...]:
+        """Names of a task's classes; none where they are not known, or where it has none."""
+        known = task not in self.notes or task in TASKS or inputs.config.data.labels is not None
+        return tuple(inputs.data.label_names or ()) if known else ()
+
     def _of(self, task: str, config: Config) -> Inputs:
         if self.at_hand:
             try:
@@ -70,7 +75,8 @@ class Sizes:
 
 def assumed_data(config: Config, task: str) -> FederatedData:
     """As many texts as the configuration names, each as long as may be, spread evenly over clients and classes."""
-    classes = len(TASKS[task].labels) if task in TASKS else len(config.data.labels or "01")
+    labels = tuple(map(str, TASKS[task].labels if task in TASKS else config.data.labels or (0, 1)))
+    classes = len(labels)
     train = config.data.max_train or UNKNOWN_EXAMPLES
     fraction = config.data.validation_fraction
     counts = {"train": train, "validation": round(train * fraction / (1 - fraction)), "test": config.data.max_test or train // 4}
@@ -81,5 +87,4 @@ def assumed_data(config: Config, task: str) -> FederatedData:
         indices[name] = dict(zip(clients, torch.arange(size).tensor_split(len(clients)), strict=True))
     nobody = {name: np.zeros((len(clients), classes), dtype=np.int64) for name in counts}
     spread = Partition("iid", clients, indices, nobody)
-    labels = tuple(map(str, range(classes)))
     return FederatedData(parts["train"], parts["validation"], parts["test"], labels, None, spread, torch.zeros(train, dtype=torch.bool))
