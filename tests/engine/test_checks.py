@@ -22,13 +22,14 @@ from fibecfed.core.statistics import of_classes
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import Tensors, WireError, decode, encode, message
 from fibecfed.engine.checks import OVERHEAD_BYTES, Refused, checked, checked_sums, expected
-from fibecfed.engine.failures import STOP, Tolerance, printable
+from fibecfed.engine.failures import STOP, printable
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import frame, unframe
 from fibecfed.engine.transport import Answer, Ticket, Transport
 from fibecfed.methods.fibecfed import AllLayers, Importance
 
 TASK, DATA = made_task(2), made_data(4, 6)
-DROP = Tolerance(on_failure="drop", max_samples=1000, max_update_norm=100)
+DROP = FederationOptions(on_failure="drop", max_samples=1000, max_update_norm=100)
 BAD = "2"
 
 
@@ -196,7 +197,7 @@ def answer(**fields: Any) -> Wide:
     return Wide(**{**parts, **fields})
 
 
-def check(value: Any, row: Phase[Any, Any, Any, Any], tolerance: Tolerance = STOP, sent: Any = SENT) -> Any:
+def check(value: Any, row: Phase[Any, Any, Any, Any], tolerance: FederationOptions = STOP, sent: Any = SENT) -> Any:
     return checked(frame(encode(value), Work()), expected(row, SERVER, sent, NOW), tolerance, None)[0]
 
 
@@ -249,12 +250,12 @@ def test_an_answer_may_be_as_long_as_all_that_the_server_knows_and_a_mebibyte():
 def test_the_norm_is_that_of_the_difference_to_what_was_sent():
     row, sent = phase(Wide), Number({"w": torch.full((2, 3), 1e3)})
     near = answer(shared={"w": torch.full((2, 3), 1e3 + 1)}, control={"c": torch.full((2,), 1e9)})
-    check(near, row, Tolerance(max_update_norm=6**0.5 + 1e-9), sent)  # what was not sent has no limit
+    check(near, row, FederationOptions(max_update_norm=6**0.5 + 1e-9), sent)  # what was not sent has no limit
     with pytest.raises(Refused, match=r"by 2\.449 \(L2 norm, most of it in shared w\), expected at most 2\.4 "):
-        check(near, row, Tolerance(max_update_norm=2.4), sent)
+        check(near, row, FederationOptions(max_update_norm=2.4), sent)
     with pytest.raises(Refused, match="by inf"):
         wide = Number({"w": torch.zeros(1, dtype=torch.float64)})
-        check(answer(shared={"w": torch.tensor([1e200], dtype=torch.float64)}), row, Tolerance(max_update_norm=1), wide)
+        check(answer(shared={"w": torch.tensor([1e200], dtype=torch.float64)}), row, FederationOptions(max_update_norm=1), wide)
 
 
 def test_the_answers_of_fibecfed_are_known_in_every_phase():
@@ -267,7 +268,7 @@ def test_the_answers_of_fibecfed_are_known_in_every_phase():
             assert expect.like["shared"].keys() == set(TASK.names)
         if row.up is Importance:
             assert expect.like["importance"][""].shape == (2,)
-    finished = federation(method, TASK, DATA).finish(tolerance=Tolerance(max_update_norm=1e4, max_samples=99))
+    finished = federation(method, TASK, DATA).finish(tolerance=FederationOptions(max_update_norm=1e4, max_samples=99))
     assert [step.record.failures for step in finished] == [{}] * 3
 
 

@@ -25,7 +25,8 @@ from fibecfed.core.records import EvalRecord
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine.evaluation import Evaluator, best_by_validation, every_score, sample, scores, worst_decile
-from fibecfed.engine.failures import Standing, Tolerance
+from fibecfed.engine.failures import Standing
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import Scored
 from fibecfed.engine.transport import Answer, Ticket, exchange
 
@@ -156,7 +157,7 @@ def test_clients_that_cannot_be_scored_are_left_out_by_choice():
     *_, last = world.run()
     full, _ = evaluator(world).after(world.server, last.now, 1)
     lost = {"0": Failure("client 0 is gone"), "1": b"nonsense", "2": None}
-    some = replace(evaluator(world), transport=Losing(world.transport, lost), tolerance=Tolerance(on_failure="drop"))
+    some = replace(evaluator(world), transport=Losing(world.transport, lost), tolerance=FederationOptions(on_failure="drop"))
     found, _ = some.after(world.server, last.now, 1)
     assert found.clients == {"3": full.clients["3"]} and found.pooled == full.clients["3"] and matrix(found.server) == matrix(full.server)
     assert found.failures["0"] == "client 0 is gone" and found.failures["2"] == "client 2: no answer"
@@ -193,7 +194,7 @@ LIES: dict[str, tuple[Any, str]] = {
     "losses whose sum is not finite": (lie("test", nll=1.7e308), "test nll has a sum that is not finite or above"),
     "a calibration that cannot be": (lie("test", calibration=[99.0] * 15), "test calibration sums to 1485.0, expected at most"),
 }  # fmt: skip
-DROP = Tolerance(on_failure="drop", max_samples=99)
+DROP = FederationOptions(on_failure="drop", max_samples=99)
 
 
 @pytest.mark.parametrize("name", LIES)

@@ -17,13 +17,13 @@ from fibecfed.core.types import Failure
 from fibecfed.core.wire import decode, encode
 from fibecfed.data.federated import absent
 from fibecfed.engine.evaluation import Evaluator
-from fibecfed.engine.failures import Tolerance
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import BothScored
 from fibecfed.engine.transport import Answer, Ticket
 
 DATA = made_data(4, 8, test_per_client=6, validation_per_client=3)
 NOTHING = absent(DATA.clients, DATA.label_names)
-DROP = Tolerance(on_failure="drop")
+DROP = FederationOptions(on_failure="drop")
 
 METHODS: dict[str, dict[str, Any]] = {
     "fibecfed": {"layers": {"rule": "last", "value": 1}},

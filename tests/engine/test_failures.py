@@ -18,15 +18,16 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.method import Work
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import encode
-from fibecfed.engine.failures import NEW, Standing, Tolerance, sentences
+from fibecfed.engine.failures import NEW, Standing, sentences
 from fibecfed.engine.loop import Step, cohort, run, schedule
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import frame
 from fibecfed.engine.transport import Action, Answer, Ticket
 
 CLIENTS = tuple(str(i) for i in range(6))
 NAN = float("nan")
-DROP = Tolerance(on_failure="drop")
-QUORUM = Tolerance(on_failure="drop", quorum=0.6, round_attempts=3)
+DROP = FederationOptions(on_failure="drop")
+QUORUM = FederationOptions(on_failure="drop", quorum=0.6, round_attempts=3)
 ROUNDS = 6
 
 
@@ -51,7 +52,7 @@ class Plan(Scripted):
         return super().answer(ticket, blob)
 
 
-def rounds(transport: Any, *, tolerance: Tolerance = QUORUM, per_round: int = 3, after: Step | None = None) -> list[Step]:
+def rounds(transport: Any, *, tolerance: FederationOptions = QUORUM, per_round: int = 3, after: Step | None = None) -> list[Step]:
     server, start, standing = (Number({"w": torch.zeros(3)}), 0, NEW) if after is None else (after.server, after.number, after.standing)
     standing = Standing.from_table(json.loads(json.dumps(standing.table())))  # as a checkpoint brings it back
     return list(
@@ -78,7 +79,7 @@ def planned(round_number: int, attempt: int = 0) -> tuple[ClientId, ...]:
 
 @given(st.floats(0, 1), st.integers(1, 50))
 def test_a_quorum_is_the_least_number_that_reaches_the_share(share: float, asked: int):
-    needed = Tolerance(quorum=share).needed(asked)
+    needed = FederationOptions(quorum=share).needed(asked)
     assert 1 <= needed <= asked
     assert needed / asked >= share - 1e-9 and (needed == 1 or (needed - 1) / asked < share)
 
@@ -147,12 +148,12 @@ def test_a_client_of_which_nothing_is_heard_has_failed():
     (first, *_) = rounds(Silent())
     assert first.record.failures == {planned(0)[0]: f"client {planned(0)[0]}, tune round 0: no answer"}
     with pytest.raises(RunFailed, match="tune round 0: no answer"):
-        rounds(Silent(), tolerance=Tolerance())
+        rounds(Silent(), tolerance=FederationOptions())
 
 
 def test_the_transport_is_told_how_long_to_wait_and_how_much_to_take():
     transport = Plan()
-    rounds(transport, tolerance=Tolerance(round_timeout_s=2.5))
+    rounds(transport, tolerance=FederationOptions(round_timeout_s=2.5))
     assert {timeout_s for _, _, timeout_s, _ in transport.asked} == {2.5}
     assert {max_bytes for *_, max_bytes in transport.asked} == {2**20 + 2 * 12}
     transport = Plan()
@@ -167,7 +168,7 @@ def wrong(*rounds: int, client: ClientId = "2") -> dict[tuple[ClientId, int], An
     return {(client, number): NAN for number in rounds}
 
 
-EXCLUDE = Tolerance(on_failure="drop", exclude_after=3)
+EXCLUDE = FederationOptions(on_failure="drop", exclude_after=3)
 
 
 def test_three_refused_answers_in_a_row_exclude_a_client_and_the_others_fill_its_place():
@@ -203,7 +204,7 @@ def test_only_refused_answers_in_a_row_count(script: Any, excluded: tuple[str, .
 
 def test_a_run_that_goes_on_after_any_round_remembers_who_was_refused_and_excluded():
     script = {**wrong(0, 2, 4), **wrong(1, 2, 3, client="4")}
-    tolerance = Tolerance(on_failure="drop", exclude_after=2)
+    tolerance = FederationOptions(on_failure="drop", exclude_after=2)
     whole = rounds(Scripted(script), tolerance=tolerance, per_round=4)
     assert whole[-1].standing.excluded
     for step in whole[:-1]:
@@ -232,7 +233,7 @@ def test_the_first_refused_answer_declares_nothing():
 
 def test_a_run_of_which_everybody_is_excluded_says_so():
     script = {(client, number): NAN for client in CLIENTS for number in range(ROUNDS)}
-    tolerance = Tolerance(on_failure="drop", exclude_after=1, round_attempts=2)
+    tolerance = FederationOptions(on_failure="drop", exclude_after=1, round_attempts=2)
     with pytest.raises(RunFailed, match=r"tune round 0: none of the 6 clients is left that is not excluded \(federation.exclude_after\)"):
         rounds(Scripted(script), tolerance=tolerance, per_round=6)
 

@@ -24,12 +24,12 @@ from fibecfed.core.trees import WeightedSum
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import encode
 from fibecfed.engine import gathering
-from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.loop import Step, run
+from fibecfed.engine.options import FederationOptions
 
 CLIENTS = tuple(str(number) for number in range(6))
 NOW = Round("tune", 0, 3, 0)
-DROP = Tolerance(on_failure="drop", quorum=0.5, round_attempts=2)
+DROP = FederationOptions(on_failure="drop", quorum=0.5, round_attempts=2)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ class Folding(Toy):
         return self.used[-1]
 
 
-def steps(method: Toy, transport: Any, tolerance: Tolerance = DROP) -> list[Step]:
+def steps(method: Toy, transport: Any, tolerance: FederationOptions = DROP) -> list[Step]:
     start = Number({"w": torch.zeros(3)})
     return list(run(method, transport, CLIENTS, per_round=5, key=KEY, server=start, tolerance=tolerance))
 
@@ -126,7 +126,7 @@ def test_a_repeated_round_folds_the_answers_of_its_last_cohort_alone() -> None:
         def answer(self, ticket: Any, blob: bytes) -> bytes | Failure:
             return super().answer(ticket, blob) if ticket.number < 5 else numbered(2.0)
 
-    (step,) = steps(method, Once(lost), Tolerance(on_failure="drop", quorum=0.9, round_attempts=2))
+    (step,) = steps(method, Once(lost), FederationOptions(on_failure="drop", quorum=0.9, round_attempts=2))
     assert len(step.record.attempts) == 1 and len(method.used) == 2
     assert step.server.shared["w"].tolist() == [2.0] * 3 and method.used[1].clients == list(step.record.cohort)
 

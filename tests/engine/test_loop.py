@@ -18,8 +18,9 @@ from fibecfed.core.records import to_line
 from fibecfed.core.rng import Key
 from fibecfed.core.types import Failure
 from fibecfed.core.wire import encode
-from fibecfed.engine.failures import STOP, Tolerance
+from fibecfed.engine.failures import STOP
 from fibecfed.engine.loop import Step, cohort, run, schedule
+from fibecfed.engine.options import FederationOptions
 
 CLIENTS = tuple(str(i) for i in range(6))
 
@@ -109,7 +110,7 @@ def test_notes_of_clients_get_into_the_records_and_into_no_message():
 NAN, GONE = float("nan"), Failure("client 2 does not answer")
 DIVERGED = Failure("client 2: the loss of step 0 is nan", repeats=True)
 FAILED = (GONE, DIVERGED)
-DROP = Tolerance(on_failure="drop")
+DROP = FederationOptions(on_failure="drop")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +146,7 @@ def test_a_client_that_fails_stops_the_run_or_is_left_out_of_the_round(answer: A
 
 
 @pytest.mark.parametrize("tolerance", [DROP, STOP], ids=["drop", "stop"])
-def test_a_round_in_which_nobody_answers_stops_the_run(tolerance: Tolerance):
+def test_a_round_in_which_nobody_answers_stops_the_run(tolerance: FederationOptions):
     script = {(client, 1): Failure(f"client {client} is gone") for client in CLIENTS}
     steps = run(Toy(), Scripted(script), CLIENTS, per_round=6, key=KEY, server=Number({"w": torch.zeros(3)}), tolerance=tolerance)
     assert next(steps).number == 1

@@ -16,8 +16,8 @@ from transport_laws import Delayed, check_transport
 
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.loop import run
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import unframe
 from fibecfed.engine.transport import Answer, Ticket, Transport, exchange
 
@@ -81,7 +81,7 @@ def test_the_laws_notice_a_transport_that_breaks_them(broken: type[Scripted]) ->
 
 def final(transport: Transport) -> tuple[list[Any], bytes]:
     """Records without what a clock says, and the server's state at the end."""
-    start, tolerance = Number({"w": torch.zeros(3)}), Tolerance(on_failure="drop", exclude_after=2)
+    start, tolerance = Number({"w": torch.zeros(3)}), FederationOptions(on_failure="drop", exclude_after=2)
     steps = list(run(Toy(), transport, CLIENTS, per_round=5, key=KEY, server=start, tolerance=tolerance))
     return [replace(step.record, seconds=0.0) for step in steps], encode(steps[-1].server)
 

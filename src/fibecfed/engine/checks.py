@@ -18,7 +18,8 @@ from ..core.method import Phase, Work
 from ..core.statistics import Statistics, Totals
 from ..core.types import Round
 from ..core.wire import decode, field_kinds, tensors_of
-from .failures import Counted, Tolerance
+from .failures import Counted
+from .options import FederationOptions
 from .runtime import BothScored, Scored, named, not_finite, unframe
 
 OVERHEAD_BYTES = 2**20
@@ -85,7 +86,7 @@ def _bytes_of(table: Mapping[str, Mapping[str, Tensor]]) -> int:
     return sum(tensor.nbytes for tensors in table.values() for tensor in tensors.values())
 
 
-def checked(reply: bytes, expect: Expected, tolerance: Tolerance, declared: int | None, copy: bool = True) -> tuple[Any, Work]:
+def checked(reply: bytes, expect: Expected, tolerance: FederationOptions, declared: int | None, copy: bool = True) -> tuple[Any, Work]:
     """The message and the work of a reply.
 
     Args:

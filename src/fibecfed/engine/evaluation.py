@@ -21,8 +21,9 @@ from ..core.trees import checksum
 from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError, encode
 from .checks import MAX_SUMS_BYTES, Refused, checked_both_sums, checked_sums, counted
-from .failures import NEW, STOP, Counted, Standing, Tolerance, printable
+from .failures import NEW, STOP, Counted, Standing, printable
 from .loop import REPEATS, STOPS, USABLE
+from .options import FederationOptions
 from .requests import Requests, total_bytes
 from .runtime import Changed, Scored, global_params
 from .scoring import totals
@@ -56,7 +57,7 @@ class Evaluator:
     test: Examples
     validation: Examples
     batch_size: int
-    tolerance: Tolerance = STOP
+    tolerance: FederationOptions = STOP
     start: Key | None = None
 
     def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:

@@ -10,9 +10,6 @@ from ..core.records import RoundRecord
 from ..core.types import ClientId
 from .options import FederationOptions
 
-Tolerance: TypeAlias = FederationOptions
-"""How failures are treated is a part of the table [federation]: what a run puts up with, with 0 for no limit."""
-
 Counted: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Examples of each kind, as a class, in a client's test part and in its validation part."""
 

@@ -18,8 +18,9 @@ from ..core.rng import Key
 from ..core.types import ClientId, Failure, Round
 from ..core.wire import WireError, payload_bytes
 from .checks import Expected, Refused, checked, expected, num_samples
-from .failures import NEW, STOP, Standing, Tolerance, printable
+from .failures import NEW, STOP, Standing, printable
 from .gathering import USABLE, Gathering, InMemory, Kept, gather
+from .options import FederationOptions
 from .requests import Requests
 from .transport import Transport, exchange
 
@@ -93,7 +94,7 @@ def run(
     key: Key,
     server: Any,
     start: int = 0,
-    tolerance: Tolerance = STOP,
+    tolerance: FederationOptions = STOP,
     standing: Standing = NEW,
     kept: Kept | None = None,
 ) -> Iterator[Step]:
@@ -150,7 +151,7 @@ def _round(
     choose: Callable[[int, Collection[ClientId]], tuple[ClientId, ...]],
     server: Any,
     now: Round,
-    tolerance: Tolerance,
+    tolerance: FederationOptions,
     standing: Standing,
     kept: Kept,
 ) -> tuple[Any, RoundRecord, Standing]:
@@ -209,7 +210,7 @@ def _exchange(
     requests: Mapping[ClientId, bytes],
     now: Round,
     expect: Expected,
-    tolerance: Tolerance,
+    tolerance: FederationOptions,
     standing: Standing,
     gathering: Gathering,
 ) -> _Exchange:
@@ -260,7 +261,7 @@ def _exchange(
     )
 
 
-def _too_few(got: _Exchange, now: Round, tolerance: Tolerance, standing: Standing) -> str:
+def _too_few(got: _Exchange, now: Round, tolerance: FederationOptions, standing: Standing) -> str:
     where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.samples)
     if not asked:
         return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {USABLE}"

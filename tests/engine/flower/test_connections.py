@@ -16,11 +16,11 @@ from made_flower import Clock, Grid, Other, ask, be_an_app, connected, gone, res
 
 from fibecfed.core.records import RoundRecord
 from fibecfed.core.types import ClientId, Failure, Round
-from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import connections, post
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import run
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
@@ -60,7 +60,7 @@ def seconds_of_rounds(folder: Path, clock: Clock, names: tuple[ClientId, ...], s
         grid.nodes[SILENT] = None
     assert transport.wait_for(len(names), names, 10.0) == names
     method = made_method(rounds=4)
-    first, tolerance = method.init(made_task(), KEY.fold("run", "init")), Tolerance(on_failure="drop", round_timeout_s=TIMEOUT_S)
+    first, tolerance = method.init(made_task(), KEY.fold("run", "init")), FederationOptions(on_failure="drop", round_timeout_s=TIMEOUT_S)
     found, begun = list[tuple[float, RoundRecord]](), clock.now
     for step in run(method, transport, names, per_round=len(names), key=KEY.fold("run"), server=first, tolerance=tolerance):
         found.append((clock.now - begun, step.record))

@@ -19,19 +19,19 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.failures import Tolerance
 from fibecfed.engine.flower import connections
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import Step, run
+from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import Scored
 from fibecfed.engine.transport import exchange
 
 pytestmark = pytest.mark.flower
 
-DROP = Tolerance(on_failure="drop", round_timeout_s=60.0, max_samples=10_000, max_update_norm=100.0)
+DROP = FederationOptions(on_failure="drop", round_timeout_s=60.0, max_samples=10_000, max_update_norm=100.0)
 
 
 @pytest.fixture(autouse=True)
