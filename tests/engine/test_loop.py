@@ -101,9 +101,11 @@ def test_a_round_without_failures_has_no_words_about_failures_in_its_line():
 
 
 def test_notes_of_clients_get_into_the_records_and_into_no_message():
-    world = federation(Toy(rounds=1), made_task(2), made_data(4, 5))
-    (step,) = world.run()
-    assert {client: notes["n"] for client, notes in step.record.notes.items()} == step.record.examples
+    world = federation(Toy(rounds=3), made_task(2), made_data(4, 5))
+    steps = world.finish()
+    assert len({step.record.cohort for step in steps}) > 1
+    for step in steps:  # each with those of its own clients
+        assert {client: notes["n"] for client, notes in step.record.notes.items()} == step.record.examples
     assert all(b'"n"' not in up for *_, up in world.transport.carried)
 
 

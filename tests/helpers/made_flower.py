@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
 from made import KEY, made_data, made_method, made_task
@@ -16,6 +18,8 @@ from fibecfed.core.rng import Key
 from fibecfed.core.trees import checksum
 from fibecfed.core.types import ClientId, Params, Round
 from fibecfed.core.wire import decode, encode
+from fibecfed.engine.flower import connections, post
+from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.envelope import Finish, Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.relay import OPTIONS, blob_of, content
 from fibecfed.engine.flower.resident import Resident
@@ -112,6 +116,14 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+
+def stop_time(patch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the server's side and of the grid here, from now on."""
+    clock = Clock()
+    for module in (transport_module, connections, post, sys.modules[__name__]):
+        patch.setattr(module, "time", clock)
+    return clock
 
 
 def residents(folder: Path, method: Any = None, data: Any = None, task: Any = None) -> dict[ClientId, Resident]:

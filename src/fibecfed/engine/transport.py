@@ -44,12 +44,7 @@ class Transport(Protocol):
     """
 
     def send(
-        self,
-        action: Action,
-        now: Round,
-        requests: Mapping[ClientId, bytes],
-        timeout_s: float | None = None,
-        max_bytes: int | None = None,
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
     ) -> Sequence[Ticket]:
         """Send each client its bytes, without waiting for an answer; a ticket for each, in the order of `requests`.
 
@@ -109,20 +104,17 @@ class InTurn:
     def __init__(self) -> None:
         self._count = 0
         self._open: dict[Ticket, Mapping[ClientId, bytes]] = {}
+        self._notes: dict[ClientId, Mapping[str, Any]] = {}
 
     def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
-        """What a client replies to the bytes it was sent."""
+        """What a client replies to the bytes it was sent; it may add to `_notes`."""
         raise AssertionError("every transport has answers of its own")
 
     def send(
-        self,
-        action: Action,
-        now: Round,
-        requests: Mapping[ClientId, bytes],
-        timeout_s: float | None = None,
-        max_bytes: int | None = None,
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
     ) -> Sequence[Ticket]:
-        """As `Transport.send`."""
+        """As `Transport.send`; a client computes when its answer is received."""
+        self._notes = {}
         tickets = [Ticket(number, client, action, now) for number, client in enumerate(requests, self._count)]
         self._count += len(tickets)
         self._open.update(dict.fromkeys(tickets, requests))
@@ -142,4 +134,4 @@ class InTurn:
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """As `Transport.notes`."""
-        return {}
+        return self._notes

@@ -10,13 +10,12 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-import made_flower
 from made import KEY, made_data, made_method, made_task
-from made_flower import Clock, Grid, Other, ask, be_an_app, connected, gone, residents
+from made_flower import Clock, Grid, Other, ask, be_an_app, connected, gone, residents, stop_time
 
 from fibecfed.core.records import RoundRecord
 from fibecfed.core.types import ClientId, Failure, Round
-from fibecfed.engine.flower import connections, post
+from fibecfed.engine.flower import connections
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.loop import run
@@ -34,10 +33,7 @@ TIMEOUT_S, TAKES_S, SILENT = 20.0, 4.0, 9
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     be_an_app()
-    clock = Clock()
-    for module in (transport_module, connections, post, made_flower):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+    return stop_time(monkeypatch)
 
 
 def connected_transport(folder: Path, takes_s: float = TAKES_S, names: tuple[ClientId, ...] | None = None) -> tuple[FlowerTransport, Grid]:

@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-import made_flower
 from made import made_task
-from made_flower import Clock, Other, ask, be_an_app, connected, residents
+from made_flower import Other, ask, be_an_app, connected, residents, stop_time
 
 from fibecfed.core.types import Failure, Round
 from fibecfed.core.wire import decode, encode
-from fibecfed.engine.flower import connections, post
-from fibecfed.engine.flower import transport as transport_module
+from fibecfed.engine.flower import post
 from fibecfed.engine.flower.envelope import Hello, Reply, Request, unpacked
 from fibecfed.engine.transport import exchange
 
@@ -49,8 +47,7 @@ def test_any_reply_ends_in_bytes_for_the_loop_or_in_a_failure_and_every_sentence
         return bytes(changed[: data.draw(st.integers(0, len(changed)))]) if data.draw(st.booleans()) else bytes(changed)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (transport_module, connections, post, made_flower):
-            patch.setattr(module, "time", Clock())
+        stop_time(patch)
         transport, grid, told = connected({"0": honest})
         grid.nodes[1] = hostile
         for number in range(2):

@@ -8,12 +8,10 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-import made_flower
-from made_flower import CONFIG, RUN, Clock, Grid, answering, be_an_app
+from made_flower import CONFIG, RUN, Clock, Grid, answering, be_an_app, stop_time
 from transport_laws import check_transport
 
 from fibecfed.core.types import ClientId, Failure, Round
-from fibecfed.engine.flower import connections, post
 from fibecfed.engine.flower import transport as transport_module
 from fibecfed.engine.flower.transport import FlowerTransport
 from fibecfed.engine.transport import Answer, Ticket
@@ -28,10 +26,7 @@ FIRST, SECOND = Round("tune", 0, 2, 0), Round("tune", 1, 2, 1)
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     be_an_app()
-    clock = Clock()
-    for module in (transport_module, connections, post, made_flower):
-        monkeypatch.setattr(module, "time", clock)
-    return clock
+    return stop_time(monkeypatch)
 
 
 def connected(*takes_s: float) -> tuple[FlowerTransport, Grid]:

@@ -111,12 +111,7 @@ class FlowerTransport:
         self._connections.start_from(params)
 
     def send(
-        self,
-        action: Action,
-        now: Round,
-        requests: Mapping[ClientId, bytes],
-        timeout_s: float | None = None,
-        max_bytes: int | None = None,
+        self, action: Action, now: Round, requests: Mapping[ClientId, bytes], timeout_s: float | None = None, max_bytes: int | None = None
     ) -> Sequence[Ticket]:
         """As `Transport.send`. The answer of a client that is not connected, rejects, fails, or is late is a `Failure`.
 
