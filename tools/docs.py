@@ -135,7 +135,8 @@ def leaves_a_client() -> str:
     for number, (field, kind) in enumerate(describe(Scored)):
         name, at, whole = ("`Scored`", "at an evaluation", f"{len(encode(Scored(zero, zero))):,}") if number == 0 else ("", "", "")
         rows.append(f"| {name} | {at} | `{field}` | {kind} | {shown} | {whole} |")
-    rows.append("| 32 bytes after each but `Scored` | | `steps`, `examples`, `loss`, `compute_s` | numbers | | included |")
+    counts = "`steps`, `examples`, `loss`, `compute_s`; `compute_clock` in two spare bits of `steps`"
+    rows.append(f"| 32 bytes after each but `Scored` | | {counts} | numbers | | included |")
     return "\n".join(rows)
 
 

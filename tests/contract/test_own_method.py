@@ -223,6 +223,57 @@ def test_what_breaks_the_contract_is_named_by_its_law() -> None:
         check_method(Personal(TRAINING, 3))
 
 
+class NoUpdate(fibecfed.FedAvg):
+    """Forgets to return what a client answers."""
+
+    def _tune(self, client: Any, message: Any, now: Any) -> Any:
+        super()._tune(client, message, now)
+
+
+class NoName(fibecfed.FedAvg):
+    """Looks for a tensor that is not there."""
+
+    def personalise(self, message: Any, state: Any) -> Any:
+        return {**super().personalise(message, state), "head": message.shared["head"]}
+
+
+class NotFinite(fibecfed.FedAvg):
+    """Divides by zero on the server, in the last round."""
+
+    def _aggregate(self, server: Any, received: Any, now: Any) -> Any:
+        mean = super()._aggregate(server, received, now).params
+        return type(server)({name: value / (now.num_rounds - 1 - now.index) for name, value in mean.items()})
+
+
+class HalfPrecision(fibecfed.FedAvg):
+    """Sends tensors that the task cannot compute with."""
+
+    def _broadcast(self, server: Any, now: Any) -> Any:
+        message = super()._broadcast(server, now)
+        return replace(message, shared={name: value.half() for name, value in message.shared.items()})
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (NoUpdate, "AttributeError: 'NoneType' object has no attribute 'message'"),
+        (NoName, "KeyError: 'head'"),
+        (NotFinite, "Diverged: tune round 2, .* not finite"),
+        (HalfPrecision, "RuntimeError: .* must have the same dtype"),
+    ],
+)
+def test_a_method_that_breaks_off_is_named_by_the_law_that_runs_reach_their_end(broken: type[fibecfed.FedAvg], said: str) -> None:
+    with pytest.raises(BrokenLaw, match=f"^a_run_reaches_its_end: {said}"):
+        check_method(broken(TRAINING, 3))
+
+
+def test_a_method_without_rounds_or_with_too_few_to_see_growth_is_told_how_many_are_needed() -> None:
+    with pytest.raises(BrokenLaw, match=r"^a_run_reaches_its_end: its phases have no rounds"):
+        check_method(fibecfed.FedAvg(TRAINING, 0))
+    with pytest.raises(BrokenLaw, match=r"^the_servers_state_does_not_grow.* took part in every round, .* at least three rounds .*, got 1"):
+        check_method(fibecfed.FedAvg(TRAINING, 1))
+
+
 def test_the_method_of_the_documentation_keeps_every_law_and_one_that_writes_in_place_does_not(site: Path) -> None:
     code = """
 import fibecfed

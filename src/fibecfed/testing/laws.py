@@ -80,6 +80,12 @@ def without_times(record: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(record).items() if name not in ("seconds", "cpu_s", "compute_s")}
 
 
+def a_run_reaches_its_end(subject: Subject) -> None:
+    """Every round of every phase runs without an error, and no tensor stops being finite. The other laws are about runs that do."""
+    _, _, records = subject.finished
+    assert records, "its phases have no rounds"
+
+
 def a_method_is_a_value_that_prints_pickles_and_compares(subject: Subject) -> None:
     """Frozen dataclasses with functions of the module as fields are."""
     one = subject.make()
@@ -234,7 +240,11 @@ def the_servers_state_does_not_grow_with_the_clients_that_took_part(subject: Sub
         state = decode(world.method.server_state, moment[""])
         sizes.setdefault(record.phase, set()).add(sum(payload_bytes(state)[field] for field in tensors_of(state)))
     assert all(len(found) == 1 for found in sizes.values()), f"bytes of its tensors after each round: {sizes}"
-    assert len({client for record in records for client in record.cohort}) > min(len(record.cohort) for record in records)
+    asked = {client for record in records for client in record.cohort}
+    assert len(asked) > min(len(record.cohort) for record in records), (
+        f"the same {len(asked)} clients took part in every round, so that nothing could grow: at least three rounds that ask a sample of "
+        f"the clients are needed, got {len(records)} in all"
+    )
 
 
 def a_message_that_came_in_is_never_written_to(subject: Subject) -> None:
@@ -289,6 +299,7 @@ def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subjec
 
 
 LAWS: tuple[Callable[[Subject], None], ...] = (
+    a_run_reaches_its_end,
     a_method_is_a_value_that_prints_pickles_and_compares,
     the_same_seed_gives_the_same_bits,
     the_order_in_which_clients_answer_changes_nothing,
