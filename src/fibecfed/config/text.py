@@ -97,7 +97,8 @@ def _words(annotation: Any) -> str:
         inner, *limits = get_args(annotation)
         return _bounded(_words(inner), [one for limit in limits for one in getattr(limit, "metadata", [limit])])
     if get_origin(annotation) is tuple:
-        return f"a list of {_words(get_args(annotation)[0]).partition(' ')[2]}s"
+        one, comma, limits = _words(get_args(annotation)[0]).partition(", ")
+        return f"a list of {one.partition(' ')[2]}s" + (f", each {limits}" if comma else "")
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(annotation, str(annotation))
 
