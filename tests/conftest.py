@@ -1,4 +1,4 @@
-"""One thread, no network, for every test."""
+"""One thread, no network and a terminal of no special kind, for every test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 torch.set_num_threads(1)
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)  # what rich reads: sentences are compared as they are printed at the usual width
 
 
 @pytest.fixture

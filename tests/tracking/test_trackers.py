@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from saved import interrupted_at, run_config, save_backbone, write_reviews
 from fibecfed import session
 from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
+from fibecfed.tracking.contract import TrackedRun
 from fibecfed.tracking.sinks import SINKS
 
 Found = dict[str, list[tuple[int, float]]]
@@ -158,6 +160,19 @@ session.start(run_config(Path({str(inputs)!r}), tracking=[{name!r}], resources={
     assert subprocess.run([sys.executable, "-c", program], env=own, check=False, capture_output=True).returncode == -9
     session.resume(out)
     as_recorded(out, READERS[name](out))
+
+
+def test_event_files_of_one_second_are_not_made(tmp_path: Path) -> None:
+    """Their names would differ by the process alone, and TensorBoard would read a resumed process before the killed one."""
+    pytest.importorskip("tensorboard")
+    from fibecfed.tracking import to_tensorboard
+
+    folder = tmp_path / "tensorboard"
+    folder.mkdir()
+    (folder / f"events.out.tfevents.{int(time.time()):010d}.zzz.99999.0").touch()
+    to_tensorboard.start(TrackedRun(tmp_path, {}, 0)).close(finished=True)
+    first, second = sorted(folder.iterdir())
+    assert first.name.endswith("zzz.99999.0") and first.name.split(".")[3] < second.name.split(".")[3]
 
 
 def test_one_that_joins_at_a_resumption_has_the_rounds_before(name: str, inputs: Path, tmp_path: Path) -> None:
