@@ -8,7 +8,6 @@ import pytest
 
 from fibecfed.engine.baselines import remarks
 from fibecfed.finish import summaries
-from fibecfed.methods.selected import in_words
 
 
 def summary(
@@ -100,15 +99,3 @@ def test_a_round_that_was_clearly_better_is_named_with_the_key_to_set(best: dict
 def test_a_client_is_told_its_own_scores_and_nobody_elses():
     told = summaries({"method": "lora", "clients": {"a": {"score": 0.1}, "b": {"score": 0.9}}})
     assert told("a") == {"method": "lora", "client": {"score": 0.1}} and told("c")["client"] is None
-
-
-def test_what_a_method_chose_is_said_in_words_and_long_lists_are_shortened():
-    long = in_words({"global_layers": [*range(10, 25), 29], "num_layers": 30, "importance": [0.01 * n for n in range(30)], "ratio": None})
-    assert long == {
-        "layers shared with all clients": "10 to 24, 29 of 30 (the first is 0)",
-        "importance of each layer": "from 0 (layer 0) to 0.29 (layer 29)",
-    }
-    assert in_words({"global_layers": [], "num_layers": 6})["layers shared with all clients"] == "none of 6"
-    assert in_words({"ranks": {"a": 4, "b": 8}}) == {"LoRA rank": "a 4, b 8"}
-    assert in_words({"ranks": {str(n): n % 5 + 2 for n in range(20)}}) == {"LoRA rank": "2 to 6 over 20 clients"}
-    assert in_words({"new_key": list(range(20))})["new key"] == "0, 1, 2, 3, 4, 5, 6, 7 and 12 more"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.units import count
+
 _LISTED = 8
 """A list that is longer is shortened; summary.json has all of it."""
 
@@ -36,7 +38,7 @@ def in_words(selected: Mapping[str, Any]) -> dict[str, str]:
             of = f" of {selected['num_layers']}" if "num_layers" in selected else ""
             found["layers shared with all clients"] = f"{_numbers(value)}{of} (the first is 0)" if value else f"none{of}"
         elif name == "score_after":
-            found[_WORDS[name]] = f"after {value} round{'' if value == 1 else 's'} of training"
+            found[_WORDS[name]] = f"after {count(value, 'round')} of training"
         elif name in _LAYERS:
             found[_LAYERS[name]] = _of_layers(value)
         elif name == "ranks":
