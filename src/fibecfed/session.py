@@ -14,7 +14,7 @@ from .build import MakeMethod, Prepared, ReadData, given, prepare
 from .client_manager import Connect, in_process
 from .config import Config, changed_settings, flat, load, lost, reject_lasting, to_toml
 from .core.errors import RunFailed, UserError
-from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, is_aside, read_summary, write_atomically
+from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, disk_errors, expanded, is_aside, read_summary, write_atomically
 from .core.metrics import offered_by
 from .core.process import kept_memory, threads
 from .core.records import EvalRecord
@@ -159,14 +159,8 @@ def _reject_used(out: Path) -> None:
 def _disk_errors(out: Path) -> Iterator[None]:
     """A full disk and the like, as a sentence with the command that resumes; what was written before stays usable."""
     try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = error.filename or out
-        if not (out / CONFIG).exists():
-            raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
-        raise RunFailed(f"{where}: {error.strerror}; fix it and resume with: fibecfed resume {_quoted(out)}") from error
+        with disk_errors(out, CONFIG, f"fix it and resume with: fibecfed resume {_quoted(out)}"):
+            yield
     except RunFailed as error:
         if "fibecfed resume" in str(error):
             raise

@@ -21,7 +21,7 @@ from ..methods.catalogue import BROKEN, METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
-from .text import show
+from .text import ConfigKey, show
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +156,8 @@ def _drop_foreign(table: dict[str, Any], kind: Any) -> list[str]:
 
 def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:
     *above, leaf = name.split(".")
-    inner: Any = table
-    for part in above:
-        inner = inner.setdefault(part, {})
-        if not isinstance(inner, dict):
-            return  # the file has a value where a table belongs, which is reported as such
+    if isinstance(inner := table_at(table, above), str):
+        return  # the file has a value where a table belongs, which is reported as such
     method = table.get("method")
     kind = method.get("kind", DEFAULT_KIND) if isinstance(method, dict) else DEFAULT_KIND
     known = {key.name: key for key in keys(kind if kind in OPTIONS else DEFAULT_KIND)}
@@ -172,9 +169,24 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
     if name in known and not text.strip(" "):
         inner.pop(leaf, None)
     else:
-        value = text if name in known and known[name].takes_text else read_value(text)
-        listed = name in known and known[name].takes_texts and isinstance(value, str)
-        inner[leaf] = [part.strip() for part in value.split(",")] if listed else value
+        inner[leaf] = read_as(known.get(name), text)
+
+
+def table_at(table: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | str:
+    """The table at the end of a path of names, made where there is none; the name of what is no table where one stands on the way."""
+    inner: Any = table
+    for part in path:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return part
+    return inner
+
+
+def read_as(key: ConfigKey | None, text: str) -> Any:
+    """The value of a `key=value` pair: as written where the key takes text, apart at commas where it takes several, else as TOML."""
+    value = text if key is not None and key.takes_text else read_value(text)
+    several = key is not None and key.takes_texts and isinstance(value, str)
+    return [part.strip() for part in value.split(",")] if several else value
 
 
 def read_value(text: str) -> Any:

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
-from .errors import UserError
+from .errors import RunFailed, UserError
 from .json_text import from_json
 
 CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
@@ -20,6 +21,30 @@ FLOWER = "flower.json"
 """What the folder of a federation across machines holds beside: how its run was started."""
 COMPARISON, TUNING = "comparison.toml", "tuning.json"
 """What a comparison's folder holds beside its runs: what was asked for, and the rates that were tried and chosen."""
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path, first: str, way_out: str) -> Generator[None]:
+    """A folder that cannot be written, a full disk and the like, as a sentence.
+
+    Args:
+        out: the folder that is written.
+        first: the file in it that is there once work has begun.
+        way_out: what holds or is to be done from then on.
+
+    Raises:
+        UserError: work has not begun.
+        RunFailed: it has.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        what = f"{error.filename or out}: {error.strerror}"
+        if (out / first).exists():
+            raise RunFailed(f"{what}; {way_out}") from error
+        raise UserError(f"{what}; nothing was trained. Fix it, or choose another folder with --out") from error
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

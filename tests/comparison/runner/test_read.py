@@ -142,6 +142,11 @@ def test_a_tracker_that_is_not_installed_is_said_before_any_run(
         compared('base.tracking=["tensorbord"]')
 
 
+def test_a_list_of_texts_is_given_without_quotes_as_for_a_run(compared: Callable[..., ComparisonOptions]) -> None:
+    found = compared("base.tracking=tensorboard", "task.reviews.data.labels=no, yes")
+    assert found.base["tracking"] == ["tensorboard"] and found.task["reviews"]["data"]["labels"] == ["no", "yes"]
+
+
 def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_comparison(compared: Callable[..., ComparisonOptions]) -> None:
     def on_sst2(trials: int, examples: int) -> ComparisonOptions:
         return compared(f"tuning.trials={trials}", 'tuning.tasks=["sst2"]', f"task.sst2.data.max_train={examples}")

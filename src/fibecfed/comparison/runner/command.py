@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from ...core.errors import RunFailed, UserError
-from ...core.files import COMPARISON
+from ...core.errors import UserError
+from ...core.files import COMPARISON, disk_errors
 from ...core.terminal import escaped
 from ...core.units import count, duration
 from ...engine.checkpoint import run_lock
@@ -62,7 +60,7 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Un
     began = time.monotonic()
     clock = Clock()
     reject_foreign(comparison, out)
-    with _as_user_error(out), run_lock(out):
+    with disk_errors(out, COMPARISON, "what was done before stays"), run_lock(out):
         write_down(comparison, out)
         runs = len(comparison.methods) * len(comparison.tasks) * len(comparison.seeds)
         _print(console, f"{out}: {count(runs, 'run')}, {workers(comparison)} at a time")
@@ -70,20 +68,6 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Un
             results = conduct(comparison, out, watch, clock)
     show_results(console, results, out, time.monotonic() - began)
     return Unfinished(len(results.failed), len(results.rejected), len(results.unusable))
-
-
-@contextlib.contextmanager
-def _as_user_error(out: Path) -> Iterator[None]:
-    """A folder that cannot be written, or a disk that is full once runs are under way, as a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = error.filename or out
-        if (out / COMPARISON).is_file():
-            raise RunFailed(f"{where}: {error.strerror}; what was done before stays") from error
-        raise UserError(f"{where}: {error.strerror}; nothing was trained. Fix it, or choose another folder with --out") from error
 
 
 def show_results(console: Console, results: Results, out: Path, seconds: float) -> None:

@@ -17,7 +17,7 @@ from ...config import TRACKING, keys, same_name
 from ...config.mistakes import examine, get
 from ...config.model import DEFAULT_KIND, leaves
 from ...config.read import is_comparison as is_comparison_table
-from ...config.read import is_run, missing_files, read_pairs, read_toml, read_value, rejection
+from ...config.read import is_run, missing_files, read_as, read_pairs, read_toml, read_value, rejection, table_at
 from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...data.tasks import TASKS
@@ -124,18 +124,15 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
         table[name] = value if isinstance(value, list) or text == "all" else [read_value(part.strip()) for part in text.split(",")]
         return
     *above, leaf = name.split(".")
-    inner: Any = table
-    for part in above:
-        inner = inner.setdefault(part, {})
-        if not isinstance(inner, dict):
-            mistakes[name] = f"{name}: got a key inside of {part}, which is not a table; fix the name"
-            return
-    as_written = {key.name for key in keys(DEFAULT_KIND) if key.takes_text}
+    if isinstance(inner := table_at(table, above), str):
+        mistakes[name] = f"{name}: got a key inside of {inner}, which is not a table; fix the name"
+        return
+    known = {key.name: key for key in keys(DEFAULT_KIND)}
     run_key = name.removeprefix("base.") if above[:1] == ["base"] else ".".join(name.split(".")[2:])
     if not text:
         inner.pop(leaf, None)
     else:
-        inner[leaf] = text if run_key in as_written else read_value(text)
+        inner[leaf] = read_as(known.get(run_key), text)
 
 
 # ---- mistakes
