@@ -8,14 +8,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .build import Prepared
-from .data.text import TableExamples
+from .data.text import TableExamples, padded_length
 from .engine.evaluation import sample
-from .engine.loop import cohort, schedule
-from .local.batches import by_length, grouped_by_length, length_batches
-from .models.activations import PAGE, num_pages
-
-PASS_BATCH = 32
-"""Examples per batch of passes without steps."""
+from .engine.loop import planned, schedule
+from .local.batches import PASS_BATCH, by_length, grouped_by_length, length_batches
 
 
 def trained_names(prepared: Prepared) -> list[str]:
@@ -59,13 +55,8 @@ def _batches(prepared: Prepared) -> Iterator[_Batch]:
     """The batches of the run's trainings and evaluations, in orders like those of the run."""
     inputs, method = prepared.inputs, prepared.method
     config, data, key = inputs.config, inputs.data, inputs.key
-    phases = {phase.name: phase for phase in method.phases}
     size, training = config.federation.cohort_size(len(data.clients)), config.training
-    sampled = 0
-    for now in schedule(method):
-        phase = phases[now.phase]
-        clients = cohort(phase, data.clients, size, key.fold("run"), sampled)
-        sampled += phase.cohort == "sampled"
+    for phase, now, clients in planned(method, data.clients, size, key.fold("run")):
         for client in clients if phase.trains else ():
             train: Any = data.client(client).train
             stream = key.fold("plan", client)
@@ -93,5 +84,5 @@ def _batches(prepared: Prepared) -> Iterator[_Batch]:
 def _cut(examples: TableExamples, order: Tensor, size: int) -> Iterator[_Batch]:
     for rows in order.split(size) if len(order) else ():
         lengths = examples.lengths[rows]
-        width = num_pages(int(lengths.max())) * PAGE
+        width = padded_length(int(lengths.max()))
         yield _Batch(examples, rows, width, bool((lengths < width).any()))

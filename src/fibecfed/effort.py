@@ -12,9 +12,9 @@ from torch import Tensor
 from .build import Prepared
 from .core.rng import Key
 from .core.types import ClientId
-from .data.text import PAD_MULTIPLE
+from .data.text import padded_length
 from .engine.evaluation import sample
-from .engine.loop import cohort, schedule
+from .engine.loop import planned
 from .inspection import examples_by_client
 from .local.batches import grouped_by_length, length_batches
 from .local.options import TrainingOptions
@@ -96,17 +96,13 @@ def plan_effort(prepared: Prepared) -> Effort:
     config, method, data = prepared.inputs.config, prepared.method, prepared.inputs.data
     sizes = dict(zip(data.clients, examples_by_client(prepared, "train"), strict=True))
     key, per_round = prepared.inputs.key.fold("run"), config.federation.cohort_size(len(sizes))
-    phases, parts = {phase.name: phase for phase in method.phases}, {phase.name: Part() for phase in method.phases}
-    sampled = evaluations = 0
-    for now in schedule(method):
-        phase = phases[now.phase]
-        asked = cohort(phase, data.clients, per_round, key, sampled)
-        sampled += phase.cohort == "sampled"
+    parts, evaluations = {phase.name: Part() for phase in method.phases}, 0
+    for phase, now, asked in planned(method, data.clients, per_round, key):
         loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked]
         parts[now.phase] += Part(len(asked), sum(load.steps for load in loads), sum(load.passes for load in loads))
         evaluations += phase.trains and ((now.index + 1) % config.evaluation.every == 0 or now.index + 1 == now.num_rounds)
     batch_size = config.evaluation.batch_size
-    asked = sample(data.clients, config.evaluation.clients, prepared.inputs.key.fold("run"))
+    asked = sample(data.clients, config.evaluation.clients, key)
     some = _some(asked)
     everybody = sum((_scored(data.client(c).test, batch_size) + _scored(data.client(c).validation, batch_size) for c in some), Passes())
     everybody *= len(asked) / max(1, len(some))
@@ -153,7 +149,7 @@ def _scored(examples: Any, batch_size: int) -> Passes:
 
 def padded(lengths: Tensor) -> int:
     """Tokens of each row of a batch of texts of these lengths."""
-    return -(-int(lengths.max()) // PAD_MULTIPLE) * PAD_MULTIPLE
+    return padded_length(int(lengths.max()))
 
 
 def _some(clients: Sequence[ClientId]) -> Sequence[ClientId]:

@@ -14,8 +14,7 @@ from .build import Prepared, build_method
 from .core.method import ClientView, Phase
 from .core.types import ClientData, Examples, Round
 from .engine.scoring import totals
-
-_EXAMPLES = 32  # no method makes a larger batch of its own; those of training and of evaluation are of the configuration
+from .local.batches import PASS_BATCH
 
 
 def peak_memory() -> int:
@@ -33,7 +32,8 @@ def rehearse(prepared: Prepared) -> int:
     brief = config.training.model_copy(update={"local_epochs": 1})
     method = build_method(replace(inputs, config=config.model_copy(update={"training": brief})))
     client, key = inputs.data.clients[0], inputs.key.fold("rehearsal")
-    train = _longest(inputs.data.train, 2 * max(_EXAMPLES, config.training.batch_size))
+    # No method makes a larger batch of its own than PASS_BATCH; those of training and of evaluation are of the configuration.
+    train = _longest(inputs.data.train, 2 * max(PASS_BATCH, config.training.batch_size))
     data = ClientData(train, inputs.data.validation, inputs.data.test)
     start = server = method.init(task, inputs.key)
     for number, phase in enumerate(method.phases):

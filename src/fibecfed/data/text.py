@@ -335,7 +335,7 @@ class TableExamples:
         if max_length is not None and int(lengths.max()) > max_length:
             where, mask = _cut(self.table, first, lengths, max_length)
         else:
-            mask = torch.arange(_padded(int(lengths.max()))) < lengths[:, None]
+            mask = torch.arange(padded_length(int(lengths.max()))) < lengths[:, None]
             # a padding position reads the example's own first token, which is then replaced
             where = first[:, None] + torch.arange(mask.shape[1]) * mask
         batch = {
@@ -353,7 +353,8 @@ def _at(labels: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if labels is None else labels[rows]
 
 
-def _padded(length: int) -> int:
+def padded_length(length: int) -> int:
+    """Tokens of each row of a batch whose longest example has so many."""
     return -(-length // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
@@ -368,7 +369,7 @@ def _cut(table: TokenTable, first: Tensor, lengths: Tensor, max_length: int) -> 
     kept = added | (one & (one.cumsum(1) <= keep_one[:, None])) | (two & (two.cumsum(1) <= keep_two[:, None]))
     order = torch.argsort(~kept, dim=1, stable=True)  # what is kept, in its order, to the left
     counts = kept.sum(1)
-    width = _padded(int(counts.max()))
+    width = padded_length(int(counts.max()))
     order = torch.nn.functional.pad(order[:, :width], (0, max(0, width - order.shape[1])))
     mask = torch.arange(width) < counts[:, None]
     return first[:, None] + order * mask, mask

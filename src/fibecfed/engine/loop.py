@@ -85,6 +85,17 @@ def cohort(
     return tuple(sorted(islice(drawn, size)))
 
 
+def planned(
+    method: Method[Any, Any], clients: Sequence[ClientId], per_round: int, key: Key
+) -> Iterator[tuple[Phase[Any, Any, Any, Any], Round, tuple[ClientId, ...]]]:
+    """Every round of a run, in order, with its phase and the clients that it asks first; arguments as for `run`."""
+    phases, sampled = {phase.name: phase for phase in method.phases}, 0
+    for now in schedule(method):
+        phase = phases[now.phase]
+        yield phase, now, cohort(phase, clients, per_round, key, sampled)
+        sampled += phase.cohort == "sampled"
+
+
 def run(
     method: Method[Any, Any],
     transport: Transport,

@@ -15,7 +15,7 @@ from ..core.task import Task
 from ..core.types import ClientId, Round
 from ..core.wire import encoded_size, field_kinds, plain_value, tensors_of
 from .checks import expected
-from .loop import cohort, schedule
+from .loop import planned
 from .runtime import frame
 
 _LONGEST: dict[type, Any] = {float: -1.7976931348623157e308, int: 2**62, bool: False}
@@ -79,12 +79,8 @@ def plan(method: Method[Any, Any], task: Task, num_samples: Mapping[ClientId, in
         key: of the run; it draws the cohorts.
     """
     clients = tuple(num_samples)
-    phases = {phase.name: phase for phase in method.phases}
-    server, sampled = method.init(task, key.fold("init")), 0
-    for now in schedule(method):
-        phase = phases[now.phase]
-        asked = cohort(phase, clients, per_round, key, sampled)
-        sampled += phase.cohort == "sampled"
+    server = method.init(task, key.fold("init"))
+    for phase, now, asked in planned(method, clients, per_round, key):
         chance = len(asked) / len(clients)
         down, up = dict[ClientId, Span](), dict[ClientId, Span]()
         for state in method.outlook(server, now):

@@ -12,6 +12,8 @@ from ..core.rng import Key
 from ..core.types import Batch, Examples
 from .options import TrainingOptions
 
+PASS_BATCH = 32
+"""Examples a batch of a pass without steps; what is measured does not depend on it."""
 GROUP = 8
 """Batches whose examples are sorted together: large enough to save most padding, small enough that batches stay mixed."""
 PADDING = 200

@@ -18,13 +18,11 @@ from ..core.task import Task
 from ..core.types import Round
 from ..core.wire import message
 from ..local import selection
-from ..local.batches import batches
+from ..local.batches import PASS_BATCH, batches
 from ..local.fisher import fisher_pass
 from .options import FibecFedOptions
 
 PHASE = "depth"
-PASS_BATCH = 32
-"""Examples per batch of the pass that measures; the result does not depend on it."""
 
 
 @message

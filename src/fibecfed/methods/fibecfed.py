@@ -20,7 +20,7 @@ from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches, plain_epochs
+from ..local.batches import PASS_BATCH, batches, plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
@@ -28,7 +28,7 @@ from ..local.sensitivity import layer_sensitivity
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
 from .catalogue import MethodContext
 from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
-from .fibecfed_client import PASS_BATCH, ClientPart, Own, Trained
+from .fibecfed_client import ClientPart, Own, Trained
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share

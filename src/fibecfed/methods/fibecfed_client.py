@@ -15,15 +15,12 @@ from ..core.trees import pick
 from ..core.types import Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import batches, shuffled, weighed
+from ..local.batches import PASS_BATCH, batches, shuffled, weighed
 from ..local.collect import Collect
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import fit
 from ..local.options import CurriculumOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
-
-PASS_BATCH = 32
-"""Examples a batch of a scoring pass; the scores do not depend on it."""
 
 
 @message

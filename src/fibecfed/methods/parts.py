@@ -24,7 +24,7 @@ from ..core.method import Load
 from ..core.task import Task
 from ..core.trees import placed
 from ..core.types import Examples, Params, Round
-from ..local.batches import batches, by_length
+from ..local.batches import PASS_BATCH, batches, by_length
 from ..local.curriculum import ceil_share, easy_to_hard
 from ..local.options import TrainingOptions
 
@@ -35,7 +35,6 @@ ADAPTER = "adapter."
 """Part of the name of every tensor of an adapter that is not LoRA."""
 
 _ROUNDING = 1e-9  # far above what a product of shares is off by in float64
-_PASS_BATCH = 32  # examples a batch of a pass without gradients
 
 
 # ---- names
@@ -254,7 +253,7 @@ class SelfEvolution:
 def probabilities(task: Classification, params: Params, examples: Examples) -> Float[Tensor, "examples classes"]:
     """Class probabilities of every example, without dropout, in the order of the examples."""
     order, params = by_length(examples), placed(params, task.device)
-    found = torch.cat([task.logits(params, batch).cpu().softmax(-1) for batch in batches(examples, order, _PASS_BATCH)])
+    found = torch.cat([task.logits(params, batch).cpu().softmax(-1) for batch in batches(examples, order, PASS_BATCH)])
     return torch.empty_like(found).index_copy_(0, order, found)
 
 
