@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.task import Tape, Task, TracedLinear
-from ..core.types import Batch, Params
+from ..core.task import Tape, TracedLinear
 from .fisher import Neurons, NeuronSums, squares
 
 
@@ -40,13 +39,13 @@ class Collected:
         self._sums = NeuronSums()
         self._traces: list[Tensor] = []
 
-    def losses(self, task: Task, params: Params, batch: Batch) -> tuple[Tensor, Tape]:
-        """The losses of the next batch, and the linear maps whose output gradients are needed; none where nothing is asked of it."""
-        if self._asked is None or not (self._asked.traces or self._of_neurons):
-            return task.losses(params, batch), Tape(())
-        losses, tape = task.traced(params, batch)
-        moving = (linear for linear in tape.linears if linear.output.requires_grad)  # not below what is trained
-        return losses, Tape(tuple(linear for linear in moving if self._asked.traces or _among(linear, self._asked.neurons)))
+    def needed(self) -> Callable[[TracedLinear], bool] | None:
+        """Of which linear maps the gradients at their outputs are needed for the next batch; None where nothing is asked of it."""
+        asked = self._asked
+        if asked is None or not (asked.traces or self._of_neurons):
+            return None
+        # one whose output requires no gradient lies below all that is trained
+        return lambda linear: linear.output.requires_grad and (asked.traces or _among(linear, asked.neurons))
 
     def add(self, tape: Tape, gradients: Sequence[Tensor | None], size: int) -> None:
         """Count that batch: the gradients of its mean loss at the outputs."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ..core.rng import Key
-from ..core.task import Tape, Task
+from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import Batch, Params
 from .collect import Collect, Collected
 from .fisher import Neurons
+from .gradients import Wanted, gradients
 from .optimisers import Optimiser, row_masks
 from .options import TrainingOptions
 
@@ -84,15 +86,14 @@ def fit(
                     break
                 parts: list[tuple[list[Tensor], float]] = []
                 for batch in group:
-                    losses, tape = found.losses(task, work, batch) if number == 0 else (task.losses(work, batch), Tape(()))
-                    size = len(losses)
-                    objective = _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(work)
-                    outputs = [linear.output for linear in tape.linears]
-                    grads, of_losses = _gradients(objective, losses, leaves, outputs, weighted="weights" in batch)
+                    traced = found.needed() if number == 0 else None
+                    objective = partial(_objective, batch=batch, penalty=penalty, params=work)
+                    got = gradients(task, Wanted(work, leaves, batch, objective, traced, apart="weights" in batch))
+                    size = len(got.losses)
                     if number == 0:
-                        found.add(tape, of_losses, size)
-                    parts.append((grads, float(batch["weights"].sum()) if "weights" in batch else float(size)))
-                    seen.append((losses.detach().sum(), size))
+                        found.add(got.tape, got.at_outputs, size)
+                    parts.append((got.of_leaves, float(batch["weights"].sum()) if "weights" in batch else float(size)))
+                    seen.append((got.losses.sum(), size))
                 optimiser.step(_joined(parts))
                 num_steps += 1
             for loss, size in _finite(seen, batches_seen):
@@ -124,23 +125,6 @@ def _columns(parts: Sequence[tuple[list[Tensor], float]]) -> Iterator[list[tuple
         yield [(grads[place], weight) for grads, weight in parts]
 
 
-def _gradients(
-    objective: Tensor, losses: Tensor, leaves: list[Tensor], outputs: list[Tensor], *, weighted: bool
-) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
-    """The objective's gradient at the leaves, zero where it does not depend on one, and the mean loss's at the outputs.
-
-    Without weights one backward pass gives both: a penalty does not depend on the outputs. With them an example may weigh nothing, so
-    that the objective says nothing of its own gradient.
-    """
-    if not weighted or not outputs:
-        found = torch.autograd.grad(objective, [*leaves, *outputs], allow_unused=True)
-        at_leaves, at_outputs = found[: len(leaves)], found[len(leaves) :]
-    else:
-        at_outputs = torch.autograd.grad(losses.mean(), outputs, retain_graph=True, allow_unused=True)
-        at_leaves = torch.autograd.grad(objective, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, at_leaves, strict=True)], at_outputs
-
-
 def _finite(seen: Sequence[tuple[Tensor, int]], first: int) -> Iterator[tuple[float, int]]:
     """The summed losses of an epoch's steps as numbers, with their examples. Read once per epoch: a GPU would be waited for each time.
 
@@ -152,6 +136,11 @@ def _finite(seen: Sequence[tuple[Tensor, int]], first: int) -> Iterator[tuple[fl
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of step {step} is {loss / size}")
         yield loss, size
+
+
+def _objective(losses: Tensor, batch: Batch, penalty: Callable[[Params], Tensor] | None, params: Params) -> Tensor:
+    """What a step minimises. With weights it does not tell an example's own gradient: one may weigh nothing."""
+    return _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(params)
 
 
 def _mean(losses: Tensor, batch: Batch) -> Tensor:
