@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import made_runs
 import pytest
@@ -171,16 +172,17 @@ def test_sigterm_counts_as_an_interruption(session: types.SimpleNamespace) -> No
 
 
 def test_a_comparison_ends_with_its_exit_code_and_the_command_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fibecfed.comparison.runner import command
+    from fibecfed.comparison.runner import command, conduct
 
     Path("c.toml").write_text('methods = ["lora"]\ntasks = ["sst2"]\n')
     calls, effect = [], {"failed": 0}
 
-    def compare_in(comparison: object, folder: Path, console: object) -> command.Unfinished:
+    def compare_in(comparison: object, folder: Path, console: object) -> conduct.Results:
         calls.append(folder)
         if effect["failed"] < 0:
             raise KeyboardInterrupt
-        return command.Unfinished(failed=effect["failed"])
+        failed: Any = dict.fromkeys(range(effect["failed"]), "why")
+        return conduct.Results({}, failed, {}, {})
 
     monkeypatch.setattr(command, "compare_in", compare_in)
     assert call("compare", "c.toml")[0] == 0

@@ -159,7 +159,7 @@ def compare(
         from .comparison.runner.command import compare_in
 
         with exit_codes(again=again), terminated_like_interrupted():
-            left = compare_in(comparison, folder, console()).sentence(again)
+            left = compare_in(comparison, folder, console()).unfinished(again)
         if left is not None:
             say(f"error: {left}")
             raise typer.Exit(FAILED)

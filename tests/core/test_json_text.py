@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fibecfed
-from fibecfed.comparison.runner.tuning import Trial, Tuned, read_tuning, write_tuning
+from fibecfed.comparison.runner.tuning import choose, read_tuning, trial, write_tuning
 from fibecfed.core.json_text import to_json, with_nan
+from fibecfed.core.metrics import METRICS
 from fibecfed.engine.checkpoint import Checkpoints
 
 VALUES = st.recursive(
@@ -50,8 +51,8 @@ def test_null_becomes_nan_where_the_class_has_a_number() -> None:
 
 
 def test_checkpoints_and_rates_hold_no_number_that_is_none(tmp_path: Path) -> None:
-    write_tuning(tmp_path, {"lora": Tuned("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": math.nan}),), 0)})
-    assert strict((tmp_path / "tuning.json").read_text()) and read_tuning(tmp_path)["lora"].trials[0].scores == {"a": None}
+    write_tuning(tmp_path, {"lora": choose("paper", [trial(0, {"training.learning_rate": 1.0}, {"a": math.nan})], METRICS["accuracy"])})
+    assert strict((tmp_path / "tuning.json").read_text()) and read_tuning(tmp_path)["lora"].tried[0].scores == {"a": None}
     checkpoints = Checkpoints(tmp_path, 2)
     path = checkpoints.save(1, b"", checkpoints.open_states(None, 0), {"loss": math.inf})
     latest = checkpoints.load_latest()

@@ -14,8 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fibecfed.comparison.runner.command import Unfinished, compare_in
-from fibecfed.comparison.runner.conduct import gpus, reject_foreign, workers, write_down
+from fibecfed.comparison.runner.command import compare_in
+from fibecfed.comparison.runner.conduct import Results, gpus, reject_foreign, workers, write_down
 from fibecfed.comparison.runner.options import ComparisonOptions
 from fibecfed.comparison.runner.plan import job
 from fibecfed.comparison.runner.pool import Outcome, Pool, record_failure
@@ -27,7 +27,7 @@ from fibecfed.core.errors import UserError
 def shown(comparison: ComparisonOptions, out: Path) -> tuple[int, str]:
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(comparison, out, console)
-    return left.failed + left.rejected + left.unusable, console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    return len(left.failed) + len(left.rejected) + len(left.unusable), console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
@@ -121,15 +121,17 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     console = Console(file=io.StringIO(), width=200)
     left = compare_in(compared("methods=lora", "tuning.trials=1"), tmp_path, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert left == Unfinished(rejected=1) and re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
+    assert (len(left.failed), len(left.rejected), len(left.unusable)) == (0, 1, 0)
+    assert re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
     assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
-    assert left.sentence("fibecfed compare x") == (
+    assert left.unfinished("fibecfed compare x") == (
         "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"
     )
-    every = Unfinished(failed=2, unusable=1).sentence("fibecfed compare x")
+    jobs: Any = [object(), object()]
+    every = Results({}, dict.fromkeys(jobs, ""), {}, {jobs[0]: ""}).unfinished("fibecfed compare x")
     assert every is not None and every.endswith("2 runs failed, the reasons are above. Try them again with: fibecfed compare x")
     assert every.startswith("1 run whose folder cannot be used: fix what is listed above, then: fibecfed compare x")
-    assert Unfinished().sentence("x") is None
+    assert Results({}, {}, {}, {}).unfinished("x") is None
 
 
 def test_a_folder_whose_comparison_was_removed_can_be_gone_on_with(

@@ -169,4 +169,4 @@ def test_the_rates_found_for_the_quick_comparison_can_be_gone_on_with() -> None:
     tuned = read_tuning(FOUND)
     assert set(tuned) == set(quick.methods)
     for row in tuned.values():
-        assert {trial.step for trial in row.trials} >= set(grid(quick.tuning)) and row.rates
+        assert {one.step for one in row.tried} >= set(grid(quick.tuning)) and row.rates

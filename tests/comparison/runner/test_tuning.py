@@ -11,7 +11,6 @@ import pytest
 
 from fibecfed.comparison.runner.options import ComparisonOptions, TuningOptions
 from fibecfed.comparison.runner.tuning import (
-    Trial,
     best,
     beyond,
     choose,
@@ -24,7 +23,9 @@ from fibecfed.comparison.runner.tuning import (
     metric_of,
     rates,
     read_tuning,
+    trial,
     validation_score,
+    worth,
     write_tuning,
 )
 from fibecfed.core.errors import UserError
@@ -65,22 +66,22 @@ def test_one_more_step_is_tried_beyond_an_edge_only() -> None:
 
 def test_the_choice_is_by_the_mean_over_tasks_and_a_divergence_counts_against_a_rate() -> None:
     trials = (
-        Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": 0.6}),
-        Trial(1, {"training.learning_rate": 3.0}, {"a": 0.9, "b": None}),
-        Trial(-1, {"training.learning_rate": 0.3}, {"a": 0.7, "b": 0.3}),
+        trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": 0.6}),
+        trial(1, {"training.learning_rate": 3.0}, {"a": 0.9, "b": None}),
+        trial(-1, {"training.learning_rate": 0.3}, {"a": 0.7, "b": 0.3}),
     )
     found = choose("paper", trials, METRICS["accuracy"])
-    assert (found.chosen, found.rates) == (0, {"training.learning_rate": 1.0}) and [trial.step for trial in found.trials] == [-1, 0, 1]
+    assert (found.step, found.rates) == (0, {"training.learning_rate": 1.0}) and [one.step for one in found.tried] == [-1, 0, 1]
     assert trials[1].score is None and trials[0].score == pytest.approx(0.55)
-    lost = choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": None}),), METRICS["accuracy"])
-    assert lost.chosen is None and lost.rates == {}
+    lost = choose("paper", (trial(0, {"training.learning_rate": 1.0}, {"a": None}),), METRICS["accuracy"])
+    assert lost.chosen is None and lost.step is None and lost.rates == {}
 
 
 def test_where_a_lower_score_is_better_the_lowest_is_chosen_and_a_divergence_is_still_the_worst() -> None:
     losses = {-1: 0.9, 0: 0.4, 1: 0.2, 2: None}
-    trials = tuple(Trial(step, {"training.learning_rate": 3.0**step}, {"a": loss}) for step, loss in losses.items())
-    assert choose("paper", trials, METRICS["loss"]).chosen == 1 and choose("paper", trials, METRICS["accuracy"]).chosen == -1
-    assert beyond({trial.step: trial.worth(METRICS["loss"]) for trial in trials[:3]}) == 2
+    trials = tuple(trial(step, {"training.learning_rate": 3.0**step}, {"a": loss}) for step, loss in losses.items())
+    assert choose("paper", trials, METRICS["loss"]).step == 1 and choose("paper", trials, METRICS["accuracy"]).step == -1
+    assert beyond({step: worth(one, METRICS["loss"]) for step, one in zip(losses, trials[:3], strict=False)}) == 2
 
 
 def test_a_trials_score_is_the_primary_metric_of_its_run(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_only_a_trial_that_diverged_is_not_made_again(tmp_path: Path, text: str 
 
 
 def test_what_was_tuned_is_read_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
-    tuned = {"lora": choose("paper", (Trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),), METRICS["accuracy"])}
+    tuned = {"lora": choose("paper", (trial(0, {"training.learning_rate": 1.0}, {"a": 0.5, "b": None}),), METRICS["accuracy"])}
     write_tuning(tmp_path, tuned)
     assert read_tuning(tmp_path) == tuned and read_tuning(tmp_path / "none") == {}
     row = json.loads((tmp_path / "tuning.json").read_text())["lora"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -22,35 +21,8 @@ from .plan import Clock
 from .watch import Watch
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """How many of the runs asked for have no result, as in `Results`."""
-
-    failed: int = 0
-    rejected: int = 0
-    unusable: int = 0
-
-    def sentence(self, again: str) -> str | None:
-        """What is left and what to do about each kind; None where nothing is.
-
-        Args:
-            again: the command line of the comparison.
-        """
-        parts = []
-        if self.rejected:
-            way_out = "change what the reasons above name, or remove these methods: the same command would reject them again"
-            parts.append(f"{count(self.rejected, 'run')} rejected: {way_out}")
-        if self.unusable:
-            parts.append(f"{count(self.unusable, 'run')} whose folder cannot be used: fix what is listed above, then: {again}")
-        if self.failed:
-            parts.append(
-                f"{count(self.failed, 'run')} failed, the reasons are above. Try {'it' if self.failed == 1 else 'them'} again with: {again}"
-            )
-        return "\n  ".join(parts) or None
-
-
-def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Unfinished:
-    """Make what is left of a comparison, and show its results; what of the runs asked for has none.
+def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Results:
+    """Make what is left of a comparison, and show its results.
 
     Raises:
         UserError: a folder of another comparison, or one that cannot be written.
@@ -67,7 +39,7 @@ def compare_in(comparison: ComparisonOptions, out: Path, console: Console) -> Un
         with Watch(console, clock, workers(comparison)) as watch:
             results = conduct(comparison, out, watch, clock)
     show_results(console, results, out, time.monotonic() - began)
-    return Unfinished(len(results.failed), len(results.rejected), len(results.unusable))
+    return results
 
 
 def show_results(console: Console, results: Results, out: Path, seconds: float) -> None:

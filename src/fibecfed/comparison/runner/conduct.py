@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,15 @@ import torch
 
 from ...core.errors import UserError
 from ...core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
-from ...core.terminal import one_line
+from ...core.units import count
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
-from ..report.recorded import ASIDE, RUNS, TRIALS
+from ..report.recorded import ASIDE, RUNS, TRIALS, RecordedTrial, TuningRow
+from . import tuning
 from .options import ComparisonOptions
-from .plan import Clock, Job, job, look, move_aside
+from .plan import Clock, Job, job, look
 from .pool import Outcome, Pool, Watcher, record_failure
 from .read import differences, read_back, to_toml
-from .tuning import (
-    RATE,
-    Trial,
-    Tuned,
-    beyond,
-    choose,
-    fixed,
-    grid,
-    has_diverged,
-    is_tuned,
-    label,
-    left_open,
-    metric_of,
-    rates,
-    read_tuning,
-    validation_score,
-    write_tuning,
-)
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,24 @@ class Results:
     failed: Mapping[Job, str]
     rejected: Mapping[Job, str]
     unusable: Mapping[Job, str]
-    new: int
+    new: int = 0
+
+    def unfinished(self, again: str) -> str | None:
+        """How many of the runs asked for have no result, and what to do about each kind; None where all have one.
+
+        Args:
+            again: the command line of the comparison.
+        """
+        parts = []
+        if self.rejected:
+            way_out = "change what the reasons above name, or remove these methods: the same command would reject them again"
+            parts.append(f"{count(len(self.rejected), 'run')} rejected: {way_out}")
+        if self.unusable:
+            parts.append(f"{count(len(self.unusable), 'run')} whose folder cannot be used: fix what is listed above, then: {again}")
+        if self.failed:
+            them = "it" if len(self.failed) == 1 else "them"
+            parts.append(f"{count(len(self.failed), 'run')} failed, the reasons are above. Try {them} again with: {again}")
+        return "\n  ".join(parts) or None
 
 
 def reject_foreign(comparison: ComparisonOptions, out: Path) -> None:
@@ -106,14 +103,13 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
         KeyboardInterrupt: stopped; the runs under way can be resumed.
     """
     with Pool(workers(comparison), watcher, clock, gpus=gpus(comparison)) as pool:
-        maker = _Maker(pool, watcher, clock)
-        tuned, not_tuned, trials = _tune(comparison, out, maker)
+        tuned, not_tuned, trials = _tune(comparison, out, pool)
         jobs, failed, rejected = [], {}, {}
         for task in comparison.tasks:
             for method in comparison.methods:
                 kind = comparison.kind(method)
-                by_tuning = is_tuned(comparison, method)
-                rates_found = left_open(comparison, method, tuned[kind].rates) if by_tuning and kind in tuned else None
+                by_tuning = tuning.is_tuned(comparison, method)
+                rates_found = tuning.left_open(comparison, method, tuned[kind].rates) if by_tuning and kind in tuned else None
                 for seed in comparison.seeds:
                     one = job(comparison, out, task, method, seed, rates_found)
                     if by_tuning and kind in not_tuned:
@@ -123,7 +119,7 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
                     else:
                         jobs.append(one)
         _take_over(comparison, out, jobs)
-        done, unusable, outcomes = maker.make(jobs)
+        done, unusable, outcomes = pool.make(jobs)
         for one, outcome in outcomes.items():
             if outcome.summary is None:
                 (rejected if outcome.why == "refused" else failed)[one] = outcome.reason
@@ -161,45 +157,11 @@ def _made(outcomes: Mapping[Job, Outcome]) -> int:
     return sum(outcome.why != "refused" for outcome in outcomes.values())
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Makes jobs that are not done."""
-
-    pool: Pool
-    watcher: Watcher
-    clock: Clock
-
-    def make(self, jobs: Sequence[Job]) -> tuple[dict[Job, dict[str, Any]], dict[Job, str], dict[Job, Outcome]]:
-        """All summaries, the folders that cannot be used, and how the new runs ended. A finished run that is damaged is made again."""
-        done: dict[Job, dict[str, Any]] = {}
-        unusable: dict[Job, str] = {}
-        said: set[str] = set()
-        for one in jobs:
-            held = look(one)
-            for text in [text for text in held.moved if text not in said]:
-                said.add(text)
-                self._warn(one, f"{text}; runs that are done are taken to be of the same bytes")
-            if held.unusable is not None:
-                unusable[one] = held.unusable
-            elif held.summary is not None:
-                done[one] = held.summary
-                self.clock.learn(one, held.summary)
-            elif held.damaged is not None:
-                self._warn(one, f"{held.damaged}; it is repeated, and the old files are kept in {move_aside(one)}")
-        outcomes = self.pool.run([one for one in jobs if one not in done and one not in unusable])
-        done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
-        return done, unusable, outcomes
-
-    def _warn(self, one: Job, text: str) -> None:
-        logger.warning("%s: %s", one_line(one.name), one_line(text), extra={"shown": True})
-        self.watcher.warned(one, text)
-
-
 def _take_over(comparison: ComparisonOptions, out: Path, jobs: Iterable[Job]) -> None:
     """A run that was made as a trial, with the same configuration to the last key, is not made again."""
     for one in jobs:
-        values = {RATE: one.config.training.learning_rate}
-        trial = out / "tuning" / one.task / comparison.kind(one.method) / label(values)
+        values = {tuning.RATE: one.config.training.learning_rate}
+        trial = out / "tuning" / one.task / comparison.kind(one.method) / tuning.label(values)
         begun = one.folder.is_dir() and any(entry.name != FAILURE for entry in one.folder.iterdir())
         if begun or not (trial / SUMMARY).is_file():
             continue
@@ -218,19 +180,23 @@ def _take_over(comparison: ComparisonOptions, out: Path, jobs: Iterable[Job]) ->
 # ---- tuning
 
 
-def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict[str, Tuned], dict[str, tuple[str, bool]], int]:
+def _tune(comparison: ComparisonOptions, out: Path, pool: Pool) -> tuple[dict[str, TuningRow], dict[str, tuple[str, bool]], int]:
     """Rates of every kind of method, why some have none and whether a trial was rejected, and how many trials were made now."""
-    kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if is_tuned(comparison, method)))
-    held = read_tuning(out)
-    tuned = {kind: row for kind, row in held.items() if row.trials}
-    steps = {kind: grid(comparison.tuning) for kind in kinds if kind not in tuned}
+    kinds = list(dict.fromkeys(comparison.kind(method) for method in comparison.methods if tuning.is_tuned(comparison, method)))
+    held = tuning.read_tuning(out)
+    tuned = {kind: row for kind, row in held.items() if row.tried}
+    steps = {kind: tuning.grid(comparison.tuning) for kind in kinds if kind not in tuned}
     problems: dict[str, tuple[str, bool]] = {}
-    metric = metric_of(comparison)
+    metric = tuning.metric_of(comparison)
     made = 0
     for extension in (False, True):
-        jobs = [_trial(comparison, out, task, kind, step) for kind in steps for step in steps[kind] for task in comparison.tuning.tasks]
-        undecided = [one for one in jobs if not has_diverged(one.folder)]
-        _, unusable, outcomes = maker.make(undecided)
+        jobs = [
+            tuning.trial_job(comparison, out, task, kind, step)
+            for kind in steps
+            for step in steps[kind]
+            for task in comparison.tuning.tasks
+        ]
+        _, unusable, outcomes = pool.make([one for one in jobs if not tuning.has_diverged(one.folder)])
         made += _made(outcomes)
         reasons = unusable | {one: o.reason for one, o in outcomes.items() if o.summary is None and o.why != "diverged"}
         for one, reason in reasons.items():
@@ -241,32 +207,18 @@ def _tune(comparison: ComparisonOptions, out: Path, maker: _Maker) -> tuple[dict
         if extension or not comparison.tuning.extend:
             break
         for kind, tried in steps.items():
-            scores = {trial.step: trial.worth(metric) for trial in _trials(comparison, out, kind, tried)}
-            more = beyond(scores)
-            steps[kind] = (*tried, more) if more is not None else tried
+            more = tuning.beyond({step: tuning.worth(_trial(comparison, out, kind, step), metric) for step in tried})
+            steps[kind] = tried if more is None else (*tried, more)
     for kind, tried in steps.items():
-        tuned[kind] = choose(CATALOGUE[kind].rate_source, _trials(comparison, out, kind, tried), metric)
-    problems |= {
-        kind: ("no rate was chosen: every trial diverged", False) for kind in kinds if kind in tuned and tuned[kind].chosen is None
-    }
-    untuned = {method: fixed(comparison, method) for method in comparison.methods if not is_tuned(comparison, method)}
-    write_tuning(out, {**held, **untuned, **tuned})  # a kind that is tuned is not overwritten by a method of its name that is not
+        tuned[kind] = tuning.choose(CATALOGUE[kind].rate_source, [_trial(comparison, out, kind, step) for step in tried], metric)
+    diverged = [kind for kind in kinds if kind in tuned and tuned[kind].chosen is None]
+    problems |= dict.fromkeys(diverged, ("no rate was chosen: every trial diverged", False))
+    untuned = {method: tuning.fixed(comparison, method) for method in comparison.methods if not tuning.is_tuned(comparison, method)}
+    tuning.write_tuning(out, {**held, **untuned, **tuned})  # a kind that is tuned is not overwritten by a method of its name that is not
     return tuned, problems, made
 
 
-def _trial(comparison: ComparisonOptions, out: Path, task: str, kind: str, step: int) -> Job:
-    values = _values(comparison, kind, step)
-    return job(comparison, out, task, kind, comparison.tuning.seed, values, label(values))
-
-
-def _trials(comparison: ComparisonOptions, out: Path, kind: str, steps: Sequence[int]) -> tuple[Trial, ...]:
-    found = []
-    for step in steps:
-        folders = {task: _trial(comparison, out, task, kind, step).folder for task in comparison.tuning.tasks}
-        scores = {task: validation_score(folder) for task, folder in folders.items()}
-        found.append(Trial(step, _values(comparison, kind, step), scores))
-    return tuple(found)
-
-
-def _values(comparison: ComparisonOptions, kind: str, step: int) -> dict[str, float]:
-    return left_open(comparison, kind, rates(kind, step, comparison.tuning.factor))
+def _trial(comparison: ComparisonOptions, out: Path, kind: str, step: int) -> RecordedTrial:
+    """What a step that was tried came to."""
+    jobs = [tuning.trial_job(comparison, out, task, kind, step) for task in comparison.tuning.tasks]
+    return tuning.trial(step, tuning.values_of(comparison, kind, step), {one.task: tuning.validation_score(one.folder) for one in jobs})

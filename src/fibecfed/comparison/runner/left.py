@@ -11,7 +11,7 @@ from ...core.files import SUMMARY
 from .conduct import reject_foreign
 from .options import ComparisonOptions
 from .plan import job
-from .tuning import grid, has_diverged, is_tuned, label, left_open, rates, read_tuning
+from .tuning import grid, has_diverged, is_tuned, read_tuning, trial_job
 
 Counts = Counter[tuple[str, str]]
 """(task, method) -> how many."""
@@ -40,7 +40,7 @@ def left(comparison: ComparisonOptions, out: Path) -> Left:
     """
     try:
         reject_foreign(comparison, out)
-        tuned = {kind for kind, row in read_tuning(out).items() if row.trials}
+        tuned = {kind for kind, row in read_tuning(out).items() if row.tried}
     except UserError:
         return left(comparison, out / "nowhere")
     tuning, found, done = comparison.tuning, Left(), 0
@@ -48,8 +48,7 @@ def left(comparison: ComparisonOptions, out: Path) -> Left:
     for kind in [kind for kind in to_tune if kind not in tuned]:
         for task in tuning.tasks:
             for step in grid(tuning):
-                values = left_open(comparison, kind, rates(kind, step, tuning.factor))
-                folder = job(comparison, out, task, kind, tuning.seed, values, label(values)).folder
+                folder = trial_job(comparison, out, task, kind, step).folder
                 found.trials[task, kind] += not ((folder / SUMMARY).is_file() or has_diverged(folder))
             found.more_trials[task, kind] += tuning.extend
     for task in comparison.tasks:

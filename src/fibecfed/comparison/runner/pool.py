@@ -19,7 +19,7 @@ from ...core.files import FAILURE, write_atomically
 from ...core.json_text import to_json
 from ...core.process import environment
 from ...core.terminal import one_line
-from .plan import Clock, Job
+from .plan import Clock, Job, look, move_aside
 from .worker import work
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,28 @@ class Pool:
                 worker.process.kill()
                 worker.process.join()
         self._workers.clear()
+
+    def make(self, jobs: Sequence[Job]) -> tuple[dict[Job, dict[str, Any]], dict[Job, str], dict[Job, Outcome]]:
+        """All summaries, the folders that cannot be used, and how the new runs ended. What is done is not made again, but a finished run
+        that is damaged is."""
+        done: dict[Job, dict[str, Any]] = {}
+        unusable: dict[Job, str] = {}
+        said: set[str] = set()
+        for one in jobs:
+            held = look(one)
+            for text in [text for text in held.moved if text not in said]:
+                said.add(text)
+                self._warn(one, f"{text}; runs that are done are taken to be of the same bytes")
+            if held.unusable is not None:
+                unusable[one] = held.unusable
+            elif held.summary is not None:
+                done[one] = held.summary
+                self._clock.learn(one, held.summary)
+            elif held.damaged is not None:
+                self._warn(one, f"{held.damaged}; it is repeated, and the old files are kept in {move_aside(one)}")
+        outcomes = self.run([one for one in jobs if one not in done and one not in unusable])
+        done |= {one: outcome.summary for one, outcome in outcomes.items() if outcome.summary is not None}
+        return done, unusable, outcomes
 
     def run(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """Make all runs, the cheapest first; how each ended.

@@ -6,11 +6,10 @@ method has one, moves along the same line by the catalogue's `server_rate_power`
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from ...config.model import keys
 from ...core.errors import UserError
@@ -20,59 +19,39 @@ from ...core.metrics import METRICS, Metric, metric_named
 from ...core.records import EvalRecord, read
 from ...local.options import TrainingOptions
 from ...methods.catalogue import CATALOGUE
+from ..report.recorded import RecordedTrial, TuningRow, line_of, read_json, told
 from .options import ComparisonOptions, TuningOptions
-from .plan import table_of
+from .plan import Job, job, table_of
 
 RATE = "training.learning_rate"
 SERVER_RATE = "method.server_learning_rate"
 _WORST = -1e9  # of a trial that diverged: below every score
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One rate of one method.
+def trial(step: int, rates: Mapping[str, float], scores: Mapping[str, float | None]) -> RecordedTrial:
+    """One rate of one method that was tried.
 
-    Attributes:
+    Args:
         step: its place on the line.
         rates: key of the configuration -> value.
-        scores: task -> primary metric of the personalised models on the validation parts after the last round; None where it diverged.
+        scores: task -> primary metric of the personalised models on the validation parts after the last round; None where it diverged. The
+            trial's score is their mean, None where one is.
     """
+    known = [score for score in scores.values() if score is not None]
+    mean = sum(known) / len(known) if len(known) == len(scores) else None
+    return RecordedTrial(rate=rates[RATE], score=mean, step=step, rates=dict(rates), scores=dict(scores))
 
-    step: int
-    rates: Mapping[str, float]
-    scores: Mapping[str, float | None]
 
-    @property
-    def score(self) -> float | None:
-        """Mean over the tasks; None where it diverged on one of them."""
-        scores = [score for score in self.scores.values() if score is not None]
-        return sum(scores) / len(scores) if len(scores) == len(self.scores) else None
-
-    def worth(self, metric: Metric) -> float:
-        """What trials are chosen by, the more the better: the fewer tasks it diverged on, and the better its scores on the others."""
-        sign = 1 if metric.higher_is_better else -1
-        return sum(_WORST if score is None else sign * score for score in self.scores.values()) / len(self.scores)
+def worth(one: RecordedTrial, metric: Metric) -> float:
+    """What trials are chosen by, the more the better: the fewer tasks one diverged on, and the better its scores on the others."""
+    sign = 1 if metric.higher_is_better else -1
+    return sum(_WORST if score is None else sign * score for score in one.scores.values()) / len(one.scores)
 
 
 def metric_of(comparison: ComparisonOptions) -> Metric:
     """The metric that rates are chosen by, by its name: what a metric of a single class is computed with, the run knows."""
     name = comparison.base.get("evaluation", {}).get("metric") or "accuracy"
     return METRICS.get(name.partition(":")[0], METRICS["accuracy"])
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was tried for one method, and what was chosen.
-
-    Attributes:
-        source: where the centre comes from.
-        chosen: the trial's step, and its rates; None where every trial diverged.
-    """
-
-    source: str
-    trials: tuple[Trial, ...] = ()
-    chosen: int | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 def grid(options: TuningOptions) -> tuple[int, ...]:
@@ -87,6 +66,11 @@ def rates(kind: str, step: int, factor: float) -> dict[str, float]:
         if key.name == SERVER_RATE and (power := CATALOGUE[kind].server_rate_power):
             found[SERVER_RATE] = _three_digits(key.default * factor ** (step * power))
     return found
+
+
+def values_of(comparison: ComparisonOptions, kind: str, step: int) -> dict[str, float]:
+    """The values of a step that a trial of a kind of method has."""
+    return left_open(comparison, kind, rates(kind, step, comparison.tuning.factor))
 
 
 def left_open(comparison: ComparisonOptions, method: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -104,6 +88,12 @@ def label(values: Mapping[str, float]) -> str:
     return f"{values[RATE]:g}"
 
 
+def trial_job(comparison: ComparisonOptions, out: Path, task: str, kind: str, step: int) -> Job:
+    """The run of a kind of method on a task with the values of a step."""
+    values = values_of(comparison, kind, step)
+    return job(comparison, out, task, kind, comparison.tuning.seed, values, label(values))
+
+
 def best(scores: Mapping[int, float]) -> int:
     """The step with the highest score; of equals the one nearest to the paper's, then the lower."""
     return max(scores, key=lambda step: (scores[step], -abs(step), -step))
@@ -117,13 +107,14 @@ def beyond(scores: Mapping[int, float]) -> int | None:
     return found + 1 if found == max(scores) else None
 
 
-def choose(source: str, trials: tuple[Trial, ...], metric: Metric) -> Tuned:
+def choose(source: str, trials: Iterable[RecordedTrial], metric: Metric) -> TuningRow:
     """The choice among finished trials; none where every one diverged on every task."""
-    ordered = tuple(sorted(trials, key=lambda trial: trial.step))
-    if all(score is None for trial in ordered for score in trial.scores.values()):
-        return Tuned(source, ordered)
-    chosen = best({trial.step: trial.worth(metric) for trial in ordered})
-    return Tuned(source, ordered, chosen, next(trial.rates for trial in ordered if trial.step == chosen))
+    ordered = {one.step or 0: one for one in sorted(trials, key=lambda one: one.step or 0)}
+    found = TuningRow(chosen=None, source=source, tried=tuple(ordered.values()))
+    if all(score is None for one in found.tried for score in one.scores.values()):
+        return found
+    step = best({step: worth(one, metric) for step, one in ordered.items()})
+    return found.model_copy(update={"chosen": ordered[step].rate, "step": step, "rates": ordered[step].rates})
 
 
 def is_tuned(comparison: ComparisonOptions, method: str) -> bool:
@@ -159,55 +150,36 @@ def validation_score(folder: Path) -> float | None:
 # ---- the file
 
 
-def read_tuning(out: Path) -> dict[str, Tuned]:
+def read_tuning(out: Path) -> dict[str, TuningRow]:
     """Kind of method -> what was tuned before, in a comparison's folder.
 
     Raises:
         UserError: the file is not what was written, naming it.
     """
     path = out / TUNING
-    if not path.is_file():
-        return {}
     try:
-        return {kind: _from_row(row) for kind, row in from_json(path.read_bytes()).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not what `fibecfed compare` wrote ({error}); remove it: it is restored from the trials") from None
+        found: dict[str, TuningRow] = read_json(path, dict[str, TuningRow])
+        if any(one.step is None for row in found.values() for one in row.tried):
+            raise ValueError("a trial without its step")
+        return found
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        what = told(error, "a table") if isinstance(error, ValidationError) else error
+        raise UserError(
+            f"{path}{line_of(error)}: not what `fibecfed compare` wrote ({what}); remove it: it is restored from the trials"
+        ) from None
 
 
-def _from_row(row: Mapping[str, Any]) -> Tuned:
-    trials = tuple(Trial(one["step"], one["rates"], one["scores"]) for one in row["tried"])
-    return Tuned(row["source"], trials, row["step"], row["rates"])
-
-
-def write_tuning(out: Path, tuned: Mapping[str, Tuned]) -> None:
-    """What was tried and chosen, for the report and for the next time.
-
-    A method's row: `tried`, each with its learning `rate`, its `score` (null where it diverged on a task), all its `rates` and the `scores`
-    by task; the learning rate `chosen` with all `rates` that go with it; and the `source` of the centre.
-    """
-    table = {kind: _to_row(row) for kind, row in tuned.items()}
+def write_tuning(out: Path, tuned: Mapping[str, TuningRow]) -> None:
+    """What was tried and chosen, for the report and for the next time."""
+    table = {kind: row.model_dump() for kind, row in tuned.items()}
     write_atomically(out / TUNING, (to_json(table, indent=2) + "\n").encode())
 
 
-def _to_row(row: Tuned) -> dict[str, Any]:
-    tried = [
-        {
-            "rate": one.rates[RATE],
-            "score": one.score,
-            "step": one.step,
-            "rates": dict(one.rates),
-            "scores": dict(one.scores),
-        }
-        for one in row.trials
-    ]
-    return {"chosen": row.rates.get(RATE), "source": row.source, "tried": tried, "step": row.chosen, "rates": dict(row.rates)}
-
-
-def fixed(comparison: ComparisonOptions, method: str) -> Tuned:
+def fixed(comparison: ComparisonOptions, method: str) -> TuningRow:
     """The rate of a method that is not tuned, in the form of one that is."""
-    table = table_of(comparison, comparison.tasks[0], method, 0)
-    rate = table.get("training", {}).get("learning_rate")
-    if rate is None:
-        return Tuned("the default of training.learning_rate", rates={RATE: TrainingOptions().learning_rate})
-    return Tuned("given by the comparison", rates={RATE: rate})
+    rate = table_of(comparison, comparison.tasks[0], method, 0).get("training", {}).get("learning_rate")
+    source = "the default of training.learning_rate" if rate is None else "given by the comparison"
+    rate = TrainingOptions().learning_rate if rate is None else rate
+    return TuningRow(chosen=rate, source=source, tried=(), rates={RATE: rate})
