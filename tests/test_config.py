@@ -323,6 +323,14 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a fraction"),
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
+        (
+            {"method": {"layers": {"rule": "last", "importance_round": "first"}}},
+            'method.layers.importance_round: got "first", but `method.layers.rule` = "last" measures no importance',
+        ),
+        (
+            {"method": {"layers": {"first_layers": "last"}}},
+            'method.layers.first_layers: got "last" with `method.layers.importance_round` = "separate"',
+        ),
         ({"method": {"neurons": {"rule": "all", "value": 0.5}}}, "method.neurons.value: .* needs none"),
         ({"method": {"neurons": {"rule": "random", "every": 2}}}, "method.neurons.every: got 2, but .* measures nothing"),
         (

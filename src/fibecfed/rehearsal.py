@@ -23,7 +23,8 @@ def peak_memory() -> int:
 
 
 def rehearse(prepared: Prepared) -> int:
-    """What `peak_memory` says after a client's part of the last round of each phase, and an evaluation, both on the longest texts.
+    """What `peak_memory` says after a client's part of the last round of each phase (and of its first, if only that one measures
+    something), and an evaluation, both on the longest texts.
 
     Nothing is kept, of activations neither. Local training is one epoch, which takes no less memory than several.
     """
@@ -37,11 +38,13 @@ def rehearse(prepared: Prepared) -> int:
     data = ClientData(train, inputs.data.validation, inputs.data.test)
     start = server = method.init(task, inputs.key)
     for number, phase in enumerate(method.phases):
-        now = Round(phase.name, phase.num_rounds - 1, phase.num_rounds, number)
-        server = method.outlook(start, now)[-1]
-        view = ClientView(client, task, data, method.init_client(task, client, inputs.key), key)
-        with contextlib.suppress(FloatingPointError):  # what diverges on these few texts need not in the run
-            phase.client_update(view, _message(phase, server, now, client), now)
+        first, last = (Round(phase.name, index, phase.num_rounds, number) for index in (0, phase.num_rounds - 1))
+        passes = [method.load(len(train), now, 1.0).passes for now in (first, last)]
+        for now in (first, last) if passes[0] > passes[1] else (last,):
+            server = method.outlook(start, now)[-1]
+            view = ClientView(client, task, data, method.init_client(task, client, inputs.key), key)
+            with contextlib.suppress(FloatingPointError):  # what diverges on these few texts need not in the run
+                phase.client_update(view, _message(phase, server, now, client), now)
     scored = inputs.data.test if len(inputs.data.test) else inputs.data.train
     batch_size = config.evaluation.batch_size
     totals(task, method.server_params(server), _longest(scored, batch_size), batch_size)

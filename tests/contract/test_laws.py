@@ -49,6 +49,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published order": {"layers": MEASURERS, "score_after": 0, "curriculum": {"order_within_round": "easy_to_hard"}},
     "closing round": {"layers": MEASURERS, "closing_round": True},
     "scored in training": {"layers": MEASURERS, "score_after": 0, "curriculum": {"scoring": "training"}, "neurons": {"every": 2}},
+    "importance in the first round": {"layers": {"importance_round": "first", "rule": "count", "value": 1}, "closing_round": True},
+    "importance in the first round, last layers, exact": {
+        "layers": {"importance_round": "first", "first_layers": "last"},
+        "aggregation": "exact",
+        "head": "personal",
+        "finetune": True,
+    },
+    "importance in the first round, layer_gap, depth": {
+        "layers": {**MEASURERS, "importance_round": "first", "rule": "layer_gap"},
+        "depth": 0.3,
+        "depth_rule": "coverage",
+        "curriculum": {"scoring": "training"},
+    },
     "layers alone": {"layers": LAST, "neurons": {"rule": "all"}, "curriculum": {"pace": "none"}},
     "layer_gap, coverage, rescored": {
         "layers": {**MEASURERS, "rule": "layer_gap"},
@@ -89,6 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "moms-adamw": {"kind": "moms-adamw"},
     "hetlora": {"kind": "hetlora", "min_rank": 1, "decay": 0.5, "penalty": 10.0},
 }
+FIRST = [variant for variant in VARIANTS if variant.startswith("importance in the first round")]
 _SCORES = "not everything is shared: some layers stay on the client, and are trained in part"
 EXEMPT: dict[str, dict[str, str]] = {
     "consecutive": {
@@ -96,6 +110,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "published order": _SCORES,
         "closing round": _SCORES,
         "scored in training": _SCORES,
+        **dict.fromkeys(FIRST, _SCORES),
         "layers alone": "no scores, no masks: what is left of it is `everything off`",
         "layer_gap, coverage, rescored": _SCORES,
         "random throughout": _SCORES,
@@ -117,6 +132,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "lora-finetune": "its last phase asks everybody",
         "ffa on global layers, personal head, then personal": "its last phase asks everybody",
         "fedpeptao": "its first phase asks everybody",
+        "importance in the first round, last layers, exact": "its last phase asks everybody",
         "depth by coverage, all rules": "its last phase asks everybody",
     },
     "sizes_of_messages_do_not_depend_on_the_clock": {"hetlora": "clients of different ranks send differently large tensors"},
@@ -169,6 +185,7 @@ def test_the_law_holds(variant: str, law: Any):
 OPEN = {
     "depth by coverage, all rules": "the Fisher information of the clients says how many blocks are trained",
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
+    "importance in the first round, layer_gap, depth": "the Fisher information says how many blocks are trained",
     "hetlora": "training says whose rank falls",
 }
 """Variant -> why the sizes of its messages are not known before the run."""

@@ -26,7 +26,8 @@ from fibecfed.engine.failures import STOP, printable
 from fibecfed.engine.options import FederationOptions
 from fibecfed.engine.runtime import frame, unframe
 from fibecfed.engine.transport import Answer, Ticket, Transport
-from fibecfed.methods.fibecfed import AllLayers, Importance
+from fibecfed.methods.fibecfed import AllLayers
+from fibecfed.methods.importance import Importance
 
 TASK, DATA = made_task(2), made_data(4, 6)
 DROP = FederationOptions(on_failure="drop", max_samples=1000, max_update_norm=100)

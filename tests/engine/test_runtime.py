@@ -234,7 +234,7 @@ def test_other_errors_are_not_taken_for_numbers_that_are_not_finite():
 
 
 def test_a_single_tensor_of_a_message_is_looked_at_too():
-    from fibecfed.methods.fibecfed import Importance
+    from fibecfed.methods.importance import Importance
 
     with pytest.raises(NotFinite, match="round 1: importance of its update is not finite"):
         check_finite(Importance(torch.tensor([0.1, float("nan")]), 3), Toy().phases[0], "1", NOW)

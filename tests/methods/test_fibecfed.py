@@ -27,7 +27,8 @@ from fibecfed.local.optimise import fit
 from fibecfed.local.selection import neuron_masks
 from fibecfed.local.sensitivity import layer_sensitivity
 from fibecfed.local.spectrum import spectrum
-from fibecfed.methods.fibecfed import AllLayers, AskImportance, AskRatio, GlobalLayers, Importance, LocalLayers, Ratio
+from fibecfed.methods.fibecfed import AllLayers, AskRatio, GlobalLayers, LocalLayers, Ratio
+from fibecfed.methods.importance import AskImportance, Importance
 
 # ---- phases
 

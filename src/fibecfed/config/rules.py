@@ -275,6 +275,13 @@ def _score_after(score_after: int | None, federation: FederationOptions) -> Iter
 
 def _layers(layers: LayerOptions) -> Iterator[str]:
     value, rule = layers.value, layers.rule
+    if layers.importance_round == "first" and rule in ("last", "first", "random", "all"):
+        yield f'method.layers.importance_round: got "first", but `method.layers.rule` = "{rule}" measures no importance; remove it'
+    if layers.importance_round == "separate" and layers.first_layers != "all":
+        yield (
+            f'method.layers.first_layers: got "{layers.first_layers}" with `method.layers.importance_round` = "separate", where the global '
+            'layers are known before tuning; set `importance_round` = "first", or remove it'
+        )
     if value is None:
         return
     if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):

@@ -91,6 +91,16 @@ class LayerOptions(Options):
         default="output",
         description="[S] output: relative change of the block's output; [C] increment: its increase over the previous block.",
     )
+    importance_round: Literal["separate", "first"] = Field(
+        default="separate",
+        description="[S] separate: importance is measured in a separate round before tuning. [C] first: in the first tuning round, by "
+        "its clients instead of `importance_clients`, before they train; they update every neuron in it.",
+    )
+    first_layers: Literal["all", "last"] = Field(
+        default="all",
+        description='[C] Layers aggregated in the first tuning round with `importance_round` = "first": all, or the last ones, as many as '
+        "`rule` selects (coverage: L/2).",
+    )
     noise_scale: float = Field(default=0.1, gt=0, description="[C] Norm of the noise relative to the norm of the example's embeddings.")
     norm: float = Field(default=2.0, gt=1, description="[C] p of the L_p ball that the noise is taken from; inf = sign of the gradient.")
     importance_examples: int = Field(default=64, ge=1, description="[C] Maximum number of examples per client for measuring importance.")

@@ -20,31 +20,19 @@ from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
-from ..local.batches import PASS_BATCH, batches, plain_epochs
+from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
-from ..local.sensitivity import layer_sensitivity
-from .aggregation import MEAN, Aggregation, aggregation_of, deltas, residual_ratio
+from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio
 from .catalogue import MethodContext
 from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
 from .fibecfed_client import ClientPart, Own, Trained
+from .importance import NAME, Importance, Measuring, noted
+from .importance import PHASE as IMPORTANCE
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
-
-
-@message
-class AskImportance:
-    """Server to client: measure the importance of the layers of the model at the start, which both draw from the seed."""
-
-
-@message
-class Importance:
-    """Client to server: importance of its layers (I_k), and how many training examples it holds (n_k)."""
-
-    importance: Tensor
-    num_samples: int
 
 
 @message
@@ -60,10 +48,12 @@ class GlobalLayers:
 
 @message
 class LocalLayers:
-    """Client to server: the tensors of the global layers and the head after local training, and n_k."""
+    """Client to server: the tensors of the global layers and the head after local training, and n_k; "layers" = I_k in the round in
+    which it is measured, if that is a tuning round."""
 
     shared: Tensors
     num_samples: int
+    importance: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @message
@@ -131,15 +121,13 @@ class FibecFed(Defaults):
         rows: list[Phase[Server, Own, Any, Any]] = []
         if self.depth is not None and self.depth.measures:
             rows.append(self.depth.phase(self._choose_blocks))
-        if self._measures_importance:
-            measurers = self.layers.importance_clients
-            row = ("importance", 1, measurers, AskImportance, Importance, _ask_importance, self._importance, self._choose)
-            rows.append(Phase(*row, trains=False))
+        if self._measuring.is_separate:
+            rows.append(self._measuring.phase(self._choose))
         if self._measures_ratio:
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
             rows.append(Phase(*row, problem=no_share, trains=False))
         row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
-        rows.append(Phase(*row, fold=self._fold))
+        rows.append(Phase(*row, template=self._answer_like, fold=self._fold))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
             rows.append(Phase(*row, template=_all_layers, fold=self._fold))
@@ -153,7 +141,7 @@ class FibecFed(Defaults):
             "per-example gradients": scores
             or (self.depth is not None and self.depth.measures)
             or self.neurons.rule not in ("all", "random"),
-            "layer importance": self._measures_importance,
+            "layer importance": self._measuring.needed,
             "curvature": self._measures_ratio,
         }
         return frozenset(use for use, needed in asked.items() if needed)
@@ -163,8 +151,8 @@ class FibecFed(Defaults):
         return self.layers.rule in ("layer_gap", "plateau")
 
     @property
-    def _measures_importance(self) -> bool:
-        return self._measures_ratio or self.layers.rule in ("share", "count", "coverage")
+    def _measuring(self) -> Measuring:
+        return Measuring(self.layers)
 
     def init(self, task: Task, key: Key) -> Server:
         """P at the start; rules that measure nothing choose their layers at once."""
@@ -174,8 +162,8 @@ class FibecFed(Defaults):
         tensor_layers = tuple(-1 if layer is None else layer for layer in where)
         trained = () if self.depth is None else self.depth.at_start(task.num_layers)
         server = Server(params, tensor_layers, unknown, 1.0, (), **self.aggregation.start(task), trained=trained)
-        waits = self._measures_importance or (self.depth is not None and self.depth.measures)
-        return server if waits else self._with_layers(server)
+        waits = self._measuring.is_separate or self._measures_ratio or (self.depth is not None and self.depth.measures)
+        return server if waits else self._before_tuning(server)
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> Own:
         """P at the start, not scored."""
@@ -186,13 +174,13 @@ class FibecFed(Defaults):
         return {**state.own, **message.shared, **deltas(message.residual)}
 
     def server_params(self, server: Server) -> Params:
-        """Global layers and head as averaged; the other layers as at the start, unless a closing round has sent them."""
+        """Global layers and head as averaged; the other layers as at the start, unless the first or a closing round has sent them."""
         return {**server.params, **deltas(self.aggregation.beside(server, self._shared(server).keys()))}
 
     def load(self, size: int, now: Round, chance: float) -> Load:
         """The round's fraction of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
-        if now.phase == "importance":
-            return Load(passes=2 * min(self.layers.importance_examples, size))
+        if now.phase == IMPORTANCE:
+            return Load(passes=self._measuring.num_passes(size))
         if now.phase == PHASE:
             return Load(passes=min(self.layers.importance_examples, size))
         if now.phase == "spectrum":
@@ -205,22 +193,26 @@ class FibecFed(Defaults):
             used = min(size, batch_size * curriculum.num_batches_used(share, math.ceil(size / batch_size)))
         scores = options.pace != "none" and options.order == "fisher" and options.scoring == "pass" and now.index >= self.score_after
         is_new = (1 - chance) ** (now.index - self.score_after) if scores else 0.0
-        return trained_on(used, self.training, passes=is_new * size)
+        measured = self._measuring.num_passes(size) if self._measuring.is_in(now) else 0
+        return trained_on(used, self.training, passes=is_new * size + measured)
 
     def outlook(self, server: Server, now: Round) -> Sequence[Server]:
-        """Which layers are shared, and which blocks trained, is not known before phase 1; how many sometimes is."""
-        if server.layers:
+        """Which layers are shared, and which blocks trained, is not known before they are measured; how many sometimes is."""
+        first = self._measuring.is_in(now)
+        if server.layers and (first or not self._measuring.is_first):
             return (server,)
         total, sets = len(server.importance), [server.trained]
         if self.depth is not None and not server.trained:
             sets = [blocks for number in self.depth.numbers(total) for blocks in _ends(range(total), number)]
         states: list[Server] = []
         for trained in sets:
-            among = trained or range(total)
-            if self.layers.rule in ("coverage", "layer_gap", "plateau"):
-                numbers = (1, len(among))
+            among, ratios = trained or range(total), (0.0, 1.0) if self._measures_ratio else (None,)
+            if first:
+                numbers = [len(self._measuring.first_layers(ratio, among)) for ratio in ratios]
+            elif self.layers.rule in ("coverage", "layer_gap", "plateau"):
+                numbers = [1, len(among)]
             else:
-                numbers = (len(selection.layers_among(self.layers, server.importance, None, self.key, among)),)
+                numbers = [len(selection.layers_among(self.layers, server.importance, None, self.key, among))]
             states += [replace(server, trained=trained, layers=chosen) for number in numbers for chosen in _ends(among, number)]
         return tuple(states)
 
@@ -234,7 +226,7 @@ class FibecFed(Defaults):
         return {
             "global_layers": list(server.layers),
             "num_layers": len(server.importance),
-            "importance": [round(float(i), 6) for i in server.importance] if self._measures_importance else None,
+            "importance": [round(float(i), 6) for i in server.importance] if self._measuring.needed else None,
             "ratio": server.ratio if self._measures_ratio else None,
             "score_after": self.score_after,
             **({"trained_layers": list(server.trained)} if server.trained else {}),
@@ -249,32 +241,33 @@ class FibecFed(Defaults):
         mean = mean_information(received)
         assert self.depth is not None
         server = replace(server, trained=self.depth.chosen(mean), information={"blocks": mean})
-        return server if self._measures_importance else self._with_layers(server)
-
-    def _importance(self, client: ClientView[Own], message: AskImportance, now: Round) -> Update[Own, Importance]:
-        train, options = client.data.train, self.layers
-        drawn = client.key.fold("importance").permutation(len(train))[: options.importance_examples]
-        some = batches(train, drawn, PASS_BATCH)
-        measured = layer_sensitivity(client.task, client.state.own, some, options.noise_scale, options.norm, options.importance)
-        notes = {"importance": [round(float(i), 6) for i in measured]}
-        return Update(Importance(measured, len(train)), client.state, notes=notes)
+        return server if self._measuring.is_separate or self._measures_ratio else self._before_tuning(server)
 
     def _choose(self, server: Server, received: Sequence[Received[Importance]], now: Round) -> Server:
         """I = sum_k n_k I_k / sum_k n_k over the clients that answered [C]."""
         mean = selection.aggregate_importance([r.message.importance for r in received], [r.message.num_samples for r in received])
         server = replace(server, importance=mean)
-        return server if self._measures_ratio else self._with_layers(server)
+        return server if self._measures_ratio else self._before_tuning(server)
 
     def _ratio(self, client: ClientView[Own], message: AskRatio, now: Round) -> Update[Own, Ratio]:
         rule = "layer_gap" if self.layers.rule == "layer_gap" else "plateau"
         return measured(client, client.state.own, rule, self.training)
 
     def _count(self, server: Server, received: Sequence[Received[Ratio]], now: Round) -> Server:
-        return self._with_layers(replace(server, ratio=mean_ratio(received)))
+        return self._before_tuning(replace(server, ratio=mean_ratio(received)))
+
+    def _before_tuning(self, server: Server) -> Server:
+        """With the layers that are global in the first tuning round."""
+        if not self._measuring.is_first:
+            return self._with_layers(server)
+        return replace(server, layers=self._measuring.first_layers(self._ratio_of(server), _among(server)))
 
     def _with_layers(self, server: Server) -> Server:
-        ratio, among = server.ratio if self._measures_ratio else None, server.trained or range(len(server.importance))
-        return replace(server, layers=selection.layers_among(self.layers, server.importance, ratio, self.key.fold("layers"), among))
+        ratio, key = self._ratio_of(server), self.key.fold("layers")
+        return replace(server, layers=selection.layers_among(self.layers, server.importance, ratio, key, _among(server)))
+
+    def _ratio_of(self, server: Server) -> float | None:
+        return server.ratio if self._measures_ratio else None
 
     # Phase 2
 
@@ -289,16 +282,30 @@ class FibecFed(Defaults):
 
     def _aggregate(self, server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
-        return self.aggregation.step(server, received)
+        after = self.aggregation.step(server, received)
+        return self._measured(after, mean_by_size(received, "importance")[NAME]) if self._measuring.is_in(now) else after
+
+    def _measured(self, server: Server, importance: Tensor) -> Server:
+        """After the tuning round in which importance was measured."""
+        return self._with_layers(replace(server, importance=importance))
 
     def _fold(self, server: Server, now: Round) -> Folding[Server, Any] | None:
         fold = getattr(self.aggregation, "fold", None)
-        return None if fold is None or type(self)._aggregate is not FibecFed._aggregate else fold(server)
+        inner = None if fold is None or type(self)._aggregate is not FibecFed._aggregate else fold(server)
+        return inner if inner is None or not self._measuring.is_in(now) else self._measuring.folding(inner, self._measured)
+
+    def _answer_like(self, server: Server, now: Round) -> LocalLayers:
+        importance = {NAME: torch.zeros(len(server.importance))} if self._measuring.is_in(now) else {}
+        return LocalLayers(self._shared(server), 1, importance)
 
     def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
+        importance, notes = dict[str, Tensor](), dict[str, Any]()
+        if self._measuring.is_in(now):
+            importance[NAME] = self._measuring.of(client, self.personalise(message, client.state))
+            notes = noted(importance[NAME])
         found = self._train(client, message, now)
-        answer = LocalLayers(pick(found.params, message.shared.keys()), len(client.data.train))
-        return Update(answer, found.state, found.work, found.notes)
+        answer = LocalLayers(pick(found.params, message.shared.keys()), len(client.data.train), importance)
+        return Update(answer, found.state, found.work, found.notes | notes)
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
@@ -325,8 +332,12 @@ class FibecFed(Defaults):
         blocks = untrained(client.task, message.trained)
         still = {*self.still.of([name for name in own_names if own_layers[name] in message.layers]), *blocks}
         masked = [name for name in own_names if own_layers[name] is not None and name not in still]  # neurons of a head are its classes
+        kept, collected = own_names, masked
+        if self._measuring.is_in(now):  # which layers stay here is not known yet
+            kept, masked = client.task.names, []
+            collected = [name for name in kept if client.task.layer_of(name) is not None and name not in still]
         part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, self._last(now))
-        return part.train(client, self.personalise(message, client.state), own_names, masked, still, blocks, now)
+        return part.train(client, self.personalise(message, client.state), kept, masked, collected, still, blocks, now)
 
     def _last(self, now: Round) -> bool:
         """Whether nobody trains after this round of the phases here."""
@@ -338,8 +349,9 @@ def _ends(indices: Sequence[int], number: int) -> tuple[tuple[int, ...], tuple[i
     return tuple(indices[:number]), tuple(indices[-number:])
 
 
-def _ask_importance(server: Server, now: Round) -> AskImportance:
-    return AskImportance()
+def _among(server: Server) -> Sequence[int]:
+    """The layers of which some are global."""
+    return server.trained or range(len(server.importance))
 
 
 def _all_layers(server: Server, now: Round) -> AllLayers:

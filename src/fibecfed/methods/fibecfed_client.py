@@ -75,6 +75,7 @@ class ClientPart:
         params: Params,
         own: Sequence[str],
         masked: Sequence[str],
+        collected: Sequence[str],
         still: Collection[str],
         blocks: Collection[str],
         now: Round,
@@ -85,6 +86,7 @@ class ClientPart:
             params: all tensors, where it starts.
             own: tensors that stay with the client.
             masked: those of them of which only chosen neurons are updated.
+            collected: tensors whose neurons' Fisher information is collected for later rounds.
             still: tensors that do not move.
             blocks: those of them that lie in blocks of which nothing is trained: no example is scored by them.
         """
@@ -102,8 +104,9 @@ class ClientPart:
         epochs = [batches(train, one, self.training.batch_size, beside=beside) for one in orders]
 
         # Which neurons of its own layers it updates
-        fisher = Neurons(dict(state.rows), dict(state.columns)) if state.rows else None
-        ranks = self.neurons.rule not in ("all", "random") and bool(masked)
+        by_fisher = self.neurons.rule not in ("all", "random")
+        ranks, known = by_fisher and bool(masked), bool(state.rows) and state.rows.keys() >= set(collected)
+        fisher = Neurons(dict(state.rows), dict(state.columns)).only(collected) if known else None
         if ranks and fisher is None and not self._scores_in_training:
             fisher = (scored or self._pass(client, params, blocks, positions[:: self.neurons.every])).neurons.only(masked)
         masks: dict[str, Tensor] = {}
@@ -114,7 +117,7 @@ class ClientPart:
             notes["own_neurons"] = sum(map(len, masks.values()))
 
         trained = sorted(set(task.names) - set(still))
-        collect = self._collect(client, masked if ranks and not self.is_last else (), blocks, now)
+        collect = self._collect(client, collected if by_fisher and not self.is_last else (), blocks, now)
         schedule, dropout = in_round(self.training, now), client.key.fold("dropout")
         result = fit(task, params, epochs, schedule, dropout, trained=trained, masks=masks, collect=collect)
         if result.neurons is not None:

@@ -13,7 +13,7 @@ from fibecfed.core.wire import decode, encode
 from fibecfed.engine.flower.agreement import digest, disagreements, table_of
 from fibecfed.engine.flower.envelope import Hello, Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
-from fibecfed.methods.fibecfed import AskImportance
+from fibecfed.methods.importance import AskImportance
 
 RUN = "0123456789abcdef"
 CONFIG = {"seed": 7}
