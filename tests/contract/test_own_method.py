@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -223,13 +224,6 @@ def test_what_breaks_the_contract_is_named_by_its_law() -> None:
         check_method(Personal(TRAINING, 3))
 
 
-class NoUpdate(fibecfed.FedAvg):
-    """Forgets to return what a client answers."""
-
-    def _tune(self, client: Any, message: Any, now: Any) -> Any:
-        super()._tune(client, message, now)
-
-
 class NoName(fibecfed.FedAvg):
     """Looks for a tensor that is not there."""
 
@@ -256,7 +250,6 @@ class HalfPrecision(fibecfed.FedAvg):
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (NoUpdate, "AttributeError: 'NoneType' object has no attribute 'message'"),
         (NoName, "KeyError: 'head'"),
         (NotFinite, "Diverged: tune round 2, .* not finite"),
         (HalfPrecision, "RuntimeError: .* must have the same dtype"),
@@ -265,6 +258,80 @@ class HalfPrecision(fibecfed.FedAvg):
 def test_a_method_that_breaks_off_is_named_by_the_law_that_runs_reach_their_end(broken: type[fibecfed.FedAvg], said: str) -> None:
     with pytest.raises(BrokenLaw, match=f"^a_run_reaches_its_end: {said}"):
         check_method(broken(TRAINING, 3))
+
+
+def changed(**changes: Any) -> Any:
+    """A method whose only phase has other values."""
+
+    class Changed(fibecfed.FedAvg):
+        @property
+        def phases(self) -> Any:
+            return (replace(super().phases[0], **changes),)
+
+    return Changed
+
+
+def answering(**changes: Any) -> Any:
+    """A method whose clients' updates have other values."""
+
+    class Answering(fibecfed.FedAvg):
+        def _tune(self, client: Any, message: Any, now: Any) -> Any:
+            return replace(super()._tune(client, message, now), **changes)
+
+    return Answering
+
+
+def having(**functions: Any) -> Any:
+    return type("Having", (fibecfed.FedAvg,), functions)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (having(init=lambda *_: None), "init: the result is NoneType, expected Server"),
+        (having(init_client=lambda *_: {}), "init_client: the result is dict, expected OwnTensors"),
+        (having(_broadcast=lambda *_: {}), "phase 'tune', broadcast: the result is dict, expected Shared"),
+        (having(_tune=lambda *_: None), "phase 'tune', client_update: the result is NoneType, expected Update"),
+        (answering(message=3), "phase 'tune', client_update: its message is int, expected LocalModel"),
+        (answering(state=None), "phase 'tune', client_update: its state is NoneType, expected OwnTensors"),
+        (answering(work=7), "phase 'tune', client_update: its work is int, expected Work"),
+        (answering(notes={"x": object()}), "phase 'tune', client_update: its notes: expected values that JSON knows"),
+        (having(_aggregate=lambda *_: None), "phase 'tune', aggregate: the result is NoneType, expected Server"),
+        (having(load=lambda *_: 3), "phase 'tune', load: the result is int, expected Load"),
+        (having(personalise=lambda *_: None), "phase 'tune', personalise: the result is NoneType, expected Mapping"),
+        (having(summary=lambda *_: {"x": object()}), "summary: the result: expected values that JSON knows"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_named_with_what_it_must_return(broken: type[fibecfed.FedAvg], said: str) -> None:
+    with pytest.raises(BrokenLaw, match=f"^every_function_returns_what_it_must: {re.escape(said)}"):
+        check_method(broken(TRAINING, 3))
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (changed(cohort="everyone"), "phase 'tune': cohort is 'everyone', expected \"sampled\" or a number of clients"),
+        (changed(cohort=0), "phase 'tune': cohort is 0"),
+        (changed(num_rounds=-1), "phase 'tune': num_rounds is -1, expected an integer of at least 0"),
+        (changed(aggregate=None), "phase 'tune': aggregate is None, expected a function"),
+        (changed(fold=3), "phase 'tune': fold is 3, expected a function"),
+        (having(is_personal="no"), "is_personal is 'no', expected True or False"),
+        (having(uses=("logits",)), "uses has 'logits', which is unknown, expected some of per-example gradients, layer"),
+    ],
+)
+def test_a_value_that_a_method_may_not_have_is_named_before_it_is_run(broken: type[fibecfed.FedAvg], said: str) -> None:
+    with pytest.raises(BrokenLaw, match=f"^follows_the_contract: .*{re.escape(said)}"):
+        check_method(broken(TRAINING, 3))
+
+
+def test_what_is_written_into_the_base_model_is_named_before_what_follows_from_it() -> None:
+    def write(self: Any, client: Any, message: Any, now: Any) -> Any:
+        with torch.no_grad():
+            next(client.task.model.parameters()).add_(0.1)
+        return fibecfed.FedAvg._tune(self, client, message, now)
+
+    with pytest.raises(BrokenLaw, match=r"^the_base_model_keeps_every_byte: a weight was written"):
+        check_method(having(_tune=write)(TRAINING, 3), exempt=("a_method_is_a_value_that_prints_pickles_and_compares",))
 
 
 def test_a_method_without_rounds_or_with_too_few_to_see_growth_is_told_how_many_are_needed() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ..core.method import Phase
+from ..core.task import Use
 
 _CALLED = ("init", "init_client", "personalise", "server_params", "summary", "load", "outlook", "shortest")
+_OPTIONAL = ("template", "address", "problem", "keep", "fold")
 _HELD = ("phases", "server_state", "client_state", "is_personal")
 
 
@@ -26,6 +28,12 @@ def lacks(method: Any) -> str | None:
         return f"{name}.phases is {type(phases).__name__}, expected a tuple of at least one `fibecfed.Phase`"
     if len({phase.name for phase in phases}) < len(phases):
         return f"{name}.phases has two phases of one name; rename one"
+    if wrong := next((found for phase in phases if (found := _wrong_with(phase))), None):
+        return f"{name}, phase {wrong}"
+    if not isinstance(method.is_personal, bool):
+        return f"{name}.is_personal is {method.is_personal!r}, expected True or False"
+    if strange := sorted(set(map(str, getattr(method, "uses", ()))) - set(get_args(Use))):
+        return f"{name}.uses has {strange[0]!r}, which is unknown, expected some of {', '.join(get_args(Use))}"
     messages = {
         "server_state": method.server_state,
         "client_state": method.client_state,
@@ -37,4 +45,18 @@ def lacks(method: Any) -> str | None:
             return f"{name}: {where} is {found!r}, expected a message class; put `@fibecfed.message` before it"
     if not is_dataclass(method):
         return f"{name} is no dataclass, expected a frozen one: methods are compared, printed and sent to other processes"
+    return None
+
+
+def _wrong_with(phase: Phase[Any, Any, Any, Any]) -> str | None:
+    """Which value of a phase is none that it may have, beginning with the phase's name."""
+    for part in ("broadcast", "client_update", "aggregate", *_OPTIONAL):
+        found = getattr(phase, part)
+        if not callable(found) and not (found is None and part in _OPTIONAL):
+            return f"{phase.name!r}: {part} is {found!r}, expected a function"
+    if isinstance(phase.num_rounds, bool) or not isinstance(phase.num_rounds, int) or phase.num_rounds < 0:
+        return f"{phase.name!r}: num_rounds is {phase.num_rounds!r}, expected an integer of at least 0"
+    cohort: Any = phase.cohort
+    if cohort != "sampled" and (isinstance(cohort, bool) or not isinstance(cohort, int) or cohort < 1):
+        return f'{phase.name!r}: cohort is {cohort!r}, expected "sampled" or a number of clients'
     return None

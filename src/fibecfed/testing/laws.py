@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from ..core.method import Received
+from ..core.json_text import to_json
+from ..core.method import ClientView, Load, Received, Update, Work
 from ..core.task import DELTA
 from ..core.trees import checksum
 from ..core.types import Round
@@ -78,6 +79,54 @@ def split(moment: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]
 def without_times(record: Any) -> dict[str, Any]:
     """A round's record, but for seconds."""
     return {name: value for name, value in asdict(record).items() if name not in ("seconds", "cpu_s", "compute_s")}
+
+
+def every_function_returns_what_it_must(subject: Subject) -> None:
+    """In the first round of each phase, for one client. Where a function raises an error, `a_run_reaches_its_end` says so."""
+    returned = _returned(subject)
+    while True:
+        try:
+            where, value, kind = next(returned)
+        except Exception:  # the end, or an error of the method's own
+            return
+        if kind is not None:
+            assert isinstance(value, kind), f"{where} is {type(value).__name__}, expected {kind.__name__}"
+            continue
+        try:
+            to_json(value)
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"{where}: expected values that JSON knows ({error})") from None
+
+
+def _returned(subject: Subject) -> Iterator[tuple[str, Any, type | None]]:
+    """What is looked at, its value, and the class that it must be of; None for JSON."""
+    method, task, client = subject.make(), subject.one_task, subject.data.clients[1]
+    server = method.init(task, KEY.fold("run", "init"))
+    yield "init: the result", server, method.server_state
+    state = method.init_client(task, client, KEY.fold("run", "init"))
+    yield "init_client: the result", state, method.client_state
+    for phase in method.phases:
+        now, where = Round(phase.name, 0, phase.num_rounds, 0), f"phase {phase.name!r}"
+        down = phase.broadcast(server, now)
+        yield f"{where}, broadcast: the result", down, phase.down
+        if phase.address is not None:
+            down = phase.address(server, down, client)
+            yield f"{where}, address: the result", down, phase.down
+        yield f"{where}, personalise: the result", method.personalise(down, state), Mapping
+        view = ClientView(client, task, subject.data.client(client), state, KEY.fold("client", client))
+        update = phase.client_update(view, down, now)
+        yield f"{where}, client_update: the result", update, Update
+        yield f"{where}, client_update: its message", update.message, phase.up
+        yield f"{where}, client_update: its state", update.state, method.client_state
+        yield f"{where}, client_update: its work", update.work, Work
+        yield f"{where}, client_update: its notes", update.notes, Mapping
+        yield f"{where}, client_update: its notes", dict(update.notes), None
+        server, state = phase.aggregate(server, [Received(client, update.message)], now), update.state
+        yield f"{where}, aggregate: the result", server, method.server_state
+        yield f"{where}, load: the result", method.load(10, now, 0.5), Load
+    yield "server_params: the result", method.server_params(server), Mapping
+    yield "summary: the result", method.summary(server), Mapping
+    yield "summary: the result", dict(method.summary(server)), None
 
 
 def a_run_reaches_its_end(subject: Subject) -> None:
@@ -299,11 +348,13 @@ def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subjec
 
 
 LAWS: tuple[Callable[[Subject], None], ...] = (
+    every_function_returns_what_it_must,
     a_run_reaches_its_end,
     a_method_is_a_value_that_prints_pickles_and_compares,
+    the_base_model_keeps_every_byte,
+    a_message_that_came_in_is_never_written_to,
     the_same_seed_gives_the_same_bits,
     the_order_in_which_clients_answer_changes_nothing,
-    the_base_model_keeps_every_byte,
     the_recorded_bytes_are_those_that_were_sent,
     every_message_has_the_size_that_was_foretold,
     sizes_of_messages_do_not_depend_on_the_clock,
@@ -314,8 +365,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     a_client_that_never_takes_part_has_no_state,
     a_run_continued_after_any_round_ends_with_the_same_bits,
     the_servers_state_does_not_grow_with_the_clients_that_took_part,
-    a_message_that_came_in_is_never_written_to,
     a_newcomer_has_a_model,
     unless_it_says_so_every_client_answers_with_the_global_model,
 )
-"""Every law, in the order they are tried."""
+"""Every law, in the order they are tried: what breaks an early one often breaks later ones too."""
