@@ -17,6 +17,14 @@ for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "T
     os.environ.pop(name, None)  # what rich reads: sentences are compared as they are printed at the usual width
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, no run starts worker processes by itself: many tests look at what happens in their own process."""
+    from fibecfed.engine import workers
+
+    monkeypatch.setattr(workers, "PAYS_AFTER_S", float("inf"))
+
+
 @pytest.fixture
 def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers rounds to float32 inside LLaMA's norm, in a float64 model too: too coarse where small differences are looked at."""

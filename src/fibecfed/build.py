@@ -23,6 +23,7 @@ from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
+from .engine.workers import most_workers as _most_workers
 from .local.options import LayerOptions
 from .methods import catalogue
 from .models.activations import ActivationSize
@@ -284,28 +285,55 @@ def prepare(
         uses=getattr(made_method, "uses", ()),
     )
     _leaves_room(inputs, made_method)
+    _workers(inputs, task)
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
     return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task))
+
+
+def _workers(inputs: Inputs, task: AdaptedModel) -> int:
+    """How many processes may compute clients of a run. Objects of a user's own may count or print: by itself that stays in one process.
+
+    Raises:
+        UserError: more were asked for than can be.
+    """
+    config = inputs.config
+    return _most_workers(config.resources, task.device, len(inputs.data.clients), by_itself=config.method.model_dump()["kind"] != "custom")
+
+
+def most_workers(prepared: Prepared) -> int:
+    """How many processes may compute the clients of a run. Without a number in the configuration each must have room for a batch in its
+    part of the activation cache."""
+    inputs, most = prepared.inputs, _workers(prepared.inputs, prepared.task)
+    if prepared.activation is not None and inputs.config.resources.workers is None:
+        needed = _batch_bytes(inputs, prepared.activation)
+        most = min(most, inputs.config.resources.activation_cache_mb * 2**20 // needed) if needed else most
+    return max(1, most)
 
 
 def _activation_cache(inputs: Inputs, task: AdaptedModel) -> ActivationSize | None:
     """Give the task its cache, if the configuration asks for one and the model allows it.
 
     Raises:
-        UserError: it could not hold a batch.
+        UserError: it, or the part of it that a worker gets, could not hold a batch.
     """
-    megabytes, batch_size = inputs.config.resources.activation_cache_mb, inputs.config.training.batch_size
+    resources = inputs.config.resources
+    megabytes, workers = resources.activation_cache_mb, resources.workers or 1
     size = task.keep_activations(megabytes * 2**20) if megabytes else None
-    longest = inputs.data.train.lengths.sort(descending=True).values[:batch_size]
-    if size is not None and len(longest):
-        tokens, needed = int(longest[0]), len(longest) * size.of(int(longest[0]))
-        if needed > megabytes * 2**20:
-            raise UserError(
-                f"resources.activation_cache_mb: got {megabytes}, expected at least {-(-needed // 2**20)}, which a batch of {len(longest)} "
-                f"texts of {tokens} tokens takes; raise it, or set it to 0, with the same results"
-            )
+    if size is not None and (needed := _batch_bytes(inputs, size)) > megabytes * 2**20 // workers:
+        each = f", {workers} times, for `resources.workers` = {workers}" if workers > 1 else ""
+        raise UserError(
+            f"resources.activation_cache_mb: got {megabytes}, expected at least {-(-needed * workers // 2**20)}, which a batch of "
+            f"{min(len(inputs.data.train), inputs.config.training.batch_size)} texts of {int(inputs.data.train.lengths.max())} tokens "
+            f"takes{each}; raise it, or set it to 0, with the same results"
+        )
     return size
+
+
+def _batch_bytes(inputs: Inputs, size: ActivationSize) -> int:
+    """What the largest batch of training takes of the activation cache."""
+    lengths = inputs.data.train.lengths
+    return min(len(lengths), inputs.config.training.batch_size) * size.of(int(lengths.max())) if len(lengths) else 0
 
 
 def _objective(inputs: Inputs) -> ClassObjective:

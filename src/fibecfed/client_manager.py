@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from .build import Prepared
+from .build import Prepared, most_workers
 from .core.trees import checksum
 from .core.types import ClientId, Round
 from .engine.runtime import ClientRuntime
 from .engine.simulator import Simulator
 from .engine.states import ClientStates, StatesAt
 from .engine.transport import Transport
+from .engine.workers import Workers
 from .saving import folder_names, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
@@ -21,6 +22,9 @@ Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
 
 Summary: TypeAlias = Callable[[ClientId], Mapping[str, Any]]
 """What a client gets of the run's results."""
+
+NOTHING_USED: tuple[float, tuple[ClientId, ...]] = 0.0, ()
+"""Of `ClientManager.used`, where nothing of the run is in other processes."""
 
 
 class ClientManager(Protocol):
@@ -45,6 +49,15 @@ class ClientManager(Protocol):
         """
         ...
 
+    def used(self) -> tuple[float, tuple[ClientId, ...]]:
+        """Since it was asked last: CPU seconds of other processes of this run, and clients that were computed again since such a process
+        had died."""
+        ...
+
+    def close(self) -> None:
+        """No client is asked any more."""
+        ...
+
 
 Connect: TypeAlias = Callable[[Prepared, ClientStates, Path, int], ClientManager]
 """Reaches the clients of a run: from what it is made of, the store of states beside its checkpoints, its folder, and the number of rounds
@@ -53,7 +66,7 @@ completed before."""
 
 @dataclass(frozen=True)
 class InProcess:
-    """All clients in this process; their adapters go into the run's folder."""
+    """All clients on this machine, in this process or in workers of it; their adapters go into the run's folder."""
 
     prepared: Prepared
     transport: Simulator
@@ -74,10 +87,37 @@ class InProcess:
                 save(self.prepared, folder, client, own, summary(client), header, self.out / "global")
         return digests
 
+    def used(self) -> tuple[float, tuple[ClientId, ...]]:
+        """As `ClientManager.used`."""
+        return self.transport.used() if isinstance(self.transport, Workers) else NOTHING_USED
+
+    def close(self) -> None:
+        """As `ClientManager.close`."""
+        if isinstance(self.transport, Workers):
+            self.transport.close()
+
 
 def in_process(prepared: Prepared, states: ClientStates | StatesAt, out: Path, completed: int) -> InProcess:
-    """Clients that are simulated here."""
+    """Clients that are simulated in this process alone."""
+    return InProcess(prepared, Simulator(_runtime(prepared, states)), states, out)
+
+
+def simulated(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> InProcess:
+    """Clients that are simulated here, in as many processes as `resources.workers` says."""
+    most, runtime, resources = most_workers(prepared), _runtime(prepared, states), prepared.inputs.config.resources
+    if most == 1:
+        return InProcess(prepared, Simulator(runtime), states, out)
+    kept = resources.activation_cache_mb * 2**20 if prepared.activation is not None else 0
+
+    def begin() -> None:
+        if kept:
+            prepared.task.keep_activations(kept // most)
+
+    transport = Workers(runtime, most, at_once=resources.workers is not None, begin=begin, keeps=bool(kept))
+    return InProcess(prepared, transport, states, out)
+
+
+def _runtime(prepared: Prepared, states: ClientStates | StatesAt) -> ClientRuntime:
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
-    runtime = ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)
-    return InProcess(prepared, Simulator(runtime), states, out)
+    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import MakeMethod, Prepared, ReadData, given, prepare
-from .client_manager import Connect, in_process
+from .client_manager import Connect, simulated
 from .config import Config, changed_settings, flat, load, lost, reject_lasting, to_toml
 from .core.errors import RunFailed, UserError
 from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, disk_errors, expanded, is_aside, read_summary, write_atomically
@@ -23,7 +23,7 @@ from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, known, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
-from .engine.failures import Standing, sentences
+from .engine.failures import Standing, computed_again, sentences
 from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
 from .engine.states import OnServer
@@ -47,7 +47,7 @@ def start(
     adapters: bool = True,
     weights: KeptWeights | None = None,
     read_data: ReadData | None = None,
-    connect: Connect = in_process,
+    connect: Connect = simulated,
     method: MakeMethod | None = None,
 ) -> dict[str, Any]:
     """Run a configuration in a new folder; its summary.
@@ -80,7 +80,7 @@ def resume(
     adapters: bool = True,
     weights: KeptWeights | None = None,
     read_data: ReadData | None = None,
-    connect: Connect = in_process,
+    connect: Connect = simulated,
     overrides: Sequence[str] = (),
     method: MakeMethod | Any = None,
 ) -> tuple[dict[str, Any], bool]:
@@ -197,7 +197,8 @@ class _Session:
         """Train from a checkpoint, or from the start, to the end."""
         run = TrackedRun(self.out, flat(self.config), 0 if checkpoint is None else checkpoint.number)
         names, by_client = self.config.tracking, self.config.tracking_by_client
-        with Tracking(names, run, by_client=by_client, scores=self._scores, warn=lambda text: self.say(Warned(text))) as self.tracking:
+        tracking = Tracking(names, run, by_client=by_client, scores=self._scores, warn=lambda text: self.say(Warned(text)))
+        with tracking as self.tracking, contextlib.ExitStack() as self.at_end:
             return self._go(checkpoint)
 
     def _go(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -207,7 +208,8 @@ class _Session:
         states = checkpoints.open_states(checkpoint, limit, repeatable=repeatable)
         batch_size = self.config.evaluation.batch_size
         number = 0 if checkpoint is None else checkpoint.number
-        clients = self.connect(self.prepared, states, self.out, number)
+        self.clients = clients = self.connect(self.prepared, states, self.out, number)
+        self.at_end.callback(clients.close)
         transport, data = clients.transport, self.data
         tolerance = self.config.federation
         standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
@@ -284,6 +286,7 @@ class _Session:
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
+        clients.close()
         final = Final(clients, server, rounds[-1])
         if self.config.evaluation.save == "best":
             final = self._best(checkpoints, best, final)
@@ -326,7 +329,8 @@ class _Session:
 
     def _round(self, log: Log, step: Step, cpu_s: float) -> None:
         chosen = dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}
-        record = replace(step.record, server=chosen, cpu_s=cpu_s)
+        of_workers, recomputed = self.clients.used()
+        record = replace(step.record, server=chosen, cpu_s=cpu_s + of_workers, recomputed=recomputed)
         log.write(record)
         self.tracking.add(record, lambda: self.method.summary(step.server))
         seen = sum(record.examples.values())
@@ -337,10 +341,13 @@ class _Session:
         self.say(RoundDone(record.phase, record.index, step.now.num_rounds, loss, up, down, record.seconds))
 
     def _evaluated(self, log: Log, record: EvalRecord, is_last: bool) -> None:
+        record = replace(record, recomputed=self.clients.used()[1])
         log.write(record)
         self.tracking.add(record)
         for client, reason in record.failures.items():
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
+        for client in record.recomputed:
+            self.say(Warned(computed_again(client, f"the evaluation after round {record.rounds}")))
         found, metric = scores(record, self.prepared.metric), self.prepared.metric
         every_metric = every_score(record, offered_by(record.pooled))
         every = min(len(self.data.clients), self.config.evaluation.clients or len(self.data.clients))

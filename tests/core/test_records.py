@@ -41,6 +41,7 @@ ROUNDS = st.builds(
     server=st.dictionaries(TEXT, st.lists(NUMBERS, max_size=2), max_size=2),
     seconds=NUMBERS,
     notes=st.dictionaries(TEXT, st.dictionaries(TEXT, st.lists(NUMBERS), max_size=2), max_size=2),
+    recomputed=CLIENTS,
     refused=CLIENTS,
     excluded=CLIENTS,
     attempts=st.lists(st.builds(FailedAttempt, CLIENTS, COUNTS, COUNTS, REASONS, CLIENTS), max_size=2).map(tuple),
@@ -58,6 +59,7 @@ EVALUATIONS = st.builds(
     bytes_up=st.integers(0),
     seconds=NUMBERS,
     failures=REASONS,
+    recomputed=CLIENTS,
 )
 EVALUATION = EvalRecord(
     0, {"a": sums([[1, 0], [0, 1]])}, sums([[1, 0], [0, 1]], 0.5), sums([[0]]), sums([[2]], math.nan), sums([[0]]), 1, 2, 0.1
@@ -171,7 +173,7 @@ def test_a_header_cannot_overwrite_what_says_that_it_is_one(name: str) -> None:
         to_line({name: "0.1"})
 
 
-RARE = {RoundRecord: ("refused", "excluded", "attempts"), EvalRecord: ("failures",)}
+RARE = {RoundRecord: ("refused", "excluded", "attempts", "recomputed"), EvalRecord: ("failures", "recomputed")}
 
 
 def test_a_line_has_no_room_for_failures_where_there_were_none() -> None:

@@ -10,7 +10,7 @@ from .model import Config, flat
 
 OWN = (
     "data.path", "data.test_path", "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
-    "data.skip_empty", "training.device", "resources.threads", "resources.client_memory_mb",
+    "data.skip_empty", "training.device", "resources.threads", "resources.workers", "resources.client_memory_mb",
     "resources.activation_cache_mb", "tracking", "tracking_by_client",
 )  # fmt: skip
 """Keys that each machine sets for itself: where its data lies and what it computes on; tracking is the server's alone."""

@@ -11,7 +11,7 @@ from ..core.metrics import mistake_in as mistake_in_metric
 from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
-from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, FederationOptions
+from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
@@ -41,6 +41,9 @@ class Tables(Protocol):
     def evaluation(self) -> EvaluationOptions: ...
 
     @property
+    def resources(self) -> ResourceOptions: ...
+
+    @property
     def method(self) -> MethodOptions: ...
 
     def model_dump(self) -> dict[str, Any]: ...
@@ -56,6 +59,7 @@ def contradictions(config: Tables) -> list[str]:
         *_data(config.data),
         *_label_words(config),
         *_federation(config.federation, config.data),
+        *_workers(config.federation, config.resources),
         *_metric(config.evaluation.metric),
         *_save(config),
         *_training(config.training),
@@ -186,6 +190,14 @@ def _label_words(config: Tables) -> Iterator[str]:
     classes = data.labels if task is None else task.labels
     if classes is not None and len(words) != len(classes):
         yield f"data.label_words: got {len(words)}, expected {len(classes)}, one for each of {list(classes)} in this order; fix the list"
+
+
+def _workers(federation: FederationOptions, resources: ResourceOptions) -> Iterator[str]:
+    if federation.partition == "machines" and (resources.workers or 1) > 1:
+        yield (
+            f'resources.workers: got {resources.workers} with `federation.partition` = "machines", where each client computes on a machine '
+            "of its own; remove it"
+        )
 
 
 def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 from collections.abc import Generator
+from pathlib import Path
 
 import torch
 
@@ -62,3 +63,52 @@ def environment(name: str, value: str, *, replace: bool = True) -> Generator[Non
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
+
+
+def return_memory() -> None:
+    """Return freed memory to the system now; nothing with another C library than glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# ---- what there is of the machine
+
+_CONTAINER = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """CPU cores that this process may use: those it is bound to, and no more than its container has CPU time for."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = (*_numbers(_CONTAINER / "cpu.max"), None, None)[:2]
+    return bound if quota is None or not period else max(1, min(bound, quota // period))
+
+
+def free_memory() -> int | None:
+    """Bytes that new processes may come to use, of the machine and of this process's container; None where that is not known."""
+    limit, used = _numbers(_CONTAINER / "memory.max"), _numbers(_CONTAINER / "memory.current")
+    given_back = _named(_CONTAINER / "memory.stat", "inactive_file")  # files that the system keeps for want of a better use
+    of_container = [max(0, limit[0] - used[0] + sum(given_back))] if limit and used else []
+    return min([*(1024 * kilobytes for kilobytes in _named(Path("/proc/meminfo"), "MemAvailable:")), *of_container], default=None)
+
+
+def resident_memory() -> int:
+    """Bytes of this process's memory; 0 where that is not known."""
+    pages = _numbers(Path("/proc/self/statm"))
+    return pages[1] * os.sysconf("SC_PAGE_SIZE") if len(pages) > 1 else 0
+
+
+def _numbers(path: Path) -> list[int]:
+    """The integers in a file of the system; none where it has no number or is not there."""
+    try:
+        return [int(word) for word in path.read_text().split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _named(path: Path, name: str) -> list[int]:
+    """The number behind a name in a file of the system, or none."""
+    try:
+        words = [line.split() for line in path.read_text().splitlines()]
+        return [int(line[1]) for line in words if line[:1] == [name]]
+    except (OSError, ValueError, IndexError):
+        return []

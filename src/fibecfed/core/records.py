@@ -55,6 +55,7 @@ class RoundRecord:
         refused: those of `failures` that sent an answer which was not what it must be.
         excluded: clients that take no part from here on, after too many consecutive rejected answers.
         attempts: earlier cohorts of this round of which too few answered.
+        recomputed: clients whose worker process died while it computed them, and which were computed again.
     """
 
     phase: str
@@ -78,6 +79,7 @@ class RoundRecord:
     refused: tuple[str, ...] = _if_any()
     excluded: tuple[str, ...] = _if_any()
     attempts: tuple[FailedAttempt, ...] = _if_any()
+    recomputed: tuple[str, ...] = _if_any()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class EvalRecord:
         server, server_validation: of the global model, over the whole test set and all validation parts.
         bytes_down, bytes_up: of the exchange, all clients together; apart from training.
         failures: client -> reason, for each client that was asked and is in none of the sums.
+        recomputed: as in `RoundRecord`.
     """
 
     rounds: int
@@ -103,6 +106,7 @@ class EvalRecord:
     bytes_up: int
     seconds: float
     failures: Mapping[str, str] = field(default_factory=dict[str, str], metadata={"if_any": True})
+    recomputed: tuple[str, ...] = _if_any()
 
 
 _SUMS = ("pooled", "pooled_validation", "server", "server_validation")
@@ -110,7 +114,7 @@ _SUMS = ("pooled", "pooled_validation", "server", "server_validation")
 
 def _evaluation(line: dict[str, Any]) -> EvalRecord:
     """An evaluation as it was read; a run that was begun by version 0.1 and resumed has lines of both versions."""
-    table = dict(line)
+    table: dict[str, Any] = line | _tuples(line)
     if isinstance(table.get("pooled"), list):
         losses = {"pooled": table.pop("loss_pooled"), "server": table.pop("loss_server")}
         found = {name: {CONFUSION: table[name]} for name in _SUMS}
@@ -181,8 +185,11 @@ def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[Ro
 
 
 def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
-    lists = {name: tuple(table[name]) for name in ("refused", "excluded") if name in table}
-    return {**table, **lists, "cohort": tuple(table["cohort"])}
+    return {**table, **_tuples(table), "cohort": tuple(table["cohort"])}
+
+
+def _tuples(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(table[name]) for name in ("refused", "excluded", "recomputed") if name in table}
 
 
 def _lines(path: Path, length: int | None) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from .. import session
 from ..build import Prepared, nobody
-from ..client_manager import Messages, Summary
+from ..client_manager import NOTHING_USED, Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
@@ -51,6 +51,13 @@ class Machines:
         blobs = messages(self.names)
         requests = OnDemand(self.names, lambda name: Finish(packed(blobs[name]), shared, to_json(summary(name)), told))
         return self.transport.finish(requests, last, FINISH_S)
+
+    def used(self) -> tuple[float, tuple[ClientId, ...]]:
+        """As `client_manager.ClientManager.used`."""
+        return NOTHING_USED
+
+    def close(self) -> None:
+        """As `client_manager.ClientManager.close`; Flower's connections outlast a run."""
 
 
 def serve(grid: Any, settings: Mapping[str, Any]) -> None:

@@ -91,5 +91,11 @@ def sentences(record: RoundRecord) -> list[str]:
         told.append(f"{where} was repeated with other clients: {usable} of {len(attempt.cohort)} gave a usable answer")
         told.extend(f"client {client} failed in it: {reason}" for client, reason in attempt.failures.items())
     told.extend(f"client {client} was left out of {where}: {reason}" for client, reason in record.failures.items())
+    told.extend(computed_again(client, where) for client in record.recomputed)
     told.extend(f"client {client} is excluded from now on: too many consecutive updates of it were rejected" for client in record.excluded)
     return told
+
+
+def computed_again(client: ClientId, where: str) -> str:
+    """That a worker died, for the user of a run which that does not change."""
+    return f"client {client} was computed again in {where}, with the same result: the worker process that computed it had died"

@@ -116,6 +116,12 @@ class ResourceOptions(Options):
     """How much of the machine a run may use."""
 
     threads: int = Field(default=1, ge=1, le=1024, description="CPU threads per process.")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes that compute clients at the same time, each with `threads` CPU threads; the results are the same for any "
+        "number. Default: one per core on Linux where the run computes on the CPU and gains by it, else 1.",
+    )
     client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states, in MB; what exceeds it is kept on disk.")
     activation_cache_mb: int = Field(
         default=0,

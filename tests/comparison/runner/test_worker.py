@@ -157,3 +157,13 @@ def test_a_run_whose_data_were_moved_is_resumed(compared: Callable[..., Comparis
     before.unlink()
     one = job(compared(), tmp_path, "reviews", "lora", 0)
     assert worker.do(to_toml(one.config), one.folder, lambda message: None, KeptWeights())["kind"] == "done"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((), "in_process"), (("base.resources.workers=1",), "simulated")])
+def test_a_run_computes_its_clients_in_one_process_unless_it_is_asked_to(
+    asked: tuple[str, ...], expected: str, compared: Callable[..., ComparisonOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = job(compared(*asked), tmp_path, "reviews", "lora", 0)
+    monkeypatch.setattr(session, "start", lambda *_, connect, **__: {"connected": connect.__name__})
+    done = worker.do(to_toml(one.config), one.folder, lambda message: None, KeptWeights())
+    assert done["summary"] == {"connected": expected}

@@ -13,6 +13,7 @@ import torch
 
 from ...core.errors import UserError
 from ...core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
+from ...core.process import cores
 from ...core.units import count
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
@@ -127,12 +128,15 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
 
 
 def workers(comparison: ComparisonOptions) -> int:
-    """How many processes: as asked; else one per GPU where the runs compute on one, or one per core that this process may use."""
+    """How many processes: as asked; else one per GPU where the runs compute on one, or one per core that this process may use, which runs
+    with workers of their own (`base.resources.workers`) share."""
     if comparison.resources.workers is not None:
         return comparison.resources.workers
     if _devices(comparison) != {"cpu"}:
         return max(1, len(gpus(comparison)))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    tables = [comparison.base, *comparison.task.values(), *comparison.method.values()]
+    each = [number for table in tables if isinstance(number := table.get("resources", {}).get("workers"), int)]
+    return max(1, cores() // max(each, default=1))
 
 
 def gpus(comparison: ComparisonOptions) -> list[str]:

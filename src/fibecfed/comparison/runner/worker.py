@@ -54,6 +54,7 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
         weights: the `KeptWeights` of this process.
     """
     from ... import session
+    from ...client_manager import in_process, simulated
     from ...config import from_table, places
     from ...core.errors import Diverged, RunFailed, UserError
     from ...engine.events import Evaluated, RoundDone, Started, Warned
@@ -78,10 +79,11 @@ def do(config_toml: str, folder: Path, say: Any, weights: Any) -> dict[str, Any]
 
     try:
         config = from_table(tomllib.loads(config_toml))
+        connect = in_process if config.resources.workers is None else simulated  # the cores are the other runs'
         if (folder / session.CONFIG).is_file():
-            summary, _ = session.resume(folder, listen, adapters=False, weights=weights, overrides=places(config))
+            summary, _ = session.resume(folder, listen, adapters=False, weights=weights, overrides=places(config), connect=connect)
         else:
-            summary = session.start(config, folder, listen, adapters=False, weights=weights)
+            summary = session.start(config, folder, listen, adapters=False, weights=weights, connect=connect)
     except ConnectionError:  # the parent is gone
         raise
     except UserError as error:

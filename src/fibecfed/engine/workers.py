@@ -1,0 +1,343 @@
+"""A transport whose clients are computed by several processes at once: the same answers, in the same order, as one after the other."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import wait
+
+import torch
+
+from ..core.errors import RunFailed, UserError
+from ..core.process import cores, free_memory, resident_memory, return_memory
+from ..core.terminal import one_line
+from ..core.types import ClientId
+from .options import ResourceOptions
+from .runtime import ClientRuntime
+from .simulator import Simulator
+from .transport import Answer, Ticket
+from .worker import Dead, Done, Job, Unable, Worker
+
+logger = logging.getLogger(__name__)
+
+PAYS_FROM_S, PAYS_AFTER_S = 0.02, 0.25
+"""[C] Workers are started by themselves as soon as the clients computed so far took the one on average and the other together; the two are
+about ten times what a worker adds to an answer, and what starting some costs (benchmarks/workers.py prints both)."""
+WAITING_BYTES = 2**26
+"""Answers that came before their turn may take so much; then the one whose turn it is is waited for."""
+ATTEMPTS = 3
+"""Workers that may die on one client's part of an exchange."""
+_LOOKED_AT = 64
+
+
+def most_workers(resources: ResourceOptions, device: torch.device, clients: int, *, by_itself: bool = True) -> int:
+    """How many processes a run may compute its clients in; 1: in its own alone.
+
+    Args:
+        device: what it computes on.
+        clients: how many there are.
+        by_itself: whether several may be used that were not asked for.
+
+    Raises:
+        UserError: more were asked for than this machine can serve.
+    """
+    asked, found = resources.workers, cores() // resources.threads
+    able = sys.platform == "linux" and device.type == "cpu"
+    if asked is None:
+        return max(1, min(found, clients)) if able and by_itself else 1
+    if asked > 1 and not able:
+        where = f'`training.device` = "{device.type}"' if sys.platform == "linux" else "this system"
+        why = "whose memory and time processes would share" if sys.platform == "linux" else "where processes cannot be forked safely"
+        raise UserError(f"resources.workers: got {asked}, expected 1 on {where}, {why}; set it to 1, with the same results")
+    if asked > max(1, found):
+        each = f" over `resources.threads` = {resources.threads}" if resources.threads > 1 else ""
+        raise UserError(
+            f"resources.workers: got {asked}, expected at most {max(1, found)}, the CPU cores that this process may use{each}; lower it, "
+            "with the same results"
+        )
+    return asked
+
+
+@dataclass
+class _Member:
+    """A process, and which client it computes.
+
+    Attributes:
+        busy: also where its answer is not wanted any more.
+    """
+
+    worker: Worker
+    ticket: Ticket | None = None
+    busy: bool = False
+
+
+class Workers(Simulator):
+    """Asks up to so many processes, which are forked from this one when they are needed, each for one client at a time.
+
+    A client's state goes to the process with its request and comes back with its reply, and is stored when the answer's turn comes: so the
+    store is this process's alone, whatever happens to the others, and a client whose process dies is computed again from the same state.
+    As in `InTurn`, a client whose answer is never received has computed nothing as far as anybody can tell.
+
+    Args:
+        most: processes.
+        at_once: whether they are started with the first exchange; else when it pays, and no more than there is memory for.
+        begin: called in each process before its first client.
+        keeps: whether processes keep something of the clients they computed, so that a client had better be computed by the same one.
+    """
+
+    def __init__(
+        self,
+        runtime: ClientRuntime,
+        most: int,
+        *,
+        at_once: bool,
+        begin: Callable[[], None] = lambda: None,
+        keeps: bool = False,
+    ) -> None:
+        super().__init__(runtime)
+        self._most, self._at_once, self._begin, self._keeps = most, at_once, begin, keeps
+        self._crew: list[_Member] = []
+        self._done: dict[Ticket, Done] = {}
+        self._waiting_bytes = 0
+        self._deaths: dict[Ticket, int] = {}
+        self._last: dict[ClientId, Worker] = {}
+        self._computed, self._computed_s = 0, 0.0
+        self._cpu_s, self._recomputed = 0.0, list[ClientId]()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that there are now."""
+        return tuple(member.worker.pid for member in self._crew)
+
+    def used(self) -> tuple[float, tuple[ClientId, ...]]:
+        """CPU seconds of all processes beside this one, and the clients that were computed again, since it was asked last."""
+        found = self._cpu_s, tuple(sorted(set(self._recomputed)))
+        self._cpu_s, self._recomputed = 0.0, []
+        return found
+
+    def close(self) -> None:
+        """End the processes; what they have not answered yet is computed here when it is asked for."""
+        while self._crew:
+            self._crew.pop().worker.end()
+
+    # ---- the transport
+
+    def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+        """As `Transport.receive`, in the order in which the requests were sent."""
+        turns = deque(sorted(set(tickets) & self._open.keys(), key=lambda ticket: ticket.number))
+        to_do: deque[Ticket] | None = None
+        while turns:
+            ticket = turns[0]
+            if ticket not in self._open:
+                turns.popleft()
+                continue
+            if to_do is None and self._wanted(len(turns)):
+                to_do = self._largest_first(turns)
+            if to_do is not None:
+                self._hand_out(to_do, ticket)
+            if ticket in self._done:
+                turns.popleft()
+                answer = self._settled(ticket)
+                if to_do and turns:
+                    self._hand_out(to_do, turns[0])  # nobody is idle while the answer is looked at
+                yield answer
+            elif any(member.busy for member in self._crew):
+                for lost in self._listen():
+                    if to_do is not None and lost in turns:
+                        to_do.appendleft(lost)
+            else:
+                turns.popleft()
+                yield self._here(ticket)
+
+    def drop(self, tickets: Collection[Ticket]) -> None:
+        """As `Transport.drop`."""
+        super().drop(tickets)
+        for ticket in tickets:
+            self._forget(ticket)
+
+    # ---- who computes
+
+    def _wanted(self, tickets: int) -> bool:
+        if self._crew or tickets < 2 or self._most < 2:
+            return bool(self._crew)
+        if self._at_once:
+            return True
+        if self._computed_s < PAYS_AFTER_S or self._computed_s < PAYS_FROM_S * self._computed:
+            return False
+        if (free := free_memory()) is not None:  # each may come to have as much of its own as this process has
+            self._most = min(self._most, free // max(1, resident_memory()))
+        return self._most >= 2
+
+    def _here(self, ticket: Ticket) -> Answer:
+        self._forget_others(ticket)
+        start, requests = time.perf_counter(), self._open.pop(ticket)
+        answer = Answer(ticket, self.answer(ticket, requests[ticket.client]))
+        self._computed, self._computed_s = self._computed + 1, self._computed_s + time.perf_counter() - start
+        return answer
+
+    def _largest_first(self, tickets: Iterable[Ticket]) -> deque[Ticket]:
+        """What is not being computed, so that no long one is left for the end."""
+        taken = self._done.keys() | {member.ticket for member in self._crew}
+        return deque(sorted((one for one in tickets if one not in taken), key=lambda one: (-self._size(one), one.number)))
+
+    def _size(self, ticket: Ticket) -> int:
+        data = self.runtime.data(ticket.client)
+        return len(data.train) if ticket.action == "train" else len(data.test) + len(data.validation)
+
+    def _hand_out(self, to_do: deque[Ticket], turn: Ticket) -> None:
+        """Give everybody who has nothing to do a ticket, as far as there are any; `turn` is the one whose turn it is."""
+        while to_do and (member := self._idle()) is not None:
+            ticket = self._chosen(to_do, turn, member)
+            if ticket is None:
+                return
+            to_do.remove(ticket)
+            if ticket not in self._open:
+                continue
+            self._forget_others(ticket)
+            states, client = self.runtime.states, ticket.client
+            states.begin(ticket.now.number)
+            state = states.before(client) if ticket.action == "train" else states.get(client)
+            try:
+                member.worker.give(Job(ticket.action, client, ticket.now, self._open[ticket][client], state))
+            except Dead as error:
+                self._crew.remove(member)
+                logger.info("a worker process that had nothing to do is replaced: %s", error)
+                to_do.appendleft(ticket)
+                continue
+            member.ticket, member.busy = ticket, True
+            if self._keeps:
+                self._last[client] = member.worker
+
+    def _chosen(self, to_do: deque[Ticket], turn: Ticket, member: _Member) -> Ticket | None:
+        """A client is never computed twice at once: its earlier ticket comes first."""
+        if self._waiting_bytes >= WAITING_BYTES:
+            return turn if turn in to_do else None
+        busy = {one.client for one in self._done} | {one.ticket.client for one in self._crew if one.ticket is not None}
+        free = [one for one in islice(to_do, _LOOKED_AT) if one == turn or one.client not in busy]
+        if self._keeps and (own := [one for one in free if self._last.get(one.client) in (None, member.worker)]):
+            return own[0]
+        return free[0] if free else turn if turn in to_do else None
+
+    def _idle(self) -> _Member | None:
+        for member in self._crew:
+            if not member.busy:
+                return member
+        if len(self._crew) >= self._most:
+            return None
+        if not self._crew:
+            return_memory()  # else what is free in this process would be copied into each
+        try:
+            worker = Worker(self._compute, torch.get_num_threads(), [member.worker.pipe for member in self._crew])
+        except Unable as error:
+            self._most = len(self._crew)
+            level = logging.WARNING if self._at_once else logging.INFO
+            logger.log(level, "clients are computed by %d worker processes: no more can be started: %s", self._most, one_line(str(error)))
+            return None
+        logger.info("worker process %d started", worker.pid)
+        self._crew.append(_Member(worker))
+        return self._crew[-1]
+
+    # ---- what comes back
+
+    def _listen(self) -> list[Ticket]:
+        """Wait until somebody says something; the tickets of those that died."""
+        lost = list[Ticket]()
+        busy = {member.worker.pipe: member for member in self._crew if member.busy}
+        for pipe in wait(list(busy)):
+            member = busy[pipe]  # pyright: ignore[reportArgumentType]
+            ticket = member.ticket
+            try:
+                done = member.worker.hear()
+            except Dead as error:
+                self._crew.remove(member)
+                if ticket is not None:
+                    self._died(ticket, error)
+                    lost.append(ticket)
+                continue
+            if done is None:
+                continue
+            self._cpu_s, member.ticket, member.busy = self._cpu_s + done.cpu_s, None, False
+            if ticket is not None:
+                self._done[ticket] = done
+                self._waiting_bytes += _size_of(done)
+        return lost
+
+    def _died(self, ticket: Ticket, error: Dead) -> None:
+        client = one_line(ticket.client)
+        self._deaths[ticket] = self._deaths.get(ticket, 0) + 1
+        if self._deaths[ticket] == ATTEMPTS:
+            raise RunFailed(
+                f"client {client}, {ticket.now.phase} round {ticket.now.index}: {ATTEMPTS} worker processes that computed it died one "
+                f"after the other; of the last one, {error}. Lower resources.workers, with the same results, or free some memory"
+            )
+        self._recomputed.append(ticket.client)
+        logger.info("client %s is computed again: %s", client, error)
+
+    def _settled(self, ticket: Ticket) -> Answer:
+        """Its turn has come: from here on the client has computed."""
+        done, client = self._done.pop(ticket), ticket.client
+        self._waiting_bytes -= _size_of(done)
+        self._deaths.pop(ticket, None)
+        del self._open[ticket]
+        if done.error is not None:
+            raise done.error
+        if done.state is not None:
+            self.runtime.states.begin(ticket.now.number)
+            self.runtime.states.put(client, done.state)
+        if done.notes:
+            self._notes[client] = done.notes
+        return Answer(ticket, done.reply)
+
+    def _forget(self, ticket: Ticket) -> None:
+        if (done := self._done.pop(ticket, None)) is not None:
+            self._waiting_bytes -= _size_of(done)
+        self._deaths.pop(ticket, None)
+        for member in self._crew:
+            if member.ticket == ticket:
+                member.ticket = None
+
+    def _forget_others(self, ticket: Ticket) -> None:
+        """What was computed ahead of another request to the same client, from a state that this one will replace."""
+        others = [*self._done, *(member.ticket for member in self._crew if member.ticket is not None)]
+        for other in others:
+            if other.client == ticket.client:
+                self._forget(other)
+
+    # ---- in a worker
+
+    def _compute(self, job: Job) -> Done:
+        carried = self.runtime.states
+        if not isinstance(carried, _Carried):
+            carried = self.runtime.states = _Carried()
+            self._begin()
+        carried.state, carried.next, self._notes = job.state, None, {}
+        reply = self.answer(Ticket(0, job.client, job.action, job.now), job.blob)
+        return Done(reply, carried.next, self._notes.get(job.client))
+
+
+def _size_of(done: Done) -> int:
+    return sum(len(part) for part in (done.reply, done.state) if isinstance(part, bytes))
+
+
+class _Carried:
+    """The state of the one client that a worker computes, as it came and as it goes back."""
+
+    def __init__(self) -> None:
+        self.state: bytes | None = None
+        self.next: bytes | None = None
+
+    def get(self, client: ClientId) -> bytes | None:
+        return self.state
+
+    before = get
+
+    def put(self, client: ClientId, blob: bytes) -> None:
+        self.next = blob
+
+    def begin(self, number: int) -> None:
+        """The parent knows which state is that before a round."""
