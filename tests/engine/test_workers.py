@@ -167,7 +167,7 @@ def test_answers_before_their_turn_are_not_without_end(monkeypatch: pytest.Monke
 def test_the_largest_are_computed_first(monkeypatch: pytest.MonkeyPatch) -> None:
     given, give = list[ClientId](), worker.Worker.give
 
-    def noted(self: worker.Worker, job: worker.Job) -> None:
+    def noted(self: worker.Worker, job: worker.Asked) -> None:
         given.append(job.client)
         give(self, job)
 
@@ -313,7 +313,7 @@ def test_what_clients_print_and_log_is_printed_and_logged_here(
 ) -> None:
     def talk(client: ClientId, _: bytes) -> None:
         print("printed by", client)
-        print("an error of", client, file=sys.stderr)
+        print("an error of", client, file=sys.stderr, end="!")
         logging.getLogger("fibecfed.somewhere").info("client %s computes", client, extra={"shown": True})
         logging.getLogger("fibecfed.somewhere").debug("in more detail")
 
@@ -321,7 +321,7 @@ def test_what_clients_print_and_log_is_printed_and_logged_here(
         asked(transport)
     printed = capsys.readouterr()
     assert sorted(printed.out.splitlines()) == [f"printed by {client}" for client in CLIENTS]
-    assert sorted(printed.err.splitlines()) == [f"an error of {client}" for client in CLIENTS]
+    assert sorted(printed.err.split("!")) == ["", *(f"an error of {client}" for client in CLIENTS)]
     logged = [record for record in caplog.records if record.name == "fibecfed.somewhere"]
     assert sorted(record.getMessage() for record in logged) == [f"client {client} computes" for client in CLIENTS]
     assert all(record.shown and record.process != os.getpid() for record in logged)  # pyright: ignore[reportAttributeAccessIssue]

@@ -47,7 +47,7 @@ class Unable(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
+class Asked:
     """A client's part of an exchange.
 
     Attributes:
@@ -63,7 +63,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Done:
+class Computed:
     """What came of a job.
 
     Attributes:
@@ -92,7 +92,7 @@ class Worker:
         Unable: it could not be started, or cannot compute.
     """
 
-    def __init__(self, compute: Callable[[Job], Done], threads: int, others: Collection[Connection] = ()) -> None:
+    def __init__(self, compute: Callable[[Asked], Computed], threads: int, others: Collection[Connection] = ()) -> None:
         ours, theirs = cast("tuple[Connection, Connection]", Pipe())
         self.pipe, self._sent = ours, None
         parent = os.getpid()
@@ -121,7 +121,7 @@ class Worker:
         self.end()
         raise Unable(f"a new process said nothing for {_READY_S:.0f} seconds")
 
-    def give(self, job: Job) -> None:
+    def give(self, job: Asked) -> None:
         """Have it begin a job.
 
         Raises:
@@ -137,7 +137,7 @@ class Worker:
             raise Dead(self.end()) from None
         self._sent = job.blob
 
-    def hear(self) -> Done | None:
+    def hear(self) -> Computed | None:
         """The next thing that it says: None where that was not the end of its job, but something to print or to log.
 
         Raises:
@@ -152,7 +152,7 @@ class Worker:
         except (EOFError, OSError):
             raise Dead(self.end()) from None
         error = None if said["error"] is None else _raised(**said["error"])
-        return Done(reply, state, said["notes"], error, said["cpu_s"])
+        return Computed(reply, state, said["notes"], error, said["cpu_s"])
 
     def end(self) -> str:
         """Kill it, which loses nothing but the job under way; how it ended."""
@@ -202,7 +202,9 @@ def _raised(kind: str, text: str, trace: str) -> Exception:
 # ---- in the worker
 
 
-def _be_worker(compute: Callable[[Job], Done], threads: int, pipe: Connection, others: Collection[Connection], parent: int) -> NoReturn:
+def _be_worker(
+    compute: Callable[[Asked], Computed], threads: int, pipe: Connection, others: Collection[Connection], parent: int
+) -> NoReturn:
     """A worker's whole life."""
     code = 1
     try:
@@ -224,7 +226,7 @@ def _be_worker(compute: Callable[[Job], Done], threads: int, pipe: Connection, o
         os._exit(code)  # what the libraries would do on the way out is the parent's to do
 
 
-def _work(compute: Callable[[Job], Done], threads: int, up: _Up, pipe: Connection) -> None:
+def _work(compute: Callable[[Asked], Computed], threads: int, up: _Up, pipe: Connection) -> None:
     sys.stdout, sys.stderr = _Printed(up, "stdout"), _Printed(up, "stderr")
     _log_to(up)
     try:
@@ -245,7 +247,7 @@ def _work(compute: Callable[[Job], Done], threads: int, up: _Up, pipe: Connectio
         said: dict[str, Any] = {"kind": "done", "reply": False, "failure": None, "state": False, "notes": None, "error": None}
         parts = list[bytes]()
         try:
-            done = compute(Job(head["action"], head["client"], Round(**head["now"]), blob, state))
+            done = compute(Asked(head["action"], head["client"], Round(**head["now"]), blob, state))
             if isinstance(done.reply, Failure):
                 said["failure"] = asdict(done.reply)
             else:
@@ -260,6 +262,8 @@ def _work(compute: Callable[[Job], Done], threads: int, up: _Up, pipe: Connectio
             said["error"] = {"kind": type(error).__name__, "text": str(error), "trace": traceback.format_exc()}
             said |= {"reply": False, "failure": None, "state": False, "notes": None}
             parts.clear()
+        sys.stdout.flush()
+        sys.stderr.flush()
         said["cpu_s"], before = time.process_time() - before, time.process_time()
         up.say(said, *parts)
 
@@ -281,19 +285,28 @@ class _Up:
 
 
 class _Printed(io.TextIOBase):
-    """A standard stream whose text the parent writes."""
+    """A standard stream whose text the parent writes, in whole lines where it can: those of several workers do not mix."""
 
     encoding = "utf-8"
 
     def __init__(self, up: _Up, name: str) -> None:
-        self._up, self._name = up, name
+        self._up, self._name, self._held = up, name, ""
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str, /) -> int:
-        self._up.say({"kind": "print", "stream": self._name, "text": text})
+        lines, end, self._held = (self._held + text).rpartition("\n")
+        self._say(lines + end)
         return len(text)
+
+    def flush(self) -> None:
+        text, self._held = self._held, ""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._up.say({"kind": "print", "stream": self._name, "text": text})
 
 
 class _Logged(logging.Handler):

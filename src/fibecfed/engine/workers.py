@@ -21,7 +21,7 @@ from .options import ResourceOptions
 from .runtime import ClientRuntime
 from .simulator import Simulator
 from .transport import Answer, Ticket
-from .worker import Dead, Done, Job, Unable, Worker
+from .worker import Asked, Computed, Dead, Unable, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Workers(Simulator):
         super().__init__(runtime)
         self._most, self._at_once, self._begin, self._keeps = most, at_once, begin, keeps
         self._crew: list[_Member] = []
-        self._done: dict[Ticket, Done] = {}
+        self._done: dict[Ticket, Computed] = {}
         self._waiting_bytes = 0
         self._deaths: dict[Ticket, int] = {}
         self._last: dict[ClientId, Worker] = {}
@@ -203,7 +203,7 @@ class Workers(Simulator):
             states.begin(ticket.now.number)
             state = states.before(client) if ticket.action == "train" else states.get(client)
             try:
-                member.worker.give(Job(ticket.action, client, ticket.now, self._open[ticket][client], state))
+                member.worker.give(Asked(ticket.action, client, ticket.now, self._open[ticket][client], state))
             except Dead as error:
                 self._crew.remove(member)
                 logger.info("a worker process that had nothing to do is replaced: %s", error)
@@ -310,17 +310,17 @@ class Workers(Simulator):
 
     # ---- in a worker
 
-    def _compute(self, job: Job) -> Done:
+    def _compute(self, job: Asked) -> Computed:
         carried = self.runtime.states
         if not isinstance(carried, _Carried):
             carried = self.runtime.states = _Carried()
             self._begin()
         carried.state, carried.next, self._notes = job.state, None, {}
         reply = self.answer(Ticket(0, job.client, job.action, job.now), job.blob)
-        return Done(reply, carried.next, self._notes.get(job.client))
+        return Computed(reply, carried.next, self._notes.get(job.client))
 
 
-def _size_of(done: Done) -> int:
+def _size_of(done: Computed) -> int:
     return sum(len(part) for part in (done.reply, done.state) if isinstance(part, bytes))
 
 
