@@ -23,6 +23,7 @@ from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import load as load_data
 from .data.tasks import TASKS
+from .engine.schedules import reject_schedule
 from .engine.workers import most_workers as _most_workers
 from .local.options import LayerOptions
 from .methods import catalogue
@@ -218,6 +219,10 @@ def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -
         raise UserError(
             f"training.class_weights: got {len(weights)}, expected {len(names)}, one for each of {', '.join(names[:10])}; fix it"
         )
+    for name in ("speeds", "links"):
+        factors = getattr(config.federation, name).factors
+        if factors is not None and len(factors) != present:
+            raise UserError(f"federation.{name}.factors: got {len(factors)}, expected {present}, one for each client; fix the list")
     asked, present = config.federation.clients_per_round, num_clients(config, data)
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
@@ -286,6 +291,7 @@ def prepare(
     )
     _leaves_room(inputs, made_method)
     _workers(inputs, task)
+    reject_schedule(made_method, config.federation, config.method.model_dump()["kind"])
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
     return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task))

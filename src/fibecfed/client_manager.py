@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 from .build import Prepared, most_workers
 from .core.trees import checksum
 from .core.types import ClientId, Round
+from .engine.held import HeldStates
 from .engine.runtime import ClientRuntime
 from .engine.simulator import Simulator
 from .engine.states import ClientStates, StatesAt
@@ -59,7 +60,7 @@ class ClientManager(Protocol):
         ...
 
 
-Connect: TypeAlias = Callable[[Prepared, ClientStates, Path, int], ClientManager]
+Connect: TypeAlias = Callable[[Prepared, ClientStates | HeldStates, Path, int], ClientManager]
 """Reaches the clients of a run: from what it is made of, the store of states beside its checkpoints, its folder, and the number of rounds
 completed before."""
 
@@ -70,7 +71,7 @@ class InProcess:
 
     prepared: Prepared
     transport: Simulator
-    states: ClientStates | StatesAt
+    states: ClientStates | HeldStates | StatesAt
     out: Path
 
     def finish(
@@ -97,12 +98,12 @@ class InProcess:
             self.transport.close()
 
 
-def in_process(prepared: Prepared, states: ClientStates | StatesAt, out: Path, completed: int) -> InProcess:
+def in_process(prepared: Prepared, states: ClientStates | HeldStates | StatesAt, out: Path, completed: int) -> InProcess:
     """Clients that are simulated in this process alone."""
     return InProcess(prepared, Simulator(_runtime(prepared, states)), states, out)
 
 
-def simulated(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> InProcess:
+def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> InProcess:
     """Clients that are simulated here, in as many processes as `resources.workers` says."""
     most, runtime, resources = most_workers(prepared), _runtime(prepared, states), prepared.inputs.config.resources
     if most == 1:
@@ -117,7 +118,7 @@ def simulated(prepared: Prepared, states: ClientStates, out: Path, completed: in
     return InProcess(prepared, transport, states, out)
 
 
-def _runtime(prepared: Prepared, states: ClientStates | StatesAt) -> ClientRuntime:
+def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt) -> ClientRuntime:
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
     return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)

@@ -24,9 +24,11 @@ from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
 from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, known, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
 from .engine.failures import Standing, computed_again, sentences
+from .engine.held import HeldStates, KeptRequests
 from .engine.log import Log, read_header, read_records
 from .engine.loop import Step, run, schedule
 from .engine.states import OnServer
+from .engine.virtual import VirtualTime, devices
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
@@ -208,11 +210,20 @@ class _Session:
         states = checkpoints.open_states(checkpoint, limit, repeatable=repeatable)
         batch_size = self.config.evaluation.batch_size
         number = 0 if checkpoint is None else checkpoint.number
-        self.clients = clients = self.connect(self.prepared, states, self.out, number)
+        tolerance, data = self.config.federation, self.data
+        extra = {} if checkpoint is None else checkpoint.extra
+        requests = KeptRequests(states, extra.get("asked", ()))
+        if tolerance.models_time and tolerance.partition != "machines":
+            held = HeldStates(states)
+            self.clients = clients = self.connect(self.prepared, held, self.out, number)
+            machines = devices(tolerance, data.clients, self.prepared.inputs.key)
+            transport = virtual = VirtualTime(clients.transport, held, machines, extra.get("virtual"))
+        else:
+            self.clients = clients = self.connect(self.prepared, states, self.out, number)
+            virtual = None
+            transport = clients.transport
         self.at_end.callback(clients.close)
-        transport, data = clients.transport, self.data
-        tolerance = self.config.federation
-        standing = Standing.from_table({} if checkpoint is None else checkpoint.extra.get("standing", {}))
+        standing = Standing.from_table(extra.get("standing", {}))
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
         evaluator = Evaluator(
             method=self.method,
@@ -264,6 +275,7 @@ class _Session:
                 tolerance=tolerance,
                 standing=standing,
                 kept=OnServer(states),
+                asked=requests.restored(),
             )
             phase = None
             for now in rounds[number:]:
@@ -285,6 +297,8 @@ class _Session:
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
+                    extra |= {} if virtual is None else {"virtual": virtual.table()}
+                    extra |= {"asked": rows} if (rows := requests.keep(step.asked)) else {}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
         clients.close()
         final = Final(clients, server, rounds[-1])

@@ -11,7 +11,15 @@ from ..core.metrics import mistake_in as mistake_in_metric
 from ..data.options import DataOptions
 from ..data.prompt import mistake_in
 from ..data.tasks import TASKS
-from ..engine.options import CLIENT_NAME, EXPECTED_NAME, EvaluationOptions, FederationOptions, ResourceOptions
+from ..engine.options import (
+    CLIENT_NAME,
+    EXPECTED_NAME,
+    EvaluationOptions,
+    FederationOptions,
+    LinkOptions,
+    ResourceOptions,
+    SpeedOptions,
+)
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
@@ -224,6 +232,7 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
             f'data.client_column: got {data.client_column!r} with `federation.partition` = "{federation.partition}"; '
             'set `federation.partition` = "column", or remove it'
         )
+    yield from _schedule(federation)
     if federation.on_failure == "stop":
         for name, off in (("quorum", 0), ("round_attempts", 1), ("exclude_after", 0)):
             if (value := getattr(federation, name)) != off:
@@ -231,6 +240,35 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
                     f'federation.{name}: got {value} with `federation.on_failure` = "stop", which ends the run at the first client '
                     'that fails; set `federation.on_failure` = "drop", or remove it'
                 )
+
+
+def _schedule(federation: FederationOptions) -> Iterator[str]:
+    schedule, per_round = federation.schedule, federation.cohort_size(federation.clients)
+    for name, off, needs in (("over_selection", 1.3, "over-select"), ("buffer_size", None, "buffered")):
+        if (value := getattr(federation, name)) != off and schedule != needs:
+            yield (
+                f'federation.{name}: got {value} with `federation.schedule` = "{schedule}"; set `federation.schedule` = "{needs}", '
+                "or remove it"
+            )
+    if (federation.buffer_size or 0) > per_round and federation.partition != "column":
+        yield (
+            f"federation.buffer_size: got {federation.buffer_size}, expected at most {per_round}, the clients that are at work at a time "
+            "(`federation.clients_per_round`); lower it"
+        )
+    if schedule == "buffered":
+        for name, off in (("quorum", 0), ("round_attempts", 1)):
+            if (value := getattr(federation, name)) != off:
+                yield (
+                    f'federation.{name}: got {value} with `federation.schedule` = "buffered", whose rounds end with any few answers and '
+                    "are never repeated; remove it"
+                )
+    for name in ("speeds", "links"):
+        options = getattr(federation, name)
+        if options.factors is not None and options.is_drawn:
+            yield f"federation.{name}.factors: got factors beside `federation.{name}.slow_share` or `.spread`, which draw them; remove one"
+    links = federation.links
+    if (links.is_drawn or links.factors is not None) and links.up_mbit is None and links.down_mbit is None:
+        yield "federation.links: got factors of bandwidths and no bandwidth; set `federation.links.up_mbit` or `federation.links.down_mbit`"
 
 
 def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
@@ -243,6 +281,9 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
         yield 'data.task: got a task with `federation.partition` = "machines", where each client has a file of its own; remove it'
     if data.label_noise:
         yield 'data.label_noise: got noise with `federation.partition` = "machines"; it is for experiments on one machine; remove it'
+    for name, unset in (("speeds", SpeedOptions()), ("links", LinkOptions())):
+        if getattr(federation, name) != unset:
+            yield f'federation.{name}: got values with `federation.partition` = "machines", which are as fast as they are; remove the table'
     names = federation.client_names
     if names is None:
         return

@@ -141,13 +141,14 @@ def _slowest(
     cohort: Sequence[str], down: Mapping[str, int], up: Mapping[str, int], compute_s: Mapping[str, float], network: Network
 ) -> float:
     seconds = (
-        _transfer(down.get(client, 0), network.down_mbit, network.latency_ms)
+        transfer_seconds(down.get(client, 0), network.down_mbit, network.latency_ms)
         + compute_s.get(client, 0.0) / network.client_speed
-        + _transfer(up.get(client, 0), network.up_mbit, network.latency_ms)
+        + transfer_seconds(up.get(client, 0), network.up_mbit, network.latency_ms)
         for client in cohort
     )
     return max(seconds, default=0.0)
 
 
-def _transfer(size: int, mbit: float, latency_ms: float) -> float:
+def transfer_seconds(size: int, mbit: float, latency_ms: float) -> float:
+    """Of a message of `size` bytes in one direction; 0 where none went."""
     return latency_ms / 1e3 + 8 * size / (mbit * 1e6) if size else 0.0

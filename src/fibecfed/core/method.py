@@ -170,6 +170,9 @@ class Phase(Generic[S, C, D, U]):
         trains: whether clients take optimiser steps in it; only such rounds are followed by evaluations.
         fold: begins to fold the answers of a round, given the server's state; used instead of `aggregate` where the answers of a cohort
             are large together and the phase stores nothing about clients. Without it, or if it returns None, they are all held in memory.
+        schedules: values of `federation.schedule` under which its rounds may be held. "buffered" asks that `aggregate` makes of answers
+            whose every tensor moved like that of the broadcast: an answer to an earlier broadcast is given to it as the present one's
+            tensors plus a weighted change (`engine.schedules.moved`).
     """
 
     name: str
@@ -187,6 +190,7 @@ class Phase(Generic[S, C, D, U]):
     kept: type | None = None
     trains: bool = True
     fold: Callable[[S, Round], Folding[S, U] | None] | None = None
+    schedules: tuple[str, ...] = ("synchronous", "over-select")
 
 
 class Method(Protocol[S, C]):

@@ -17,9 +17,9 @@ RECORDS_VERSION = 2
 _READ = (1, RECORDS_VERSION)
 
 
-def _if_any() -> Any:
-    """A tuple that is written only where there is something in it."""
-    return field(default=(), metadata={"if_any": True})
+def _if_any(default: Any = ()) -> Any:
+    """A value that is written only where it is not empty; by default a tuple."""
+    return field(default=default, metadata={"if_any": True})
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class RoundRecord:
         excluded: clients that take no part from here on, after too many consecutive rejected answers.
         attempts: earlier cohorts of this round of which too few answered.
         recomputed: clients whose worker process died while it computed them, and which were computed again.
+        dropped: clients whose answers the round did not wait for; bytes of theirs that were sent in vain are in `bytes_up`, "discarded".
+        virtual_s: virtual time at its end, since the run began, in seconds; None where time is not modelled.
+        staleness: client -> how many rounds ended between its being asked and this round's end, of the answers that were used; where the
+            schedule is "buffered". `cohort` are then those who were asked in this round; answers of earlier ones are used as well.
     """
 
     phase: str
@@ -80,6 +84,9 @@ class RoundRecord:
     excluded: tuple[str, ...] = _if_any()
     attempts: tuple[FailedAttempt, ...] = _if_any()
     recomputed: tuple[str, ...] = _if_any()
+    dropped: tuple[str, ...] = _if_any()
+    virtual_s: float | None = _if_any(None)
+    staleness: Mapping[str, int] = field(default_factory=dict[str, int], metadata={"if_any": True})
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuples(table: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(table[name]) for name in ("refused", "excluded", "recomputed") if name in table}
+    return {name: tuple(table[name]) for name in ("refused", "excluded", "recomputed", "dropped") if name in table}
 
 
 def _lines(path: Path, length: int | None) -> Iterator[dict[str, Any]]:

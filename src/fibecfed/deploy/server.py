@@ -25,6 +25,7 @@ from ..engine.events import Warned, logged
 from ..engine.flower.apps import server_app
 from ..engine.flower.envelope import Finish, packed
 from ..engine.flower.transport import FlowerTransport
+from ..engine.held import HeldStates
 from ..engine.requests import OnDemand
 from ..engine.states import ClientStates
 from ..models.base_models import find
@@ -95,7 +96,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     options = config.federation
     names = transport.wait_for(options.clients, known.get("clients") or options.client_names, float(settings["wait-s"]))
 
-    def connect(prepared: Prepared, states: ClientStates, out: Path, completed: int) -> Machines:
+    def connect(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
         told = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
         write_atomically(out / FLOWER, (to_json(told, indent=2) + "\n").encode())

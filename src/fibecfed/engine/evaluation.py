@@ -21,8 +21,8 @@ from ..core.trees import checksum
 from ..core.types import ClientId, Examples, Failure, Round
 from ..core.wire import WireError, encode
 from .checks import MAX_SUMS_BYTES, Refused, checked_both_sums, checked_sums, counted
-from .failures import NEW, STOP, Counted, Standing, printable
-from .loop import REPEATS, STOPS, USABLE
+from .failures import NEW, REPEATS, STOP, STOPS, Counted, Standing, printable
+from .gathering import USABLE
 from .options import FederationOptions
 from .requests import Requests, total_bytes
 from .runtime import Changed, Scored, global_params

@@ -65,6 +65,12 @@ class Standing:
 
 _LONGEST_REASON = 500
 
+REPEATS = (
+    "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start a new run with a lower "
+    'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
+)
+STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
+
 STOP = FederationOptions()
 """By default the first failure ends the run."""
 

@@ -12,25 +12,20 @@ from typing import Any
 
 from ..core.clock import joined
 from ..core.errors import Diverged, RunFailed
-from ..core.method import Method, Phase, Work
+from ..core.method import Method, Phase
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
-from ..core.types import ClientId, Failure, Round
-from ..core.wire import WireError, payload_bytes
-from .checks import Expected, Refused, checked, expected, num_samples
-from .failures import NEW, STOP, Standing, printable
-from .gathering import USABLE, Gathering, InMemory, Kept, gather
+from ..core.types import ClientId, Round
+from .checks import expected
+from .collecting import Collected, collect
+from .failures import NEW, REPEATS, STOP, Standing
+from .gathering import USABLE, InMemory, Kept, gather
 from .options import FederationOptions
 from .requests import Requests
-from .transport import Transport, exchange
+from .schedules import Plan, Sent, UnderWay, plan_of, sent_again, under_way
+from .transport import Ticket, Transport
 
 logger = logging.getLogger(__name__)
-
-REPEATS = (
-    "The checkpoint before it stays usable, but `fibecfed resume` would meet the same again: start a new run with a lower "
-    'training.learning_rate, or with federation.on_failure = "drop" to continue without such clients'
-)
-STOPS = 'The checkpoint before it stays usable. With federation.on_failure = "drop" a run continues without such clients'
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,7 @@ class Step:
         now: the round that was just completed.
         server: the server's state after it.
         standing: what is remembered of the clients' answers after it.
+        asked: the requests whose answers are still under way after it.
     """
 
     number: int
@@ -49,6 +45,7 @@ class Step:
     server: Any
     record: RoundRecord
     standing: Standing
+    asked: tuple[UnderWay, ...] = ()
 
 
 def schedule(method: Method[Any, Any]) -> tuple[Round, ...]:
@@ -86,13 +83,18 @@ def cohort(
 
 
 def planned(
-    method: Method[Any, Any], clients: Sequence[ClientId], per_round: int, key: Key
+    method: Method[Any, Any], clients: Sequence[ClientId], per_round: int, key: Key, options: FederationOptions = STOP
 ) -> Iterator[tuple[Phase[Any, Any, Any, Any], Round, tuple[ClientId, ...]]]:
-    """Every round of a run, in order, with its phase and the clients that it asks first; arguments as for `run`."""
+    """Every round of a run, in order, with its phase and the clients that it asks first; arguments as for `run`.
+
+    Which clients are at work when a buffered round begins is not known before: it is taken to ask any that are as many.
+    """
     phases, sampled = {phase.name: phase for phase in method.phases}, 0
     for now in schedule(method):
         phase = phases[now.phase]
-        yield phase, now, cohort(phase, clients, per_round, key, sampled)
+        plan = plan_of(phase, now, options, per_round)
+        asked = plan.enough if plan.buffered and now.index else plan.at_work
+        yield phase, now, cohort(phase, clients, asked, key, sampled)
         sampled += phase.cohort == "sampled"
 
 
@@ -108,6 +110,7 @@ def run(
     tolerance: FederationOptions = STOP,
     standing: Standing = NEW,
     kept: Kept | None = None,
+    asked: Sequence[UnderWay] = (),
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -115,9 +118,10 @@ def run(
         clients: ids of all clients.
         per_round: clients of a sampled round.
         server: the server's state before round `start`.
-        tolerance: what becomes of clients that fail, and of rounds in which too few answer.
+        tolerance: when a round ends, what becomes of clients that fail, and of rounds in which too few answer.
         standing: what is remembered of the clients' answers before round `start`.
         kept: where phases keep something of each client; left out, in memory alone.
+        asked: the requests that were under way before round `start`.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -127,33 +131,25 @@ def run(
     kept = InMemory() if kept is None else kept
     rounds = schedule(method)
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
+    at_work = sent_again(asked, phases, transport, tolerance.timeout_s)
     for now in rounds[start:]:
         phase = phases[now.phase]
-        choose = partial(cohort, phase, clients, per_round, key, sampled)
-        server, record, standing = _round(phase, transport, choose, server, now, tolerance, standing, kept)
+        plan = plan_of(phase, now, tolerance, per_round)
+        choose = partial(cohort, phase, clients, plan.at_work - len(at_work), key, sampled)
+        held = _round(phase, transport, choose, server, now, plan, tolerance, standing, kept, at_work)
+        server, standing, at_work = held.server, held.standing, held.at_work
         sampled += phase.cohort == "sampled"
-        yield Step(now.number + 1, now, server, record, standing)
+        yield Step(now.number + 1, now, server, held.record, standing, under_way(at_work))
 
 
 @dataclass(frozen=True)
-class _Exchange:
-    """What came back from one cohort, by client; the messages are where they were gathered.
+class _Held:
+    """A round that is over; who is still at work after it."""
 
-    Attributes:
-        samples: the number of training examples that each usable answer names, if any.
-        fields: bytes by message field of each usable answer.
-        bytes_up: of every reply, rejected ones too.
-        failures: reasons; `refused` are those of them that sent an answer, `repeats` those that would fail in the same way again.
-    """
-
-    cohort: tuple[ClientId, ...]
-    samples: Mapping[ClientId, int | None]
-    work: Mapping[ClientId, Work]
-    fields: Mapping[ClientId, Mapping[str, int]]
-    bytes_up: Mapping[ClientId, int]
-    failures: Mapping[ClientId, str]
-    refused: tuple[ClientId, ...]
-    repeats: tuple[ClientId, ...]
+    server: Any
+    record: RoundRecord
+    standing: Standing
+    at_work: Mapping[Ticket, Sent]
 
 
 def _round(
@@ -162,32 +158,49 @@ def _round(
     choose: Callable[[int, Collection[ClientId]], tuple[ClientId, ...]],
     server: Any,
     now: Round,
+    plan: Plan,
     tolerance: FederationOptions,
     standing: Standing,
     kept: Kept,
-) -> tuple[Any, RoundRecord, Standing]:
+    before: Mapping[Ticket, Sent],
+) -> _Held:
+    """One round.
+
+    Args:
+        choose: whom it asks, given the attempt and who is not to be asked.
+        before: who is at work already.
+    """
     start = time.perf_counter()
     broadcast = phase.broadcast(server, now)
     expect = expected(phase, server, broadcast, now)
-    before, attempts, fields_down = standing, list[FailedAttempt](), dict[str, int]()
+    excluded, attempts, fields_down = standing.excluded, list[FailedAttempt](), dict[str, int]()
     hopeless = True  # in each attempt the quorum would have been missed even if every client with finite numbers had answered
     while True:
-        chosen = choose(len(attempts), standing.excluded)
+        chosen = choose(len(attempts), {*standing.excluded, *(ticket.client for ticket in before)})
         requests = Requests(phase, server, broadcast, chosen)
-        gathering = gather(phase, server, now, chosen, expect.usual_bytes, kept)
-        got = _exchange(transport, requests, now, expect, tolerance, standing, gathering)
+        present = Sent(now, broadcast, requests.common)
+        tickets = transport.send("train", now, requests, tolerance.timeout_s, expect.max_bytes)
+        at_work = {**before, **dict.fromkeys(tickets, present)}
+        gathering = gather(phase, server, now, [ticket.client for ticket in at_work], expect.usual_bytes, kept)
+        going_on: dict[Ticket, Sent] = {}
+        try:
+            got = collect(transport, at_work, phase, server, present, expect, plan, tolerance, standing, gathering)
+            going_on = {ticket: at_work[ticket] for ticket in got.late} if plan.goes_on else {}
+        finally:
+            in_vain = transport.drop([ticket for ticket in at_work if ticket not in going_on])
         sizes, fields_down = requests.sizes(), _added([fields_down, *requests.fields().values()])
         standing = standing.after(got.samples, got.refused, tolerance.exclude_after)
-        if len(got.samples) >= tolerance.needed(len(chosen)):
+        needed = tolerance.needed(min(plan.enough, len(at_work)))
+        if len(got.samples) >= needed:
             break
-        logger.info("%s round %d: too few usable answers, %d of %d", now.phase, now.index, len(got.samples), len(chosen))
+        logger.info("%s round %d: too few usable answers, %d of %d", now.phase, now.index, len(got.samples), len(at_work))
         attempts.append(FailedAttempt(chosen, sizes, got.bytes_up, got.failures, got.refused))
-        hopeless = hopeless and len(chosen) - len(got.repeats) < tolerance.needed(len(chosen)) and bool(chosen)
+        hopeless = hopeless and len(at_work) - len(got.repeats) < needed and bool(at_work)
         if len(attempts) == tolerance.round_attempts:
-            raise (Diverged if hopeless else RunFailed)(_too_few(got, now, tolerance, standing))
+            raise (Diverged if hopeless else RunFailed)(_too_few(got, len(at_work), needed, now, tolerance, standing))
     after = gathering.aggregated()
     bytes_down = _added([*(attempt.bytes_down for attempt in attempts), sizes])
-    bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up])
+    bytes_up = _added([*(attempt.bytes_up for attempt in attempts), got.bytes_up, in_vain])
     fields_up = _added(list(got.fields.values()))
     if discarded := sum(bytes_up.values()) - sum(fields_up.values()):
         fields_up["discarded"] = discarded
@@ -210,73 +223,19 @@ def _round(
         notes=dict(transport.notes()),
         compute_clock=joined(work.compute_clock for work in got.work.values()),
         refused=got.refused,
-        excluded=tuple(sorted(standing.excluded - before.excluded)),
+        excluded=tuple(sorted(standing.excluded - excluded)),
         attempts=tuple(attempts),
+        dropped=tuple(sorted(ticket.client for ticket in got.late if ticket not in going_on)),
+        virtual_s=got.at_s,
+        staleness=got.staleness if plan.buffered else {},
     )
-    return after, record, standing
+    return _Held(after, record, standing, going_on)
 
 
-def _exchange(
-    transport: Transport,
-    requests: Mapping[ClientId, bytes],
-    now: Round,
-    expect: Expected,
-    tolerance: FederationOptions,
-    standing: Standing,
-    gathering: Gathering,
-) -> _Exchange:
-    """Ask a cohort, and check and gather what it answers; everything in the order of client ids, whatever order it came in."""
-    samples: dict[ClientId, int | None] = {}
-    work: dict[ClientId, Work] = {}
-    fields: dict[ClientId, Mapping[str, int]] = {}
-    bytes_up: dict[ClientId, int] = {}
-    failures: dict[ClientId, str] = {}
-    refused: list[ClientId] = []
-    repeats: list[ClientId] = []
-    chosen = tuple(requests)
-    for client, reply in exchange(transport, "train", now, requests, tolerance.timeout_s, expect.max_bytes):
-        if isinstance(reply, Failure):
-            failures[client] = printable(reply.reason)
-            if reply.repeats:
-                repeats.append(client)
-        else:
-            bytes_up[client] = len(reply)
-            try:
-                message, work[client] = checked(reply, expect, tolerance, standing.num_samples.get(client), copy=not gathering.folds)
-                samples[client], fields[client] = num_samples(message), payload_bytes(message, len(reply))
-                gathering.settle(client, message)
-                del message  # where it is folded, its memory is free for the next one
-            except (Refused, WireError) as error:
-                failures[client] = printable(f"client {client}, {now.phase} round {now.index}: {error}")
-                refused.append(client)
-        del reply
-        if client in failures:
-            if tolerance.on_failure == "stop":
-                raise Diverged(f"{failures[client]}. {REPEATS}") if client in repeats else RunFailed(f"{failures[client]}. {STOPS}")
-            gathering.settle(client, None)
-    for client in chosen:
-        if client not in work and client not in failures:
-            failures[client] = f"client {client}, {now.phase} round {now.index}: no answer"
-    if failures and tolerance.on_failure == "stop":
-        raise RunFailed(f"{next(iter(failures.values()))}. {STOPS}")
-    answered = sorted(work)
-    return _Exchange(
-        cohort=chosen,
-        samples={client: samples[client] for client in answered},
-        work={client: work[client] for client in answered},
-        fields={client: fields[client] for client in answered},
-        bytes_up={client: bytes_up[client] for client in sorted(bytes_up)},
-        failures={client: failures[client] for client in sorted(failures)},
-        refused=tuple(sorted(refused)),
-        repeats=tuple(sorted(repeats)),
-    )
-
-
-def _too_few(got: _Exchange, now: Round, tolerance: FederationOptions, standing: Standing) -> str:
-    where, asked, usable = f"{now.phase} round {now.index}", len(got.cohort), len(got.samples)
+def _too_few(got: Collected, asked: int, needed: int, now: Round, tolerance: FederationOptions, standing: Standing) -> str:
+    where, usable = f"{now.phase} round {now.index}", len(got.samples)
     if not asked:
         return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {USABLE}"
-    needed = tolerance.needed(asked)
     text = f"{where}: {usable or 'none'} of {asked} clients gave a usable answer"
     text += f", expected at least {needed} (federation.quorum)" if needed > 1 else ""
     text += f", the last of {tolerance.round_attempts} cohorts that were asked" if tolerance.round_attempts > 1 else ""

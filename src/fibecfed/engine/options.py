@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -15,6 +15,50 @@ CLIENT_NAME = r"[\w.@-]{1,64}"
 DEFAULT_CLIENTS_PER_ROUND = 5
 
 EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
+
+
+Schedule: TypeAlias = Literal["synchronous", "over-select", "buffered"]
+
+
+class _Slowness(Options):
+    """By which factor each client is slower than one of factor 1."""
+
+    slow_share: float = Field(default=0.0, ge=0, le=1, description="Fraction of the clients that are slow, drawn from the seed.")
+    slow_factor: float = Field(default=10.0, gt=0, description="How many times slower these are.")
+    spread: float = Field(
+        default=0.0,
+        ge=0,
+        description="Log-normal factor on top, drawn for each client: standard deviation of its natural logarithm; 0 = none.",
+    )
+    factors: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None,
+        description="How many times slower each client is, in the order of their ids, instead of the draws.",
+    )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a factor is drawn at all."""
+        return self.slow_share > 0 or self.spread > 0
+
+
+class SpeedOptions(_Slowness):
+    """How fast each client computes, in virtual time. Simulation only."""
+
+    tokens_per_s: float = Field(
+        default=50_000.0,
+        gt=0,
+        description="Tokens that a client of factor 1 takes through one transformer block per second, forward or backward.",
+    )
+
+
+class LinkOptions(_Slowness):
+    """How long messages take, in virtual time. The factors are those of the bandwidths. Simulation only."""
+
+    up_mbit: float | None = Field(
+        default=None, gt=0, description="Bandwidth from a client of factor 1, in 10^6 bits per second. Default: no limit."
+    )
+    down_mbit: float | None = Field(default=None, gt=0, description="Bandwidth to a client of factor 1. Default: no limit.")
+    latency_ms: float = Field(default=0.0, ge=0, description="Delay of one message in one direction, for every client.")
 
 
 class FederationOptions(Options):
@@ -74,11 +118,32 @@ class FederationOptions(Options):
         ge=0,
         description="Reject updates whose L2 distance from the tensors the client was sent exceeds this; 0 = no limit.",
     )
+    schedule: Schedule = Field(
+        default="synchronous",
+        description='When a training round ends: "synchronous" when all of its m clients have answered; "over-select" when m of more '
+        'clients have, and the others are dropped; "buffered" after every few answers, while the others go on (FedBuff).',
+    )
+    over_selection: float = Field(
+        default=1.3, ge=1, description='With schedule = "over-select": how many times m clients are asked, rounded up.'
+    )
+    buffer_size: int | None = Field(
+        default=None,
+        ge=1,
+        description='With schedule = "buffered": answers that are aggregated together, of m clients at work at a time. Default: m / 2, '
+        "rounded up.",
+    )
+    speeds: SpeedOptions = SpeedOptions()
+    links: LinkOptions = LinkOptions()
 
     @property
     def timeout_s(self) -> float | None:
         """Seconds that an exchange may take; None: as long as it takes."""
         return self.round_timeout_s or None
+
+    @property
+    def models_time(self) -> bool:
+        """Whether a simulation has virtual time."""
+        return self.schedule != "synchronous" or self.speeds != SpeedOptions() or self.links != LinkOptions()
 
     def needed(self, asked: int) -> int:
         """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked))."""

@@ -32,22 +32,28 @@ class OnDemand(Mapping[ClientId, V]):
 
 
 class Requests(OnDemand[bytes]):
-    """The encoded message to each client; encoded once where everybody gets the same."""
+    """The encoded message to each client; encoded once where everybody gets the same.
+
+    Attributes:
+        common: that message; None where each client gets one of its own.
+    """
 
     def __init__(self, phase: Phase[Any, Any, Any, Any], server: Any, broadcast: Any, clients: Sequence[ClientId]) -> None:
         super().__init__(clients, self._encoded)
         self._fields: dict[ClientId, Mapping[str, int]] = {}
         self._message: Callable[[ClientId], Any] | None = None
+        self.common: bytes | None = None
         if phase.address is None:
-            self._common = encode(broadcast)
-            self._fields = dict.fromkeys(clients, payload_bytes(broadcast, len(self._common)))
+            self.common = encode(broadcast)
+            self._fields = dict.fromkeys(clients, payload_bytes(broadcast, len(self.common)))
         else:
             address = phase.address
             self._message = lambda client: address(server, broadcast, client)
 
     def _encoded(self, client: ClientId) -> bytes:
         if self._message is None:
-            return self._common
+            assert self.common is not None
+            return self.common
         message = self._message(client)
         blob = encode(message)
         self._fields[client] = payload_bytes(message, len(blob))

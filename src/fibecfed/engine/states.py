@@ -24,7 +24,9 @@ from .packs import Location, PackError, PackPrefix
 
 logger = logging.getLogger(__name__)
 
-_ON_SERVER = "\udc00server\udc00"  # before the name of a client; halves of pairs like these are in no text that was ever decoded
+NOT_CLIENTS = "\udc00"
+"""Before every name in the store that is not a client's; halves of pairs like this are in no text that was ever decoded."""
+_ON_SERVER = f"{NOT_CLIENTS}server{NOT_CLIENTS}"  # before the name of a client
 
 PACK_BYTES = 32 * 2**20
 """A pack that has reached this length is not appended to any more."""
@@ -79,7 +81,7 @@ class ClientStates:
 
     def clients(self) -> list[ClientId]:
         """Every client that has a state of its own, sorted."""
-        return sorted(client for client in (*self._dirty, *self._where) if not client.startswith(_ON_SERVER))
+        return sorted(client for client in (*self._dirty, *self._where) if not client.startswith(NOT_CLIENTS))
 
     def get(self, client: ClientId) -> bytes | None:
         """The state of `client`; None if it has none.
@@ -206,7 +208,7 @@ class ClientStates:
             self._unlisted = True
         number = self._open
         self._unflushed.add(number)
-        logger.debug("the state of client %s goes to disk: %d bytes", one_line(client.removeprefix(_ON_SERVER)), len(blob))
+        logger.debug("the state of client %s goes to disk: %d bytes", one_line(client.rpartition(NOT_CLIENTS)[2]), len(blob))
         try:
             self._packs[number], location = packs.append(self.folder, self._packs[number], client, blob)
         except OSError as error:
@@ -251,7 +253,7 @@ class StatesAt:
 
     def clients(self) -> list[ClientId]:
         """Every client that has a state of its own, sorted."""
-        return sorted(client for client in self._where if not client.startswith(_ON_SERVER))
+        return sorted(client for client in self._where if not client.startswith(NOT_CLIENTS))
 
     def get(self, client: ClientId) -> bytes | None:
         """The state of `client`; None if it has none.

@@ -29,10 +29,15 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request: the client's reply, or why there is none."""
+    """What became of a request: the client's reply, or why there is none.
+
+    Attributes:
+        at_s: virtual time of its arrival, in seconds; None where time is not modelled.
+    """
 
     ticket: Ticket
     reply: bytes | Failure
+    at_s: float | None = None
 
 
 class Transport(Protocol):
@@ -63,8 +68,12 @@ class Transport(Protocol):
         """
         ...
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
-        """Forget tickets: no answer to them will be received any more. Those that were answered already are passed over."""
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
+        """Forget tickets: no answer to them will be received any more. Those that were answered already are passed over.
+
+        Returns:
+            The bytes of those of their answers that were sent in vain, as far as they are known.
+        """
         ...
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
@@ -127,10 +136,11 @@ class InTurn:
             if requests is not None:
                 yield Answer(ticket, self.answer(ticket, requests[ticket.client]))
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
-        """As `Transport.drop`."""
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
+        """As `Transport.drop`; the client does not compute."""
         for ticket in tickets:
             self._open.pop(ticket, None)
+        return {}
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """As `Transport.notes`."""

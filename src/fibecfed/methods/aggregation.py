@@ -117,6 +117,11 @@ class Mean(_OfMean):
 MEAN = Mean()
 
 
+def schedules_of(aggregation: Aggregation) -> tuple[str, ...]:
+    """`Phase.schedules` of a phase whose answers are aggregated so: what needs nothing but their mean can be buffered."""
+    return ("synchronous", "over-select", "buffered") if isinstance(aggregation, _OfMean) else ("synchronous", "over-select")
+
+
 class _ServerStep(_OfMean):
     """A server optimiser, whose gradient is minus the change that the mean would make."""
 

@@ -17,7 +17,7 @@ from ..local.curriculum import ceil_share
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import FoldedMean, mean_by_size
+from .aggregation import MEAN, FoldedMean, mean_by_size, schedules_of
 from .catalogue import MethodContext
 from .fedavg import LocalModel, OwnTensors, SharedModel, answer
 from .options import FedAltOptions
@@ -51,7 +51,8 @@ class FedAlt(Defaults):
     @property
     def phases(self) -> tuple[Phase[FedAltServer, OwnTensors, Any, Any], ...]:
         """Tuning."""
-        return (Phase("tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate, fold=_fold),)
+        row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, _broadcast, self._tune, _aggregate)
+        return (Phase(*row, fold=_fold, schedules=schedules_of(MEAN)),)
 
     @property
     def local_epochs(self) -> int:

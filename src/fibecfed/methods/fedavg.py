@@ -19,7 +19,7 @@ from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio
+from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio, schedules_of
 from .catalogue import MethodContext
 from .options import (
     FedExLoraOptions,
@@ -116,7 +116,8 @@ class FedAvg(Defaults):
     def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
         """Tuning."""
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
-        return (Phase(*row, fold=self._fold),)
+        schedules = schedules_of(self.aggregation) if type(self)._aggregate is FedAvg._aggregate else schedules_of(Exact())
+        return (Phase(*row, fold=self._fold, schedules=schedules),)
 
     def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""

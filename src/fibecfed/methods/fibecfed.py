@@ -24,7 +24,7 @@ from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio
+from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio, schedules_of
 from .catalogue import MethodContext
 from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
 from .fibecfed_client import ClientPart, Own, Trained
@@ -127,10 +127,11 @@ class FibecFed(Defaults):
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
             rows.append(Phase(*row, problem=no_share, trains=False))
         row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
-        rows.append(Phase(*row, template=self._answer_like, fold=self._fold))
+        schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not self._measuring.is_first)
+        rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
-            rows.append(Phase(*row, template=_all_layers, fold=self._fold))
+            rows.append(Phase(*row, template=_all_layers, fold=self._fold, schedules=schedules))
         return tuple(rows)
 
     @property

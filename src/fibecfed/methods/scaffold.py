@@ -84,7 +84,7 @@ class Scaffold(Defaults):
     def phases(self) -> tuple[Phase[ScaffoldServer, OwnControl, Any, Any], ...]:
         """Tuning."""
         row = ("tune", self.local.num_rounds, "sampled", ControlledModel, ControlledUpdate, _broadcast, self._tune, self._aggregate)
-        return (Phase(*row, template=_like),)
+        return (Phase(*row, template=_like, schedules=("synchronous",)),)  # c is the mean of all c_k: none may change unheard
 
     def init(self, task: Task, key: Key) -> ScaffoldServer:
         """P at the start, c = 0."""

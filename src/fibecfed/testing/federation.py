@@ -40,8 +40,8 @@ class Around:
     def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
         return self.inner.receive(tickets)
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
-        self.inner.drop(tickets)
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
+        return self.inner.drop(tickets)
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         return self.inner.notes()

@@ -119,7 +119,8 @@ class FlowerTransport:
             timeout_s: an answer that comes later is never read.
             max_bytes: not used: Flower has taken in the whole reply before it shows it.
         """
-        self._connections.at = now.number if action == "train" else now.number + 1
+        at = now.number if action == "train" else now.number + 1
+        self._connections.at = max(self._connections.at, at)  # an older round is asked for again where its answers were under way
         return self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
 
     def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
@@ -139,12 +140,14 @@ class FlowerTransport:
             if idle and not wanted & self._came.keys():
                 time.sleep(min(POLL_S, max(0.0, min(errand.end for errand in self._errands()) - time.monotonic())))
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
-        """As `Transport.drop`. A client that was asked goes on computing."""
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
+        """As `Transport.drop`. A client that was asked goes on computing; an answer that comes later is never read, nor known."""
         dropped = set(tickets)
+        came = {ticket.client: reply for ticket, reply in self._came.items() if ticket in dropped}
         self._waiting = {ticket: errand for ticket, errand in self._waiting.items() if ticket not in dropped}
         self._asked = {number: held for number, held in self._asked.items() if held[1].ticket not in dropped}
         self._came = {ticket: reply for ticket, reply in self._came.items() if ticket not in dropped}
+        return {client: len(reply) for client, reply in came.items() if isinstance(reply, bytes)}
 
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """Bytes of initial tensors that clients had to be sent since this was last asked; their own notes stay with them."""
