@@ -85,7 +85,7 @@ def reject_schedule(method: Method[Any, Any], options: FederationOptions, kind: 
 def _why(method: Method[Any, Any], phase: Phase[Any, Any, Any, Any], schedule: str) -> str:
     if schedule == "over-select":
         return "what a dropped client remembers would no longer fit what the server remembers"
-    if sum(_is_buffered(other) for other in method.phases) > 1:
+    if len({other.down for other in method.phases if other.cohort == "sampled"}) > 1:
         return "answers to one of its stages cannot be added to what another one trains"
     if phase.address is not None:
         return "each client is sent a message of its own, which an answer cannot be compared with later"

@@ -105,7 +105,7 @@ class VirtualTime:
 
     A request takes its bytes over the client's link, waits until the client has finished what it was asked before, and takes the counted
     work at the client's speed; then the answer takes its bytes over the link. The server takes no time, nor does an evaluation, which a
-    federation in use would not need [C]. Where times are equal, who was asked first is first.
+    federation in use would not need [C]. Where times are equal, who was asked in an earlier round is first, then the lower id.
 
     The clock stands at the arrival of the last answer that was received. A client's own state is the one before a training until its
     answer is received: an evaluation in between sees that one, and a stopped run computes the training again. Whoever is dropped while it
@@ -159,7 +159,7 @@ class VirtualTime:
         for answer in self.inner.receive(wanted & self._sent.keys()):
             self._computed[answer.ticket] = self._timed(answer)
         self._sent = {ticket: sent for ticket, sent in self._sent.items() if ticket not in wanted}
-        for ticket in sorted(wanted & self._computed.keys(), key=lambda ticket: (self._computed[ticket].at_s, ticket.number)):
+        for ticket in sorted(wanted & self._computed.keys(), key=self._place):
             if (computed := self._computed.pop(ticket, None)) is not None:
                 self.now_s = max(self.now_s, computed.at_s)
                 self._states.release(ticket.client)
@@ -187,6 +187,9 @@ class VirtualTime:
     def notes(self) -> Mapping[ClientId, Mapping[str, Any]]:
         """As `Transport.notes`, of the clients whose answers were received."""
         return self._notes
+
+    def _place(self, ticket: Ticket) -> tuple[float, int, ClientId]:
+        return self._computed[ticket].at_s, ticket.now.number, ticket.client
 
     def _timed(self, answer: Answer) -> _Computed:
         client, machine, reply = answer.ticket.client, self._machines[answer.ticket.client], answer.reply
