@@ -312,6 +312,26 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"federation": {"quorum": 0.5}}, 'federation.quorum: got 0.5 with `federation.on_failure` = "stop"'),
         ({"federation": {"round_attempts": 2}}, 'federation.round_attempts: got 2 with `federation.on_failure` = "stop"'),
         ({"federation": {"exclude_after": 3}}, 'federation.exclude_after: got 3 with `federation.on_failure` = "stop"'),
+        (
+            {"federation": {"over_selection": 2.0}},
+            'federation.over_selection: got 2.0 with `federation.schedule` = "synchronous"; set .* = "over-select"',
+        ),
+        ({"federation": {"buffer_size": 2, "schedule": "over-select"}}, 'federation.buffer_size: got 2 with .*; set .* = "buffered"'),
+        (
+            {"federation": {"buffer_size": 6, "clients_per_round": 4, "schedule": "buffered"}},
+            "federation.buffer_size: got 6, expected at most 4",
+        ),
+        (
+            {"federation": {"quorum": 0.5, "on_failure": "drop", "schedule": "buffered"}},
+            'federation.quorum: got 0.5 with `federation.schedule` = "buffered"',
+        ),
+        (
+            {"federation": {"speeds": {"factors": [1.0, 2.0], "slow_share": 0.5}}},
+            "federation.speeds.factors: got factors beside `federation.speeds.slow_share`",
+        ),
+        ({"federation": {"links": {"slow_share": 0.5}}}, "federation.links: got factors of bandwidths and no bandwidth"),
+        ({"federation": {"speeds": {"factors": [1.0, 0.0]}}}, r"speeds.factors: got .* expected a list of numbers, each above 0"),
+        ({"federation": {"schedule": "buffered"}, "method": {"layers": {"importance_round": "first"}}}, "importance_round: got \"first\""),
         ({"federation": {"rounds": 3}, "method": {"score_after": 3}}, "method.score_after: got 3, expected less than"),
         ({"training": {"momentum": 0.9}}, "training.momentum: got 0.9 with `training.optimizer` = \"adamw\""),
         (

@@ -110,7 +110,7 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     clients = inputs.data.clients
     num_samples = dict(zip(clients, examples_by_client(prepared, "train"), strict=True))
     per_round = inputs.config.federation.cohort_size(len(clients))
-    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, inputs.key.fold("run")))
+    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, inputs.key.fold("run"), inputs.config.federation))
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:

@@ -77,6 +77,7 @@ def contradictions(config: Tables) -> list[str]:
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
         *_depth(config.method),
+        *_importance_under_way(config),
     ]
 
 
@@ -343,6 +344,15 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
         yield f'method.layers.value: got {value}, expected a fraction, at most 1, with `method.layers.rule` = "{rule}"; or set "count"'
     elif rule in ("layer_gap", "plateau", "all"):
         yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
+
+
+def _importance_under_way(config: Tables) -> Iterator[str]:
+    layers = getattr(config.method, "layers", None)
+    if isinstance(layers, LayerOptions) and layers.importance_round == "first" and config.federation.schedule == "buffered":
+        yield (
+            'method.layers.importance_round: got "first" with `federation.schedule` = "buffered", where some clients answer the first '
+            'tuning round later; set it to "separate"'
+        )
 
 
 def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:

@@ -14,11 +14,15 @@ CLOCKS = ("wall", "cpu", "cuda", "mps")
 """Kinds of clock: that of the wall, CPU seconds, and that of the wall around a device which has finished what it was given. The
 first is that of version 0.1; their order is that of the numbers on the wire."""
 
+VIRTUAL = "virtual"
+"""The clock of a run whose time is modelled: no measured seconds, and none of the clocks above."""
+
 _IN_WORDS = {
     "wall": "wall clock, times the fraction of it in which the process had a CPU",
     "cpu": "CPU seconds",
     "cuda": "wall clock until the GPU was done",
     "mps": "wall clock until the GPU was done",
+    VIRTUAL: "virtual time: counted work at the speed of each client (federation.speeds)",
 }
 
 

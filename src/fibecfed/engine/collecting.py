@@ -14,12 +14,12 @@ from .checks import Expected, Refused, checked, expected, num_samples
 from .failures import REPEATS, STOPS, Standing, printable
 from .gathering import Gathering
 from .options import FederationOptions
-from .schedules import Plan, Sent, moved, staleness_weight
+from .schedules import RoundPlan, Sent, moved, staleness_weight
 from .transport import Ticket, Transport
 
 
 @dataclass(frozen=True)
-class Collected:
+class Arrived:
     """What came back from the clients at work, by client; the messages are where they were gathered.
 
     Attributes:
@@ -51,12 +51,12 @@ def collect(
     server: Any,
     present: Sent,
     expect: Expected,
-    plan: Plan,
+    plan: RoundPlan,
     tolerance: FederationOptions,
     standing: Standing,
     gathering: Gathering,
-) -> Collected:
-    """Receive, check and gather answers until there are enough; what is told of them is in the order of client ids.
+) -> Arrived:
+    """Receive, check and gather answers until there are enough; the results are in the order of client ids.
 
     Args:
         present: what the clients of this round are sent; `expect` is what answers to it must look like.
@@ -110,7 +110,7 @@ def collect(
             raise RunFailed(f"{next(iter(failures.values()))}. {STOPS}")
         waiting.clear()
     answered = sorted(work)
-    return Collected(
+    return Arrived(
         samples={client: samples[client] for client in answered},
         work={client: work[client] for client in answered},
         fields={client: fields[client] for client in answered},

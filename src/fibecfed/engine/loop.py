@@ -17,12 +17,12 @@ from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
 from ..core.types import ClientId, Round
 from .checks import expected
-from .collecting import Collected, collect
+from .collecting import Arrived, collect
 from .failures import NEW, REPEATS, STOP, Standing
 from .gathering import USABLE, InMemory, Kept, gather
 from .options import FederationOptions
 from .requests import Requests
-from .schedules import Plan, Sent, UnderWay, plan_of, sent_again, under_way
+from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
 from .transport import Ticket, Transport
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _round(
     choose: Callable[[int, Collection[ClientId]], tuple[ClientId, ...]],
     server: Any,
     now: Round,
-    plan: Plan,
+    plan: RoundPlan,
     tolerance: FederationOptions,
     standing: Standing,
     kept: Kept,
@@ -232,7 +232,7 @@ def _round(
     return _Held(after, record, standing, going_on)
 
 
-def _too_few(got: Collected, asked: int, needed: int, now: Round, tolerance: FederationOptions, standing: Standing) -> str:
+def _too_few(got: Arrived, asked: int, needed: int, now: Round, tolerance: FederationOptions, standing: Standing) -> str:
     where, usable = f"{now.phase} round {now.index}", len(got.samples)
     if not asked:
         return f"{where}: none of the {len(standing.excluded)} clients is left that is not excluded (federation.exclude_after). {USABLE}"

@@ -27,7 +27,7 @@ from .transport import Ticket, Transport
 
 
 @dataclass(frozen=True)
-class Plan:
+class RoundPlan:
     """How a round is held.
 
     Attributes:
@@ -43,20 +43,20 @@ class Plan:
     buffered: bool = False
 
 
-def plan_of(phase: Phase[Any, Any, Any, Any], now: Round, options: FederationOptions, per_round: int) -> Plan:
+def plan_of(phase: Phase[Any, Any, Any, Any], now: Round, options: FederationOptions, per_round: int) -> RoundPlan:
     """How a round of a phase is held.
 
     Args:
         per_round: m, clients of a sampled round.
     """
     if phase.cohort != "sampled":
-        return Plan(phase.cohort, phase.cohort)
+        return RoundPlan(phase.cohort, phase.cohort)
     if options.schedule == "over-select":
-        return Plan(math.ceil(options.over_selection * per_round - 1e-9), per_round)
+        return RoundPlan(math.ceil(options.over_selection * per_round - 1e-9), per_round)
     if options.schedule == "buffered" and _is_buffered(phase):
         enough = math.ceil(per_round / 2) if options.buffer_size is None else min(options.buffer_size, per_round)
-        return Plan(per_round, enough, goes_on=now.index + 1 < now.num_rounds, buffered=True)
-    return Plan(per_round, per_round)
+        return RoundPlan(per_round, enough, goes_on=now.index + 1 < now.num_rounds, buffered=True)
+    return RoundPlan(per_round, per_round)
 
 
 def _is_buffered(phase: Phase[Any, Any, Any, Any]) -> bool:

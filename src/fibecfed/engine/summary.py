@@ -29,6 +29,7 @@ def summarise(
     one; None where the metric does not follow from predicted classes alone.
     `bytes_up` and `bytes_down` are the lengths of all encoded messages of training and phase 1; evaluation's stand apart. `seconds` is the
     wall clock of the rounds, `cpu_s` the CPU time of this process in them, `compute_s` the sum of the clients' own seconds.
+    `virtual_s`, where time is modelled, is the virtual time at the end of the last round.
     `evaluation.clients` of `evaluation.of` clients are those that the scores are of.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
     `best_by_validation` is None without validation examples.
@@ -73,6 +74,7 @@ def summarise(
         "seconds": sum(record.seconds for record in rounds),
         "cpu_s": sum(record.cpu_s for record in rounds),
         "compute_s": sum(sum(record.compute_s.values()) for record in rounds),
+        **({"virtual_s": max(times)} if (times := [record.virtual_s for record in rounds if record.virtual_s is not None]) else {}),
         "evaluation": {
             "bytes_up": sum(record.bytes_up for record in evaluations),
             "bytes_down": sum(record.bytes_down for record in evaluations),
@@ -82,7 +84,7 @@ def summarise(
         },
         "rounds": len(rounds),
         "failures": sum(len(one.failures) for record in rounds for one in (record, *record.attempts)),
-        "clients_that_took_part": len({client for record in rounds for client in record.cohort if record.steps.get(client)}),
+        "clients_that_took_part": len({client for record in rounds for client, steps in record.steps.items() if steps}),
         "selected": dict(selected),
         "clients": {client: _of_client(sums, (partition or {}).get(client), metric) for client, sums in kept.clients.items()},
         **_classes(kept, labels),

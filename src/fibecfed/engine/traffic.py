@@ -15,7 +15,9 @@ from ..core.task import Task
 from ..core.types import ClientId, Round
 from ..core.wire import encoded_size, field_kinds, plain_value, tensors_of
 from .checks import expected
+from .failures import STOP
 from .loop import planned
+from .options import FederationOptions
 from .runtime import frame
 
 _LONGEST: dict[type, Any] = {float: -1.7976931348623157e308, int: 2**62, bool: False}
@@ -69,7 +71,14 @@ class Traffic:
         return self.total_down + self.total_up
 
 
-def plan(method: Method[Any, Any], task: Task, num_samples: Mapping[ClientId, int], per_round: int, key: Key) -> Iterator[Exchange]:
+def plan(
+    method: Method[Any, Any],
+    task: Task,
+    num_samples: Mapping[ClientId, int],
+    per_round: int,
+    key: Key,
+    options: FederationOptions = STOP,
+) -> Iterator[Exchange]:
     """Every round of a run, in order.
 
     Args:
@@ -77,10 +86,11 @@ def plan(method: Method[Any, Any], task: Task, num_samples: Mapping[ClientId, in
         num_samples: training examples of each client.
         per_round: clients of a sampled round.
         key: of the run; it draws the cohorts.
+        options: when a round ends; every client that is asked is taken to answer.
     """
     clients = tuple(num_samples)
     server = method.init(task, key.fold("init"))
-    for phase, now, asked in planned(method, clients, per_round, key):
+    for phase, now, asked in planned(method, clients, per_round, key, options):
         chance = len(asked) / len(clients)
         down, up = dict[ClientId, Span](), dict[ClientId, Span]()
         for state in method.outlook(server, now):

@@ -46,6 +46,12 @@ def of_round(record: RoundRecord, selected: Mapping[str, Any], by_client: bool) 
         "clients/rejected": len(record.refused),
         "clients/excluded": len(record.excluded),
     }
+    if record.dropped:
+        values["clients/dropped"] = len(record.dropped)
+    if record.virtual_s is not None:
+        values["seconds/virtual"] = record.virtual_s
+    if record.staleness:
+        values["clients/staleness"] = sum(record.staleness.values()) / len(record.staleness)
     if seen:
         values["train/loss"] = sum(record.loss[client] * record.examples[client] for client in record.loss) / seen
     values |= {f"selected/{name}": value for name, value in _numbers(selected)}

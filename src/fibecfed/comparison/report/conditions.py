@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...core.clock import CLOCKS, clock_in_words
+from ...core.clock import CLOCKS, VIRTUAL, clock_in_words
 from ...core.files import TUNING
 from ...core.units import count, duration
 from .results import ComparisonResults, Run
@@ -30,12 +30,20 @@ def conditions(comparison: ComparisonResults) -> list[tuple[str, str]]:
     lines = [(name, _values(comparison, key)) for key, name in _NAMES.items()]
     lines.append(("Seeds", ", ".join(map(str, comparison.seeds))))
     lines += [("Trained beforehand", text)] if (text := _sources(comparison)) else []
+    timed = [run.conditions.get("clock") == VIRTUAL for run in comparison.runs]
+    counted = comparison.network.tokens_per_s is not None and not any(timed)
     return [
         *lines,
         ("Tuning", _tuning(comparison)),
-        ("Seconds of clients", _values(comparison, "clock") if comparison.network.tokens_per_s is None else _COUNTED),
-        ("Network for modelled time", comparison.network.describe()),
+        ("Seconds of clients", _COUNTED if counted else _values(comparison, "clock")),
+        ("Network for modelled time", _network(comparison, any(timed), all(timed))),
     ]
+
+
+def _network(comparison: ComparisonResults, some: bool, every: bool) -> str:
+    """Runs with virtual time have links of their own."""
+    own = "the link of each client (federation.links)"
+    return own if some and every else comparison.network.describe() + (f"; of runs with virtual time {own}" if some else "")
 
 
 def _values(comparison: ComparisonResults, key: str) -> str:

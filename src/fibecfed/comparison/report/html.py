@@ -90,7 +90,7 @@ _READING = (
     "comes most of the way, not how good it is in the end; look at both.",
     "Modelled time is computed from recorded bytes and compute seconds for the network named above: the clients of a round work in "
     "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the CPU are left "
-    "out.",
+    "out. Of runs with virtual time (federation.schedule, speeds and links) it is that.",
     "Targets are seen at evaluations only: a method that reaches one between two evaluations counts at the second.",
     "The interval of a rank is a bootstrap over tasks and seeds. With one seed it shows only how much the choice of tasks matters.",
     "Numbers in bold are the best of their column, where a method can be better than another in it; methods that do not federate are no "

@@ -45,6 +45,9 @@ class _Federation(_Part):
     rounds: int
     partition: str | None = None
     alpha: float | None = None
+    schedule: str = "synchronous"
+    speeds: dict[str, Any] = {}
+    links: dict[str, Any] = {}
 
 
 class _Training(_Part):

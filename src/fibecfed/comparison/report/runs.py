@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from ...core.clock import Network, joined, round_seconds
+from ...core.clock import VIRTUAL, Network, joined, round_seconds
 from ...core.errors import UserError
 from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
@@ -185,20 +185,27 @@ def _reduced(
         if header.labels and CONFUSION in last.pooled
         else None,
         selection=_selection(header, rounds, summary.selected or {}),
-        conditions={**_conditions(header), "settings": _settings(header, raw), "clock": joined(one.compute_clock for one in rounds)},
+        conditions={**_conditions(header), "settings": _settings(header, raw), "clock": _clock(rounds)},
         source_s=sum(one.seconds for one in summary.sources),
         source_examples=sum(one.examples for one in summary.sources),
     )
 
 
+def _clock(rounds: Sequence[RoundRecord]) -> str:
+    return VIRTUAL if any(one.virtual_s is not None for one in rounds) else joined(one.compute_clock for one in rounds)
+
+
 def _points(records: Sequence[RoundRecord | EvalRecord], network: Network, metric: Metric, device: str, threads: int) -> tuple[Point, ...]:
-    """Bytes and modelled seconds up to each evaluation."""
+    """Bytes and modelled seconds up to each evaluation: virtual time, where the run had it."""
     points: list[Point] = []
     size, seconds = 0, 0.0
     for record in records:
         if isinstance(record, RoundRecord):
             size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
-            seconds += round_seconds(record, network, device=device, threads=threads)
+            if record.virtual_s is None:
+                seconds += round_seconds(record, network, device=device, threads=threads)
+            else:
+                seconds = record.virtual_s
         else:
             points.append(Point(record.rounds, size, seconds, metric.of(record.pooled), metric.of(record.server)))
     return tuple(points)
@@ -248,7 +255,7 @@ def _conditions(header: Header) -> dict[str, Any]:
     cores = f"{header.machine.get('cores')} cores, {count(header.threads or 1, 'thread')} per run, {header.precision}"
     return {
         "model": f"{_without_folder(model.name)}, head {model.head}",
-        "federation": f"{clients}, {spread}",
+        "federation": f"{clients}, {spread}{_slowness(federation)}",
         "training": f"{count(training.local_epochs, 'local epoch')}, batches of {training.batch_size}, {training.optimizer}",
         "learning_rate": training.learning_rate,
         "data": f"at most {data.max_train or 'all'} training and {data.max_test or 'all'} test examples, {tokens} tokens",
@@ -256,6 +263,19 @@ def _conditions(header: Header) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in header.versions.items()),
         "commit": header.commit,
     }
+
+
+def _slowness(federation: Any) -> str:
+    """Schedule, speeds and links, as in ", buffered, speeds: slow_share 0.2, slow_factor 10"; without what is not set."""
+    text = "" if federation.schedule == "synchronous" else f", {federation.schedule}"
+    for name in ("speeds", "links"):
+        table = {key: value for key, value in getattr(federation, name).items() if value}
+        if "slow_share" not in table:
+            table.pop("slow_factor", None)
+        if table.keys() - {"tokens_per_s"}:
+            parts = (f"{key} {value:g}" if isinstance(value, float) else f"{key} given" for key, value in table.items())
+            text += f", {name}: {', '.join(parts)}"
+    return text
 
 
 _NO_SETTINGS = (
