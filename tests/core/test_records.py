@@ -173,7 +173,10 @@ def test_a_header_cannot_overwrite_what_says_that_it_is_one(name: str) -> None:
         to_line({name: "0.1"})
 
 
-RARE = {RoundRecord: ("refused", "excluded", "attempts", "recomputed"), EvalRecord: ("failures", "recomputed")}
+RARE = {
+    RoundRecord: ("refused", "excluded", "attempts", "recomputed", "dropped", "virtual_s", "staleness"),
+    EvalRecord: ("failures", "recomputed"),
+}
 
 
 def test_a_line_has_no_room_for_failures_where_there_were_none() -> None:

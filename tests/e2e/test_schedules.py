@@ -23,6 +23,7 @@ from fibecfed.comparison.report.runs import read_run
 from fibecfed.config import Config, to_toml
 from fibecfed.core.clock import Network
 from fibecfed.core.errors import UserError
+from fibecfed.core.process import cores
 from fibecfed.core.records import RoundRecord, read
 
 SLOW = {"speeds": {"tokens_per_s": 1000.0, "factors": [3.0, 1.0, 1.0, 1.5, 1.0, 6.0]}, "links": {"up_mbit": 1.0, "latency_ms": 10.0}}
@@ -79,6 +80,12 @@ def test_a_checkpoint_interval_of_several_rounds_loses_nothing(inputs: Path, who
         session.start(configured(inputs, "buffered", resources={"checkpoint_every": 3}), tmp_path, interrupted_at(9))
     summary, _ = session.resume(tmp_path)
     assert as_if_nothing_had_happened(tmp_path, summary, wholes("buffered"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or cores() < 2, reason="needs two cores")
+def test_worker_processes_change_no_bit_and_no_time(inputs: Path, wholes: Any, tmp_path: Path) -> None:
+    summary = session.start(configured(inputs, "buffered", resources={"workers": 2}), tmp_path / "run")
+    assert as_if_nothing_had_happened(tmp_path / "run", summary, wholes("buffered"))
 
 
 KILLED = """

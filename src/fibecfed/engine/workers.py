@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
@@ -154,11 +154,11 @@ class Workers(Simulator):
                 turns.popleft()
                 yield self._here(ticket)
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
         """As `Transport.drop`."""
-        super().drop(tickets)
         for ticket in tickets:
             self._forget(ticket)
+        return super().drop(tickets)
 
     # ---- who computes
 
