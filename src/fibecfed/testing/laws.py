@@ -239,6 +239,24 @@ def answers_that_are_folded_give_what_those_that_are_held_do(subject: Subject) -
                 assert torch.allclose(folded[field][name].double(), value.double(), rtol=1e-5, atol=1e-7), f"{where}, {field} {name}"
 
 
+def what_a_buffered_phase_answers_is_what_it_was_sent(subject: Subject) -> None:
+    """A phase with "buffered" among its `schedules`: every tensor of an answer is one of the broadcast, so that its change is known."""
+    world, moments, records = subject.finished
+    phases = {phase.name: phase for phase in world.method.phases}
+    for record, before in zip(records, moments[:-1], strict=True):
+        phase, server = phases[record.phase], decode(world.method.server_state, before[""])
+        if "buffered" not in phase.schedules or phase.cohort != "sampled" or phase.num_rounds < 2:
+            continue
+        assert phase.address is None, f"{phase.name}: each client is sent a message of its own"
+        now = Round(phase.name, record.index, phase.num_rounds, record.number)
+        sent = tensors_of(phase.broadcast(server, now))
+        for _, _, then, _, up in world.transport.carried:
+            if then.number == record.number:
+                for field, tensors in tensors_of(decode(phase.up, up[:-WORK_BYTES])).items():
+                    unknown = sorted(tensors.keys() - sent.get(field, {}).keys())
+                    assert not unknown, f"round {record.number}, {field}: {unknown[:3]} are in no broadcast"
+
+
 def on_the_server_only_what_was_sent_moves(subject: Subject) -> None:
     """A tensor of the global model that no client sent keeps its bits."""
     world, moments, records = subject.finished
@@ -360,6 +378,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     sizes_of_messages_do_not_depend_on_the_clock,
     the_server_knows_what_every_answer_must_look_like,
     answers_that_are_folded_give_what_those_that_are_held_do,
+    what_a_buffered_phase_answers_is_what_it_was_sent,
     on_the_server_only_what_was_sent_moves,
     a_client_changes_only_in_the_rounds_it_takes_part_in,
     a_client_that_never_takes_part_has_no_state,
