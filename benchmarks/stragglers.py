@@ -11,6 +11,7 @@ synchronous runs; a run reaches it at the first evaluation at which its score an
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -107,10 +108,10 @@ def rows(out: Path) -> Iterator[tuple[str, ...]]:
         target = start + 0.8 * (end - start)
         for schedule, runs in done.items():
             reached = {seed: run.reached_s(target) for seed, run in runs.items()}
-            ratios = [
-                mine / whole
+            ratios = [  # a run that does not reach the target counts as infinite
+                math.inf if mine is None else mine / whole
                 for seed, mine in reached.items()
-                if mine and seed in done["synchronous"] and (whole := done["synchronous"][seed].reached_s(target))
+                if seed in done["synchronous"] and (whole := done["synchronous"][seed].reached_s(target))
             ]
             yield (
                 method,
