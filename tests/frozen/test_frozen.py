@@ -108,8 +108,8 @@ def test_the_report_of_a_comparison_is_read(left: Path) -> None:
 
 def test_a_comparison_has_nothing_left_to_do(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = {path: path.stat().st_mtime_ns for path in (left / "comparison").rglob("records.jsonl")}
-    done = compare_in(load(left / "compare.toml", ()), left / "comparison", console())
-    assert done.sentence("again") is None
+    results = compare_in(load(left / "compare.toml", ()), left / "comparison", console())
+    assert results.unfinished("again") is None
     assert {path: path.stat().st_mtime_ns for path in (left / "comparison").rglob("records.jsonl")} == kept
 
 
