@@ -20,6 +20,7 @@ from fibecfed.local.fisher import squares
 from fibecfed.local.optimise import Fit, fit
 from fibecfed.local.options import TrainingOptions
 from fibecfed.models.base_models import add_lora, set_dropout
+from fibecfed.models.depth import ENOUGH
 from fibecfed.models.options import ModelOptions
 from fibecfed.models.precision import store_frozen_maps_in_bf16
 from fibecfed.models.tiny import FAMILIES, Family, tiny_config, tiny_model, tiny_task, tiny_words
@@ -189,11 +190,21 @@ def test_the_same_bits_in_bf16_with_plain_attention_for_gradients(family: Family
 def test_kept_blocks_do_not_run() -> None:
     task, batch = task_of("bert"), padded(TEXTS[:4], 0, num_classes=2)
     task.keep_activations(PLENTY)
+    sizes: list[int] = []
+    inner: Any = task._network.blocks[0].attention
+    inner.register_forward_hook(lambda _module, _args, out: sizes.append(len(out[0])))
+    fit(task, noisy(task), [[batch] * 20], TrainingOptions(), KEY, trained=upper(task))
+    assert sizes == [4, 2], "computed once, and two rows of it by themselves to compare"
+
+
+def test_a_text_alone_is_compared_when_it_comes_again() -> None:
+    task, batches = task_of("bert"), [padded(TEXTS[i : i + 1], 0, total=16, num_classes=2) for i in range(ENOUGH + 1)]
+    task.keep_activations(PLENTY)
     calls: list[int] = []
     inner: Any = task._network.blocks[0].attention
     inner.register_forward_hook(lambda *_: calls.append(1))
-    fit(task, noisy(task), [[batch] * 20], TrainingOptions(), KEY, trained=upper(task))
-    assert len(calls) == 5, "computed once, and four times to compare 16 rows"
+    fit(task, noisy(task), [batches, batches, batches], TrainingOptions(), KEY, trained=upper(task))
+    assert len(calls) == len(batches) + ENOUGH, "there is nothing to compute it beside"
 
 
 def test_a_few_new_rows_are_computed_by_themselves() -> None:

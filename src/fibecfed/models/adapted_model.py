@@ -116,8 +116,7 @@ class AdaptedModel:
     @one_at_a_time
     def params(self) -> dict[str, Tensor]:
         """A copy of the model's trainable tensors under their `named_parameters()` names, on the CPU."""
-        own = dict(self.model.named_parameters())
-        return {name: own[name].detach().to("cpu", copy=True) for name in self._names}
+        return {name: self.model.get_parameter(name).detach().to("cpu", copy=True) for name in self._names}
 
     def init_params(self, key: Key) -> dict[str, Tensor]:
         """P at the start, drawn from `key`: LoRA's A uniform in +-1/sqrt(d_in) and B zero as in PEFT, the head's matrices normal with

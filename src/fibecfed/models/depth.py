@@ -20,8 +20,8 @@ from .maps import removing
 Forward: TypeAlias = Callable[[Batch], Tensor]
 """A batch's inputs -> what the whole model makes of them."""
 
-ENOUGH = 16
-"""Rows of a shape of batch that must have come out with the bits that are kept, before kept ones replace such a batch."""
+ENOUGH = 4
+"""Rows of a shape of batch that must have come out with the same bits in another batch, before kept ones replace such a batch."""
 
 
 @contextlib.contextmanager
@@ -93,8 +93,9 @@ class LowerBlocks:
     A call gets the same bits whether its rows are kept or computed. Rows are kept under everything that their bits depend on: the
     example's tokens, how far its batch is padded, whether there is any padding in it (attention takes another way where there is none),
     and the kind of attention. That they do not depend on the other examples of the batch and on their number is a property of the
-    kernels at hand. It is not taken for granted: the first `ENOUGH` kept rows of each shape of batch are computed all the same and
-    compared, and if a bit differs, from then on only whole batches replace the same whole batches.
+    kernels at hand. It is not taken for granted: `ENOUGH` rows of the first batch of each shape are computed once more by themselves and
+    compared, and so are some kept rows whenever others are missing beside them. If a bit differs, from then on only whole batches replace
+    the same whole batches.
 
     What is kept is of one choice of untrained blocks with one set of values. A training with another choice or other values drops it; a
     call without gradients uses what is kept if its values are the same, and else computes.
@@ -135,7 +136,7 @@ class LowerBlocks:
             result = forward(batch)
         self.computed += len(rows.keys)
         if len(outputs) == 1 and len(outputs[0]) == len(rows.keys):
-            self._learn(rows, known, outputs[0].detach())
+            self._learn(base, forward, rows, known, outputs[0].detach())
         return result
 
     def tried(self, forward: Forward, batch: Batch, first: int) -> Tensor | None:
@@ -172,7 +173,7 @@ class LowerBlocks:
         if not missing:
             self.found += len(known)
             return kept
-        size = 1 << len(missing).bit_length()  # a few kinds of shapes, and room for at least one row to compare
+        size = len(missing) // 4 * 4 + 4  # a few kinds of shapes, and room for at least one row to compare
         if not self.by_row or size >= len(rows.keys) or size - len(missing) > len(known):
             return None
         beside = known[: size - len(missing)]
@@ -186,11 +187,19 @@ class LowerBlocks:
         whole[list(known)], whole[missing] = kept, new[: len(missing)]
         return whole
 
-    def _learn(self, rows: _Rows, known: Sequence[int], output: Tensor) -> None:
-        """Keep a batch's outputs, after comparing them with those of its rows that are there already."""
+    def _learn(self, base: _Base, forward: Forward, rows: _Rows, known: Sequence[int], output: Tensor) -> None:
+        """Keep a batch's outputs, after comparing them with those of its rows that are there already or, if it is the first of its shape,
+        with those of some of its rows by themselves."""
         if known and not self._same(self.kept.rows([rows.keys[row] for row in known]), output[list(known)]):
             return
         self._compared[rows.shape] += len(known)
+        if self.by_row and self._compared[rows.shape] < ENOUGH and len(rows.keys) > 1:
+            some = sorted(rows.shortest_first()[: min(ENOUGH, len(rows.keys) // 2)])
+            alone = self._alone(base, forward, rows.part(some).batch)
+            if alone is None or not self._same(output[some], alone):
+                return
+            self.computed += len(some)
+            self._compared[rows.shape] = ENOUGH
         self.kept.keep(rows.keys, output)
 
     def _same(self, kept: Tensor, computed: Tensor) -> bool:
@@ -277,6 +286,10 @@ class _Rows:
             salt += hashlib.blake2b(table.tobytes(), digest_size=16).digest()
         keys = [hashlib.blake2b(salt + row.tobytes(), digest_size=16).digest() for row in table]
         return cls(batch, keys, padded, (*table.shape, attention, padded))
+
+    def shortest_first(self) -> list[int]:
+        """Numbers of the rows: in a batch with padding the first of them have some."""
+        return torch.argsort(self.batch["attention_mask"].flatten(1).sum(1), stable=True).tolist()
 
     def part(self, rows: Sequence[int]) -> _Rows:
         """Some of the rows, as a batch padded as far as this one."""
