@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -105,7 +106,40 @@ def scoring() -> Iterator[Job]:
                 yield Job(f"scoring/{task}/{name}/{seed}", f"configs/{task}.toml", (*_QUICK, f"seed={seed}", *overrides))
 
 
-STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring}
+SHARING = {
+    "lora": ("method.kind=lora",),
+    "default": (),
+    "agreement": ("method.layers.rule=agreement", "method.head=agreement"),
+    "head kept": ("method.layers.rule=all", "method.head=personal"),
+}
+"""Which layers are shared; each ends with one local training for each client, whose scores are told apart by round."""
+SPREAD = {"a1": (), "a0.3": ("federation.alpha=0.3",), "even": ("federation.partition=iid",)}
+_SITES = (
+    "data.text_column=text", "data.label_column=label", "data.client_column=client", "federation.partition=column", "data.max_length=48",
+    "data.validation_fraction=0.1", "federation.clients_per_round=6", "federation.rounds=8", "training.local_epochs=1",
+    "evaluation.every=8", "method.finetune=true",
+)  # fmt: skip
+
+
+def sharing() -> Iterator[Job]:
+    """Clients of three kinds in the setting of compare-quick.toml; and six sites, where FIBECFED_SITES names the folder of icd6."""
+    sites = Path(os.environ["FIBECFED_SITES"]) / "icd6" if "FIBECFED_SITES" in os.environ else None
+    for seed in range(3):
+        for name, overrides in SHARING.items():
+            if sites is not None:
+                files = (f"data.path={sites / 'train.parquet'}", f"data.test_path={sites / 'test.parquet'}")
+                refresh = ("method.layers.refresh=4",) if name == "agreement" else ()
+                yield Job(
+                    f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *refresh)
+                )
+        for spread, how in SPREAD.items():
+            for task in ("sst2", "trec"):
+                for name, overrides in SHARING.items():
+                    more = (*_QUICK, "evaluation.every=20", "method.finetune=true", f"seed={seed}", *how, *overrides)
+                    yield Job(f"sharing/{task}/{spread}/{name}/{seed}", f"configs/{task}.toml", more)
+
+
+STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring, "sharing": sharing}
 
 
 def do(job: Job, out: Path) -> str:

@@ -343,6 +343,17 @@ def test_label_words_are_refused_to_a_method_whose_adapter_is_trained_with_a_hea
         ({"method": {"layers": {"rule": "share", "value": 3}}}, "method.layers.value: got 3, expected a fraction"),
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
+        ({"method": {"layers": {"rule": "agreement", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
+        ({"method": {"layers": {"refresh": 3}}}, 'method.layers.refresh: got 3 with `method.layers.rule` = "share"'),
+        (
+            {"federation": {"rounds": 3}, "method": {"layers": {"rule": "agreement", "after": 3}}},
+            "method.layers.after: got 3, expected less than `federation.rounds` = 3",
+        ),
+        ({"method": {"head": "agreement"}}, 'method.head: got "agreement" with `method.layers.rule` = "share"; set both'),
+        (
+            {"method": {"layers": {"rule": "agreement", "importance_round": "first"}}},
+            'method.layers.importance_round: got "first", but `method.layers.rule` = "agreement" measures no importance',
+        ),
         (
             {"method": {"layers": {"rule": "last", "importance_round": "first"}}},
             'method.layers.importance_round: got "first", but `method.layers.rule` = "last" measures no importance',

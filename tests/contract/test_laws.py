@@ -81,6 +81,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "curriculum": {"scoring": "training"},
     },
     "depth by position, exact": {"layers": {"rule": "all"}, "depth": 0.5, "depth_rule": "last", "aggregation": "exact"},
+    "agreement": {"layers": {"rule": "agreement", "after": 1, "refresh": 3}, "head": "agreement"},
+    "agreement, all rules": {
+        "layers": {"rule": "agreement", "after": 1, "refresh": 0},
+        "depth": 1,
+        "aggregation": "exact",
+        "closing_round": True,
+        "finetune": True,
+        "curriculum": {"scoring": "training"},
+    },
     "voc": {"kind": "voc"},
     "slw": {"kind": "slw"},
     "shortformer": {"kind": "shortformer"},
@@ -120,6 +129,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "exact global layers, closing round": _SCORES,
         "depth by Fisher information": _SCORES,
         "depth by coverage, all rules": _SCORES,
+        "agreement, all rules": _SCORES,
         "depth by position, exact": _SCORES,
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,
@@ -134,6 +144,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "fedpeptao": "its first phase asks everybody",
         "importance in the first round, last layers, exact": "its last phase asks everybody",
         "depth by coverage, all rules": "its last phase asks everybody",
+        "agreement, all rules": "its last phase asks everybody",
     },
     "sizes_of_messages_do_not_depend_on_the_clock": {"hetlora": "clients of different ranks send differently large tensors"},
 }
@@ -184,6 +195,7 @@ def test_the_law_holds(variant: str, law: Any):
 
 OPEN = {
     "depth by coverage, all rules": "the Fisher information of the clients says how many blocks are trained",
+    **dict.fromkeys(("agreement", "agreement, all rules"), "training says which layers stay on the clients"),
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
     "importance in the first round, layer_gap, depth": "the Fisher information says how many blocks are trained",
     "hetlora": "training says whose rank falls",

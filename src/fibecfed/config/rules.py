@@ -21,7 +21,7 @@ from ..engine.options import (
     SpeedOptions,
 )
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
-from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
+from ..methods.options import FibecFedOptions, LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
 from .text import nearest
@@ -72,7 +72,7 @@ def contradictions(config: Tables) -> list[str]:
         *_save(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
-        *(_layers(layers) if isinstance(layers, LayerOptions) else ()),
+        *(_layers(layers, config.federation) if isinstance(layers, LayerOptions) else ()),
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
@@ -327,14 +327,22 @@ def _score_after(score_after: int | None, federation: FederationOptions) -> Iter
         )
 
 
-def _layers(layers: LayerOptions) -> Iterator[str]:
+def _layers(layers: LayerOptions, federation: FederationOptions) -> Iterator[str]:
     value, rule = layers.value, layers.rule
-    if layers.importance_round == "first" and rule in ("last", "first", "random", "all"):
+    if layers.importance_round == "first" and rule in ("last", "first", "random", "all", "agreement"):
         yield f'method.layers.importance_round: got "first", but `method.layers.rule` = "{rule}" measures no importance; remove it'
     if layers.importance_round == "separate" and layers.first_layers != "all":
         yield (
             f'method.layers.first_layers: got "{layers.first_layers}" with `method.layers.importance_round` = "separate", where the global '
             'layers are known before tuning; set `importance_round` = "first", or remove it'
+        )
+    for name in ("after", "momentum", "refresh"):
+        if rule != "agreement" and getattr(layers, name) != LayerOptions.model_fields[name].default:
+            yield f'method.layers.{name}: got {getattr(layers, name)} with `method.layers.rule` = "{rule}"; set "agreement", or remove it'
+    if layers.after is not None and layers.after >= federation.rounds:
+        yield (
+            f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}, or no layer ever "
+            "stops being shared; lower it, or leave it out"
         )
     if value is None:
         return
@@ -342,7 +350,7 @@ def _layers(layers: LayerOptions) -> Iterator[str]:
         yield f'method.layers.value: got {value}, expected an integer number of layers with `method.layers.rule` = "{rule}"; round it'
     elif rule in ("share", "coverage") and value > 1:
         yield f'method.layers.value: got {value}, expected a fraction, at most 1, with `method.layers.rule` = "{rule}"; or set "count"'
-    elif rule in ("layer_gap", "plateau", "all"):
+    elif rule in ("layer_gap", "plateau", "all", "agreement"):
         yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
 
 
@@ -358,8 +366,10 @@ def _importance_under_way(config: Tables) -> Iterator[str]:
 def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
     if isinstance(method, LoraFinetuneOptions) and not method.finetune:
         yield 'method.finetune: got false with method.kind = "lora-finetune", which is `lora` then; set `method.kind` = "lora"'
-    if model.head == "label-words" and getattr(method, "head", None) == "personal":
-        yield 'method.head: got "personal" with `model.head` = "label-words", which trains no head; remove it'
+    if model.head == "label-words" and (kept := getattr(method, "head", "shared")) != "shared":
+        yield f'method.head: got "{kept}" with `model.head` = "label-words", which trains no head; remove it'
+    if isinstance(method, FibecFedOptions) and method.head == "agreement" and method.layers.rule != "agreement":
+        yield f'method.head: got "agreement" with `method.layers.rule` = "{method.layers.rule}"; set both, or this to "shared"'
     if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):
         return
     if changed := [name for name in ServerOptions.model_fields if getattr(method.server, name) != getattr(ServerOptions(), name)]:

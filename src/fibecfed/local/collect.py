@@ -1,4 +1,4 @@
-"""Fisher information from the backward passes that train anyway."""
+"""What the backward passes that train tell besides: Fisher information, and how reliable a client's gradients are."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..core.task import Tape, TracedLinear
+from .agreement import GradientHalves
 from .fisher import Neurons, NeuronSums, squares
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Fisher information that training takes from its own backward passes, in the first epoch. It is of the examples' own losses, each
+    """What training takes from its own backward passes, in the first epoch. Fisher information is of the examples' own losses, each
     counting once: neither `weights` nor a penalty has a part in it.
 
     Attributes:
@@ -22,22 +23,29 @@ class Collect:
         every: of every so many batches, from the first on.
         traces: whether the trace of every example is kept.
         trace_over: tensors whose squares add up to it; None: all that are trained.
+        halves: whether the gradients of the steps are summed in two halves; see `local.agreement`.
     """
 
     neurons: Collection[str] | None = None
     every: int = 1
     traces: bool = False
     trace_over: Collection[str] | None = None
+    halves: bool = False
 
 
 class Collected:
-    """What `Collect` asks for, of the batches of the first epoch so far."""
+    """What `Collect` asks for, of the batches of the first epoch so far.
 
-    def __init__(self, asked: Collect | None) -> None:
+    Args:
+        optimizer: name of the one that takes the steps.
+    """
+
+    def __init__(self, asked: Collect | None, optimizer: str = "adamw") -> None:
         self._asked = asked
         self._batches = 0
         self._sums = NeuronSums()
         self._traces: list[Tensor] = []
+        self._halves = GradientHalves(optimizer != "sgd") if asked is not None and asked.halves else None
 
     def needed(self) -> Callable[[TracedLinear], bool] | None:
         """Of which linear maps the gradients at their outputs are needed for the next batch; None where nothing is asked of it."""
@@ -58,6 +66,11 @@ class Collected:
                 self._traces.append(found.trace)
         self._batches += 1
 
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Count an optimiser step: the gradients of its objective at the trained tensors."""
+        if self._halves is not None:
+            self._halves.add(gradients)
+
     @property
     def _of_neurons(self) -> bool:
         """Whether the neurons' information of the next batch is asked for."""
@@ -69,6 +82,10 @@ class Collected:
 
     def traces(self) -> Tensor | None:
         return torch.cat(self._traces).to("cpu", torch.float32) if self._traces else None
+
+    def halves(self, names: Sequence[str]) -> dict[str, Tensor] | None:
+        """`GradientHalves.products`, the trained tensors being `names`; None where it was not asked for."""
+        return None if self._halves is None else self._halves.products(names)
 
 
 def _among(linear: TracedLinear, names: Collection[str] | None) -> bool:

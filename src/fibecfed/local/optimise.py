@@ -34,6 +34,7 @@ class Fit:
         neurons: Fisher information of the neurons in the first epoch, if asked for.
         traces: ||g(s)||^2 of the examples of the first epoch, each at the parameters from which its batch was trained, float32 on the CPU,
             in the order in which they came; if asked for.
+        halves: of each trained tensor the products of the gradients' two halves, see `local.agreement.GradientHalves`; if asked for.
     """
 
     params: dict[str, Tensor]
@@ -42,6 +43,7 @@ class Fit:
     loss: float
     neurons: Neurons | None
     traces: Tensor | None = None
+    halves: Mapping[str, Tensor] | None = None
 
 
 def fit(
@@ -66,7 +68,7 @@ def fit(
         trained: names that may move; default all.
         masks: name -> bool (rows,): only the rows marked move. Neither weight decay nor a moment moves any other row.
         penalty: what is added to the loss of each step, a number made of the tensors; not part of the recorded loss.
-        collect: the Fisher information to take on the way; None: none.
+        collect: what to take from the backward passes on the way; None: nothing.
 
     Raises:
         FloatingPointError: a loss or, at the end, a tensor that is not finite, with its batch or name.
@@ -75,7 +77,7 @@ def fit(
     work = {name: value.detach().to(task.device, copy=True) for name, value in params.items()}
     leaves = [work[name].requires_grad_() for name in moving]
     optimiser = Optimiser(leaves, row_masks(moving, work, masks or {}), options)
-    found = Collected(collect)
+    found = Collected(collect, options.optimizer)
     num_steps = num_examples = batches_seen = 0
     total = 0.0
     with task.training(key):
@@ -94,7 +96,10 @@ def fit(
                         found.add(got.tape, got.at_outputs, size)
                     parts.append((got.of_leaves, float(batch["weights"].sum()) if "weights" in batch else float(size)))
                     seen.append((got.losses.sum(), size))
-                optimiser.step(_joined(parts))
+                joined = _joined(parts)
+                if number == 0:
+                    found.step(joined)
+                optimiser.step(joined)
                 num_steps += 1
             for loss, size in _finite(seen, batches_seen):
                 batches_seen, num_examples, total = batches_seen + 1, num_examples + size, total + loss
@@ -102,7 +107,7 @@ def fit(
     if (bad := first_not_finite(result)) is not None:
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
     mean = total / num_examples if num_examples else 0.0
-    return Fit(result, num_steps, num_examples, mean, found.neurons(), found.traces())
+    return Fit(result, num_steps, num_examples, mean, found.neurons(), found.traces(), found.halves(moving))
 
 
 def _groups(epoch: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -78,7 +78,7 @@ class CurriculumOptions(Options):
 class LayerOptions(Options):
     """`method.layers`: which layers are aggregated globally (GAL)."""
 
-    rule: Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all"] = Field(
+    rule: Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all", "agreement"] = Field(
         default="share", description="[C] Selects the layers and their number: see docs/methods/fibecfed.md."
     )
     value: float | None = Field(
@@ -109,6 +109,18 @@ class LayerOptions(Options):
         default=4, ge=1, description="[C] Number of clients that compute the curvature for layer_gap and plateau."
     )
     mu: float = Field(default=1.0, gt=0, description="[C] Factor on the number of layers that layer_gap or plateau finds.")
+    after: int | None = Field(
+        default=None,
+        ge=1,
+        description="[C] With the rule agreement, rounds of training before a layer may stop being shared; default ceil(0.2 rounds).",
+    )
+    momentum: float = Field(default=0.8, ge=0, lt=1, description="[C] Weight of earlier rounds in what the rule agreement measures.")
+    refresh: int = Field(
+        default=5,
+        ge=0,
+        description="[C] With the rule agreement, clients send every layer in every n-th round and in the last one, so that the server has "
+        "a mean of those that are not shared; 0 = never.",
+    )
 
 
 class NeuronOptions(Options):

@@ -76,14 +76,14 @@ def number_of_layers(options: LayerOptions, importance: Float[Tensor, " layers"]
     - coverage: the fewest layers whose importances add up to that fraction of the total (one below 0 counts as 0; all layers
       if the total is 0);
     - layer_gap, plateau: x = mu L r with `ratio` = r, the clients' mean;
-    - all: L.
+    - all: L; agreement: L, until training tells otherwise.
 
     Raises:
         UserError: a share above 1, a number that is not whole or above L.
         ValueError: layer_gap or plateau without a ratio.
     """
     num_layers, rule, value = len(importance), options.rule, options.value
-    if rule == "all":
+    if rule in ("all", "agreement"):
         return num_layers
     if rule in ("share", "coverage"):
         part = value if value is not None else {"share": 0.5, "coverage": 0.6}[rule]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,71 +18,22 @@ from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
-from ..core.wire import Tensors, message
 from ..local import curriculum, selection
 from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio, schedules_of
+from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
 from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
 from .fibecfed_client import ClientPart, Own, Trained
+from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
-
-
-@message
-class GlobalLayers:
-    """Server to client: the global aggregation layers (GAL), their tensors and the head's, and by weight what is added to the frozen ones
-    (exact aggregation alone). `trained`: the blocks that are trained, where not all are."""
-
-    layers: tuple[int, ...]
-    shared: Tensors
-    residual: Tensors = field(default_factory=dict[str, Tensor])
-    trained: tuple[int, ...] = ()
-
-
-@message
-class LocalLayers:
-    """Client to server: the tensors of the global layers and the head after local training, and n_k; "layers" = I_k in the round in
-    which it is measured, if that is a tuning round."""
-
-    shared: Tensors
-    num_samples: int
-    importance: Tensors = field(default_factory=dict[str, Tensor])
-
-
-@message
-class AllLayers:
-    """Client to server, in the closing round only: every tensor that is trained, and n_k."""
-
-    shared: Tensors
-    num_samples: int
-
-
-@message
-class Server:
-    """The server's state. `importance` is 0 until measured; `ratio` is 1 where no rule asks for it.
-
-    tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. extra, maps, scaling: of the aggregation, as in
-    `ServerModel`. trained: blocks that are trained, none where all are or they are not chosen yet. information: "blocks" = Fisher
-    information of each, where it was measured.
-    """
-
-    params: Tensors
-    tensor_layers: tuple[int, ...]
-    importance: Tensor
-    ratio: float
-    layers: tuple[int, ...]
-    extra: Tensors = field(default_factory=dict[str, Tensor])
-    maps: tuple[str, ...] = ()
-    scaling: float = 1.0
-    trained: tuple[int, ...] = ()
-    information: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -94,6 +45,7 @@ class FibecFed(Defaults):
         shares_head: whether the head is averaged, or stays with each client.
         still: which tensors of the shared layers are neither trained nor sent.
         depth: which blocks are trained; None: all.
+        agreement: the rule that decides during training which layers are shared; None: they are chosen before it.
         score_after: round from which on a client is scored, at the start of its first local training.
         key: random stream of the method's own draws (random rules and orders).
     """
@@ -110,6 +62,7 @@ class FibecFed(Defaults):
     shares_head: bool = True
     still: Names = NOTHING
     depth: Depth | None = None
+    agreement: Agreement | None = None
 
     server_state = Server
     client_state = Own
@@ -162,7 +115,8 @@ class FibecFed(Defaults):
         where = [task.layer_of(name) for name in sorted(params)]
         tensor_layers = tuple(-1 if layer is None else layer for layer in where)
         trained = () if self.depth is None else self.depth.at_start(task.num_layers)
-        server = Server(params, tensor_layers, unknown, 1.0, (), **self.aggregation.start(task), trained=trained)
+        remembered = {} if self.agreement is None else self.agreement.start(task.num_layers)
+        server = Server(params, tensor_layers, unknown, 1.0, (), **self.aggregation.start(task), trained=trained, agreement=remembered)
         waits = self._measuring.is_separate or self._measures_ratio or (self.depth is not None and self.depth.measures)
         return server if waits else self._before_tuning(server)
 
@@ -171,8 +125,9 @@ class FibecFed(Defaults):
         return Own(task.init_params(key), {}, {}, torch.empty(0, dtype=torch.int64), 0, 0)
 
     def personalise(self, message: GlobalLayers, state: Own) -> Params:
-        """The shared tensors beside its own [S]; residuals beside the frozen weights."""
-        return {**state.own, **message.shared, **deltas(message.residual)}
+        """The shared tensors beside its own [S], or the mean of those it has never trained [C]; residuals beside the frozen weights."""
+        own = {**message.rest, **state.own} if state.trainings else {**state.own, **message.rest}
+        return {**own, **message.shared, **deltas(message.residual)}
 
     def server_params(self, server: Server) -> Params:
         """Global layers and head as averaged; the other layers as at the start, unless the first or a closing round has sent them."""
@@ -199,6 +154,11 @@ class FibecFed(Defaults):
 
     def outlook(self, server: Server, now: Round) -> Sequence[Server]:
         """Which layers are shared, and which blocks trained, is not known before they are measured; how many sometimes is."""
+        states = self._chosen(server, now)
+        return states if self.agreement is None else tuple(bound for state in states for bound in self.agreement.outlook(state, now))
+
+    def _chosen(self, server: Server, now: Round) -> tuple[Server, ...]:
+        """States after the measuring that bound what it may choose, the last one with the most layers."""
         first = self._measuring.is_in(now)
         if server.layers and (first or not self._measuring.is_first):
             return (server,)
@@ -233,6 +193,7 @@ class FibecFed(Defaults):
             **({"trained_layers": list(server.trained)} if server.trained else {}),
             **({"information": [float(f"{one:.6g}") for one in server.information["blocks"]]} if server.information else {}),
             **({"residual_ratio": residual_ratio(server)} if server.maps else {}),
+            **(self.agreement.summary(server) if self.agreement is not None else {}),
         }
 
     # Phase 1
@@ -274,17 +235,27 @@ class FibecFed(Defaults):
 
     def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
         shared = self._shared(server)
-        return GlobalLayers(server.layers, shared, self.aggregation.beside(server, shared.keys()), server.trained)
+        beside = self.aggregation.beside(server, shared.keys())
+        if self.agreement is None:
+            return GlobalLayers(server.layers, shared, beside, server.trained)
+        among = _among(server)
+        others, head = [layer for layer in among if layer not in server.layers], not (self.shares_head and server.shares_head)
+        rest = of_layers(server.params, server.tensor_layers, others, head=head)
+        return GlobalLayers(server.layers, shared, beside, server.trained, rest, self.agreement.all_sent(now))
 
     def _shared(self, server: Server) -> dict[str, Tensor]:
         """The tensors that are sent: those of the global layers, and the head's where it is shared."""
-        found = of_layers(server.params, server.tensor_layers, server.layers, head=self.shares_head)
+        found = of_layers(server.params, server.tensor_layers, server.layers, head=self.shares_head and server.shares_head)
         return {name: value for name, value in found.items() if name not in self.still.of(found)}
 
     def _aggregate(self, server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
         after = self.aggregation.step(server, received)
-        return self._measured(after, mean_by_size(received, "importance")[NAME]) if self._measuring.is_in(now) else after
+        if self._measuring.is_in(now):
+            return self._measured(after, mean_by_size(received, "importance")[NAME])
+        if self.agreement is None or now.phase != "tune":
+            return after
+        return self.agreement.step(server, after, self._shared(server), received, now)
 
     def _measured(self, server: Server, importance: Tensor) -> Server:
         """After the tuning round in which importance was measured."""
@@ -293,11 +264,19 @@ class FibecFed(Defaults):
     def _fold(self, server: Server, now: Round) -> Folding[Server, Any] | None:
         fold = getattr(self.aggregation, "fold", None)
         inner = None if fold is None or type(self)._aggregate is not FibecFed._aggregate else fold(server)
-        return inner if inner is None or not self._measuring.is_in(now) else self._measuring.folding(inner, self._measured)
+        if inner is None:
+            return None
+        if self.agreement is not None and now.phase == "tune":
+            return FoldedAgreement(self.agreement, server, self._shared(server), inner, now)
+        return self._measuring.folding(inner, self._measured) if self._measuring.is_in(now) else inner
 
     def _answer_like(self, server: Server, now: Round) -> LocalLayers:
         importance = {NAME: torch.zeros(len(server.importance))} if self._measuring.is_in(now) else {}
-        return LocalLayers(self._shared(server), 1, importance)
+        if self.agreement is None:
+            return LocalLayers(self._shared(server), 1, importance)
+        sent = self._broadcast(server, now)
+        halves = {HALVES: torch.zeros(len(server.importance) + 1, 2)}
+        return LocalLayers({**sent.shared, **(sent.rest if sent.all_sent else {})}, 1, importance, halves)
 
     def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         importance, notes = dict[str, Tensor](), dict[str, Any]()
@@ -305,7 +284,8 @@ class FibecFed(Defaults):
             importance[NAME] = self._measuring.of(client, self.personalise(message, client.state))
             notes = noted(importance[NAME])
         found = self._train(client, message, now)
-        answer = LocalLayers(pick(found.params, message.shared.keys()), len(client.data.train), importance)
+        sent = message.shared.keys() | (message.rest.keys() if message.all_sent else set[str]())
+        answer = LocalLayers(pick(found.params, sent), len(client.data.train), importance, found.halves)
         return Update(answer, found.state, found.work, found.notes | notes)
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
@@ -333,11 +313,17 @@ class FibecFed(Defaults):
         blocks = untrained(client.task, message.trained)
         still = {*self.still.of([name for name in own_names if own_layers[name] in message.layers]), *blocks}
         masked = [name for name in own_names if own_layers[name] is not None and name not in still]  # neurons of a head are its classes
-        kept, collected = own_names, masked
+        kept, collected, layers = (
+            own_names,
+            masked,
+            [n for n in client.task.names if client.task.layer_of(n) is not None and n not in still],
+        )
+        if self.agreement is not None:  # a layer may stay here later on
+            collected = layers
         if self._measuring.is_in(now):  # which layers stay here is not known yet
-            kept, masked = client.task.names, []
-            collected = [name for name in kept if client.task.layer_of(name) is not None and name not in still]
-        part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, self._last(now))
+            kept, masked, collected = client.task.names, [], layers
+        last, measures = self._last(now), self.agreement is not None
+        part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, last, measures)
         return part.train(client, self.personalise(message, client.state), kept, masked, collected, still, blocks, now)
 
     def _last(self, now: Round) -> bool:
@@ -378,7 +364,8 @@ def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:
         closing_round=options.closing_round,
         key=context.key,
         aggregation=aggregation_of(options.aggregation, options.server),
-        shares_head=options.head == "shared",
+        shares_head=options.head != "personal",
         still=FROZEN_A if options.aggregation == "ffa" else NOTHING,
         depth=depth_of(options, context.key.fold("depth")),
+        agreement=agreement_of(options, context.num_rounds, context.num_clients),
     )

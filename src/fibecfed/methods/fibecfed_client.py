@@ -15,12 +15,14 @@ from ..core.trees import pick
 from ..core.types import Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
+from ..local.agreement import within_layers
 from ..local.batches import PASS_BATCH, batches, shuffled, weighed
 from ..local.collect import Collect
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import fit
 from ..local.options import CurriculumOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
+from .agreement import HALVES
 
 
 @message
@@ -50,6 +52,7 @@ class Trained:
     state: Own
     work: Work
     notes: dict[str, Any]
+    halves: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ClientPart:
         score_after: round from which on examples are scored.
         key: random stream of the method's own draws.
         is_last: nobody trains after this round: what would serve a later one alone is left out.
+        measures: whether it tells how reliable its gradients in each layer are.
     """
 
     training: TrainingOptions
@@ -68,6 +72,7 @@ class ClientPart:
     score_after: int
     key: Key
     is_last: bool
+    measures: bool = False
 
     def train(
         self,
@@ -108,7 +113,7 @@ class ClientPart:
         ranks, known = by_fisher and bool(masked), bool(state.rows) and state.rows.keys() >= set(collected)
         fisher = Neurons(dict(state.rows), dict(state.columns)).only(collected) if known else None
         if ranks and fisher is None and not self._scores_in_training:
-            fisher = (scored or self._pass(client, params, blocks, positions[:: self.neurons.every])).neurons.only(masked)
+            fisher = (scored or self._pass(client, params, blocks, positions[:: self.neurons.every])).neurons.only(collected)
         masks: dict[str, Tensor] = {}
         if masked and self.neurons.rule != "all":
             chosen = self.neurons if fisher is not None or not ranks else NeuronOptions(rule="all")  # nothing is known in a first training
@@ -130,7 +135,8 @@ class ClientPart:
         since = 0 if scored is not None else state.since_scoring
         rows, columns = (fisher.rows, fisher.columns) if fisher is not None else ({}, {})
         after = Own(pick(result.params, own), rows, columns, order, state.trainings + 1, since + 1, difficulty)
-        return Trained(result.params, after, Work(result.steps, result.examples, result.loss), notes)
+        halves = {HALVES: within_layers(task, result.halves or {})} if self.measures else {}
+        return Trained(result.params, after, Work(result.steps, result.examples, result.loss), notes, halves)
 
     @property
     def _scores(self) -> bool:
@@ -170,11 +176,11 @@ class ClientPart:
         task, later = client.task, curriculum.share(self.curriculum, now.index + 1, max(now.num_rounds, 1))
         chooses = later < 1 or self._sorts
         traces = self._scores_in_training and self._scores and now.index >= self.score_after and chooses and not self.is_last
-        if not neurons and not traces:
+        if not neurons and not traces and not self.measures:
             return None
         heads = self.curriculum.fisher_over == "all"
         over = frozenset(name for name in task.names if name not in blocks and (heads or task.layer_of(name) is not None))
-        return Collect(neurons, self.neurons.every, traces, over)
+        return Collect(neurons, self.neurons.every, traces, over, self.measures)
 
     def _latest(self, known: Tensors, seen: Tensor, traces: Tensor, size: int, now: Round) -> tuple[dict[str, Tensor], Tensor]:
         """The latest trace of each example with the round it is from, and the examples seen for the first time."""

@@ -68,6 +68,10 @@ class FibecFedOptions(LoraParts):
     """FibecFed: curriculum by Fisher information, important layers aggregated, sparse updates of the others."""
 
     kind: Literal["fibecfed"] = Field(default="fibecfed", description="The method.")
+    head: Literal["shared", "personal", "agreement"] = Field(  # type: ignore[assignment]
+        default="shared",
+        description="[C] Whether the classification head is aggregated or kept by each client; agreement: as the layers' rule decides.",
+    )
     score_after: int | None = Field(
         default=None,
         ge=0,
