@@ -80,7 +80,8 @@ class FibecFed(Defaults):
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
             rows.append(Phase(*row, problem=no_share, trains=False))
         row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
-        schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not self._measuring.is_first)
+        changes = self._measuring.is_first or self.agreement is not None  # what is sent, so that answers cannot wait for a later round
+        schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not changes)
         rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
