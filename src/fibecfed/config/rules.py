@@ -340,10 +340,7 @@ def _layers(layers: LayerOptions, federation: FederationOptions) -> Iterator[str
         if rule != "agreement" and getattr(layers, name) != LayerOptions.model_fields[name].default:
             yield f'method.layers.{name}: got {getattr(layers, name)} with `method.layers.rule` = "{rule}"; set "agreement", or remove it'
     if layers.after is not None and layers.after >= federation.rounds:
-        yield (
-            f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}, or no layer ever "
-            "stops being shared; lower it, or leave it out"
-        )
+        yield f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}; lower it"
     if value is None:
         return
     if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):

@@ -26,7 +26,7 @@ class GlobalLayers:
 @message
 class LocalLayers:
     """Client to server: the tensors of the global layers and the head after local training, and n_k; "layers" = I_k in the round in
-    which it is measured, if that is a tuning round. `halves`: how reliable its gradients in each layer are, two numbers a layer (rule
+    which it is measured, if that is a tuning round. `halves`: how reliable its gradients in each layer are, two numbers per layer (rule
     "agreement" alone)."""
 
     shared: Tensors
