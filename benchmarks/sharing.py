@@ -1,0 +1,82 @@
+"""Which layers are shared, as a table: `lora` and FibecFed with several rules, each without and with one local training at the end.
+
+FIBECFED_SITES=FOLDER python benchmarks/study.py run sharing --workers 1 --out runs/study     # resumable; what is done is not made again
+python benchmarks/sharing.py runs/study                                                       # the table of what is done so far
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fibecfed.core.records import EvalRecord, read
+
+from study import SHARING, SPREAD  # isort: skip
+
+DATA = (*((task, spread) for task in ("sst2", "trec") for spread in SPREAD), ("icd6", "sites"))
+NAMES = {"a1": "Dirichlet 1", "a0.3": "Dirichlet 0.3", "even": "even", "sites": "six sites"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: accuracies in per cent before and after the last local training, and what left."""
+
+    before: float
+    after: float
+    server: float
+    validation: float
+    validation_after: float
+    megabytes: float
+    steps: int
+    left: dict[str, int] | None
+
+
+def accuracy(statistics: Any) -> float:
+    """Of a confusion matrix, in per cent."""
+    confusion = statistics["confusion"]
+    return 100 * sum(row[i] for i, row in enumerate(confusion)) / sum(map(sum, confusion))
+
+
+def outcome(folder: Path) -> Outcome:
+    """Of a run's folder."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    before, after = [record for record in read(folder / "records.jsonl")[1] if isinstance(record, EvalRecord)][-2:]
+    return Outcome(
+        before=accuracy(before.pooled),
+        after=accuracy(after.pooled),
+        server=accuracy(before.server or before.pooled),
+        validation=accuracy(before.pooled_validation),
+        validation_after=accuracy(after.pooled_validation),
+        megabytes=(summary["bytes_up"] + summary["bytes_down"]) / 1e6,
+        steps=summary["steps"],
+        left=summary["selected"].get("left_after_round"),
+    )
+
+
+def mean(outcomes: list[Outcome], name: str) -> float:
+    return statistics.mean(getattr(one, name) for one in outcomes)
+
+
+def main() -> None:
+    """See the module's text."""
+    root = Path(sys.argv[1]) / "sharing"
+    scores = "personalised | + local training | global | validation | + local training"
+    print(f"| data | clients | method | seeds | {scores} | MB | steps | left to the clients |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for task, spread in DATA:
+        for method in SHARING:
+            found = [outcome(path.parent) for path in sorted((root / task / spread / method).glob("*/summary.json"))]
+            if not found:
+                continue
+            scores = " | ".join(f"{mean(found, name):.1f}" for name in ("before", "after", "server", "validation", "validation_after"))
+            left = "-" if found[0].left is None else "; ".join(", ".join(one.left or {}) or "nothing" for one in found)
+            cost = f"{mean(found, 'megabytes'):.1f} | {mean(found, 'steps'):.0f}"
+            print(f"| {task} | {NAMES[spread]} | {method} | {len(found)} | {scores} | {cost} | {left} |")
+
+
+if __name__ == "__main__":
+    main()
