@@ -236,6 +236,7 @@ def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None
     code, text = call("init")
     assert code == 2 and "exists already" in text and Path("fibecfed.toml").read_text() == written
     assert call("init", "--out", "none/x.toml")[0] == 2
+    assert call("init", "--task", "instruction", "--out", "chats.toml")[0] == 0 and 'kind = "instruction"' in Path("chats.toml").read_text()
     code, text = call("check", "fibecfed.toml")
     assert code == 2 and "data.path" in text
     Path("mine.csv").write_text("text,label\n")
@@ -243,7 +244,8 @@ def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None
 
 
 @pytest.mark.parametrize(
-    ("topic", "known"), [("methods", "fibecfed"), ("tasks", "trec"), ("models", "smollm2-135m"), ("paces", "quadratic")]
+    ("topic", "known"),
+    [("methods", "fibecfed"), ("tasks", "trec"), ("tasks", "nl2bash"), ("models", "smollm2-135m"), ("paces", "quadratic")],
 )
 def test_list_shows(topic: str, known: str) -> None:
     code, text = call("list", topic)

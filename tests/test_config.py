@@ -203,6 +203,14 @@ def test_the_configuration_for_own_data_holds_defaults_and_needs_the_data_alone(
     assert table["data"] == {"path": "my-data.csv", "text_column": "text", "label_column": "label", "test_fraction": 0.2}
 
 
+def test_the_configuration_for_own_answers_needs_the_data_alone_and_deals_them_out_evenly() -> None:
+    text = own_data_toml("instruction")
+    assert "data.path" in mistakes(text)
+    Path("my-chats.jsonl").touch()
+    found = load(write(text)).config
+    assert (found.data.kind, found.federation.partition, found.model.name) == ("instruction", "iid", "smollm2-135m")
+
+
 OF_RUNS = [path for path in sorted(CONFIGS.glob("*.toml")) if not is_comparison(path)]  # of comparisons: comparison/runner/test_read.py
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import fibecfed
 from fibecfed.config import load, own_data_toml
+from fibecfed.data.instruction_sets import INSTRUCTION_SETS
 from fibecfed.data.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def own_files() -> list[Path]:
 
 def test_there_is_one_configuration_for_each_published_task_one_for_own_data_and_one_for_the_demo() -> None:
     runs = {path.stem for path in CONFIGS.glob("*.toml") if not path.stem.startswith("compare-")}
-    assert runs == {*PUBLISHED, "my-data", "demo"}
+    assert runs == {*PUBLISHED, *INSTRUCTION_SETS, "my-data", "demo"}
     assert set(PUBLISHED) <= set(TASKS)
 
 
@@ -54,6 +55,13 @@ def test_a_packaged_configuration_has_no_mistake_and_is_of_the_task_it_is_named_
     config = load(CONFIGS / f"{name}.toml").config
     assert config.data.task == ("movie-reviews" if name == "demo" else name)
     assert config.method.kind == "fibecfed"
+
+
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+def test_a_configuration_of_answers_has_no_mistake_and_natural_clients_where_the_set_has_some(name: str) -> None:
+    config = load(CONFIGS / f"{name}.toml").config
+    assert (config.data.kind, config.data.task, config.training.objective) == ("instruction", name, "token")
+    assert (config.data.client_column is None) == (INSTRUCTION_SETS[name].client is None)
 
 
 @pytest.mark.parametrize("name", ["sst2", "mr"])

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 
 from .adapters.options import positions_used
-from .config import Config, needing_classes
+from .config import Config
 from .core.errors import UserError
 from .core.method import Method
 from .core.metrics import METRICS, Metric, primary
@@ -19,16 +19,20 @@ from .core.rng import Key
 from .core.types import ClientId
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
-from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
+from .data.instructions import AnswerDataset, encoder_of
+from .data.instructions import load as load_answers
+from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_ANSWERS, DEFAULT_MAX_LENGTH_PAIRS
 from .data.prompt import Prompt, make_prompt, template_and_words
+from .data.sources import TextDataset
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .engine.schedules import reject_schedule
 from .engine.workers import most_workers as _most_workers
-from .local.options import LayerOptions
+from .fits import num_clients, reject_misfits
 from .methods import catalogue
 from .models.activations import ActivationSize
 from .models.adapted_model import AdaptedModel
+from .models.answers import Answers
 from .models.base_models import (
     PretrainedConfig,
     Source,
@@ -36,14 +40,13 @@ from .models.base_models import (
     fills_masks,
     find,
     load_config,
-    num_layers,
     num_positions,
-    sliding_window,
+    reject_unfit,
 )
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
-from .models.objectives import ClassHead, ClassObjective
-from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown
+from .models.objectives import ClassHead, Objective
+from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         beforehand.reject(config)
     source = find(config.model)
     model_config = load_config(source)
+    if is_instruction(config):
+        reject_unfit(source, model_config)
     tokenizer = load_tokenizer(source, model_config)
 
     def prompt_for(label_names: Sequence[str] | None) -> Prompt | None:
@@ -115,7 +120,7 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         return make_prompt(tokenizer, *template_and_words(config.data, label_names), masked=fills_masks(source, model_config))
 
     data = (read_data or everyone)(config, tokenizer, key, prompt_for)
-    _fits(config, model_config, data)
+    reject_misfits(config, model_config, data)
     prompt = prompt_for(data.label_names)
     _known(tokenizer, model_config, data, prompt, source)
     return Inputs(config, source, model_config, tokenizer, data, key, prompt)
@@ -133,7 +138,7 @@ def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, promp
             'federation.partition: got "machines", which is a federation across machines and is started with `flwr run` (docs/deploy.md); '
             "for a simulation on this machine set another partition and `data.path`"
         )
-    dataset = load_data(config.data, key.fold("source"))
+    dataset = _dataset(config, tokenizer, key)
     return federate(
         dataset,
         tokenizer,
@@ -148,11 +153,26 @@ def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, promp
     )
 
 
+def _dataset(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, min_classes: int = 2) -> TextDataset | AnswerDataset:
+    """What the table [data] names, as texts with classes or as tokens with answers."""
+    if not is_instruction(config):
+        return load_data(config.data, key.fold("source"), min_classes=min_classes)
+    stops, bare = stop_ids(find(config.model), tokenizer), getattr(getattr(config.method, "curriculum", None), "order", None) == "ira"
+    weighs_tokens = config.training.objective == "token"
+    encoder = encoder_of(config.data, tokenizer, stops, max_length(config), weighs_tokens=weighs_tokens, bare=bare)
+    return load_answers(config.data, encoder, key.fold("source"))
+
+
+def is_instruction(config: Config) -> bool:
+    """Whether examples have answers that are written, and no classes."""
+    return config.data.kind == "instruction"
+
+
 def only(client: ClientId) -> ReadData:
     """The data of the one client that this machine is."""
 
     def read(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
-        dataset = load_data(config.data, key.fold("source"), min_classes=1)
+        dataset = _dataset(config, tokenizer, key, min_classes=1)
         return federate_one(dataset, tokenizer, config.data, client, key.fold("data"), prompt_for(dataset.label_names))
 
     return read
@@ -160,7 +180,7 @@ def only(client: ClientId) -> ReadData:
 
 def nobody(clients: Sequence[ClientId]) -> ReadData:
     """No data, only the clients' ids: for a server whose clients are machines of their own."""
-    return lambda config, tokenizer, key, prompt_for: absent(clients, config.data.labels or ())
+    return lambda config, tokenizer, key, prompt_for: absent(clients, None if is_instruction(config) else config.data.labels or ())
 
 
 def assumed(each: int) -> ReadData:
@@ -188,52 +208,6 @@ def data_warnings(inputs: Inputs) -> tuple[str, ...]:
 _ENDLESS = 10**9  # transformers gives a tokenizer without a limit one of 10^30 tokens
 
 
-def _fits(config: Config, model_config: PretrainedConfig, data: FederatedData) -> None:
-    """Reject what neither model nor data can be blamed for alone."""
-    if data.label_names is None and (mistakes := needing_classes(config)):
-        raise UserError(mistakes[0])
-    longest = num_positions(model_config)
-    got = max((int(part.lengths.max()) for part in (data.train, data.validation, data.test) if len(part)), default=0)
-    taken = positions_used(getattr(config.method, "adapter", None))
-    if longest and got + taken > longest:
-        but = f" without the {taken} of the prompt" if taken else ""
-        raise UserError(
-            f"data.max_length: got a text of {got} tokens, expected at most {longest - taken}, the model's positions{but}; set it to that"
-        )
-    window, prompt = sliding_window(model_config), getattr(getattr(config.method, "adapter", None), "num_tokens", 0)
-    if window and prompt and got + prompt > window:
-        raise UserError(
-            f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention window is "
-            f"{window} tokens, of which the method's adapter takes {prompt}; set it to that, or choose another model"
-        )
-    if config.evaluation.save == "best" and not len(data.validation):
-        raise UserError(
-            f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
-            'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
-        )
-    scored, present = config.evaluation.clients, num_clients(config, data)
-    if scored is not None and scored > present:
-        raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the number of clients; lower it")
-    weights, names = config.training.class_weights, data.label_names or ()
-    if isinstance(weights, tuple) and len(weights) != len(names):
-        raise UserError(
-            f"training.class_weights: got {len(weights)}, expected {len(names)}, one for each of {', '.join(names[:10])}; fix it"
-        )
-    for name in ("speeds", "links"):
-        factors = getattr(config.federation, name).factors
-        if factors is not None and len(factors) != present:
-            raise UserError(f"federation.{name}.factors: got {len(factors)}, expected {present}, one for each client; fix the list")
-    asked, present = config.federation.clients_per_round, num_clients(config, data)
-    if asked is not None and asked > present:
-        raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
-    layers, has = getattr(config.method, "layers", None), num_layers(model_config)
-    depth = getattr(config.method, "depth", None)
-    if has and isinstance(depth, int) and depth > has:
-        raise UserError(f"method.depth: got {depth} blocks, expected at most {has}, the model's number of blocks; lower it")
-    if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
-        raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, the model's number of layers; lower it")
-
-
 def _known(
     tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig, data: FederatedData, prompt: Prompt | None, source: Source
 ) -> None:
@@ -243,11 +217,6 @@ def _known(
             reject_unknown(part.table.ids, tokenizer, model_config, source.published)
     if prompt is not None:
         reject_unknown(torch.tensor(prompt.token_ids), tokenizer, model_config, source.published)
-
-
-def num_clients(config: Config, data: FederatedData) -> int:
-    """K. A client of a federation across machines knows only itself, and takes the number from the configuration."""
-    return config.federation.clients if config.federation.partition == "machines" else len(data.clients)
 
 
 @_one_tokenizer_thread
@@ -342,7 +311,9 @@ def _batch_bytes(inputs: Inputs, size: ActivationSize) -> int:
     return min(len(lengths), inputs.config.training.batch_size) * size.of(int(lengths.max())) if len(lengths) else 0
 
 
-def _objective(inputs: Inputs) -> ClassObjective:
+def _objective(inputs: Inputs) -> Objective:
+    if is_instruction(inputs.config):
+        return Answers()
     if inputs.prompt is not None:
         return LabelWords(inputs.prompt.token_ids, inputs.prompt.mask_id)
     return ClassHead(len(inputs.data.classes(f'model.head = "{inputs.config.model.head}"')))
@@ -383,9 +354,12 @@ def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
 
 def max_length(config: Config) -> int:
     """Tokens that an example is cut to."""
+    if is_instruction(config):
+        return config.data.max_length or DEFAULT_MAX_LENGTH_ANSWERS
     return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if reads_pairs(config) else DEFAULT_MAX_LENGTH)
 
 
 def reads_pairs(config: Config) -> bool:
     """Whether an example has two texts."""
-    return config.data.pair_column is not None or (config.data.task is not None and TASKS[config.data.task].pair)
+    named = None if config.data.task is None else TASKS.get(config.data.task)
+    return config.data.pair_column is not None or (named is not None and named.pair)

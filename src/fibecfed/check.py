@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .activation_plan import planned_bytes
 from .adapters.options import called
+from .answers_shown import answers_sections
 from .build import Prepared, prepare
 from .config import Config
 from .core.options import Options
@@ -46,6 +47,7 @@ def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     params = prepared.task.init_params(prepared.inputs.key)
     yield model_section(prepared, params)
     yield data_section(prepared)
+    yield from answers_sections(prepared)
     yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
     yield from warnings_section(prepared)
     yield messages_section(prepared)

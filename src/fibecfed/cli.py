@@ -61,6 +61,13 @@ class Topic(enum.StrEnum):
     paces = "paces"
 
 
+class Kind(enum.StrEnum):
+    """What a configuration may be for."""
+
+    classification = "classification"
+    instruction = "instruction"
+
+
 def _argument(metavar: str, text: str) -> Any:
     """A path; `~` is a home also where the shell leaves it as it is."""
     return typer.Argument(metavar=metavar, parser=expanded, help=text, show_default=False)
@@ -249,12 +256,13 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
 @app.command()
 def init(
     out: Annotated[Path, _option("File to write; it must not exist. [default: fibecfed.toml]")] = Path("fibecfed.toml"),
+    task: Annotated[Kind, typer.Option(help="What the data are: texts with classes, or prompts with answers.")] = Kind.classification,
 ) -> None:
     """Write a configuration for your own data."""
     with exit_codes():
         from .config import own_data_toml
 
-        text = own_data_toml()
+        text = own_data_toml(task)
         try:
             with out.open("x", encoding="utf-8") as file:
                 file.write(text)

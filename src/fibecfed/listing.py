@@ -22,6 +22,7 @@ def left_out() -> list[str]:
 
 def tasks() -> Listing:
     """The values of `data.task`."""
+    from .data.instruction_sets import INSTRUCTION_SETS
     from .data.tasks import TASKS
 
     rows = [
@@ -33,6 +34,8 @@ def tasks() -> Listing:
         )
         for name, task in TASKS.items()
     ]
+    shapes = {"prompt": "prompts", "messages": "chats"}
+    rows += [(name, found.title, shapes[found.shape], 'answers: data.kind = "instruction"') for name, found in INSTRUCTION_SETS.items()]
     return ("data.task", "what it is", "texts", "classes"), rows
 
 

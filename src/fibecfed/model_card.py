@@ -50,7 +50,7 @@ def model_card(
     kind, prompt = adapter.own_kind or "LoRA", reading.prompt
     who = "the global model" if adapter.client is None else f"client {' '.join(adapter.client.split())}"
     what = "with its classification head" if prompt is None else "without a head of its own"
-    weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or f"- loaded by its id{_at(base)}"
+    weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or f"- loaded by its id{at_revision(base)}"
     code = snippet(base, reading, own_adapter=adapter.own_kind is not None, beside_weights=adapter.beside_weights)
     classes = ", ".join(f"{i} = {label}" for i, label in enumerate(labels))
     return f"""---
@@ -66,7 +66,7 @@ metrics: [{", ".join(_hub_metrics(summary))}]
 A {kind} adapter {what} for `{base.published}`, made by federated fine-tuning with fibecfed
 (method `{summary["method"]}`): the training texts stayed with their clients. It takes one of {len(labels)} classes for
 {"two texts" if reading.pair else "a text"}, of which it reads at most {max_length} tokens.
-{_other_weights(base)}
+{other_weights(base)}
 ## Use it
 
 In this folder{", with the base model's folder in it," if base.local else ""} where torch, transformers and peft are installed\
@@ -100,11 +100,13 @@ Settings; what is not named has its default:
 """
 
 
-def _at(base: Base) -> str:
+def at_revision(base: Base) -> str:
+    """The revision of a base model, behind its name; nothing where it has none."""
     return f", revision `{base.revision}`" if base.revision else ""
 
 
-def _other_weights(base: Base) -> str:
+def other_weights(base: Base) -> str:
+    """What has to be said of weights from a file of its own; nothing of others."""
     if base.gguf_file is None:
         return ""
     return (

@@ -174,7 +174,7 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     console.print(grid)
     for remark in remarks(summary):
         console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
-    hints = ["To classify text with a model, see the model card."]
+    hints = ["To classify text with a model, see the model card." if "classes" in summary else "To ask a model, see the model card."]
     if not (folder / FLOWER).is_file() and summary["method"] != "custom":  # neither can be run again from the file alone
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]

@@ -16,19 +16,22 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 
 from .adapters.options import called
-from .build import Prepared, max_length, num_clients, reads_pairs
+from .build import Prepared, is_instruction, max_length, num_clients, reads_pairs
+from .chat_card import Chat, chat_card
 from .config import Config, flat, keys, show
 from .core.errors import RunFailed
 from .core.metrics import Metric
 from .core.task import DELTA
 from .core.types import ClientId, Params
-from .data.text import pair_separator
+from .data.options import NO_TEMPLATE
+from .data.tokenise import pair_separator
 from .engine.baselines import Parts, own_majority
 from .model_card import SavedAdapter, model_card
 from .models.base_models import Source, sha256_of
-from .models.export import link_tokenizer, save_adapter, save_tokenizer
+from .models.export import link_tokenizer, save_adapter, save_generation, save_tokenizer
 from .models.packaged import PACKAGED
 from .models.revision import commit_of
+from .models.tokenizers import stop_ids
 from .snippet import Base, Reading, about_labels
 
 logger = logging.getLogger(__name__)
@@ -55,33 +58,36 @@ def save(
         RunFailed: the disk is full.
     """
     inputs = prepared.inputs
-    config, source, names = inputs.config, inputs.source, inputs.data.classes("an adapter's labels.json")
+    config, source = inputs.config, inputs.source
     own = getattr(config.method, "adapter", None)
     base = _base(prepared)
     if client is not None:
         parts = inputs.data.partition.table().get(client)
         summary = {**summary, "client": _with_majority(summary.get("client"), parts, prepared.metric)}
-    pair = reads_pairs(config)
-    reading = Reading(pair, pair_separator(inputs.tokenizer) if pair and inputs.prompt is None else "", inputs.prompt)
-    card = model_card(
-        SavedAdapter(client, None if own is None else called(own), any(name.endswith(DELTA) for name in params)),
-        base,
-        reading,
-        files=header["model"]["files"],
-        labels=names,
-        max_length=max_length(config),
-        summary=summary,
-        settings=_settings(config, num_clients(config, prepared.inputs.data)),
-        versions=header["versions"],
-    )
-    labels = about_labels(names, max_length(config), reading)
+    adapter = SavedAdapter(client, None if own is None else called(own), any(name.endswith(DELTA) for name in params))
+    about: dict[str, Any] = {"files": header["model"]["files"], "summary": summary, "versions": header["versions"]}
+    about["settings"] = _settings(config, num_clients(config, inputs.data))
+    if is_instruction(config):
+        labels, card = None, chat_card(adapter, base, _chat(config), **about)
+    else:
+        pair, names = reads_pairs(config), inputs.data.classes("an adapter's labels.json")
+        reading = Reading(pair, pair_separator(inputs.tokenizer) if pair and inputs.prompt is None else "", inputs.prompt)
+        labels = about_labels(names, max_length(config), reading)
+        card = model_card(adapter, base, reading, labels=names, max_length=max_length(config), **about)
     try:
         save_adapter(prepared.task, params, folder, base=source.published, revision=base.revision, labels=labels, card=card)
+        if is_instruction(config):
+            save_generation(folder, stop_ids(source, inputs.tokenizer), inputs.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         if tokenizer_in is None or not link_tokenizer(tokenizer_in, folder):
             save_tokenizer(inputs.tokenizer, folder, max_length(config))
     except SafetensorError as error:  # what its writer makes of a full disk
         raise RunFailed(f"{folder} could not be written: {error}") from error
     logger.debug("%s written", folder)
+
+
+def _chat(config: Config) -> Chat:
+    options = config.data
+    return Chat(options.chat_template != NO_TEMPLATE, options.system, max_length(config), options.loss_on, config.training.objective)
 
 
 def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None, metric: Metric) -> Mapping[str, Any] | None:

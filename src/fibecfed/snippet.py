@@ -67,7 +67,7 @@ def snippet(base: Base, reading: Reading, *, own_adapter: bool = False, beside_w
         'about = json.load(open(f"{folder}/labels.json", encoding="utf-8"))',
         'tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")',
         f"base = {kind}.from_pretrained(",
-        *(f"    {line}" for line in _arguments(base, prompt)),
+        *(f"    {line}" for line in arguments(base, of_classes=prompt is None)),
         ")",
     ]
     load += ["task = fibecfed.load_adapter(base, folder)"] if own_adapter else ["model = PeftModel.from_pretrained(base, folder).eval()"]
@@ -75,8 +75,8 @@ def snippet(base: Base, reading: Reading, *, own_adapter: bool = False, beside_w
     return "\n".join([*imports, "", *load, "", *_ask(reading, own_adapter)])
 
 
-def _arguments(base: Base, prompt: Prompt | None) -> list[str]:
-    """Of `from_pretrained`, a line each."""
+def arguments(base: Base, *, of_classes: bool) -> list[str]:
+    """Of `from_pretrained`, a line each; `of_classes`: with a new classification head."""
     if base.packaged:
         where = f"fibecfed.model_folder({json.dumps(base.location)}),"
     else:
@@ -87,7 +87,7 @@ def _arguments(base: Base, prompt: Prompt | None) -> list[str]:
         lines.append(f"gguf_file={json.dumps(base.gguf_file, ensure_ascii=False)},")
     if base.revision:
         lines.append(f"revision={json.dumps(base.revision)},")
-    if prompt is None:
+    if of_classes:
         lines += ['num_labels=len(about["labels"]),', 'id2label=about["id2label"],', 'label2id=about["label2id"],']
     return [*lines, "pad_token_id=tokenizer.pad_token_id,", 'dtype="float32",']
 

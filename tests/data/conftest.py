@@ -30,10 +30,19 @@ def tasks_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def instruction_sets() -> Path:
+    given = Path(os.environ.get("FIBECFED_DATA", ""))
+    folder = given if (given / "nl2bash").is_dir() else Path(__file__).parents[3] / "shared" / "data-sft"
+    if not (folder / "nl2bash" / "train.parquet").is_file():
+        pytest.skip(f"no instruction sets in {folder}: set FIBECFED_DATA")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def no_folder_from_outside(monkeypatch, request):
-    if "tasks_folder" in request.fixturenames:
-        request.getfixturevalue("tasks_folder")
+    for name in {"tasks_folder", "instruction_sets"} & set(request.fixturenames):
+        request.getfixturevalue(name)
     monkeypatch.delenv("FIBECFED_DATA", raising=False)
 
 

@@ -20,7 +20,7 @@ from fibecfed.data.options import DataOptions
 from fibecfed.data.prompt import Prompt, make_prompt, mistake_in, template_and_words, with_mask_last
 from fibecfed.data.sources import TextSplit
 from fibecfed.data.tasks import TASKS
-from fibecfed.data.text import tokenise
+from fibecfed.data.tokenise import tokenise
 
 IT_WAS, BETWEEN = "{x} . It was <mask> .", "{a} ? <mask> , {b}"
 WORDS = {

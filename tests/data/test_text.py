@@ -12,7 +12,8 @@ from tokenizers import pre_tokenizers
 
 from fibecfed.core.errors import UserError
 from fibecfed.data.sources import TextSplit
-from fibecfed.data.text import token_table, tokenise
+from fibecfed.data.text import token_table
+from fibecfed.data.tokenise import tokenise
 
 ROWS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), min_size=1, max_size=12)
 
@@ -100,7 +101,7 @@ def test_a_batch_equals_what_the_tokenizer_makes_of_the_texts(tokenizer, pair):
 def test_chunks_of_the_tokenizer_do_not_show(tokenizer, monkeypatch):
     split = TextSplit([f"text number {i} " * (1 + i % 3) for i in range(20)], None, torch.zeros(20, dtype=torch.int64), None)
     whole = tokenise(tokenizer, split, 32)
-    monkeypatch.setattr("fibecfed.data.text._CHUNK", 7)
+    monkeypatch.setattr("fibecfed.data.tokenise._CHUNK", 7)
     chunked = tokenise(tokenizer, split, 32)
     assert torch.equal(whole.ids, chunked.ids) and torch.equal(whole.offsets, chunked.offsets)
 

@@ -21,7 +21,7 @@ from fibecfed import session
 from fibecfed.build import max_length, read_inputs
 from fibecfed.config import Config
 from fibecfed.data.sources import TextSplit
-from fibecfed.data.text import tokenise
+from fibecfed.data.tokenise import tokenise
 from fibecfed.models import packaged
 
 TEXTS = {"good": "great story is great is witty", "bad": "bad the scene bad stale"}  # of reviews.csv

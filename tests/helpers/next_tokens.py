@@ -41,6 +41,7 @@ class NextTokens:
     model_class = AutoModelForCausalLM
     draws_head = False
     mask_id = None
+    takes = ()
 
     def head(self, model: nn.Module, body: nn.Module) -> Any:
         return EveryToken(model)

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from answering import alone, answer_task, answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import noisy
 from torch import Tensor
 
 from fibecfed.core.types import Batch
@@ -111,10 +113,10 @@ def test_importance_equals_a_loop_over_single_examples_without_padding(family: F
         leaf = e.clone().requires_grad_()
         (g,) = torch.autograd.grad(task.losses(params, one, embeddings=leaf).sum(), leaf)
         delta = 0.1 * e.norm() * (g / g.norm() if norm == 2 else g.sign())
-        for layer, (clean, noisy) in enumerate(
+        for layer, (clean, shifted) in enumerate(
             zip(task.hidden_states(params, one, embeddings=e), task.hidden_states(params, one, embeddings=e + delta), strict=True)
         ):
-            expected[layer] += ((noisy - clean).norm() / clean.norm()).detach() / 4
+            expected[layer] += ((shifted - clean).norm() / clean.norm()).detach() / 4
     got = layer_sensitivity(task, params, [batch], norm=norm)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected.float())
@@ -180,3 +182,21 @@ def test_no_examples_and_unknown_kinds_are_refused() -> None:
         layer_sensitivity(task, params, [batch], importance="outputs")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="attention_mask"):
         layer_sensitivity(task, params, [{name: tensor for name, tensor in batch.items() if name != "attention_mask"}])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_of_answers_it_is_the_mean_change_at_the_positions_that_predict_them(side: str, norms_in_float64: None) -> None:
+    task, batch = answer_task(dtype=torch.float64), answers(side=side)
+    params = noisy(task)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for row in range(4):
+        one = alone(batch, row)
+        embeddings = task.embed(one).requires_grad_()
+        (gradient,) = torch.autograd.grad(task.losses(params, one, embeddings=embeddings).sum(), embeddings)
+        noise = worst_noise(gradient, embeddings.detach(), one["attention_mask"], 0.1)
+        clean, noisy_ones = (task.hidden_states(params, one, embeddings=embeddings.detach() + extra) for extra in (0.0, noise))
+        places = [t for t in range(one["labels"].shape[1] - 1) if one["labels"][0, t + 1] >= 0]
+        for layer, (a, b) in enumerate(zip(clean, noisy_ones, strict=True)):
+            changes = [float((b[0, t] - a[0, t]).norm() / a[0, t].norm()) for t in places]
+            expected[layer] += sum(changes) / len(changes) / 4
+    torch.testing.assert_close(layer_sensitivity(task, params, [batch]), expected.float(), rtol=1e-5, atol=0.0)

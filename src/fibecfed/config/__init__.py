@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .common import common
+from .kinds import needing_classes
 from .model import Config, config_hash, differences, federation_toml, flat, keys, leaves, own_data_toml, to_toml
 from .places import PLACES, TRACKING, changed_settings, lost, places, reject_lasting, same_name
 from .read import Loaded, from_table, load
-from .rules import needing_classes
 from .text import ConfigKey, show
 
 __all__ = [

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..core.options import Options
 from ..methods.catalogue import BROKEN, METHODS
+from .kinds import default_partition
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .rules import contradictions
 from .text import nearest, show
@@ -69,8 +70,8 @@ def _derive(table: dict[str, Any]) -> None:
     data, federation = table["data"], table.setdefault("federation", {})
     if not isinstance(data, dict) or not isinstance(federation, dict):
         return  # reported as such
-    if data.get("client_column") is not None:
-        federation.setdefault("partition", "column")
+    if (partition := default_partition(data)) is not None:
+        federation.setdefault("partition", partition)
 
 
 def _copy(value: Any) -> Any:

@@ -112,6 +112,16 @@ _FOR_OWN_DATA = (
 )  # fmt: skip
 
 
+_FOR_ANSWERS = (
+    "seed", "tracking", "model.name", "model.rank", "model.alpha", "data.kind", "data.path", "data.shape", "data.prompt_column",
+    "data.completion_column", "data.messages_column", "data.system_column", "data.system", "data.loss_on", "data.chat_template",
+    "data.client_column", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients", "federation.clients_per_round",
+    "federation.rounds", "federation.partition", "training.local_epochs", "training.batch_size", "training.objective",
+    "training.learning_rate", "evaluation.every", "evaluation.save", "method.kind", "method.score_after", "method.curriculum.order",
+    "method.curriculum.normalise", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule",
+)  # fmt: skip
+
+
 _FOR_MACHINES = (
     "seed", "model.name", "model.rank", "model.alpha", "data.labels", "data.test_fraction", "data.validation_fraction", "data.max_length",
     "federation.clients", "federation.client_names", "federation.clients_per_round", "federation.rounds", "federation.partition",
@@ -141,10 +151,17 @@ def federation_toml() -> str:
     return commented_toml(title, chosen, values, off="{key} =")
 
 
-def own_data_toml() -> str:
-    """A commented configuration for the user's own data: the keys one is likely to change, at their defaults."""
-    chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_OWN_DATA]
+def own_data_toml(kind: str = "classification") -> str:
+    """A commented configuration for the user's own data: the keys one is likely to change, at their defaults.
+
+    Args:
+        kind: of the data, as `data.kind`.
+    """
+    answers = kind == "instruction"
+    chosen = [key for key in keys(DEFAULT_KIND) if key.name in (_FOR_ANSWERS if answers else _FOR_OWN_DATA)]
     values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv", "federation.partition": None}
+    if answers:
+        values |= {"data.kind": kind, "data.path": "my-chats.jsonl", "model.name": "smollm2-135m", "training.learning_rate": 1e-3}
     title = (
         "A configuration of fibecfed for your own data. Set data.path and the columns; then\n"
         "  fibecfed check FILE    shows what would be trained and sent, and every mistake in the file\n"

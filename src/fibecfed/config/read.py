@@ -17,6 +17,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
+from ..data.options import template_text
 from ..methods.catalogue import BROKEN, METHODS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
@@ -202,8 +203,10 @@ def read_value(text: str) -> Any:
 
 
 def resolve_paths(config: Config) -> Config:
-    """The configuration with absolute paths, which mean the same from any folder."""
+    """The configuration with absolute paths, which mean the same from any folder; of a chat template the text in place of its file."""
     data = {name: _absolute(value) for name in _PATHS if (value := getattr(config.data, name)) is not None}
+    if config.data.chat_template is not None:
+        data["chat_template"] = template_text(config.data.chat_template)
     model = {"name": _absolute(config.model.name)} if _is_local(config.model.name) else {}
     return config.model_copy(update={"data": config.data.model_copy(update=data), "model": config.model.model_copy(update=model)})
 

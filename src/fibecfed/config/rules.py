@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from ..core.metrics import mistake_in as mistake_in_metric
 from ..data.options import DataOptions
@@ -14,7 +14,6 @@ from ..data.tasks import TASKS
 from ..engine.options import (
     CLIENT_NAME,
     EXPECTED_NAME,
-    EvaluationOptions,
     FederationOptions,
     LinkOptions,
     ResourceOptions,
@@ -24,37 +23,8 @@ from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, Trai
 from ..methods.options import FibecFedOptions, LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
+from .kinds import Tables, needing_classes, of_kind
 from .text import nearest
-
-
-class Tables(Protocol):
-    """What the rules look at of a `Config`."""
-
-    @property
-    def tracking(self) -> tuple[str, ...]: ...
-
-    @property
-    def model(self) -> ModelOptions: ...
-
-    @property
-    def data(self) -> DataOptions: ...
-
-    @property
-    def federation(self) -> FederationOptions: ...
-
-    @property
-    def training(self) -> TrainingOptions: ...
-
-    @property
-    def evaluation(self) -> EvaluationOptions: ...
-
-    @property
-    def resources(self) -> ResourceOptions: ...
-
-    @property
-    def method(self) -> MethodOptions: ...
-
-    def model_dump(self) -> dict[str, Any]: ...
 
 
 def contradictions(config: Tables) -> list[str]:
@@ -65,6 +35,7 @@ def contradictions(config: Tables) -> list[str]:
         *_tracking(config.tracking),
         *_model(config.model),
         *_data(config.data),
+        *of_kind(config),
         *_label_words(config),
         *_federation(config.federation, config.data),
         *_workers(config.federation, config.resources),
@@ -78,29 +49,8 @@ def contradictions(config: Tables) -> list[str]:
         *_parts(config.method, config.model),
         *_depth(config.method),
         *_importance_under_way(config),
+        *(needing_classes(config) if config.data.kind == "instruction" else ()),
     ]
-
-
-def needing_classes(config: Tables) -> list[str]:
-    """What of a configuration needs examples with classes, as sentences that reject it for examples without."""
-    return list(_needing_classes(config))
-
-
-def _needing_classes(config: Tables) -> Iterator[str]:
-    without, method = "for examples without classes", config.method
-    if config.federation.partition in ("dirichlet", "shards"):
-        yield f'federation.partition: got "{config.federation.partition}" {without}; set "column" or "iid"'
-    if config.data.label_noise:
-        yield f"data.label_noise: got {config.data.label_noise} {without}; remove it"
-    if config.model.head == "label-words":
-        yield f'model.head: got "label-words", which stand for classes, {without}; choose another head'
-    if config.training.class_weights is not None:
-        yield f"training.class_weights: got weights of classes {without}; remove it"
-    curriculum = getattr(method, "curriculum", None)
-    if isinstance(curriculum, CurriculumOptions) and curriculum.labels == "model":
-        yield f'method.curriculum.labels: got "model", which goes over all classes, {without}; set "true"'
-    if method.needs_classes:
-        yield f'method.kind: got "{method.kind}", which needs the probabilities of classes, {without}; choose another'
 
 
 def _metric(name: str | None) -> Iterator[str]:
@@ -142,6 +92,15 @@ def _model(model: ModelOptions) -> Iterator[str]:
 
 
 def _data(data: DataOptions) -> Iterator[str]:
+    if data.kind == "classification":
+        yield from _of_classes(data)
+    if data.revision is not None and data.task is None:
+        yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; remove it"
+    if data.test_path is not None and data.test_path == data.path:
+        yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
+
+
+def _of_classes(data: DataOptions) -> Iterator[str]:
     if data.task is not None and data.task not in TASKS:
         near = nearest(data.task, TASKS)
         yield f"data.task: got {data.task!r}, expected one of {', '.join(TASKS)}; " + (
@@ -153,8 +112,6 @@ def _data(data: DataOptions) -> Iterator[str]:
             if value != DataOptions.model_fields[name].default:
                 own = "its own columns, classes and test set"
                 yield f"data.{name}: got {value!r} with `data.task`, which has {own}; remove it, or set `data.path`"
-    if data.revision is not None and data.task is None:
-        yield f"data.revision: got {data.revision!r} without `data.task`, whose data set it is of; remove it"
     columns: dict[str, str] = {}
     for name in ("text_column", "pair_column", "label_column", "client_column"):
         column = getattr(data, name)
@@ -166,8 +123,6 @@ def _data(data: DataOptions) -> Iterator[str]:
             columns[column] = name
     if data.labels is not None and (len(set(data.labels)) < len(data.labels) or len(data.labels) < 2):
         yield f"data.labels: got {list(data.labels)}, expected at least two classes, each once; fix the list or leave it out"
-    if data.test_path is not None and data.test_path == data.path:
-        yield "data.test_path: got the file of `data.path`; name another file, or leave it out to cut a test set from `data.path`"
 
 
 def _label_words(config: Tables) -> Iterator[str]:
@@ -273,7 +228,7 @@ def _schedule(federation: FederationOptions) -> Iterator[str]:
 
 
 def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]:
-    if data.labels is None:
+    if data.labels is None and data.kind == "classification":
         yield (
             'data.labels: not set, but with `federation.partition` = "machines" a client may lack some classes; list all of them in order, '
             'e.g. labels = ["negative", "positive"]'
@@ -387,6 +342,16 @@ def _neurons(neurons: NeuronOptions) -> Iterator[str]:
 def _curriculum(options: CurriculumOptions) -> Iterator[str]:
     if options.scoring != "training":
         return
+    if options.order in ("nll", "ira"):
+        yield (
+            f'method.curriculum.order: got "{options.order}" with `method.curriculum.scoring` = "training", whose backward passes give '
+            'Fisher information; set `scoring` = "pass", or remove it'
+        )
+    if options.normalise == "length-bins":
+        yield (
+            'method.curriculum.normalise: got "length-bins" with `method.curriculum.scoring` = "training", where examples are scored a few '
+            'at a time and have no ranks; set `scoring` = "pass", or "token"'
+        )
     if options.labels == "model":
         yield (
             'method.curriculum.labels: got "model" with `method.curriculum.scoring` = "training", whose backward passes are those of the '

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .answers import CORRECT_TOKENS, TOKEN_NLL, TOKENS
 from .errors import UserError
 from .statistics import CALIBRATION, CONFUSION, EXAMPLES, NLL, Sums, number_of_examples
 from .units import percent
@@ -139,6 +140,22 @@ def _calibration_error(sums: Sums) -> float:
     return sum(map(abs, sums[CALIBRATION])) / number if number else math.nan
 
 
+# ---- of answers
+
+
+def _per_token(name: str) -> Callable[[Sums], float]:
+    return lambda sums: sums[name] / sums[TOKENS] if sums[TOKENS] else math.nan
+
+
+def _perplexity(sums: Sums) -> float:
+    nll = _per_token(TOKEN_NLL)(sums)
+    return math.exp(nll) if nll < _LARGEST_NLL else math.nan
+
+
+_LARGEST_NLL = 700.0
+"""Nat; the exponential of more is no ordinary number."""
+
+
 _ROWS = (
     Metric("accuracy", "accuracy", (CONFUSION,), _of(accuracy)),
     Metric("macro_f1", "macro F1", (CONFUSION,), _mean(f1)),
@@ -150,6 +167,9 @@ _ROWS = (
     Metric("matthews", "Matthews correlation", (CONFUSION,), _of(matthews), unit=""),
     Metric("loss", "loss", (EXAMPLES, NLL), _loss, higher_is_better=False, unit="nat"),
     Metric("calibration_error", "calibration error", (CONFUSION, CALIBRATION), _calibration_error, higher_is_better=False),
+    Metric("nll", "NLL per token", (TOKEN_NLL, TOKENS), _per_token(TOKEN_NLL), higher_is_better=False, unit="nat"),
+    Metric("perplexity", "perplexity", (TOKEN_NLL, TOKENS), _perplexity, higher_is_better=False, unit=""),
+    Metric("token_accuracy", "token accuracy", (CORRECT_TOKENS, TOKENS), _per_token(CORRECT_TOKENS)),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ROWS}
 """Every metric by name. `f1`, `precision` and `recall` are those of the second of two classes, `macro_...` means over the classes."""

@@ -16,7 +16,8 @@ Params: TypeAlias = Mapping[str, Tensor]
 
 Batch: TypeAlias = Mapping[str, Tensor]
 """What a tokenizer returns (`input_ids`, `attention_mask`, ...), each (batch, token), plus what is to be predicted: the examples' classes
-as `labels` (batch,) where they have some, or whatever else a task takes its losses from.
+as `labels` (batch,) where they have some, or whatever else a task takes its losses from: for answers `labels` (batch, token), the tokens
+that are to be predicted and -100 elsewhere.
 
 A method may add `targets`, class probabilities (batch, classes) that take the place of the labels in the loss, and `weights` (batch,), how
 much an example counts in the mean loss of its batch.
@@ -34,6 +35,17 @@ class Examples(Protocol):
         ...
 
     @property
+    def weight(self) -> int:
+        """n_k, by how much the client that holds these as its training part counts in an aggregation: the number of examples, or where
+        every labelled token counts the same in a loss (`training.objective`), that of their labelled tokens."""
+        ...
+
+    @property
+    def targets(self) -> Tensor | None:
+        """Labelled tokens of each example, int64, shape (examples,); None where its label is a class, or it has none."""
+        ...
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens of each example after truncation, int64, shape (examples,)."""
         ...
@@ -46,6 +58,14 @@ class Examples(Protocol):
     @property
     def information(self) -> Tensor:
         """Sum of -log unigram frequency of an example's tokens on this client, nat, float64, shape (examples,)."""
+        ...
+
+    def without_prompts(self) -> Examples:
+        """The same answers behind empty prompts, in the same order.
+
+        Raises:
+            ValueError: they have none, or were not made for it.
+        """
         ...
 
     def batch(self, positions: Sequence[int], max_length: int | None = None) -> Batch:

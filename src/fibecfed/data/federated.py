@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,16 @@ from ..core.errors import UserError
 from ..core.rng import Key
 from ..core.trees import checksum
 from ..core.types import ClientData, ClientId
+from .answers import AnswerSplit, Cuts
 from .cuts import stratified_cut, subset
+from .instructions import AnswerDataset
 from .options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS, DataOptions
 from .partition import PARTS, Kind, Partition
 from .partition import partition as spread_examples
 from .prompt import Prompt
 from .sources import TextDataset, TextSplit
-from .text import TableExamples, token_table, tokenise
+from .text import TableExamples, TokenTable, token_table
+from .tokenise import tokenise
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class FederatedData:
         max_length: tokens that examples were truncated to; 0 where there were no texts.
         read: what was read from where, a sentence for each file or source.
         notes: what the reader has to be told about it: a sentence each.
+        cuts: of answers, what became of the examples, by part as they were read.
     """
 
     train: TableExamples
@@ -49,6 +53,7 @@ class FederatedData:
     max_length: int = 0
     read: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    cuts: Mapping[str, Cuts] = field(default_factory=dict[str, Cuts])
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
@@ -106,6 +111,7 @@ class FederatedData:
             | {f"{name} offsets": table.offsets for name, table in tables.items()}
             | {f"{name} rows": part.indices for name, part in parts.items()}
             | {f"{name} labels": part.labels for name, part in parts.items() if part.labels is not None}
+            | {f"{name} learned": table.learned for name, table in tables.items() if table.learned is not None}
         )
 
     def flipped(self, client: ClientId) -> Tensor:
@@ -114,7 +120,7 @@ class FederatedData:
 
 
 def federate(
-    dataset: TextDataset,
+    dataset: TextDataset | AnswerDataset,
     tokenizer: Any,
     options: DataOptions,
     *,
@@ -151,8 +157,8 @@ def federate(
         drawn = set(pool.clients or ())  # clients that the draw left without an example take no part, in testing neither
         test_rows = np.array([row for row in test_rows if (dataset.test.clients or ())[row] in drawn], dtype=np.int64)
     test = dataset.test.take(test_rows)
-    max_length = options.max_length or (DEFAULT_MAX_LENGTH_PAIRS if dataset.pair else DEFAULT_MAX_LENGTH)
-    pool_table, test_table = (tokenise(tokenizer, part, max_length, prompt) for part in (pool, test))
+    max_length = _max_length(dataset, options)
+    pool_table, test_table = (_tokens(part, tokenizer, max_length, prompt) for part in (pool, test))
     train_view, validation_view = pool_table.view(torch.from_numpy(kept)), pool_table.view(torch.from_numpy(cut))
     spread = spread_examples(
         partition,
@@ -176,16 +182,28 @@ def federate(
         max_length=max_length,
         read=dataset.read,
         notes=dataset.notes,
+        cuts=dataset.cuts if isinstance(dataset, AnswerDataset) else {},
     )
 
 
-def classes_or_number(part: TableExamples | TextSplit) -> Tensor | int:
+def _max_length(dataset: TextDataset | AnswerDataset, options: DataOptions) -> int:
+    if isinstance(dataset, AnswerDataset):
+        return dataset.max_length
+    return options.max_length or (DEFAULT_MAX_LENGTH_PAIRS if dataset.pair else DEFAULT_MAX_LENGTH)
+
+
+def _tokens(part: TextSplit | AnswerSplit, tokenizer: Any, max_length: int, prompt: Prompt | None) -> TokenTable:
+    """Those of a part; of one with answers, which is left out where nothing of them is left, they are known already."""
+    return part.table if isinstance(part, AnswerSplit) else tokenise(tokenizer, part, max_length, prompt)
+
+
+def classes_or_number(part: TableExamples | TextSplit | AnswerSplit) -> Tensor | int:
     """What `partition` takes of a part: the class of each example, or how many there are where they have no classes."""
     return len(part) if part.labels is None else part.labels
 
 
 def federate_one(
-    dataset: TextDataset, tokenizer: Any, options: DataOptions, client: ClientId, key: Key, prompt: Prompt | None = None
+    dataset: TextDataset | AnswerDataset, tokenizer: Any, options: DataOptions, client: ClientId, key: Key, prompt: Prompt | None = None
 ) -> FederatedData:
     """The data of a machine that is one client: as `federate`, with all of it held by `client`."""
     whole = federate(dataset, tokenizer, options, clients=1, partition="iid", key=key, prompt=prompt)
@@ -194,16 +212,16 @@ def federate_one(
     return replace(whole, partition=replace(whole.partition, clients=(client,), indices=held))
 
 
-def absent(clients: Sequence[ClientId], label_names: Sequence[str]) -> FederatedData:
-    """What a server knows of data that lies with its clients: their ids and the classes, and not one example."""
-    nothing = token_table([], []).view()
+def absent(clients: Sequence[ClientId], label_names: Sequence[str] | None) -> FederatedData:
+    """What a server knows of data that lies with its clients: their ids and the classes, if there are any, and not one example."""
+    nothing = token_table([], None if label_names is None else []).view()
     held = {part: dict.fromkeys(clients, torch.empty(0, dtype=torch.int64)) for part in PARTS}
-    counts = {part: np.zeros((len(clients), len(label_names)), dtype=np.int64) for part in PARTS}
+    counts = {part: np.zeros((len(clients), 1 if label_names is None else len(label_names)), dtype=np.int64) for part in PARTS}
     return FederatedData(
         train=nothing,
         validation=nothing,
         test=nothing,
-        label_names=tuple(label_names),
+        label_names=None if label_names is None else tuple(label_names),
         metric=None,
         partition=Partition("column", tuple(sorted(clients)), held, counts),
         noisy=torch.zeros(0, dtype=torch.bool),
@@ -274,7 +292,7 @@ def _pool(size: int, options: DataOptions) -> tuple[int | None, int]:
     return None, round(size * share)
 
 
-def _groups(dataset: TextDataset, kind: Kind) -> bool:
+def _groups(dataset: TextDataset | AnswerDataset, kind: Kind) -> bool:
     if kind != "column":
         return False
     if dataset.train.clients is None or dataset.test.clients is None:

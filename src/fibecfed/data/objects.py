@@ -20,11 +20,13 @@ class ParsedTable:
         names: of all columns, without the spaces around them.
         values: of the wanted columns that are there, None where an object lacks it.
         about: how it was read, in a few words.
+        notes: what the reader has to be told about that.
     """
 
     names: list[str]
     values: Mapping[str, list[Any]]
     about: str
+    notes: tuple[str, ...] = ()
 
 
 def read_objects(source: str, text: str, wanted: Sequence[str]) -> ParsedTable:

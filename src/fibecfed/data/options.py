@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
+from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.options import Options
 from .names import canonical
 
 DEFAULT_MAX_LENGTH = 64
 DEFAULT_MAX_LENGTH_PAIRS = 128
+DEFAULT_MAX_LENGTH_ANSWERS = 1024
 """Tokens that an example is truncated to where `data.max_length` is not set."""
+
+NO_TEMPLATE = "none"
+"""As `data.chat_template`: a prompt and its answer are joined as they are."""
+
+
+def template_text(value: str) -> str:
+    """A chat template that is given by its text or its file: Jinja that makes a text of messages has braces.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    if value == NO_TEMPLATE or "{" in value:
+        return value
+    try:
+        return expanded(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(
+            f"data.chat_template: got {value!r}, which cannot be read as a file ({said}), expected a Jinja template, a file with one, or "
+            '"none"; fix the path'
+        ) from None
 
 
 class DataOptions(Options):
-    """Which labelled texts are used, and how they are split and truncated."""
+    """Which texts are used, and how they are split and truncated."""
 
+    kind: Literal["classification", "instruction"] = Field(
+        default="classification",
+        description="classification: texts with a class each; instruction: prompts or conversations with answers that a causal language "
+        "model is to give: docs/instruction-tuning.md.",
+    )
     task: str | None = Field(
         default=None,
         description="A data set of `fibecfed list tasks`; set this or `path`, or neither if the clients are machines with their own data.",
@@ -23,9 +54,35 @@ class DataOptions(Options):
     test_path: str | None = Field(
         default=None, description="File with the test examples; without it, `test_fraction` of `path` is held out."
     )
-    text_column: str = Field(default="text", description="Column of the text, or of the first text of a pair.")
+    text_column: str = Field(
+        default="text", description="Column of the text, or of the first text of a pair; for instruction of plain text to continue."
+    )
     pair_column: str | None = Field(default=None, description="Column of the second text, for sentence-pair tasks.")
     label_column: str = Field(default="label", description="Column of the label: strings or integers.")
+    shape: Literal["auto", "prompt", "messages", "text"] = Field(
+        default="auto",
+        description="For instruction: prompt: columns of prompts and completions; messages: a column of conversations; text: one of plain "
+        "text; auto: whichever the file has.",
+    )
+    prompt_column: str = Field(
+        default="prompt", description="For instruction: column of the prompts, each a string or a list of messages with role and content."
+    )
+    completion_column: str = Field(default="completion", description="For instruction: column of the answers, likewise.")
+    messages_column: str = Field(
+        default="messages", description="For instruction: column of conversations, each a list of messages with role and content."
+    )
+    system_column: str | None = Field(default=None, description="For instruction: column of the system message of each example.")
+    system: str | None = Field(
+        default=None, description="For instruction: system message of every example that has none; without it the chat template decides."
+    )
+    loss_on: Literal["answers", "all"] = Field(
+        default="answers", description="For instruction: predict the tokens of the answers alone, or of the whole text."
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="For instruction: chat template (Jinja), or a file with one; default: the tokenizer's own. none: prompt and completion "
+        "are joined as they are.",
+    )
     client_column: str | None = Field(
         default=None, description='Column with the client of each example; implies `federation.partition` = "column".'
     )
@@ -42,7 +99,9 @@ class DataOptions(Options):
     )
     max_test: int | None = Field(default=None, ge=1, description="Maximum number of test examples, sampled by the seed.")
     max_length: int | None = Field(
-        default=None, ge=4, description="Maximum length in tokens; longer examples are truncated. Default 64, for pairs 128."
+        default=None,
+        ge=4,
+        description="Maximum length in tokens; longer examples are truncated. Default 64, for pairs 128, for instruction 1024.",
     )
     template: str | None = Field(
         default=None,

@@ -297,7 +297,7 @@ def _hub(task: TextTask, options: DataOptions) -> TextDataset:
                 f"data.task = {task.name!r}: could not load {task.hub} from the hub ({reason}). "
                 f"{by_hand}, or connect this machine to the network and unset HF_HUB_OFFLINE."
             ) from error
-        revision = _commit(rows) or revision
+        revision = commit_of(rows) or revision
         raw = _hub_split(f"{task.hub} ({split})", columns, rows)
         read.append(raw)
         parts.append(_numbered(raw, task.labels))
@@ -306,7 +306,7 @@ def _hub(task: TextTask, options: DataOptions) -> TextDataset:
     return TextDataset(parts[0], parts[1], task.labels, task.pair, task.metric, origin, (origin, *told), notes)
 
 
-def _commit(rows: Any) -> str | None:
+def commit_of(rows: Any) -> str | None:
     """The commit that a data set was loaded from, which stands in the addresses of its files (hf://datasets/<name>@<commit>/...)."""
     for address in getattr(rows.info, "download_checksums", None) or ():
         if found := re.search(r"@([0-9a-f]{40})/", str(address)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ..core.errors import UserError
 from ..core.files import TOO_LONG, kind_of
 from .encoding import looks_like, text_of
 from .names import canonical, listed, shown
-from .objects import read_objects
+from .objects import ParsedTable, read_objects
 from .separated import read_separated
 from .values import Columns, RawSplit, raw_split
 
 EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 _SEPARATED = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_KEYS = "`data.text_column`, `data.pair_column`, `data.label_column` or `data.client_column`"
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,14})")
 _NUMBER = re.compile(r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 """As a program writes numbers. "007" or "+1" would lose by being read as one, and so would a name of many digits."""
@@ -36,6 +38,21 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
         UserError: no such file, an extension that is not one of `EXTENSIONS`, a file that cannot be read, is empty or lacks a column,
             a text that is null, blank or not text, a label that is null or a fraction.
     """
+    table = read_table(path, columns.names())
+    if table.names:
+        check_columns(str(path), columns.names(), table.names)
+    values = {name: table.values.get(name, []) for name in columns.names()}
+    if _is_separated(path):
+        values = _typed(columns, values)
+    return raw_split(str(path), columns, values, about=table.about, notes=table.notes)
+
+
+def read_table(path: Path, wanted: Sequence[str]) -> ParsedTable:
+    """The columns of one file that are among those wanted, as they are written; `.gz` behind an extension is unpacked.
+
+    Raises:
+        UserError: no such file, an extension that is not one of `EXTENSIONS`, or a file that cannot be read or is empty.
+    """
     kind = kind_of(path)
     if kind != "a file":
         what = "does not exist" if kind is None else f"is {kind}"
@@ -43,45 +60,59 @@ def read_split(path: Path, columns: Columns) -> RawSplit:
         if kind not in (None, "a folder", TOO_LONG):
             way_out = "write what it gives to a file first"
         raise UserError(f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); {way_out}.")
-    packed = path.suffix.lower() == ".gz"
-    extension = (path.with_suffix("") if packed else path).suffix.lower()
+    extension = _extension(path)
     if extension not in EXTENSIONS:
-        wanted = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
+        wanted_ones = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
         way_out = "Convert it, or rename it if it is one of these."
-        raise UserError(f"{path}: got a file ending in {path.suffix!r}{looks_like(path)}, {wanted}. {way_out}")
+        raise UserError(f"{path}: got a file ending in {path.suffix!r}{looks_like(path)}, {wanted_ones}. {way_out}")
     source = str(path)
     if extension == ".parquet":
-        return raw_split(source, columns, _read_parquet(path, columns.names()), about="parquet")
-    text, encoding = text_of(path, packed)
+        return _read_parquet(path, wanted)
+    text, encoding = text_of(path, _is_packed(path))
     if extension in _SEPARATED:
-        cells = read_separated(source, text, columns.names(), _SEPARATED[extension])
-        check_columns(source, columns.names(), cells.header)
-        at = {name: cells.header.index(name) for name in columns.names()}
-        table = {name: [row[column] for row in cells.rows] for name, column in at.items()}
-        return raw_split(source, columns, _typed(columns, table), about=f"{cells.about}, {encoding}", notes=cells.notes)
-    found = read_objects(source, text, columns.names())
-    if found.names:
-        check_columns(source, columns.names(), found.names)
-    table = {name: found.values.get(name, []) for name in columns.names()}
-    return raw_split(source, columns, table, about=f"{found.about}, {encoding}")
+        cells = read_separated(source, text, wanted, _SEPARATED[extension])
+        _reject_twice(source, wanted, cells.header)
+        at = {name: cells.header.index(name) for name in wanted if name in cells.header}
+        values = {name: [row[column] for row in cells.rows] for name, column in at.items()}
+        return ParsedTable(cells.header, values, f"{cells.about}, {encoding}", cells.notes)
+    found = read_objects(source, text, wanted)
+    _reject_twice(source, wanted, found.names)
+    return replace(found, about=f"{found.about}, {encoding}")
 
 
-def check_columns(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def _extension(path: Path) -> str:
+    return (path.with_suffix("") if _is_packed(path) else path).suffix.lower()
+
+
+def _is_separated(path: Path) -> bool:
+    return _extension(path) in _SEPARATED
+
+
+def _reject_twice(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:
+    for name in wanted:
+        if present.count(name) > 1:
+            raise UserError(f"{source}: got {present.count(name)} columns {shown(name)}, expected one; rename or remove the others.")
+
+
+def check_columns(source: str, wanted: Sequence[str], present: Sequence[str], keys: str = _KEYS) -> None:
     """Reject a table that lacks a column, or has it twice.
+
+    Args:
+        keys: of the configuration that name columns.
 
     Raises:
         UserError: naming the column, those that are there, and the nearest of them.
     """
+    _reject_twice(source, wanted, present)
     for name in wanted:
-        if present.count(name) > 1:
-            raise UserError(f"{source}: got {present.count(name)} columns {shown(name)}, expected one; rename or remove the others.")
         if name not in present:
             near = _nearest(name, present)
             hint = f" Did you mean {shown(near)}?" if near else ""
-            raise UserError(
-                f"{source}: there is no column {shown(name)}; the file has {listed(present, 20) or 'none'}.{hint} "
-                "Set `data.text_column`, `data.pair_column`, `data.label_column` or `data.client_column`."
-            )
+            raise UserError(f"{source}: there is no column {shown(name)}; the file has {listed(present, 20) or 'none'}.{hint} Set {keys}.")
 
 
 _SYNONYMS = {
@@ -113,14 +144,14 @@ def _typed(columns: Columns, table: dict[str, list[str]]) -> dict[str, list[Any]
     return typed
 
 
-def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+def _read_parquet(path: Path, wanted: Sequence[str]) -> ParsedTable:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         actual = file.schema_arrow.names
         names = [canonical(name) for name in actual]
-        check_columns(str(path), wanted, names)
-        places = {name: names.index(name) for name in wanted}
+        _reject_twice(str(path), wanted, names)
+        places = {name: names.index(name) for name in wanted if name in names}
         table = file.read(columns=[actual[place] for place in places.values()])
-        return {name: table.column(actual[place]).to_pylist() for name, place in places.items()}
+        return ParsedTable(names, {name: table.column(actual[place]).to_pylist() for name, place in places.items()}, "parquet")
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as parquet: {shown(str(error))[1:-1]}. Write it again.") from None

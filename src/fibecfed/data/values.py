@@ -76,19 +76,19 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
     total = len(table[label])
     if not total:
         raise UserError(f"{source}: the file has no rows. Expected at least one labelled text for each class.")
-    empty = {name: [row for row, value in enumerate(table[name]) if _is_missing(value)] for name in (text, pair, label) if name is not None}
+    empty = {name: [row for row, value in enumerate(table[name]) if is_missing(value)] for name in (text, pair, label) if name is not None}
     left_out: set[int] = set()
     for name, rows in empty.items():
         if rows and not columns.skip_empty:
-            raise UserError(_all_missing(source, name, "label" if name == label else "text", rows, table[name]))
+            raise UserError(all_missing(source, name, "label" if name == label else "text", rows, table[name]))
         left_out.update(rows)
     rows = [row for row in range(total) if row not in left_out]
     if not rows:
         raise UserError(f"{source}: none of the {total:,} rows has both a text and a label. Expected at least one for each class.")
-    place = _Place(source, rows)
+    place = Located(source, rows)
     kept = {name: [values[row] for row in rows] for name, values in table.items()} if left_out else table
     labels, label_notes = _labels(place, label, kept[label])
-    clients, client_notes = (None, []) if client is None else _clients(place, client, kept[client])
+    clients, client_notes = (None, []) if client is None else clients_of(place, client, kept[client])
     if left_out:
         numbers = listed(row + 1 for row in sorted(left_out))
         dropped = f"{len(left_out):,} of {total:,} rows are left out, which have no text or no label: rows {numbers}"
@@ -106,38 +106,42 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
 
 
 @dataclass(frozen=True)
-class _Place:
+class Located:
     """Where values come from, for errors: the source, and the 0-based row of each value in it."""
 
     source: str
     rows: Sequence[int]
 
     def __call__(self, column: str, position: int) -> str:
-        return _where(self.source, column, self.rows[position])
+        return where_in(self.source, column, self.rows[position])
 
 
-def _where(source: str, column: str, row: int) -> str:
+def where_in(source: str, column: str, row: int) -> str:
+    """A cell, as errors name it; the row from 0."""
     return f"{source}, column {shown(column)}, row {row + 1} (the first row of data is 1)"
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN, or a text of blanks."""
     return value is None or (isinstance(value, str) and not canonical(value)) or (isinstance(value, float) and math.isnan(value))
 
 
-def _all_missing(source: str, column: str, what: str, rows: list[int], values: list[Any]) -> str:
-    """Every row without a value at once, so that they can be filled in in one go."""
+def all_missing(source: str, column: str, what: str, rows: list[int], values: list[Any]) -> str:
+    """Every row without a value at once, so that they can be filled in in one go. `what` is "text", "answer" or "label"."""
     first = values[rows[0]]
-    empty = "empty" if what == "text" else "missing"
+    empty = "missing" if what == "label" else "empty"
     how = "missing (null)" if first is None else "missing (NaN)" if isinstance(first, float) else empty
     more = len(rows) - 1
     are, name = ("is", "row") if more == 1 else ("are", "rows")
     others = f"{more:,} of the other {len(values) - 1:,} ({name} {listed((row + 1 for row in rows[1:]), 8)})"
     rest = f", and so {are} {others}" if more else ""
     way_out = "fill it in, remove the row, or set data.skip_empty = true"
-    return f"{_where(source, column, rows[0])}: the {what} is {how}{rest}. Expected {'text' if what == 'text' else 'a class'}; {way_out}."
+    return (
+        f"{where_in(source, column, rows[0])}: the {what} is {how}{rest}. Expected {'a class' if what == 'label' else 'text'}; {way_out}."
+    )
 
 
-def _texts(where: _Place, column: str, values: list[Any]) -> list[str]:
+def _texts(where: Located, column: str, values: list[Any]) -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             kind = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
@@ -145,16 +149,21 @@ def _texts(where: _Place, column: str, values: list[Any]) -> list[str]:
                 f"{where(column, row)}: got {shown(value)} ({kind}), expected text. "
                 f"Is {shown(column)} the column of the texts? Set `data.text_column` or `data.pair_column`."
             )
-        _reject_halves(where, column, row, value)
+        reject_halves(where, column, row, value)
     return values
 
 
-def _reject_halves(where: _Place, column: str, row: int, value: str) -> None:
+def reject_halves(where: Located, column: str, row: int, value: str) -> None:
+    """Reject a text that is not whole characters.
+
+    Raises:
+        UserError: naming the place.
+    """
     if not value.isascii() and (half := _SURROGATE.search(value)):
         raise UserError(f"{where(column, row)}: got {half[0]!r}, an unpaired surrogate, expected whole characters. Remove it, or the row.")
 
 
-def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | list[str], list[str]]:
+def _labels(where: Located, column: str, values: list[Any]) -> tuple[list[int] | list[str], list[str]]:
     """The labels, and what has to be said of them."""
     labels: list[int | str] = []
     for row, value in enumerate(values):
@@ -168,7 +177,7 @@ def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | 
         if not isinstance(value, int | str):
             raise UserError(f"{where(column, row)}: got a label of type {type(value).__name__}, expected text or an integer.")
         if isinstance(value, str):
-            _reject_halves(where, column, row, value)
+            reject_halves(where, column, row, value)
         labels.append(str(value) if isinstance(value, bool) else value)
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
@@ -181,15 +190,20 @@ def _labels(where: _Place, column: str, values: list[Any]) -> tuple[list[int] | 
     return found, notes
 
 
-def _clients(where: _Place, column: str, values: list[Any]) -> tuple[list[str], list[str]]:
+def clients_of(where: Located, column: str, values: list[Any]) -> tuple[list[str], list[str]]:
+    """Names of clients, and what has to be said of them.
+
+    Raises:
+        UserError: one that is missing, or no name.
+    """
     names: list[str] = []
     for row, value in enumerate(values):
-        if _is_missing(value):
+        if is_missing(value):
             raise UserError(f"{where(column, row)}: the client is missing. Expected its name; fill it in or remove the row.")
         if isinstance(value, list | dict | bytes):
             raise UserError(f"{where(column, row)}: got a client of type {type(value).__name__}, expected its name, as text or a number.")
         name = str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        _reject_halves(where, column, row, name)
+        reject_halves(where, column, row, name)
         names.append(name)
     return _made_alike(where.source, column, names)
 

@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from .. import check
+from ..answers_shown import answers_sections
 from ..build import Prepared, assumed, max_length, prepare
 from ..config import Config
 from ..core.process import threads
@@ -38,6 +39,7 @@ def report(config: Config, console: Console) -> None:
 def data_sections(prepared: Prepared) -> Iterator[Section]:
     """What a client has read, and what is likely to spoil it."""
     yield data_section(prepared)
+    yield from answers_sections(prepared)
     yield from warnings_section(prepared)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core.task import Tape, TracedLinear
+from ..core.types import Batch
 from .agreement import GradientHalves
 from .fisher import Neurons, NeuronSums, squares
+from .tokens import Normalise, information_scale
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Collect:
         traces: whether the trace of every example is kept.
         trace_over: tensors whose squares add up to it; None: all that are trained.
         halves: whether the gradients of the steps are summed in two halves; see `local.agreement`.
+        normalise: what the information of an answer of several tokens is divided by; see `information_scale`.
     """
 
     neurons: Collection[str] | None = None
@@ -31,6 +34,7 @@ class Collect:
     traces: bool = False
     trace_over: Collection[str] | None = None
     halves: bool = False
+    normalise: Normalise = "token"
 
 
 class Collected:
@@ -55,11 +59,12 @@ class Collected:
         # one whose output requires no gradient lies below all that is trained
         return lambda linear: linear.output.requires_grad and (asked.traces or _among(linear, asked.neurons))
 
-    def add(self, tape: Tape, gradients: Sequence[Tensor | None], size: int) -> None:
-        """Count that batch: the gradients of its mean loss at the outputs."""
+    def add(self, tape: Tape, gradients: Sequence[Tensor | None], scale: float, batch: Batch) -> None:
+        """Count that batch: gradients at the outputs that, times `scale`, are those of the summed losses."""
         if self._asked is not None and tape.linears:
-            rows_of = self._asked.neurons if self._of_neurons else ()
-            found = squares(tape, gradients, scale=size, trace_over=self._asked.trace_over if self._asked.traces else (), rows_of=rows_of)
+            rows_of, trace_over = self._asked.neurons if self._of_neurons else (), self._asked.trace_over if self._asked.traces else ()
+            each = information_scale(batch, self._asked.normalise)
+            found = squares(tape, gradients, scale=scale, each=each, trace_over=trace_over, rows_of=rows_of)
             if self._of_neurons:
                 self._sums.add(found)
             if self._asked.traces:

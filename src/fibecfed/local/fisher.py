@@ -27,6 +27,7 @@ from ..core.classification import Classification, classification
 from ..core.task import Tape, Task, TracedLinear
 from ..core.trees import placed
 from ..core.types import Batch, Params
+from .tokens import Normalise, information_scale
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -93,6 +94,7 @@ def squares(
     scale: float = 1.0,
     trace_over: Collection[str] | None = None,
     rows_of: Collection[str] | None = None,
+    each: Tensor | None = None,
 ) -> Squares:
     """Sums of squared per-example gradients of one batch, in one bmm a weight.
 
@@ -105,6 +107,7 @@ def squares(
         scale: factor on the gradients, so its square on the sums. After the backward pass of a *mean* over b examples it must be b.
         trace_over: names of the tensors whose squares add up to the trace; None = all.
         rows_of: names of the tensors whose rows and columns are wanted; None = all.
+        each: a factor on each example's gradient, shape (batch,); None = 1.
 
     Raises:
         ValueError: another number of gradients than maps, or no maps.
@@ -128,6 +131,7 @@ def squares(
             traces.append(trace)
 
     for linear, x, e in _uses(tape, output_gradients):
+        e = e if each is None else e * each.to(e)[:, None, None]
         trace, row, column = _weight_squares(linear.weight, x, e)
         collect(linear.weight, trace, row)
         if column is not None and wanted(linear.weight, rows_of):
@@ -250,6 +254,7 @@ def fisher_pass(
     labels: Literal["true", "model"] = "true",
     over: Literal["all", "adapter"] = "all",
     names: Collection[str] | None = None,
+    normalise: Normalise = "token",
 ) -> FisherPass:
     """Traces of the examples and Fisher information of the neurons, in one forward and backward pass a batch.
 
@@ -262,6 +267,8 @@ def fisher_pass(
             gradient is that of `task.losses`; with words for classes it is thus of the word's probability in the whole vocabulary.
         over: "adapter" leaves tensors of no layer (the head) out of the trace [C]; the neurons are of all tensors in either case.
         names: the trainable tensors that count, in traces; None = all. No gradient is computed below them.
+        normalise: by what the information of an answer of n labelled tokens is divided, in traces and neurons alike: "token" and
+            "length-bins" n, "mean" n^2, "none" nothing [C]. Of examples with a class it changes nothing.
 
     Raises:
         ValueError: no batches, or an unknown `labels` or `over`.
@@ -280,7 +287,7 @@ def fisher_pass(
     sums = NeuronSums()
     for index, batch in enumerate(batches):
         if classes is None:
-            found = _batch_squares(task, leaves, batch, trace_over, None, index)
+            found = _batch_squares(task, leaves, batch, trace_over, None, index, information_scale(batch, normalise))
         else:
             found = _expected_squares(classes, leaves, batch, trace_over, index)
         traces.append(found.trace)
@@ -296,16 +303,23 @@ def per_example_fisher_trace(
     batches: Iterable[Batch],
     labels: Literal["true", "model"] = "true",
     over: Literal["all", "adapter"] = "all",
+    normalise: Normalise = "token",
 ) -> Float[Tensor, " examples"]:
     """tr F(s) = ||grad_P log p(y | x; P)||^2 of each example, float32, in input order: its difficulty [S].
 
     Arguments and errors as those of `fisher_pass`.
     """
-    return fisher_pass(task, params, batches, labels, over).trace
+    return fisher_pass(task, params, batches, labels, over, normalise=normalise).trace
 
 
 def _batch_squares(
-    task: Task, leaves: Params, batch: Batch, trace_over: Collection[str] | None, weights: Tensor | None, index: int
+    task: Task,
+    leaves: Params,
+    batch: Batch,
+    trace_over: Collection[str] | None,
+    weights: Tensor | None,
+    index: int,
+    each: Tensor | None = None,
 ) -> Squares:
     """Squares of one batch at its labels; each example's times its weight, by weighting its loss with the square root."""
     losses, tape = task.traced(leaves, batch)
@@ -316,7 +330,7 @@ def _batch_squares(
         raise FloatingPointError(f"batch {index}: the loss of its example {position} is {float(kept[position])}; expected a finite number")
     total = losses.sum() if weights is None else (losses * weights.sqrt()).sum()
     gradients = torch.autograd.grad(total, [linear.output for linear in tape.linears], allow_unused=True)
-    found = squares(tape, gradients, trace_over=trace_over)
+    found = squares(tape, gradients, trace_over=trace_over, each=each)
     if not torch.isfinite(torch.cat(list(found.rows.values()))).all():
         name = next(name for name, row in found.rows.items() if not torch.isfinite(row).all())
         raise FloatingPointError(

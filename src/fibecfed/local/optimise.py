@@ -20,6 +20,7 @@ from .fisher import Neurons
 from .gradients import Wanted, gradients
 from .optimisers import Optimiser, row_masks
 from .options import TrainingOptions
+from .tokens import MeanOver, amount_of, counted, is_apart, step_loss
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Fit:
         params: all tensors, trained or not, on the CPU.
         steps: optimiser steps.
         examples: examples seen, with repetition.
-        loss: their mean loss when they were seen, nat; 0 if there were none.
+        loss: their mean loss when they were seen, nat; of answers the mean over their labelled tokens; 0 if there were none.
         neurons: Fisher information of the neurons in the first epoch, if asked for.
         traces: ||g(s)||^2 of the examples of the first epoch, each at the parameters from which its batch was trained, float32 on the CPU,
             in the order in which they came; if asked for.
@@ -58,7 +59,7 @@ def fit(
     collect: Collect | None = None,
     penalty: Callable[[Params], Tensor] | None = None,
 ) -> Fit:
-    """Train a copy of `params` on the mean loss of each step's batches in turn, with a new optimiser.
+    """Train a copy of `params` on the mean loss of each step's batches in turn (`step_loss`), with a new optimiser.
 
     A step takes `options.gradient_accumulation` batches, an epoch's last step those that are left, and is that of one batch that holds them
     all. At most `options.max_steps` steps are taken, where that is not 0.
@@ -78,35 +79,37 @@ def fit(
     leaves = [work[name].requires_grad_() for name in moving]
     optimiser = Optimiser(leaves, row_masks(moving, work, masks or {}), options)
     found = Collected(collect, options.optimizer)
-    num_steps = num_examples = batches_seen = 0
+    num_steps = num_examples = num_counted = batches_seen = 0
     total = 0.0
     with task.training(key):
         for number, epoch in enumerate(epochs):
-            seen: list[tuple[Tensor, int]] = []
+            seen: list[tuple[Tensor, int, int]] = []
             for group in _groups(epoch, options.gradient_accumulation):
                 if options.max_steps and num_steps == options.max_steps:
                     break
                 parts: list[tuple[list[Tensor], float]] = []
                 for batch in group:
                     traced = found.needed() if number == 0 else None
-                    objective = partial(_objective, batch=batch, penalty=penalty, params=work)
-                    got = gradients(task, Wanted(work, leaves, batch, objective, traced, apart="weights" in batch))
+                    objective = partial(_objective, batch=batch, over=options.objective, penalty=penalty, params=work)
+                    apart = is_apart(batch, options.objective)
+                    got = gradients(task, Wanted(work, leaves, batch, objective, traced, apart))
                     size = len(got.losses)
+                    amount = amount_of(batch, size, options.objective)
                     if number == 0:
-                        found.add(got.tape, got.at_outputs, size)
-                    parts.append((got.of_leaves, float(batch["weights"].sum()) if "weights" in batch else float(size)))
-                    seen.append((got.losses.sum(), size))
+                        found.add(got.tape, got.at_outputs, size if apart else amount, batch)
+                    parts.append((got.of_leaves, amount))
+                    seen.append((got.losses.sum(), size, counted(batch, size)))
                 joined = _joined(parts)
                 if number == 0:
                     found.step(joined)
                 optimiser.step(joined)
                 num_steps += 1
-            for loss, size in _finite(seen, batches_seen):
-                batches_seen, num_examples, total = batches_seen + 1, num_examples + size, total + loss
+            for loss, (_, size, count) in zip(_finite(seen, batches_seen), seen, strict=True):
+                batches_seen, num_examples, num_counted, total = batches_seen + 1, num_examples + size, num_counted + count, total + loss
     result = {name: value.detach().to("cpu") for name, value in work.items()}
     if (bad := first_not_finite(result)) is not None:
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
-    mean = total / num_examples if num_examples else 0.0
+    mean = total / num_counted if num_counted else 0.0
     return Fit(result, num_steps, num_examples, mean, found.neurons(), found.traces(), found.halves(moving))
 
 
@@ -130,26 +133,20 @@ def _columns(parts: Sequence[tuple[list[Tensor], float]]) -> Iterator[list[tuple
         yield [(grads[place], weight) for grads, weight in parts]
 
 
-def _finite(seen: Sequence[tuple[Tensor, int]], first: int) -> Iterator[tuple[float, int]]:
-    """The summed losses of an epoch's steps as numbers, with their examples. Read once per epoch: a GPU would be waited for each time.
+def _finite(seen: Sequence[tuple[Tensor, int, int]], first: int) -> Iterator[float]:
+    """The summed losses of an epoch's steps as numbers. Read once per epoch: a GPU would be waited for each time.
 
     Raises:
         FloatingPointError: one is not finite; the number of its step, the epoch's first being `first`.
     """
-    values = torch.stack([loss for loss, _ in seen]).tolist() if seen else []
-    for step, (loss, (_, size)) in enumerate(zip(values, seen, strict=True), start=first):
+    values = torch.stack([loss for loss, _, _ in seen]).tolist() if seen else []
+    for step, (loss, (_, _, count)) in enumerate(zip(values, seen, strict=True), start=first):
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {step} is {loss / size}")
-        yield loss, size
+            raise FloatingPointError(f"the loss of step {step} is {loss / max(count, 1)}")
+        yield loss
 
 
-def _objective(losses: Tensor, batch: Batch, penalty: Callable[[Params], Tensor] | None, params: Params) -> Tensor:
+def _objective(losses: Tensor, batch: Batch, over: MeanOver, penalty: Callable[[Params], Tensor] | None, params: Params) -> Tensor:
     """What a step minimises. With weights it does not tell an example's own gradient: one may weigh nothing."""
-    return _mean(losses, batch) if penalty is None else _mean(losses, batch) + penalty(params)
-
-
-def _mean(losses: Tensor, batch: Batch) -> Tensor:
-    if "weights" not in batch:
-        return losses.mean()
-    weights = batch["weights"].to(losses)
-    return (losses * weights).sum() / weights.sum()
+    mean = step_loss(losses, batch, over)
+    return mean if penalty is None else mean + penalty(params)

@@ -18,6 +18,11 @@ class TrainingOptions(Options):
     gradient_accumulation: int = Field(
         default=1, ge=1, description="Batches accumulated per optimiser step; the step equals that of one large batch."
     )
+    objective: Literal["token", "example"] = Field(
+        default="token",
+        description="[C] Of answers: the mean loss of a step's labelled tokens, or of its examples; clients then weigh in aggregations by "
+        "their labelled tokens, or by their examples. Examples with a class have one token each.",
+    )
     max_steps: int = Field(default=0, ge=0, description="Maximum number of optimiser steps per local training; 0 = no limit.")
     learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Peak learning rate; see schedule and warmup.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -46,9 +51,15 @@ class TrainingOptions(Options):
 class CurriculumOptions(Options):
     """`method.curriculum`: which examples a client trains on in a round, and in which order."""
 
-    order: Literal["fisher", "length", "rarity", "random"] = Field(
+    order: Literal["fisher", "nll", "ira", "length", "rarity", "random"] = Field(
         default="fisher",
-        description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pacing function.",
+        description="[S] fisher: easy to hard by Fisher information. The others are controls with the same pacing function; [C] nll: loss "
+        "per labelled token; ira: instruction-response alignment, by how much the prompt lowers the loss of the answer (FedDQC).",
+    )
+    normalise: Literal["token", "none", "mean", "length-bins"] = Field(
+        default="token",
+        description="[C] By what the Fisher information of an answer of n labelled tokens is divided, for examples and neurons: token: n; "
+        "none: nothing; mean: n^2; length-bins: n, and examples are ranked among answers of like length.",
     )
     pace: Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"] = Field(
         default="linear",

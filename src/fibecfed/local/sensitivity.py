@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..core.answers import predicted
 from ..core.task import Task
 from ..core.trees import placed
 from ..core.types import Batch, Params
@@ -85,6 +86,10 @@ def layer_sensitivity(
 
     with e the input embeddings of an example (tokens themselves cannot be perturbed [C]), delta = `worst_noise`, h_l the output of
     block l, and both Frobenius norms over the example's non-padding positions. Dividing by the norm of the unperturbed output is [C].
+    Where an example is an answer, its change is the mean over the positions that predict a labelled token of the relative change there [C]:
+    the first position of a decoder has a vector so long that it would decide a norm over all of them, and nothing is predicted at the
+    others.
+
     It costs one forward and backward pass and two forward passes of each batch; nothing is trained and no tensor is written.
 
     It needs no federation: any Hugging Face classifier with an adapter will do, as a `Task`.
@@ -92,7 +97,7 @@ def layer_sensitivity(
     Args:
         task: the model. Only `losses`, `embed`, `hidden_states`, `device` and `num_layers` are used.
         params: the trainable tensors at which the importance is measured.
-        batches: tokenised examples with `attention_mask` (batch, token) and `labels` (batch,).
+        batches: tokenised examples with `attention_mask` (batch, token) and `labels`, (batch,) or of answers (batch, token).
         noise_scale: norm of the noise over the norm of the example's embeddings [C: 0.1].
         norm: p of the ball the noise is taken from, above 1; `math.inf` = signs [C: 2].
         importance: "output" = I as above [S]; "increment" = I(l) - I(l-1), see `increments` [C].
@@ -154,8 +159,28 @@ def _relative_changes(task: Task, params: Params, batch: Batch, noise_scale: flo
         noise = worst_noise(gradient, embeddings, mask, noise_scale, norm).to(embeddings.dtype)
         clean = task.hidden_states(params, batch, embeddings=embeddings)
         noisy = task.hidden_states(params, batch, embeddings=embeddings + noise)
+        before = _before_answers(batch)
+        if before is not None:
+            before = before.to(mask.device)
+            return torch.stack([_change_by_position(a, b, before) for a, b in zip(clean, noisy, strict=True)])
         padding = (mask == 0).unsqueeze(-1)
         return torch.stack([_relative_change(a, b, padding) for a, b in zip(clean, noisy, strict=True)])
+
+
+def _before_answers(batch: Batch) -> Bool[Tensor, "batch token"] | None:
+    """Where a token of an answer is predicted; None where what is predicted is a class."""
+    labels = batch.get("labels")
+    return None if labels is None or labels.ndim != 2 else torch.nn.functional.pad(predicted(labels), (0, 1))
+
+
+def _change_by_position(
+    clean: Float[Tensor, "batch token hidden"], noisy: Float[Tensor, "batch token hidden"], where: Bool[Tensor, "batch token"]
+) -> Float[Tensor, " batch"]:
+    """The mean over positions of ||h(e + delta) - h(e)||_2 / ||h(e)||_2."""
+    dtype = torch.promote_types(clean.dtype, torch.float32)
+    clean, noisy = clean.to(dtype), noisy.to(dtype)
+    change = torch.linalg.vector_norm(noisy - clean, dim=2) / torch.linalg.vector_norm(clean, dim=2).clamp_min(torch.finfo(dtype).tiny)
+    return (change * where).sum(1) / where.sum(1).clamp(min=1)
 
 
 def _relative_change(

@@ -85,7 +85,7 @@ class Depth:
         found = fisher_pass(client.task, start, batches(train, drawn, PASS_BATCH))
         information = selection.block_information(client.task, found.neurons)
         notes = {"information": [float(f"{value:.6g}") for value in information]}
-        return Update(Information(information, len(train)), client.state, notes=notes)
+        return Update(Information(information, train.weight), client.state, notes=notes)
 
 
 def depth_of(options: FibecFedOptions, key: Key) -> Depth | None:

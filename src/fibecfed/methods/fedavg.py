@@ -195,7 +195,7 @@ def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:
 def answer(client: ClientView[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
     """A client's update after a training: what it was sent goes back, what is its own stays."""
     shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys())
-    return Update(LocalModel(shared, len(client.data.train)), OwnTensors(own), work_of(result))
+    return Update(LocalModel(shared, client.data.train.weight), OwnTensors(own), work_of(result))
 
 
 def work_of(result: Fit) -> Work:

@@ -188,7 +188,7 @@ class FedPepTao(Defaults):
         drawn = client.key.fold("score").permutation(len(train))[: self.training.batch_size]
         with torch.no_grad():
             hidden = client.task.hidden_states(client.state.own, train.batch(drawn.tolist()))
-        return Update(Scores(layer_scores(hidden), len(train)), client.state)
+        return Update(Scores(layer_scores(hidden), train.weight), client.state)
 
     def _choose(self, server: FedPepTaoServer, received: Sequence[Received[Scores]], now: Round) -> FedPepTaoServer:
         """The ceil(ratio L) layers with the largest mean score, weighted by n_k; at least one."""
@@ -201,7 +201,7 @@ class FedPepTao(Defaults):
         result = self.train(client, self.personalise(message, client.state), now)
         own = OwnTensors({name: value for name, value in result.params.items() if name not in message.shared})
         shared = pick(result.params, message.shared.keys())
-        return Update(LocalLayersAndSteps(shared, len(client.data.train), result.steps), own, work_of(result))
+        return Update(LocalLayersAndSteps(shared, client.data.train.weight, result.steps), own, work_of(result))
 
     def _aggregate(self, server: FedPepTaoServer, received: Sequence[Received[LocalLayersAndSteps]], now: Round) -> FedPepTaoServer:
         """The corrected step for the averaged layers; the head takes the mean [C: the published model has none]."""

@@ -27,7 +27,7 @@ from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size
 from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
 from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
-from .fibecfed_client import ClientPart, Own, Trained
+from .fibecfed_client import MEASURED, ClientPart, Own, Trained
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
@@ -148,7 +148,7 @@ class FibecFed(Defaults):
             now = now if now.phase == "tune" else replace(now, index=self.num_rounds, num_rounds=self.num_rounds)
             share = curriculum.share(options, now.index, now.num_rounds)
             used = min(size, batch_size * curriculum.num_batches_used(share, math.ceil(size / batch_size)))
-        scores = options.pace != "none" and options.order == "fisher" and options.scoring == "pass" and now.index >= self.score_after
+        scores = options.pace != "none" and options.order in MEASURED and options.scoring == "pass" and now.index >= self.score_after
         is_new = (1 - chance) ** (now.index - self.score_after) if scores else 0.0
         measured = self._measuring.num_passes(size) if self._measuring.is_in(now) else 0
         return trained_on(used, self.training, passes=is_new * size + measured)
@@ -286,13 +286,13 @@ class FibecFed(Defaults):
             notes = noted(importance[NAME])
         found = self._train(client, message, now)
         sent = message.shared.keys() | (message.rest.keys() if message.all_sent else set[str]())
-        answer = LocalLayers(pick(found.params, sent), len(client.data.train), importance, found.halves)
+        answer = LocalLayers(pick(found.params, sent), client.data.train.weight, importance, found.halves)
         return Update(answer, found.state, found.work, found.notes | notes)
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
         sent = set(client.task.names) - set(untrained(client.task, message.trained))  # no residual of the frozen weights
-        answer = AllLayers({name: value for name, value in found.params.items() if name in sent}, len(client.data.train))
+        answer = AllLayers({name: value for name, value in found.params.items() if name in sent}, client.data.train.weight)
         return Update(answer, found.state, found.work, found.notes)
 
     def train(self, client: ClientView[Own], params: Params, now: Round) -> Fit:

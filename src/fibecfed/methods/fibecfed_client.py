@@ -12,12 +12,13 @@ from torch import Tensor
 from ..core.method import ClientView, Work
 from ..core.rng import Key
 from ..core.trees import pick
-from ..core.types import Params, Round
+from ..core.types import Examples, Params, Round
 from ..core.wire import Tensors, message
 from ..local import curriculum, selection
 from ..local.agreement import within_layers
 from ..local.batches import PASS_BATCH, batches, shuffled, weighed
 from ..local.collect import Collect
+from ..local.difficulty import WITHOUT_GRADIENT, in_length_bins
 from ..local.fisher import FisherPass, Neurons, fisher_pass, momentum
 from ..local.optimise import fit
 from ..local.options import CurriculumOptions, NeuronOptions, TrainingOptions
@@ -53,6 +54,23 @@ class Trained:
     work: Work
     notes: dict[str, Any]
     halves: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+MEASURED = ("fisher", *WITHOUT_GRADIENT)
+"""Orders by what a model makes of the examples."""
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What a scoring measured.
+
+    Attributes:
+        difficulty: of each training example.
+        neurons: their Fisher information, where the scoring was by it.
+    """
+
+    difficulty: Tensor
+    neurons: Neurons | None
 
 
 @dataclass(frozen=True)
@@ -100,9 +118,9 @@ class ClientPart:
 
         # Which examples it trains on, in which order
         scored = self._score(client, params, blocks, now)
-        order = state.order if scored is None else curriculum.easy_to_hard(scored.trace)
+        order = state.order if scored is None else self._easy_to_hard(scored.difficulty, train)
         if scored is not None:
-            notes["difficulty"] = _written(scored.trace)
+            notes["difficulty"] = _written(scored.difficulty)
         positions = self._positions(client, order, now)
         orders = [self._order(client, positions, epoch) for epoch in range(self.training.local_epochs)]
         beside = weighed(train, self.training)
@@ -113,7 +131,8 @@ class ClientPart:
         ranks, known = by_fisher and bool(masked), bool(state.rows) and state.rows.keys() >= set(collected)
         fisher = Neurons(dict(state.rows), dict(state.columns)).only(collected) if known else None
         if ranks and fisher is None and not self._scores_in_training:
-            fisher = (scored or self._pass(client, params, blocks, positions[:: self.neurons.every])).neurons.only(collected)
+            measured = None if scored is None else scored.neurons
+            fisher = (measured or self._pass(client, params, blocks, positions[:: self.neurons.every]).neurons).only(collected)
         masks: dict[str, Tensor] = {}
         if masked and self.neurons.rule != "all":
             chosen = self.neurons if fisher is not None or not ranks else NeuronOptions(rule="all")  # nothing is known in a first training
@@ -140,7 +159,7 @@ class ClientPart:
 
     @property
     def _scores(self) -> bool:
-        return self.curriculum.pace != "none" and self.curriculum.order == "fisher"
+        return self.curriculum.pace != "none" and self.curriculum.order in MEASURED
 
     @property
     def _scores_in_training(self) -> bool:
@@ -152,21 +171,32 @@ class ClientPart:
 
     # What a pass or the training itself is asked for
 
-    def _score(self, client: ClientView[Own], params: Params, blocks: Collection[str], now: Round) -> FisherPass | None:
+    def _score(self, client: ClientView[Own], params: Params, blocks: Collection[str], now: Round) -> Difficulty | None:
         """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
         if self._scores_in_training or not self._scores or now.index < self.score_after:
             return None
         state, every = client.state, self.curriculum.rescore_every
         if len(state.order) and not (every and state.since_scoring >= every):
             return None
-        return self._pass(client, params, blocks, torch.arange(len(client.data.train)))
+        train = client.data.train
+        if self.curriculum.order in WITHOUT_GRADIENT:
+            return Difficulty(WITHOUT_GRADIENT[self.curriculum.order](client.task, params, train), None)
+        found = self._pass(client, params, blocks, torch.arange(len(train)))
+        return Difficulty(found.trace, found.neurons)
+
+    def _easy_to_hard(self, difficulty: Tensor, train: Examples) -> Tensor:
+        if self.curriculum.normalise == "length-bins" and self.curriculum.order == "fisher" and train.targets is not None:
+            if not torch.isfinite(difficulty).all():
+                return curriculum.easy_to_hard(difficulty)  # which says so
+            difficulty = in_length_bins(difficulty, train.targets)
+        return curriculum.easy_to_hard(difficulty)
 
     def _pass(self, client: ClientView[Own], params: Params, blocks: Collection[str], positions: Tensor) -> FisherPass:
         """Fisher information of the examples at `positions`; the trace in their order."""
         train, options = client.data.train, self.curriculum
         shortest_first = positions[torch.argsort(train.lengths[positions], stable=True)]
         some, names = batches(train, shortest_first, PASS_BATCH), [name for name in client.task.names if name not in blocks]
-        found = fisher_pass(client.task, params, some, options.labels, options.fisher_over, names)
+        found = fisher_pass(client.task, params, some, options.labels, options.fisher_over, names, options.normalise)
         place = {int(position): i for i, position in enumerate(shortest_first)}
         return replace(found, trace=found.trace[[place[int(position)] for position in positions]])
 
@@ -180,7 +210,7 @@ class ClientPart:
             return None
         heads = self.curriculum.fisher_over == "all"
         over = frozenset(name for name in task.names if name not in blocks and (heads or task.layer_of(name) is not None))
-        return Collect(neurons, self.neurons.every, traces, over, self.measures)
+        return Collect(neurons, self.neurons.every, traces, over, self.measures, self.curriculum.normalise)
 
     def _latest(self, known: Tensors, seen: Tensor, traces: Tensor, size: int, now: Round) -> tuple[dict[str, Tensor], Tensor]:
         """The latest trace of each example with the round it is from, and the examples seen for the first time."""
@@ -198,7 +228,7 @@ class ClientPart:
         train, options = client.data.train, self.curriculum
         if options.pace == "none":
             return torch.arange(len(train))
-        if options.order != "fisher":
+        if options.order in ("length", "rarity", "random"):
             order = curriculum.control_order(options.order, train, self.key.fold("client", client.id, "order"))
         elif not len(order):
             order = client.key.fold("unscored").permutation(len(train))

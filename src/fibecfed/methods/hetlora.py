@@ -144,7 +144,7 @@ class HetLora(Defaults):
 
     def _tune(self, client: ClientView[OwnRank], message: SharedModel, now: Round) -> Update[OwnRank, LocalModel]:
         result, rank = self._train(client, message.shared, now)
-        update = LocalModel(result.params, len(client.data.train))
+        update = LocalModel(result.params, client.data.train.weight)
         return Update(update, replace(client.state, rank=rank), work_of(result), {"rank": rank})
 
 

@@ -99,7 +99,7 @@ class Measuring:
 
     def _answer(self, client: ClientView[Any], message: AskImportance, now: Round) -> Update[Any, Importance]:
         found = self.of(client, client.state.own)
-        return Update(Importance(found, len(client.data.train)), client.state, notes=noted(found))
+        return Update(Importance(found, client.data.train.weight), client.state, notes=noted(found))
 
 
 class _Folding:

@@ -38,7 +38,7 @@ def measured(
     drawn = client.key.fold("spectrum").permutation(len(train))[: 2 * training.batch_size]
     found = spectrum(client.task, params, train.batch(drawn.tolist()), rule, training.learning_rate, client.key.fold("probe"))
     notes = {"ratio": found.ratio, "eigenvalues": list(found.eigenvalues), "lipschitz": found.lipschitz, "gap": found.gap}
-    return Update(Ratio(found.ratio, len(train)), client.state, notes=notes)
+    return Update(Ratio(found.ratio, train.weight), client.state, notes=notes)
 
 
 def mean_ratio(received: Sequence[Received[Ratio]]) -> float:

@@ -124,7 +124,7 @@ class Scaffold(Defaults):
         result = self.local.train(client, message.shared, now, _linear(correction))
         change = {name: (x - result.params[name]) / (result.steps * pace) - _or_zero(server, name, x) for name, x in message.shared.items()}
         after = {name: _or_zero(own, name, moved) + moved for name, moved in change.items()}
-        return Update(ControlledUpdate(result.params, change, len(client.data.train)), OwnControl(after), work_of(result))
+        return Update(ControlledUpdate(result.params, change, client.data.train.weight), OwnControl(after), work_of(result))
 
     def _aggregate(self, server: ScaffoldServer, received: Sequence[Received[ControlledUpdate]], now: Round) -> ScaffoldServer:
         mean, rate = mean_by_size(received), self.server_learning_rate

@@ -176,7 +176,7 @@ class SLora(Defaults):
         epochs = plain_epochs(client.data.train, training, client.key, training.local_epochs)
         result = fit(task, {**message.values, **message.shared}, epochs, training, client.key.fold("dropout"))
         values, shared = pick(result.params, message.values.keys()), pick(result.params, message.shared.keys())
-        return Update(LocalSparse(values, shared, len(client.data.train)), client.state, work_of(result))
+        return Update(LocalSparse(values, shared, client.data.train.weight), client.state, work_of(result))
 
     def _sparse_training(self) -> TrainingOptions:
         training = self.tuning.training
@@ -193,7 +193,7 @@ class SLora(Defaults):
 
     def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
         result = self.tuning.train(client, message.shared, now)
-        return Update(LocalModel(result.params, len(client.data.train)), OwnTensors({}), work_of(result))
+        return Update(LocalModel(result.params, client.data.train.weight), OwnTensors({}), work_of(result))
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ class AdaptedModel:
             moved = {name: value.to(self._device) for name, value in inputs.items()}
             return functional_call(self._network, swapped, (moved, embeddings, adapted), tie_weights=False)
 
-        inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS}
+        inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS or name in self._objective.takes}
         first = self._first_trained(params) if embeddings is None else 0
         lower = self.lower_blocks if keeps and adapted and embeddings is None and not self.model.training else None
         with self._kernels(), graph_from(tuple(self._network.blocks), first or 0):

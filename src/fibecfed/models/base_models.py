@@ -8,7 +8,7 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
@@ -26,10 +26,11 @@ from ..core.rng import Key
 from ..core.task import Use
 from ..core.terminal import one_line
 from ..local.options import TrainingOptions
+from .adapted_model import AdaptedModel
 from .heads import UnsupportedModel, head_modules, last_linear
 from .kept import KeptWeights
 from .label_words import head_is_missing, is_masked, language_head
-from .objectives import ClassObjective
+from .objectives import ClassObjective, Objective
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
@@ -178,7 +179,7 @@ def fills_masks(source: Source, config: PretrainedConfig) -> bool:
 def load_model(
     source: Source,
     *,
-    objective: ClassObjective,
+    objective: Objective,
     pad_token_id: int,
     dropout: float,
     key: Key,
@@ -200,7 +201,8 @@ def load_model(
     config, kind = load_config(source), objective.model_class
     # Else transformers asks a service on the web to convert a repository's pickles, and loads what that proposes to it
     with as_user_error(source), seeded(key), environment("DISABLE_SAFETENSORS_CONVERSION", "1"):
-        config.num_labels = objective.num_classes
+        if hasattr(objective, "num_classes"):
+            config.num_labels = cast("ClassObjective", objective).num_classes
         config.pad_token_id = pad_token_id
         set_dropout(config, dropout)
         identity = (source, kind.__name__)
@@ -218,7 +220,8 @@ def load_model(
         raise UserError(
             f"model.name: {source.published} has no language-model head: its file lacks {drawn[0]}"
             + (f" and {len(drawn) - 1} more" if len(drawn) > 1 else "")
-            + '; expected a model published with it for `model.head` = "label-words", such as FacebookAI/roberta-base; or set "full"'
+            + "; expected a model published with it, such as FacebookAI/roberta-base"
+            + ('; or set "full"' if hasattr(objective, "num_classes") else "")
         )
     lost = drawn
     if objective.draws_head:
@@ -236,6 +239,23 @@ def load_model(
     return model, tuple(dict.fromkeys(name.rpartition(".")[0] for name in drawn))
 
 
+def reject_unfit(source: Source, config: PretrainedConfig) -> None:
+    """Reject a model that does not write texts from left to right.
+
+    Raises:
+        UserError: it fills in masks, or its family has no language model.
+    """
+    try:
+        masked = is_masked(config)
+    except UnsupportedModel as error:
+        raise UserError(f"model.name: {source.published} cannot be trained on answers: {error}; choose a causal language model") from error
+    if masked:
+        raise UserError(
+            f"model.name: {source.published} is a {config.model_type} model, which fills in masks, expected a causal language model with "
+            '`data.kind` = "instruction"; choose one, such as smollm2-135m'
+        )
+
+
 def set_dropout(config: PretrainedConfig, rate: float) -> None:
     """Set every dropout rate that transformers' configurations know."""
     rates = (
@@ -248,24 +268,30 @@ def set_dropout(config: PretrainedConfig, rate: float) -> None:
             setattr(config, name, rate)
 
 
-def add_lora(model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[str] = (), dropout: float, key: Key) -> PeftModel:
+def add_lora(
+    model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[str] = (), dropout: float, key: Key, draws_head: bool | None = None
+) -> PeftModel:
     """`model` with LoRA beside the weights named in `options`, and its head trainable as `options.head` says.
 
     Args:
+        draws_head: whether there is a new head to train; None: unless `options.head` is "label-words".
         drawn: as `load_model` returns them; whatever of them is no part of the head is treated as if it were.
 
     Raises:
         UserError: target modules that the model does not have, or none known for its family.
         UnsupportedModel: a classifier whose head is not known.
     """
-    if options.head == "label-words":  # PEFT knows no task of masked language models
+    if not (options.head != "label-words" if draws_head is None else draws_head):  # PEFT knows no task of masked language models
         head, last, task_type = [], "", None if is_masked(model.config) else "CAUSAL_LM"
     else:
         head, last, task_type = head_modules(model), last_linear(model), "SEQ_CLS"
+    # an answer's loss takes the gradient at the output layer's input alone, and what serves adapters takes none of that layer
+    without = [path for path, module in model.named_modules() if module is model.get_output_embeddings()] if draws_head is False else []
+    without = head or (without if options.head != "label-words" else [])
     saved = [*head, *(path for path in drawn if path.split(".")[0] not in head)]
     config = LoraConfig(
         task_type=task_type, r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
-        target_modules=target_modules(model, model.config.model_type, options.target_modules, head), modules_to_save=saved or None,
+        target_modules=target_modules(model, model.config.model_type, options.target_modules, without), modules_to_save=saved or None,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )  # fmt: skip
     with seeded(key):
@@ -286,18 +312,18 @@ def build_task(
     options: ModelOptions,
     training: TrainingOptions,
     *,
-    objective: ClassObjective,
+    objective: Objective,
     pad_token_id: int,
     key: Key,
     adapter: Options | None = None,
     sources: Tensor | None = None,
     weights: KeptWeights | None = None,
     uses: Collection[Use] = (),
-) -> TransformerTask:
+) -> AdaptedModel:
     """The task of a configuration: base model, adapter and head, on its device, in its precision.
 
     Args:
-        objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words", and with LoRA alone.
+        objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words"; it and `Answers` with LoRA alone.
         adapter: one of `adapters.options`; None: LoRA as `options` say.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
         weights: as for `load_model`.
@@ -322,13 +348,15 @@ def build_task(
     what, use = ("a test run", "") if adapter is None else (f"a test run with a {called(adapter)}", " with this method")
     with rejecting(source.published, family, what, use):
         if adapter is None:
-            adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"))
+            draws = objective.draws_head
+            adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"), draws_head=draws)
         else:
             add_adapter(
                 model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key.fold("adapter"), sources=sources
             )
             adapted = model
-        task = TransformerTask(adapted, precision=precision, device=device, dropout=training.dropout, objective=objective)
+        kind = TransformerTask if hasattr(objective, "num_classes") else AdaptedModel
+        task = kind(adapted, precision=precision, device=device, dropout=training.dropout, objective=cast("ClassObjective", objective))
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted, but=() if objective.draws_head else language_head(model))
         if device.type == "cpu":

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import GenerationConfig
 
 from ..core.errors import RunFailed
 from ..core.files import is_aside, write_atomically
@@ -55,7 +56,7 @@ def save_adapter(
     *,
     base: str,
     revision: str | None,
-    labels: Sequence[str] | Mapping[str, Any],
+    labels: Sequence[str] | Mapping[str, Any] | None,
     card: str,
 ) -> None:
     """Write `params` as an adapter, with the label names and a model card; differences to frozen weights as delta.safetensors.
@@ -63,7 +64,8 @@ def save_adapter(
     Args:
         params: the task's tensors, and beside them what is added to some of its adapted weights (names ending in `DELTA`).
         base: published id of the base model, written as the adapter's base model.
-        labels: class names in order, or these with the template and the words that stand for them; written to labels.json.
+        labels: class names in order, or these with the template and the words that stand for them; written to labels.json. None: it
+            predicts no classes.
         card: text of the folder's README.md.
 
     Raises:
@@ -77,8 +79,9 @@ def save_adapter(
             _save_lora(model, params, folder, base=base, revision=revision)
         else:
             raise TypeError(f"got {type(model).__name__}, expected a PeftModel")
-    names = dict(labels) if isinstance(labels, Mapping) else list(labels)
-    write_atomically(folder / "labels.json", (to_json(names, ensure_ascii=False) + "\n").encode())
+    if labels is not None:
+        names = dict(labels) if isinstance(labels, Mapping) else list(labels)
+        write_atomically(folder / "labels.json", (to_json(names, ensure_ascii=False) + "\n").encode())
     write_atomically(folder / "README.md", card.encode())
 
 
@@ -99,7 +102,21 @@ def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision:
     write_atomically(path, (to_json(table, indent=2, sort_keys=True) + "\n").encode())
 
 
-_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", TABLE, TENSORS, DELTA_FILE, "labels.json", "README.md")
+_OF_ADAPTER = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    TABLE,
+    TENSORS,
+    DELTA_FILE,
+    "labels.json",
+    "README.md",
+    "generation_config.json",
+)
+
+
+def save_generation(folder: Path, stop_ids: Sequence[int], pad_id: int) -> None:
+    """Write the tokens at which an answer ends, where serving programs look for them."""
+    GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad_id).save_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:

@@ -48,6 +48,11 @@ class Objective(Protocol):
         """The token that every text must hold once; None where there is none."""
         ...
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What of a batch's labels the head must see, by name: where it is to predict something."""
+        ...
+
     def head(self, model: nn.Module, body: nn.Module) -> Head:
         """The head of a model that `model_class` loads.
 
@@ -91,6 +96,8 @@ class ClassObjective(Objective, Protocol):
 
 class SumsByClass:
     """What is the same in every `ClassObjective`."""
+
+    takes = ()
 
     @property
     def statistics(self: ClassObjective) -> Statistics:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ..core.errors import UserError
 from ..core.terminal import one_line
-from .base_models import COUNT_FROM_PADDING, Source, as_user_error
+from .base_models import COUNT_FROM_PADDING, Source, as_user_error, load_config
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,28 @@ def load_tokenizer(source: Source, config: PretrainedConfig | None = None) -> Pr
             f"model.name: {source.published} cannot be used: its tokenizer does not accept plain texts: {first[:200]}"
         ) from error
     return tokenizer
+
+
+def stop_ids(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens at which the model's generation stops: those of its generation_config.json, else of its config.json, else its tokenizer's.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: Any = None
+    if not source.gguf_file:
+        keywords = source.keywords()
+        with contextlib.suppress(OSError, ValueError):
+            found = GenerationConfig.from_pretrained(source.location, revision=keywords.get("revision", "main")).eos_token_id
+        if found is None:
+            found = GenerationConfig.from_model_config(load_config(source)).eos_token_id
+    found = tokenizer.eos_token_id if found is None else found
+    if found is None or tokenizer.eos_token is None:
+        raise UserError(
+            f"model.name: {source.published} has no end token, neither in its generation_config.json nor in its tokenizer, expected one, "
+            "or it would never learn to stop; choose a model that has one"
+        )
+    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
 def _pad_within(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig | None) -> None:
