@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -89,7 +89,8 @@ def _why(method: Method[Any, Any], phase: Phase[Any, Any, Any, Any], schedule: s
         return "answers to one of its stages cannot be added to what another one trains"
     if phase.address is not None:
         return "each client is sent a message of its own, which an answer cannot be compared with later"
-    if phase.keep is not None or field_kinds(phase.up).keys() - field_kinds(phase.down).keys() - {"num_samples"}:
+    always = {one.name for one in fields(phase.up) if one.default is MISSING and one.default_factory is MISSING}
+    if phase.keep is not None or always - field_kinds(phase.down).keys() - {"num_samples"}:
         return "its server computes with more than the change of the tensors that it sent"
     return "its answers to an earlier model are not changes that could be added to a later one"
 
