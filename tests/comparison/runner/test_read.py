@@ -158,7 +158,7 @@ def test_another_table_of_a_task_that_rates_are_tuned_on_makes_another_compariso
 @pytest.mark.parametrize("name", [path.name for path in sorted(CONFIGS.glob("compare-*.toml"))])
 def test_the_projects_own_comparisons_hold(name: str) -> None:
     found = load(CONFIGS / name)
-    assert set(COMPARED) - set(found.methods) <= {"lora-finetune"} and set(found.methods) <= set(COMPARED)
+    assert set(found.methods) == set(COMPARED)
 
 
 def test_the_rates_found_for_the_quick_comparison_can_be_gone_on_with() -> None:
