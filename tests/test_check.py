@@ -12,12 +12,14 @@ from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from fibecfed import session
+from fibecfed import check, session
 from fibecfed.build import prepare
 from fibecfed.check import plan_traffic, report
 from fibecfed.config import Config, from_table
 from fibecfed.core.errors import UserError
 from fibecfed.effort import plan_effort
+from fibecfed.engine import worker_count
+from fibecfed.engine.options import ResourceOptions
 from fibecfed.engine.traffic import Span
 from fibecfed.models.tiny import tiny_config
 
@@ -88,6 +90,21 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
 def test_the_time_is_of_the_cpu_with_what_a_step_takes(folder: Path) -> None:
     (line,) = (line for line in lines_of(config(folder)) if line.startswith("time about"))
     assert re.fullmatch(r"time about .+ of CPU time, of which evaluation .+; a step takes \d+ ms here", line)
+
+
+def test_the_number_of_workers_is_said_with_its_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_count, "cores", lambda: 3)
+    monkeypatch.setattr(check, "PAYS_AFTER_S", 0.0)
+
+    def said(number: int | None, pays_from_s: float) -> str:
+        monkeypatch.setattr(check, "PAYS_FROM_S", pays_from_s)
+        wanted = config(folder).model_copy(update={"resources": ResourceOptions(workers=number)})
+        return next(line for line in lines_of(wanted) if line.startswith("workers "))
+
+    assert said(1, 0.0) == "workers 1"
+    assert re.fullmatch(r"workers 3; about .+ together", said(3, 1e9))
+    assert said(None, 1e9) == "workers 1 by default (resources.workers)"
+    assert re.fullmatch(r"workers 3 by default \(resources\.workers\); about .+ together", said(None, 0.0))
 
 
 def test_cut_texts_are_counted(folder: Path) -> None:

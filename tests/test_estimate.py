@@ -95,6 +95,15 @@ def test_twice_as_many_rounds_and_longer_texts_are_promised_to_take_longer(folde
     assert short[0] < 0.7 * plain[0] and short[1] < plain[1]
 
 
+def test_workers_take_turns_at_the_clients_of_a_round(folder: Path, machine: list[int]) -> None:
+    prepared = prepare(config(folder, {"kind": "lora"}, federation={"clients": 6, "clients_per_round": 5, "rounds": 2}))
+    pace, effort = measure(prepared), plan_effort(prepared)
+    one, two, many = (pace.seconds(effort, workers) for workers in (1, 2, 9))
+    server = pace.phases["tune"].server * effort.parts["tune"].answers
+    assert two[0] - server == pytest.approx(3 / 5 * (one[0] - server)) and many[0] - server == pytest.approx(1 / 5 * (one[0] - server))
+    assert two[1] == pytest.approx(one[1] / 2)
+
+
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(1, 100), st.integers(101, 1000))
 def test_a_line_goes_through_its_points_and_never_below_zero(each: float, per_token: float, x: int, y: int) -> None:
     line = Line.through([(tokens, each + per_token * tokens) for tokens in (y, x)])

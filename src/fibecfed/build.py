@@ -27,7 +27,7 @@ from .data.sources import TextDataset
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .engine.schedules import reject_schedule
-from .engine.workers import most_workers as _most_workers
+from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
 from .methods import catalogue
 from .models.activations import ActivationSize

@@ -13,17 +13,18 @@ from torch import Tensor
 from .activation_plan import planned_bytes
 from .adapters.options import called
 from .answers_shown import answers_sections
-from .build import Prepared, prepare
+from .build import Prepared, most_workers, prepare
 from .config import Config
 from .core.options import Options
-from .core.process import threads
+from .core.process import resident_memory, return_memory, threads
 from .core.trees import num_values
 from .core.types import Params
 from .core.units import duration
 from .core.wire import encode, field_kinds
-from .effort import plan_effort
+from .effort import Effort, plan_effort
 from .engine.traffic import Span, Traffic, by_phase, plan
-from .estimate import measure
+from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
+from .estimate import Pace, measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
@@ -134,20 +135,36 @@ def _estimates(prepared: Prepared, params: Params, set_up: float) -> list[tuple[
     effort, pace = plan_effort(prepared), measure(prepared)
     training, evaluating = pace.seconds(effort)
     whole = f"about {duration(training + evaluating + set_up)}{' of CPU time' if prepared.task.device.type == 'cpu' else ''}"
+    workers = _workers(prepared, effort, pace)
+    by_itself = " by default (resources.workers)" if config.resources.workers is None else ""
+    together = f"; about {duration(sum(pace.seconds(effort, workers)) + set_up)} together" if workers > 1 else ""
     clients = len(data.clients)
     size = sum(value.nbytes for value in params.values())
     states = clients * state_bytes(prepared, size)
     in_memory = min(states, config.resources.client_memory_mb * 2**20)
     cached = planned_bytes(prepared)
-    peak = rehearse(prepared) + in_memory + cached
+    return_memory()
+    before = resident_memory()
+    once = rehearse(prepared)
+    peak = once + (workers - 1) * max(0, once - before) + in_memory + cached  # what a client's computing takes is each worker's own
     return [
         *prepared.beforehand.lines,
         ("optimiser steps", f"about {effort.steps:,}"),
         ("time", f"{whole}, of which evaluation {duration(evaluating)}; a step takes {1000 * pace.step_seconds(effort):.0f} ms here"),
+        ("workers", f"{workers}{by_itself}{together}"),
         ("memory", f"about {decimal(peak)} at the peak, of which {decimal(in_memory)} clients' states{_cache(prepared, cached)}"),
         ("checkpoints", f"about {decimal(states + config.resources.keep_checkpoints * size)} on disk, more while they are rewritten"),
         ("adapters", f"up to {clients + 1:,} of {decimal(size)}, {decimal((clients + 1) * size)} together"),
     ]
+
+
+def _workers(prepared: Prepared, effort: Effort, pace: Pace) -> int:
+    """How many processes will compute clients; by itself a run starts none that would not pay."""
+    most = most_workers(prepared)
+    if prepared.inputs.config.resources.workers is not None or most == 1:
+        return most
+    seconds, answers = pace.seconds(effort)[0], sum(part.answers for part in effort.parts.values())
+    return most if seconds > PAYS_AFTER_S and seconds > PAYS_FROM_S * answers else 1
 
 
 def _cache(prepared: Prepared, cached: int) -> str:

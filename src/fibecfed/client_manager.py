@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from .build import Prepared, most_workers
+from .core.statistics import Totals
 from .core.trees import checksum
-from .core.types import ClientId, Round
+from .core.types import ClientId, Examples, Params, Round
 from .engine.held import HeldStates
 from .engine.runtime import ClientRuntime
 from .engine.simulator import Simulator
@@ -50,6 +51,11 @@ class ClientManager(Protocol):
         """
         ...
 
+    @property
+    def totals(self) -> Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None:
+        """As for `Evaluator`."""
+        ...
+
     def used(self) -> tuple[float, tuple[ClientId, ...]]:
         """Since it was asked last: CPU seconds of other processes of this run, and clients that were computed again since such a process
         had died."""
@@ -87,6 +93,11 @@ class InProcess:
                 folder = self.out / "clients" / folders[client]
                 save(self.prepared, folder, client, own, summary(client), header, self.out / "global")
         return digests
+
+    @property
+    def totals(self) -> Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None:
+        """As `ClientManager.totals`."""
+        return self.transport.totals if isinstance(self.transport, Workers) else None
 
     def used(self) -> tuple[float, tuple[ClientId, ...]]:
         """As `ClientManager.used`."""

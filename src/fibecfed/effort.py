@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,14 +46,21 @@ class Part:
         answers: clients' parts of a round.
         steps: optimiser steps.
         passes: examples that pass through the model without a step: to score examples or layers.
+        rounds: in which anybody is asked.
     """
 
     answers: float = 0.0
     steps: float = 0.0
     passes: float = 0.0
+    rounds: float = 0.0
 
     def __add__(self, other: Part) -> Part:
-        return Part(self.answers + other.answers, self.steps + other.steps, self.passes + other.passes)
+        return Part(self.answers + other.answers, self.steps + other.steps, self.passes + other.passes, self.rounds + other.rounds)
+
+    def share(self, workers: int) -> float:
+        """Of the time that clients take one after the other, what they take on so many processes: clients of one size, in turns."""
+        each = self.answers / max(1.0, self.rounds)
+        return math.ceil(each / workers) / each if each else 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def plan_effort(prepared: Prepared) -> Effort:
     parts, evaluations = {phase.name: Part() for phase in method.phases}, 0
     for phase, now, asked in planned(method, data.clients, per_round, key, config.federation):
         loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked]
-        parts[now.phase] += Part(len(asked), sum(load.steps for load in loads), sum(load.passes for load in loads))
+        parts[now.phase] += Part(len(asked), sum(load.steps for load in loads), sum(load.passes for load in loads), bool(asked))
         evaluations += phase.trains and ((now.index + 1) % config.evaluation.every == 0 or now.index + 1 == now.num_rounds)
     batch_size = config.evaluation.batch_size
     asked = sample(data.clients, config.evaluation.clients, key)

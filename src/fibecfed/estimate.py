@@ -74,17 +74,17 @@ class Pace:
     phases: Mapping[str, PhasePace]
     evaluation: Line
 
-    def seconds(self, effort: Effort) -> tuple[float, float]:
-        """Of a run's training and of its evaluations: CPU seconds where it computes on a CPU."""
+    def seconds(self, effort: Effort, workers: int = 1) -> tuple[float, float]:
+        """Of a run's training and of its evaluations: CPU seconds where it computes on a CPU; with several workers those on the wall."""
         training = 0.0
         for name, part in effort.parts.items():
             pace = self.phases[name]
             if pace.trains:
-                training += pace.client.of(effort.step * part.steps) + pace.example.of(Passes(1.0, effort.example_tokens) * part.passes)
+                clients = pace.client.of(effort.step * part.steps) + pace.example.of(Passes(1.0, effort.example_tokens) * part.passes)
             else:
-                training += pace.client.of(Passes(1.0, effort.client_tokens) * part.answers)
-            training += pace.server * part.answers
-        return training, self.evaluation.of(effort.evaluations)
+                clients = pace.client.of(Passes(1.0, effort.client_tokens) * part.answers)
+            training += clients * part.share(workers) + pace.server * part.answers
+        return training, self.evaluation.of(effort.evaluations) / workers
 
     def step_seconds(self, effort: Effort) -> float:
         """Of a step in the last phase in which clients train; 0 where there is none."""

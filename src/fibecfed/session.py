@@ -235,6 +235,7 @@ class _Session:
             batch_size=batch_size,
             tolerance=tolerance,
             start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
+            totals=clients.totals,
         )
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)

@@ -18,7 +18,7 @@ from fibecfed.build import prepare
 from fibecfed.config import from_table
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
-from fibecfed.engine import workers
+from fibecfed.engine import worker_count, workers
 from fibecfed.engine.events import Warned
 from fibecfed.engine.runtime import ClientRuntime, NotFinite
 
@@ -27,7 +27,7 @@ HERE = os.getpid()
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "cores", lambda: 4)
+    monkeypatch.setattr(worker_count, "cores", lambda: 4)
 
 
 @pytest.fixture

@@ -15,19 +15,21 @@ from typing import Any
 
 import pytest
 import torch
-from made import Spy, federation, made_data, made_method, made_options, made_task
+from made import Spy, federation, made_data, made_method, made_options, made_task, same
 from transport_laws import check_transport
 
 from fibecfed.core import process
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.types import ClientData, ClientId, Failure, Round
 from fibecfed.core.wire import encode
-from fibecfed.engine import worker, workers
+from fibecfed.engine import worker, worker_count, workers
 from fibecfed.engine.options import ResourceOptions
 from fibecfed.engine.runtime import NotFinite
+from fibecfed.engine.scoring import totals
 from fibecfed.engine.simulator import Simulator
 from fibecfed.engine.transport import exchange
-from fibecfed.engine.workers import Workers, most_workers
+from fibecfed.engine.worker_count import most_workers
+from fibecfed.engine.workers import Workers
 
 CLIENTS = tuple(str(number) for number in range(6))
 NOW = Round("tune", 0, 3, 0)
@@ -191,6 +193,42 @@ def test_a_client_stays_with_a_process_that_keeps_something_of_it() -> None:
     assert len(set(first.values())) == 2 and moved <= 4  # all would, half the time, if it were left to chance: 9 of 18
 
 
+class Sets:
+    """A set of examples with totals that depend on the order of their batches, and how often each process was asked."""
+
+    def __init__(self) -> None:
+        task = made_task()
+        self.task, self.params = task, task.params()
+        self.sets = [made_data(examples=40).train, made_data(examples=9).train, made_data(examples=9).train.select(torch.arange(0))]
+
+    def expected(self) -> list[dict[str, torch.Tensor]]:
+        return [totals(self.task, self.params, examples, 4) for examples in self.sets]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_totals_of_the_server_are_shared_out_with_the_same_bits(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, echo = Sets(), Echo()
+    echo.task = world.task  # pyright: ignore[reportAttributeAccessIssue]
+    expected, here, sums = world.expected(), os.getpid(), type(world.task).sums
+
+    def killed_once(self: Any, *args: Any) -> Any:
+        assert os.getpid() != here
+        if once(tmp_path / "mark"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sums(self, *args)
+
+    if most > 1:
+        monkeypatch.setattr(type(world.task), "sums", killed_once)
+    with started(echo, most) as transport:
+        for _ in range(2):
+            found = transport.totals(world.params, world.sets, 4)
+            assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+        assert most == 1 or (len(transport.pids) == most and transport.used()[1] == ())
+        monkeypatch.undo()
+        later = [examples.select(torch.arange(len(examples))) for examples in world.sets]  # which the processes do not know
+        assert all(same(one, other) for one, other in zip(transport.totals(world.params, later, 4), expected, strict=True))
+
+
 # ---- requests that are dropped, or overtaken
 
 
@@ -201,6 +239,7 @@ def test_what_is_never_received_was_never_computed() -> None:
         time.sleep(0.1)  # the others have something by now
         transport.drop(tickets)
         assert transport.runtime.states.blobs == {"0": b"x"}  # pyright: ignore[reportAttributeAccessIssue]
+        assert not transport._done  # nor is it kept for nobody
         later = [("0", b"to 0 after x"), *EXPECTED[1:]]
         assert asked(transport) == later
 
@@ -438,7 +477,7 @@ def test_none_outlives_a_parent_that_is_killed(number: signal.Signals) -> None:
 
 def most(cores: int, clients: int = 10, device: str = "cpu", by_itself: bool = True, **resources: Any) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "cores", lambda: cores)
+        patch.setattr(worker_count, "cores", lambda: cores)
         return most_workers(ResourceOptions(**resources), torch.device(device), clients, by_itself=by_itself)
 
 

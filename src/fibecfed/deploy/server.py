@@ -43,6 +43,7 @@ class Machines:
 
     transport: FlowerTransport
     names: Sequence[ClientId]
+    totals = None  # the examples are the clients'
 
     def finish(
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool

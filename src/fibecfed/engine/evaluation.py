@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..core.rng import Key
 from ..core.statistics import Sums, Totals, added, plain
 from ..core.task import Task
 from ..core.trees import checksum
-from ..core.types import ClientId, Examples, Failure, Round
+from ..core.types import ClientId, Examples, Failure, Params, Round
 from ..core.wire import WireError, encode
 from .checks import MAX_SUMS_BYTES, Refused, checked_both_sums, checked_sums, counted
 from .failures import NEW, REPEATS, STOP, STOPS, Counted, Standing, printable
@@ -48,6 +48,7 @@ class Evaluator:
         tolerance: what becomes of clients that fail; a quorum is not asked for.
         start: stream of the tensors at the start, given where the clients hold all examples and the server none: they then count for the
             global model too.
+        totals: computes the sums of a model over several sets of examples, given also the batch size; None: in this process.
     """
 
     method: Method[Any, Any]
@@ -59,6 +60,7 @@ class Evaluator:
     batch_size: int
     tolerance: FederationOptions = STOP
     start: Key | None = None
+    totals: Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None = None
 
     def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:
         """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart.
@@ -204,8 +206,10 @@ class Evaluator:
         return sum(self.task.statistics.counted(sums))
 
     def _global(self, server: Any) -> Scored:
-        params = self.method.server_params(server)
-        return Scored(*(totals(self.task, params, part, self.batch_size) for part in (self.test, self.validation)))
+        params, parts = self.method.server_params(server), (self.test, self.validation)
+        if self.totals is not None:
+            return Scored(*self.totals(params, parts, self.batch_size))
+        return Scored(*(totals(self.task, params, part, self.batch_size) for part in parts))
 
 
 @dataclass(frozen=True)

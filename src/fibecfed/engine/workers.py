@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
 
 import torch
+from torch import Tensor
 
-from ..core.errors import RunFailed, UserError
-from ..core.process import cores, free_memory, resident_memory, return_memory
+from ..core.errors import RunFailed
+from ..core.process import free_memory, resident_memory, return_memory
 from ..core.terminal import one_line
-from ..core.types import ClientId
-from .options import ResourceOptions
+from ..core.types import ClientId, Examples, Failure, Params, Round
+from ..core.wire import Tensors, decode, encode, message
 from .runtime import ClientRuntime
+from .scoring import totals, totals_of_parts, totals_of_some
 from .simulator import Simulator
 from .transport import Answer, Ticket
 from .worker import Asked, Computed, Dead, Unable, Worker
 
 logger = logging.getLogger(__name__)
 
-PAYS_FROM_S, PAYS_AFTER_S = 0.02, 0.25
-"""[C] Workers are started by themselves as soon as the clients computed so far took the one on average and the other together; the two are
-about ten times what a worker adds to an answer, and what starting some costs (benchmarks/workers.py prints both)."""
+PAYS_FROM_S, PAYS_AFTER_S = 0.005, 0.25
+"""[C] Workers are started by themselves as soon as the clients computed so far took the one on average and the other together: at least ten
+times what workers add to an answer, and what starting one costs (benchmarks/workers.py prints both)."""
 WAITING_BYTES = 2**26
 """Answers that came before their turn may take so much; then the one whose turn it is is waited for."""
 ATTEMPTS = 3
@@ -35,32 +36,16 @@ ATTEMPTS = 3
 _LOOKED_AT = 64
 
 
-def most_workers(resources: ResourceOptions, device: torch.device, clients: int, *, by_itself: bool = True) -> int:
-    """How many processes a run may compute its clients in; 1: in its own alone.
+_PART = "part of totals"
+"""Of a ticket that is nobody's: a part of what the server computes itself."""
+_NO_CLIENT = "\udc00part\udc00"  # before a number; halves of pairs like these are in no text that was ever decoded
 
-    Args:
-        device: what it computes on.
-        clients: how many there are.
-        by_itself: whether several may be used that were not asked for.
 
-    Raises:
-        UserError: more were asked for than this machine can serve.
-    """
-    asked, found = resources.workers, cores() // resources.threads
-    able = sys.platform == "linux" and device.type == "cpu"
-    if asked is None:
-        return max(1, min(found, clients)) if able and by_itself else 1
-    if asked > 1 and not able:
-        where = f'`training.device` = "{device.type}"' if sys.platform == "linux" else "this system"
-        why = "whose memory and time processes would share" if sys.platform == "linux" else "where processes cannot be forked safely"
-        raise UserError(f"resources.workers: got {asked}, expected 1 on {where}, {why}; set it to 1, with the same results")
-    if asked > max(1, found):
-        each = f" over `resources.threads` = {resources.threads}" if resources.threads > 1 else ""
-        raise UserError(
-            f"resources.workers: got {asked}, expected at most {max(1, found)}, the CPU cores that this process may use{each}; lower it, "
-            "with the same results"
-        )
-    return asked
+@message
+class _Tensors:
+    """Named ones, down and up."""
+
+    tensors: Tensors
 
 
 @dataclass
@@ -108,6 +93,7 @@ class Workers(Simulator):
         self._last: dict[ClientId, Worker] = {}
         self._computed, self._computed_s = 0, 0.0
         self._cpu_s, self._recomputed = 0.0, list[ClientId]()
+        self._scored: list[Examples] = []
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -160,6 +146,40 @@ class Workers(Simulator):
             self._forget(ticket)
         return super().drop(tickets)
 
+    # ---- the server's own evaluation
+
+    def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
+        """As `Simulator.answer`; of a part of `totals`, the sums of its batches."""
+        if ticket.action != _PART:
+            return super().answer(ticket, blob)
+        number, batch_size = map(int, ticket.now.phase.split())
+        params, examples = decode(_Tensors, blob).tensors, self._scored[number]
+        found = totals_of_some(self.runtime.task, params, examples, batch_size, ticket.now.index, ticket.now.num_rounds)
+        return encode(_Tensors(found))
+
+    def totals(self, params: Params, sets: Sequence[Examples], batch_size: int) -> list[dict[str, Tensor]]:
+        """`scoring.totals` of a model over each of several sets of examples, whose batches are shared out: the same bits.
+
+        Args:
+            sets: the same objects in every call; what came after the processes were started is computed in this one.
+        """
+        task = self.runtime.task
+        new = [examples for examples in sets if not any(examples is known for known in self._scored)]
+        if self._crew and new:
+            return [totals(task, params, examples, batch_size) for examples in sets]
+        self._scored += new
+        blob, tickets = encode(_Tensors(dict(params))), list[list[Ticket]]()
+        for examples in sets:
+            place = next(number for number, known in enumerate(self._scored) if known is examples)
+            of = min(4 * self._most, -(-len(examples) // batch_size))
+            rounds = [Round(f"{place} {batch_size}", part, of, -1) for part in range(of)]
+            tickets.append([Ticket(self._count + i, f"{_NO_CLIENT}{self._count + i}", _PART, now) for i, now in enumerate(rounds)])
+            self._count += len(rounds)
+        every = [ticket for some in tickets for ticket in some]
+        self._open.update({ticket: {ticket.client: blob} for ticket in every})
+        replies = {answer.ticket: answer.reply for answer in self.receive(every)}
+        return [totals_of_parts(task, [decode(_Tensors, replies[ticket]).tensors for ticket in some]) for some in tickets]  # pyright: ignore[reportArgumentType]
+
     # ---- who computes
 
     def _wanted(self, tickets: int) -> bool:
@@ -186,6 +206,8 @@ class Workers(Simulator):
         return deque(sorted((one for one in tickets if one not in taken), key=lambda one: (-self._size(one), one.number)))
 
     def _size(self, ticket: Ticket) -> int:
+        if ticket.action == _PART:
+            return -ticket.now.index  # the last ones have a batch less
         data = self.runtime.data(ticket.client)
         return len(data.train) if ticket.action == "train" else len(data.test) + len(data.validation)
 
@@ -199,19 +221,24 @@ class Workers(Simulator):
             if ticket not in self._open:
                 continue
             self._forget_others(ticket)
-            states, client = self.runtime.states, ticket.client
-            states.begin(ticket.now.number)
-            state = states.before(client) if ticket.action == "train" else states.get(client)
+            client = ticket.client
             try:
-                member.worker.give(Asked(ticket.action, client, ticket.now, self._open[ticket][client], state))
+                member.worker.give(Asked(ticket.action, client, ticket.now, self._open[ticket][client], self._state(ticket)))
             except Dead as error:
                 self._crew.remove(member)
                 logger.info("a worker process that had nothing to do is replaced: %s", error)
                 to_do.appendleft(ticket)
                 continue
             member.ticket, member.busy = ticket, True
-            if self._keeps:
+            if self._keeps and ticket.action != _PART:
                 self._last[client] = member.worker
+
+    def _state(self, ticket: Ticket) -> bytes | None:
+        if ticket.action == _PART:
+            return None
+        states = self.runtime.states
+        states.begin(ticket.now.number)
+        return states.before(ticket.client) if ticket.action == "train" else states.get(ticket.client)
 
     def _chosen(self, to_do: deque[Ticket], turn: Ticket, member: _Member) -> Ticket | None:
         """A client is never computed twice at once: its earlier ticket comes first."""
@@ -268,15 +295,18 @@ class Workers(Simulator):
         return lost
 
     def _died(self, ticket: Ticket, error: Dead) -> None:
-        client = one_line(ticket.client)
+        where = f"client {one_line(ticket.client)}, {ticket.now.phase} round {ticket.now.index}"
+        if ticket.action == _PART:
+            where = "evaluation of the global model"
         self._deaths[ticket] = self._deaths.get(ticket, 0) + 1
         if self._deaths[ticket] == ATTEMPTS:
             raise RunFailed(
-                f"client {client}, {ticket.now.phase} round {ticket.now.index}: {ATTEMPTS} worker processes that computed it died one "
+                f"{where}: {ATTEMPTS} worker processes that computed it died one "
                 f"after the other; of the last one, {error}. Lower resources.workers, with the same results, or free some memory"
             )
-        self._recomputed.append(ticket.client)
-        logger.info("client %s is computed again: %s", client, error)
+        if ticket.action != _PART:
+            self._recomputed.append(ticket.client)
+        logger.info("%s is computed again: %s", where, error)
 
     def _settled(self, ticket: Ticket) -> Answer:
         """Its turn has come: from here on the client has computed."""

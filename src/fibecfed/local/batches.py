@@ -109,15 +109,23 @@ def by_length(examples: Examples) -> Tensor:
 
 
 def length_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
-    """All examples from the shortest to the longest, at most `batch_size` in a batch and `PADDING` tokens of padding: for passes whose
-    order does not matter. A client's few texts differ much in length."""
+    """All examples from the shortest to the longest, in the groups of `of_like_length`: for passes whose order does not matter."""
+    for positions in of_like_length(examples, batch_size):
+        yield examples.batch(positions)
+
+
+def of_like_length(examples: Examples, batch_size: int) -> Iterator[list[int]]:
+    """Positions of all examples from the shortest to the longest, at most `batch_size` in a group and `PADDING` tokens of padding.
+
+    A client's few texts differ much in length.
+    """
     order = by_length(examples)
     lengths = examples.lengths[order].tolist()
     start = padding = 0
     for i in range(1, len(lengths)):
         padding += (i - start) * (lengths[i] - lengths[i - 1])
         if i - start == batch_size or padding > PADDING:
-            yield examples.batch(order[start:i].tolist())
+            yield order[start:i].tolist()
             start, padding = i, 0
     if lengths:
-        yield examples.batch(order[start:].tolist())
+        yield order[start:].tolist()
