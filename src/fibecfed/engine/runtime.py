@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from ..core.clock import CLOCKS
@@ -16,6 +16,7 @@ from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from .counting import TOKEN_BLOCKS, CountedTask
+from .lockstep import OwnTask, in_lockstep
 from .scoring import totals
 from .stopwatch import Stopwatch
 
@@ -95,6 +96,15 @@ class NotFinite(Exception):
     """A loss or an update that is not finite; the text says where."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A client's part of a round: its reply, its state afterwards, and its notes."""
+
+    reply: bytes
+    state: bytes
+    notes: Mapping[str, Any]
+
+
 class States(Protocol):
     """Where clients' states are kept."""
 
@@ -146,21 +156,53 @@ class ClientRuntime:
             WireError: a broadcast that is not what the phase sends.
         """
         watch = Stopwatch(self.task.device)
+        trained = self._trained(client, blob, now, CountedTask(self.task), watch)
+        self.keep(client, trained, now)
+        return trained.reply, trained.notes
+
+    def train_together(self, requests: Mapping[ClientId, bytes], now: Round) -> dict[ClientId, Trained | NotFinite]:
+        """What each of several clients makes of its broadcast, with as many passes joined as can be; nothing is kept yet.
+
+        Raises:
+            WireError: as for `train`.
+        """
+
+        def training(client: ClientId) -> Callable[[OwnTask], Trained | NotFinite]:
+            def train(task: OwnTask) -> Trained | NotFinite:
+                try:
+                    return self._trained(client, requests[client], now, task, task.watch)
+                except NotFinite as error:
+                    return error
+
+            return train
+
+        found = in_lockstep(self.task, [(client, training(client)) for client in requests])
+        return dict(zip(requests, found, strict=True))
+
+    def keep(self, client: ClientId, trained: Trained, now: Round) -> None:
+        """Put away the state that a client has after round `now`."""
+        self.states.begin(now.number)
+        self.states.put(client, trained.state)
+
+    def joins(self, now: Round) -> bool:
+        """Whether passes of several clients can be joined in a round."""
+        return self._phases[now.phase].trains and hasattr(self.task, "together")
+
+    def _trained(self, client: ClientId, blob: bytes, now: Round, task: CountedTask, watch: Stopwatch) -> Trained:
         phase = self._phases[now.phase]
         self.states.begin(now.number)
         state = self._decoded(client, self.states.before(client))
         key = self.key.fold("client", client, "round", now.number)
-        counted = CountedTask(self.task)
-        view = ClientView(client, cast("Task", counted), self.data(client), state, key)
+        view = ClientView(client, cast("Task", task), self.data(client), state, key)
         try:
             update = phase.client_update(view, decode(phase.down, blob), now)
         except FloatingPointError as error:
             raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
         check_finite(update.message, phase, client, now)
-        self.states.put(client, encode(update.state))
+        after = encode(update.state)
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
-        notes = {**update.notes, TOKEN_BLOCKS: counted.token_blocks} if any(counted.token_blocks) else update.notes
-        return encode(update.message, after=packed(work)), notes
+        notes = {**update.notes, TOKEN_BLOCKS: task.token_blocks} if any(task.token_blocks) else update.notes
+        return Trained(encode(update.message, after=packed(work)), after, notes)
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
         """Sums over the client's own test and validation parts.

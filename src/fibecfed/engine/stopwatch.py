@@ -26,17 +26,30 @@ class Stopwatch:
         self.kind = device.type if device.type in CLOCKS else CLOCKS[0]
         self._device = device
         self._one_thread = torch.get_num_threads() == 1
+        self._before = 0.0
         self._start = self._now()
 
     def seconds(self) -> float:
-        """Since it was made."""
-        return self._now() - self._start
+        """Since it was made, without those that it stood still, and with those added."""
+        return self._before + self._now() - self._start
 
-    def _now(self) -> float:
+    def pause(self) -> None:
+        """Stand still until `go_on`. What an accelerator still computes is not waited for."""
+        self._before += self._now(wait=False) - self._start
+
+    def go_on(self) -> None:
+        """Go on after a pause."""
+        self._start = self._now(wait=False)
+
+    def add(self, seconds: float) -> None:
+        """Count seconds that another one measured."""
+        self._before += seconds
+
+    def _now(self, *, wait: bool = True) -> float:
         if self.kind == "cpu":
             return time.thread_time() if self._one_thread else time.process_time()
-        if self.kind == "cuda":
+        if wait and self.kind == "cuda":
             torch.cuda.synchronize(self._device)
-        elif self.kind == "mps":
+        elif wait and self.kind == "mps":
             torch.mps.synchronize()
         return time.perf_counter()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..core.rng import Key
 from ..core.task import Tape, Task, TracedLinear
 from ..core.types import Batch, Params
 
@@ -23,6 +25,7 @@ class Wanted:
         batch: of examples.
         objective: from the loss of each example what is minimised.
         traced: of which trained linear maps the gradients at their outputs are needed as well; None: of none.
+        stream: where dropout draws from in a pass that may be joined; None where there is none.
         apart: take those of the mean loss, in a backward pass of their own, since the objective does not tell an example's own gradient.
     """
 
@@ -32,6 +35,7 @@ class Wanted:
     objective: Callable[[Tensor], Tensor]
     traced: Callable[[TracedLinear], bool] | None = None
     apart: bool = False
+    stream: object = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Together(Protocol):
 
     def losses(self, wanted: Sequence[Wanted]) -> tuple[Tensor, Tape]:
         """As `Task.losses`, or `Task.traced` where any of them asks for linear maps, of all their examples, one batch after the other."""
+        ...
+
+    def stream(self, key: Key) -> object:
+        """Where the dropout of a training draws from; None where there is none."""
+        ...
+
+    def drawing(self, stream: object) -> AbstractContextManager[None]:
+        """Inside, dropout is on, and draws on from where a stream stands; with None there is none."""
         ...
 
 

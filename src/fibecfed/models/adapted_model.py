@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import torch
@@ -25,7 +26,8 @@ from .heads import UnsupportedModel
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
 from .network import ADAPTER, AdaptedNetwork
 from .objectives import Objective
-from .turns import KERNELS, lock_of, one_at_a_time, seeded
+from .together import JoinedPasses
+from .turns import KERNELS, lock_of, one_at_a_time
 
 _NOT_INPUTS = ("labels", "targets", "weights")
 
@@ -83,7 +85,7 @@ class AdaptedModel:
         front = self.num_layers // 2 if adapter is not None and adapter.from_middle else 0
         self._begins = begins_of(self._layers, self._norms, ADAPTER, front, self.num_layers)
         self.lower_blocks: LowerBlocks | None = None
-        self._linears = trained_linears(self.model, self._name_set)
+        self.linears = trained_linears(self.model, self._name_set)
         self._adapted = adapted_weights(self.model)
         self._low_rank, self._transposed = low_rank_maps(self.model, self._name_set)
         coarse = any(p.dtype in (torch.bfloat16, torch.float16) for p in self.model.parameters())
@@ -205,27 +207,23 @@ class AdaptedModel:
         Raises:
             ValueError: a trainable tensor that is not the weight or bias of a linear map.
         """
-        covered = {name for linear in self._linears for name in (linear.weight, linear.bias) if name}
+        covered = {name for linear in self.linears for name in (linear.weight, linear.bias) if name}
         if covered != self._name_set:
             raise ValueError(f"per-example gradients need linear maps; these are not: {sorted(self._name_set - covered)[:5]}")
         first = self._first_trained(params) or 0
-        linears = [linear for linear in self._linears if self._begins[linear.weight] >= first]
+        linears = [linear for linear in self.linears if self._begins[linear.weight] >= first]
         with recorded(linears, params, len(batch["attention_mask"])) as records:
             losses = self.losses(params, batch)
         return losses, Tape(tuple(records))
 
-    @contextlib.contextmanager
-    def training(self, key: Key) -> Iterator[None]:
+    def training(self, key: Key) -> AbstractContextManager[None]:
         """Inside, dropout is on and draws from `key`; the global generators of CPU and CUDA are put back afterwards."""
-        if self.dropout == 0:
-            yield
-            return
-        with self.lock, seeded(key, self._device):
-            self.model.train()
-            try:
-                yield
-            finally:
-                self.model.eval()
+        passes = self.together()
+        return passes.drawing(passes.stream(key))
+
+    def together(self) -> JoinedPasses:
+        """Passes over batches of several clients, each with its own tensors."""
+        return JoinedPasses(self, self._network.config.pad_token_id or 0)
 
     @one_at_a_time
     def use_plain_attention_for_gradients(self) -> None:

@@ -57,7 +57,7 @@ def low_rank_maps(model: nn.Module, trained: Collection[str]) -> tuple[tuple[Low
     return tuple(sorted(maps, key=lambda found: found.weight)), frozenset(transposed)
 
 
-class _PerExample(Tensor):
+class PerExample(Tensor):
     """What a map gives for an input that all examples share, with one row per example, so that each has a gradient of its own.
 
     DeBERTa projects the embeddings of relative positions once per batch and repeats the projection for the examples. Here it has been
@@ -76,6 +76,11 @@ class _PerExample(Tensor):
             return out.as_subclass(cls if getattr(func, "__name__", "") in _KEEPS else Tensor)
 
 
+def widened(x: Tensor, num_examples: int) -> Tensor:
+    """An input of a map; one that all examples share, (1, token, d_in), with a row for each."""
+    return x.expand(num_examples, -1, -1).as_subclass(PerExample) if x.ndim == 3 and len(x) == 1 < num_examples else x
+
+
 _KEEPS = frozenset({"linear", "dropout", "add", "mul", "to", "float", "view", "reshape", "permute", "transpose", "contiguous"})
 
 
@@ -92,8 +97,7 @@ def recorded(linears: Sequence[TrainedLinear], params: Mapping[str, Tensor], num
 
     def recording(linear: TrainedLinear, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def record(x: Tensor) -> Tensor:
-            if x.ndim == 3 and len(x) == 1 < num_examples:
-                x = x.expand(num_examples, -1, -1).as_subclass(_PerExample)
+            x = widened(x, num_examples)
             if len(x) != num_examples:
                 raise ValueError(
                     f"{linear.weight}: got an input of shape {tuple(x.shape)}, expected one row for each of the {num_examples} examples"

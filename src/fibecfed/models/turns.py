@@ -42,6 +42,40 @@ def seeded(key: Key, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+class Stream:
+    """Draws of torch's global generators that begin at a key and are `continued` later."""
+
+    def __init__(self, key: Key, device: torch.device) -> None:
+        self.device = device
+        with seeded(key, device):
+            self.take()
+
+    def take(self) -> None:
+        """Go on from where the generators are now."""
+        self._cpu, self._gpu = torch.get_rng_state(), None if self.device.type == "cpu" else _on(self.device).get_rng_state()
+
+    def give(self) -> None:
+        """Set the generators to where this stream stands."""
+        torch.set_rng_state(self._cpu)
+        if self._gpu is not None:
+            _on(self.device).set_rng_state(self._gpu)
+
+
+@contextlib.contextmanager
+def continued(stream: Stream) -> Iterator[None]:
+    """Inside, torch's global generators draw on from where the stream stands; afterwards they are put back."""
+    devices = [stream.device] if stream.device.type == "cuda" else []
+    with _generators, torch.random.fork_rng(devices=devices):
+        stream.give()
+        yield
+        stream.take()
+
+
+def _on(device: torch.device) -> Any:
+    """The module of torch for a kind of accelerator, whose generator is that of its current device."""
+    return torch.get_device_module(device)
+
+
 class _Locked(Protocol):
     @property
     def lock(self) -> Any: ...
