@@ -81,7 +81,9 @@ def main() -> None:
     clients = int(sys.argv[4]) if len(sys.argv) > 4 else 5
     options = ModelOptions(name="minilm")
     data = planted_federation(clients, EXAMPLES, Key(0).fold("data"), vocab_size=20_000, length=tokens, test_per_client=2)
-    print(f"MiniLM, {DEVICE}, {clients} clients of {EXAMPLES} examples of up to {tokens} tokens, batches of {BATCH}; medians of {repetitions}")
+    print(
+        f"MiniLM, {DEVICE}, {clients} clients of {EXAMPLES} examples of up to {tokens} tokens, batches of {BATCH}; medians of {repetitions}"
+    )
     for precision in precisions:
         training = TrainingOptions.model_validate(
             {"precision": precision, "device": DEVICE, "local_epochs": 1, "batch_size": BATCH, "learning_rate": 5e-4}
@@ -92,7 +94,7 @@ def main() -> None:
                 both = [Rounds(kind, task, data, training, Path(name) / str(way), way) for way in (False, True)]
                 pairs = [tuple(one.seconds(index) for one in both) for index in range(OF - repetitions - 1, OF)][1:]
             ratios = sorted(a / b for a, b in pairs)
-            shown = f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            shown = f"{statistics.median(ratios):.2f} times as fast, median of {repetitions} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             print(f"{precision:8s} {kind:9s} {shown}; one after the other {statistics.median(a for a, _ in pairs):.2f} s a round")
 
 

@@ -13,7 +13,7 @@ from .core.trees import checksum
 from .core.types import ClientId, Examples, Params, Round
 from .engine.held import HeldStates
 from .engine.runtime import ClientRuntime
-from .engine.simulator import Simulator
+from .engine.simulator import SideBySide, Simulator
 from .engine.states import ClientStates, StatesAt
 from .engine.transport import Transport
 from .engine.workers import Workers
@@ -115,8 +115,11 @@ def in_process(prepared: Prepared, states: ClientStates | HeldStates | StatesAt,
 
 
 def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> InProcess:
-    """Clients that are simulated here, in as many processes as `resources.workers` says."""
+    """Clients that are simulated here, in as many processes as `resources.workers` says, or with their passes joined as
+    `resources.cohort_batch` says."""
     most, runtime, resources = most_workers(prepared), _runtime(prepared, states), prepared.inputs.config.resources
+    if resources.cohort_batch > 1:
+        return InProcess(prepared, SideBySide(runtime, resources.cohort_batch), states, out)
     if most == 1:
         return InProcess(prepared, Simulator(runtime), states, out)
     kept = resources.activation_cache_mb * 2**20 if prepared.activation is not None else 0

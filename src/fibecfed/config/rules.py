@@ -50,6 +50,7 @@ def contradictions(config: Tables) -> list[str]:
         *_depth(config.method),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
+        *_cohort_batch(config),
     ]
 
 
@@ -64,6 +65,29 @@ def _depth(method: MethodOptions) -> Iterator[str]:
         yield f'method.depth_rule: got "{rule}" without `method.depth`, so that every block is trained; set it, or remove the rule'
     if rule == "coverage" and isinstance(depth, int):
         yield f'method.depth: got {depth} with `method.depth_rule` = "coverage", expected a fraction of the Fisher information, such as 0.8'
+
+
+def _cohort_batch(config: Tables) -> Iterator[str]:
+    size, method = config.resources.cohort_batch, config.method
+    if size == 1:
+        return
+    if config.federation.partition == "machines":
+        yield (
+            f'resources.cohort_batch: got {size} with `federation.partition` = "machines", where each client computes on a machine of its '
+            "own; set it to 1"
+        )
+    if (config.resources.workers or 1) > 1:
+        yield (
+            f"resources.cohort_batch: got {size} with `resources.workers` = {config.resources.workers}, but one process computes the clients "
+            "whose passes are joined; set one of them to 1"
+        )
+    if config.federation.models_time:
+        yield (
+            f"resources.cohort_batch: got {size} with virtual time (`federation.schedule`, `federation.speeds` or `federation.links`), "
+            "where clients are computed one by one as they are asked; set it to 1"
+        )
+    if not method.same_shapes:
+        yield f'resources.cohort_batch: got {size} with `method.kind` = "{method.kind}", whose clients differ in rank; set it to 1'
 
 
 def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

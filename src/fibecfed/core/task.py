@@ -64,8 +64,9 @@ class LowRank:
     scaling: float
 
 
-Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden states", "curvature"]
-"""What a method may need of a task besides losses and their gradients; see `Method.uses`."""
+Use: TypeAlias = Literal["per-example gradients", "layer importance", "hidden states", "curvature", "joined passes"]
+"""What a method may need of a task besides losses and their gradients, see `Method.uses`; joined passes are what `resources.cohort_batch`
+asks for."""
 
 
 class Task(Protocol):

@@ -194,5 +194,11 @@ class ResourceOptions(Options):
         description="Memory for the outputs of the lowest blocks where these are not trained, in MB: they are computed once per example "
         "instead of in every pass, with the same results; 0 = off.",
     )
+    cohort_batch: int = Field(
+        default=1,
+        ge=1,
+        description="Clients of a round that take their optimiser steps in one forward and backward pass, each with its own tensors; "
+        "results equal those of one client after the other up to rounding; 1 = off. For methods that train LoRA.",
+    )
     checkpoint_every: int = Field(default=1, ge=1, description="Write a checkpoint every n rounds.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Number of checkpoints to keep; older ones are deleted.")

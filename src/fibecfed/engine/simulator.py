@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ..core.types import ClientId, Failure
 from .runtime import ClientRuntime, NotFinite, Trained
@@ -58,11 +58,11 @@ class SideBySide(Simulator):
             self._notes[ticket.client] = trained.notes
         return trained.reply
 
-    def drop(self, tickets: Collection[Ticket]) -> None:
+    def drop(self, tickets: Collection[Ticket]) -> Mapping[ClientId, int]:
         """As `Transport.drop`; what was computed for one was in vain."""
         for ticket in tickets:
             self._trained.pop(ticket, None)
-        super().drop(tickets)
+        return super().drop(tickets)
 
     def _fits(self, one: Ticket, first: Ticket) -> bool:
         return one.action == first.action and one.now == first.now and one in self._open and one not in self._trained

@@ -35,6 +35,7 @@ class MethodOptions(Options):
     kind: Any = Field(default="", description="The method.")  # each has its own name here; first in its table
     finetune: bool = Field(default=False, description="[C] After the last round, every client trains once more and keeps the result.")
     needs_classes: ClassVar[bool] = False
+    same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
 
 
 class ServerParts(MethodOptions):
@@ -315,6 +316,7 @@ class HetLoraOptions(MethodOptions):
     )
     decay: float = Field(default=0.99, gt=0, lt=1, description="[C] gamma: ranks beyond floor(gamma r) form the tail that may be pruned.")
     penalty: float = Field(default=0.005, ge=0, description="[C] lambda: weight of the regularisation by the tail's norm.")
+    same_shapes: ClassVar[bool] = False
 
 
 _FIVE = PrefixAdapter(num_tokens=5)

@@ -43,14 +43,17 @@ class _ByClient(TorchFunctionMode):
         kwargs = kwargs or {}
         if not _drops(getattr(func, "__name__", ""), args, kwargs):
             return func(*args, **kwargs)
-        if len(args[0]) != self._rows:
+        each, rest = divmod(len(args[0]), self._rows)  # some families have a row for each token, one example after the other
+        if rest or not each:
             raise UnsupportedModel(f"it drops parts of a tensor of shape {tuple(args[0].shape)} for all {self._rows} examples at once")
-        return torch.cat([self._of_client(number, func, args, kwargs) for number in range(len(self._sizes))])
+        return torch.cat([self._of_client(number, each, func, args, kwargs) for number in range(len(self._sizes))])
 
-    def _of_client(self, number: int, func: Any, args: Any, kwargs: Any) -> Tensor:
+    def _of_client(self, number: int, each: int, func: Any, args: Any, kwargs: Any) -> Tensor:
+        sizes = [each * size for size in self._sizes]
+
         def own(value: Any) -> Any:
-            by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self._rows
-            return value.split(self._sizes)[number] if by_row else value
+            by_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == each * self._rows
+            return value.split(sizes)[number] if by_row else value
 
         with continued(self._streams[number]):
             return func(*map(own, args), **{name: own(value) for name, value in kwargs.items()})

@@ -12,6 +12,7 @@ from ..core.rng import Key
 from ..core.task import Use
 from ..core.types import Batch
 from ..local.fisher import fisher_pass
+from ..local.gradients import Wanted, alone, joined
 from ..local.sensitivity import layer_sensitivity
 from ..local.spectrum import hessian_vector_product
 from .adapted_model import AdaptedModel
@@ -76,12 +77,40 @@ def try_out(task: AdaptedModel, published: str, family: str, *, pad: int, uses: 
         "layer importance": lambda: layer_sensitivity(task, params, [batch]),
         "hidden states": lambda: task.hidden_states(params, batch),
         "curvature": lambda: hessian_vector_product(task.exact(), params, batch, params),
+        "joined passes": lambda: _joined_passes(task, batch),
     }
     with rejecting(published, family, "the gradient"):
         gradients()
     for use in sorted(uses):
-        with rejecting(published, family, use, " with this method"):
+        with rejecting(published, family, use, " with `resources.cohort_batch`" if use == "joined passes" else " with this method"):
             trials[use]()
+
+
+def _joined_passes(task: AdaptedModel, batch: Batch) -> None:
+    """Two clients with as many texts each, and with different numbers of them, against each for itself."""
+    together = task.together()
+    if together.unjoined:
+        return  # what is trained here cannot be joined with any model
+    first, second = ({name: value[row : row + 1] for name, value in batch.items()} for row in (0, 1))
+    for batches in ((first, second), (batch, second)):
+        wanted = [_client(task, one, together.stream(Key(place)), place) for place, one in enumerate(batches)]
+        for place, (one, found) in enumerate(zip(wanted, joined(together, wanted), strict=True)):
+            with task.training(Key(place)):
+                own = alone(task, one)
+            off = torch.stack([(a - b).norm() for a, b in zip(found.of_leaves, own.of_leaves, strict=True)]).norm()
+            if off > _CLOSE[task.precision] * torch.stack([gradient.norm() for gradient in own.of_leaves]).norm():
+                raise UnsupportedModel("a pass of several clients does not give the gradients of a pass for each")
+
+
+_CLOSE = {"float32": 1e-2, "bf16": 0.1}
+"""Fraction by which gradients of the same batch may differ: rows are padded otherwise."""
+
+
+def _client(task: AdaptedModel, batch: Batch, stream: object, number: int) -> Wanted:
+    """With parameters of its own."""
+    drawn = task.init_params(Key(number)).items()
+    params = {name: value.to(task.device, copy=True).add_(0.01).requires_grad_() for name, value in drawn}
+    return Wanted(params, list(params.values()), batch, torch.mean, stream=stream)
 
 
 def _two_texts(task: AdaptedModel, pad: int) -> Batch:

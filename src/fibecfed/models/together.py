@@ -49,6 +49,9 @@ class Model(Protocol):
     def dropout(self) -> float: ...
 
     @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
     def linears(self) -> Sequence[TrainedLinear]: ...
 
     def first_block(self, names: Collection[str]) -> int: ...
@@ -71,6 +74,11 @@ class JoinedPasses:
         self._pad_id = pad_id
         self._in_maps = frozenset(name for one in model.linears for name in (one.weight, one.bias) if name)
         self._compared: dict[tuple[int, int], tuple[bool, Tensor, Tensor]] = {}  # by identity, which the tensors beside it make sure
+
+    @property
+    def unjoined(self) -> tuple[str, ...]:
+        """Trainable tensors that lie in no linear map: no pass in which one of them is trained can be joined."""
+        return tuple(sorted(set(self._model.names) - self._in_maps))
 
     # Which
 

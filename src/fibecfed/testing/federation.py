@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,11 @@ def client_view(world: Federation, client: ClientId, number: int = 0, state: Any
     key = KEY.fold("run", "client", client, "round", number)
     state = state or world.state(client) or world.method.init_client(world.task, client, KEY.fold("run", "init"))
     return ClientView(client, world.task, world.data.client(client), state, key)
+
+
+def in_double(task: Any) -> Any:
+    """An adapted model's copy in float64."""
+    return type(task)(copy.deepcopy(task.model).double(), objective=task.objective)
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

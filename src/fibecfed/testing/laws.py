@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,8 +20,10 @@ from ..core.types import Round
 from ..core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
 from ..data.federated import FederatedData
 from ..engine.checks import expected
+from ..engine.counting import TOKEN_BLOCKS
+from ..engine.simulator import SideBySide
 from ..engine.traffic import plan
-from .federation import KEY, Federation, Shuffled, client_view, federation, same
+from .federation import KEY, Federation, Shuffled, Spy, client_view, federation, in_double, same
 
 KEPT = " on the server"
 """Behind a client's name: what the server keeps of it."""
@@ -159,6 +162,40 @@ def the_order_in_which_clients_answer_changes_nothing(subject: Subject) -> None:
         assert encode(a.server) == encode(b.server), f"the server's state differs after round {a.number}"
         assert without_times(a.record) == without_times(b.record), f"the record of round {a.number} differs"
     assert blobs(plain) == blobs(other), "clients' states differ"
+
+
+def clients_side_by_side_give_what_they_give_one_after_the_other(subject: Subject) -> None:
+    """Up to the rounding of float64, with their passes joined where that can be."""
+    task = subject.task()
+    if not hasattr(task, "together"):
+        return
+    task = in_double(task)
+    everybody = len(subject.data.clients)
+    plain = subject.begun(task=task, per_round=everybody)
+    other = subject.begun(task=task, per_round=everybody, wrap=lambda inner: Spy(SideBySide(inner.runtime, everybody - 1)))
+    for a, b in zip(plain.run(), other.run(), strict=True):
+        one, two = ({**without_times(step.record), "loss": None, "notes": None} for step in (a, b))
+        assert one == two, f"the record of round {a.number} differs"
+        for client, loss in a.record.loss.items():
+            assert math.isclose(loss, b.record.loss[client], rel_tol=1e-9, abs_tol=1e-12), f"round {a.number}: the loss of {client}"
+            work = [record.notes.get(client, {}).get(TOKEN_BLOCKS) for record in (a.record, b.record)]
+            assert work[0] == work[1], f"round {a.number}: the work of {client}"
+    found = [{name: _values(world.method, name, blob) for name, blob in blobs(world).items()} for world in (plain, other)]
+    assert found[0].keys() == found[1].keys(), "other clients have states"
+    for name, (tensors, others) in found[0].items():
+        assert others == found[1][name][1], f"the state of {name or 'the server'} differs"
+        for place, value in tensors.items():
+            same = torch.allclose(value.double(), found[1][name][0][place].double(), rtol=1e-5, atol=1e-9, equal_nan=True)
+            assert same, f"{place} in the state of {name or 'the server'} differs"
+
+
+def _values(method: Any, name: str, blob: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors of a state, and its other fields."""
+    kept = next((phase.kept for phase in method.phases if phase.kept is not None), None)
+    kind: Any = kept if name.endswith(KEPT) else method.client_state if name else method.server_state
+    state = decode(kind, blob)
+    tensors = {f"{field} {tensor}": value for field, of in tensors_of(state).items() for tensor, value in of.items()}
+    return tensors, {field: getattr(state, field) for field, what in field_kinds(kind).items() if what not in ("tensor", "tensors")}
 
 
 def the_base_model_keeps_every_byte(subject: Subject) -> None:
@@ -373,6 +410,7 @@ LAWS: tuple[Callable[[Subject], None], ...] = (
     a_message_that_came_in_is_never_written_to,
     the_same_seed_gives_the_same_bits,
     the_order_in_which_clients_answer_changes_nothing,
+    clients_side_by_side_give_what_they_give_one_after_the_other,
     the_recorded_bytes_are_those_that_were_sent,
     every_message_has_the_size_that_was_foretold,
     sizes_of_messages_do_not_depend_on_the_clock,
