@@ -78,8 +78,8 @@ def _cohort_batch(config: Tables) -> Iterator[str]:
         )
     if (config.resources.workers or 1) > 1:
         yield (
-            f"resources.cohort_batch: got {size} with `resources.workers` = {config.resources.workers}, but one process computes the clients "
-            "whose passes are joined; set one of them to 1"
+            f"resources.cohort_batch: got {size} with `resources.workers` = {config.resources.workers}; passes of clients are joined in one "
+            "process: set one of them to 1"
         )
     if config.federation.models_time:
         yield (
