@@ -16,7 +16,6 @@ from .core.method import Method
 from .core.metrics import METRICS, Metric, primary
 from .core.process import environment
 from .core.rng import Key
-from .core.task import Use
 from .core.types import ClientId
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
@@ -47,6 +46,7 @@ from .models.base_models import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, Objective
+from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
 
 
@@ -257,9 +257,9 @@ def prepare(
         adapter=getattr(config.method, "adapter", None),
         weights=weights,
         sources=made.tensors,
-        uses=_uses(config, made_method),
+        uses={*getattr(made_method, "uses", ()), *(("joined passes",) if config.resources.cohort_batch > 1 else ())},
     )
-    _joins(config, task)
+    reject_unjoined(task.together().unjoined, config.resources.cohort_batch, config.method.model_dump()["kind"])
     _leaves_room(inputs, made_method)
     _workers(inputs, task)
     reject_schedule(made_method, config.federation, config.method.model_dump()["kind"])
@@ -270,15 +270,13 @@ def prepare(
 
 def _workers(inputs: Inputs, task: AdaptedModel) -> int:
     """How many processes may compute clients of a run. Objects of a user's own may count or print: by itself that stays in one process.
-    Clients whose passes are joined do so too.
 
     Raises:
         UserError: more were asked for than can be.
     """
     config = inputs.config
-    if config.resources.cohort_batch > 1:
-        return 1
-    return _most_workers(config.resources, task.device, len(inputs.data.clients), by_itself=config.method.model_dump()["kind"] != "custom")
+    by_itself = config.method.model_dump()["kind"] != "custom" and config.resources.cohort_batch == 1
+    return _most_workers(config.resources, task.device, len(inputs.data.clients), by_itself=by_itself)
 
 
 def most_workers(prepared: Prepared) -> int:
@@ -289,21 +287,6 @@ def most_workers(prepared: Prepared) -> int:
         needed = _batch_bytes(inputs, prepared.activation)
         most = min(most, inputs.config.resources.activation_cache_mb * 2**20 // needed) if needed else most
     return max(1, most)
-
-
-def _uses(config: Config, method: Method[Any, Any]) -> set[Use]:
-    """What a run asks of a model besides losses and their gradients."""
-    return {*getattr(method, "uses", ()), *(("joined passes",) if config.resources.cohort_batch > 1 else ())}
-
-
-def _joins(config: Config, task: AdaptedModel) -> None:
-    """Reject clients whose passes are to be joined and cannot be."""
-    size = config.resources.cohort_batch
-    if size > 1 and (unjoined := task.together().unjoined):
-        raise UserError(
-            f'resources.cohort_batch: got {size} with `method.kind` = "{config.method.kind}", which trains {unjoined[0]}; passes of '
-            "several clients are joined where only linear maps are trained, such as LoRA and a head; set it to 1"
-        )
 
 
 def _activation_cache(inputs: Inputs, task: AdaptedModel) -> ActivationSize | None:

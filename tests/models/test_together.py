@@ -309,7 +309,9 @@ def family_task(family: str, folder: Path, **more: Any) -> TransformerTask:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("family", ["bloom", "deberta-v2", "deepseek_v3", "distilbert", "gemma2", "modernbert", "mpnet", "opt", "phimoe", "qwen2"])
+@pytest.mark.parametrize(
+    "family", ["bloom", "deberta-v2", "deepseek_v3", "distilbert", "gemma2", "modernbert", "mpnet", "opt", "phimoe", "qwen2"]
+)
 def test_families_are_joined_or_rejected_before_training(family: str, dropout: float, tmp_path: Path):
     try:
         task = family_task(family, tmp_path, dropout=dropout)

@@ -23,6 +23,7 @@ from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, Trai
 from ..methods.options import FibecFedOptions, LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
+from .computing import who_computes
 from .kinds import Tables, needing_classes, of_kind
 from .text import nearest
 
@@ -38,7 +39,6 @@ def contradictions(config: Tables) -> list[str]:
         *of_kind(config),
         *_label_words(config),
         *_federation(config.federation, config.data),
-        *_workers(config.federation, config.resources),
         *_metric(config.evaluation.metric),
         *_save(config),
         *_training(config.training),
@@ -50,7 +50,7 @@ def contradictions(config: Tables) -> list[str]:
         *_depth(config.method),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
-        *_cohort_batch(config),
+        *who_computes(config.federation, config.resources, config.method),
     ]
 
 
@@ -65,29 +65,6 @@ def _depth(method: MethodOptions) -> Iterator[str]:
         yield f'method.depth_rule: got "{rule}" without `method.depth`, so that every block is trained; set it, or remove the rule'
     if rule == "coverage" and isinstance(depth, int):
         yield f'method.depth: got {depth} with `method.depth_rule` = "coverage", expected a fraction of the Fisher information, such as 0.8'
-
-
-def _cohort_batch(config: Tables) -> Iterator[str]:
-    size, method = config.resources.cohort_batch, config.method
-    if size == 1:
-        return
-    if config.federation.partition == "machines":
-        yield (
-            f'resources.cohort_batch: got {size} with `federation.partition` = "machines", where each client computes on a machine of its '
-            "own; set it to 1"
-        )
-    if (config.resources.workers or 1) > 1:
-        yield (
-            f"resources.cohort_batch: got {size} with `resources.workers` = {config.resources.workers}; passes of clients are joined in one "
-            "process: set one of them to 1"
-        )
-    if config.federation.models_time:
-        yield (
-            f"resources.cohort_batch: got {size} with virtual time (`federation.schedule`, `federation.speeds` or `federation.links`), "
-            "where clients are computed one by one as they are asked; set it to 1"
-        )
-    if not method.same_shapes:
-        yield f'resources.cohort_batch: got {size} with `method.kind` = "{method.kind}", whose clients differ in rank; set it to 1'
 
 
 def _not_finite(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -178,14 +155,6 @@ def _label_words(config: Tables) -> Iterator[str]:
     classes = data.labels if task is None else task.labels
     if classes is not None and len(words) != len(classes):
         yield f"data.label_words: got {len(words)}, expected {len(classes)}, one for each of {list(classes)} in this order; fix the list"
-
-
-def _workers(federation: FederationOptions, resources: ResourceOptions) -> Iterator[str]:
-    if federation.partition == "machines" and (resources.workers or 1) > 1:
-        yield (
-            f'resources.workers: got {resources.workers} with `federation.partition` = "machines", where each client computes on a machine '
-            "of its own; remove it"
-        )
 
 
 def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[str]:

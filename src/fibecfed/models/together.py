@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+from ..core.errors import UserError
 from ..core.rng import Key
 from ..core.task import Tape
 from ..core.types import Batch, Params
@@ -189,6 +190,24 @@ class JoinedPasses:
             yield
         finally:
             model.lower_blocks = lower
+
+
+def reject_unjoined(unjoined: Sequence[str], size: int, kind: str) -> None:
+    """Reject a method whose passes are to be joined and cannot be.
+
+    Args:
+        unjoined: of its task.
+        size: `resources.cohort_batch`.
+        kind: the method's.
+
+    Raises:
+        UserError: with what it trains.
+    """
+    if size > 1 and unjoined:
+        raise UserError(
+            f'resources.cohort_batch: got {size} with `method.kind` = "{kind}", which trains {unjoined[0]}; passes of several clients are '
+            "joined where only linear maps are trained, such as LoRA and a head; set it to 1"
+        )
 
 
 def _own_product(
