@@ -32,8 +32,8 @@ def _cohort_batch(federation: FederationOptions, resources: ResourceOptions, met
         )
     if (resources.workers or 1) > 1:
         yield (
-            f"resources.cohort_batch: got {size} with `resources.workers` = {resources.workers}; passes of clients are joined in one process: "
-            "set one of them to 1"
+            f"resources.cohort_batch: got {size} with `resources.workers` = {resources.workers}; passes of clients are joined in one "
+            "process: set one of them to 1"
         )
     if federation.models_time:
         yield (

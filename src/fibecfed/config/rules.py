@@ -16,7 +16,6 @@ from ..engine.options import (
     EXPECTED_NAME,
     FederationOptions,
     LinkOptions,
-    ResourceOptions,
     SpeedOptions,
 )
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
