@@ -97,7 +97,7 @@ class NotFinite(Exception):
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedClient:
     """A client's part of a round: its reply, its state afterwards, and its notes."""
 
     reply: bytes
@@ -160,15 +160,15 @@ class ClientRuntime:
         self.keep(client, trained, now)
         return trained.reply, trained.notes
 
-    def train_together(self, requests: Mapping[ClientId, bytes], now: Round) -> dict[ClientId, Trained | NotFinite]:
+    def train_together(self, requests: Mapping[ClientId, bytes], now: Round) -> dict[ClientId, TrainedClient | NotFinite]:
         """What each of several clients makes of its broadcast, with as many passes joined as can be; nothing is kept yet.
 
         Raises:
             WireError: as for `train`.
         """
 
-        def training(client: ClientId) -> Callable[[OwnTask], Trained | NotFinite]:
-            def train(task: OwnTask) -> Trained | NotFinite:
+        def training(client: ClientId) -> Callable[[OwnTask], TrainedClient | NotFinite]:
+            def train(task: OwnTask) -> TrainedClient | NotFinite:
                 try:
                     return self._trained(client, requests[client], now, task, task.watch)
                 except NotFinite as error:
@@ -179,7 +179,7 @@ class ClientRuntime:
         found = in_lockstep(self.task, [(client, training(client)) for client in requests])
         return dict(zip(requests, found, strict=True))
 
-    def keep(self, client: ClientId, trained: Trained, now: Round) -> None:
+    def keep(self, client: ClientId, trained: TrainedClient, now: Round) -> None:
         """Put away the state that a client has after round `now`."""
         self.states.begin(now.number)
         self.states.put(client, trained.state)
@@ -188,7 +188,7 @@ class ClientRuntime:
         """Whether passes of several clients can be joined in a round."""
         return self._phases[now.phase].trains and hasattr(self.task, "together")
 
-    def _trained(self, client: ClientId, blob: bytes, now: Round, task: CountedTask, watch: Stopwatch) -> Trained:
+    def _trained(self, client: ClientId, blob: bytes, now: Round, task: CountedTask, watch: Stopwatch) -> TrainedClient:
         phase = self._phases[now.phase]
         self.states.begin(now.number)
         state = self._decoded(client, self.states.before(client))
@@ -202,7 +202,7 @@ class ClientRuntime:
         after = encode(update.state)
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
         notes = {**update.notes, TOKEN_BLOCKS: task.token_blocks} if any(task.token_blocks) else update.notes
-        return Trained(encode(update.message, after=packed(work)), after, notes)
+        return TrainedClient(encode(update.message, after=packed(work)), after, notes)
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
         """Sums over the client's own test and validation parts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from ..core.types import ClientId, Failure
-from .runtime import ClientRuntime, NotFinite, Trained
+from .runtime import ClientRuntime, NotFinite, TrainedClient
 from .transport import Answer, InTurn, Ticket
 
 
@@ -36,7 +36,7 @@ class SideBySide(Simulator):
     def __init__(self, runtime: ClientRuntime, size: int) -> None:
         super().__init__(runtime)
         self.size = size
-        self._trained: dict[Ticket, Trained | NotFinite] = {}
+        self._trained: dict[Ticket, TrainedClient | NotFinite] = {}
 
     def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
         """As `Transport.receive`."""

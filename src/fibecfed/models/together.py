@@ -34,7 +34,7 @@ IGNORED = -100
 _NOT_TOKENS = ("labels", "targets", "weights")
 
 
-class Model(Protocol):
+class JoinableModel(Protocol):
     """As much of an adapted model as joined passes need."""
 
     model: nn.Module
@@ -70,7 +70,7 @@ class JoinedPasses:
     only batches of one length are joined.
     """
 
-    def __init__(self, model: Model, pad_id: int) -> None:
+    def __init__(self, model: JoinableModel, pad_id: int) -> None:
         self._model = model
         self._pad_id = pad_id
         self._in_maps = frozenset(name for one in model.linears for name in (one.weight, one.bias) if name)
