@@ -262,3 +262,19 @@ def test_the_whole_run_has_rounds_and_scores_to_be_lost(whole: Any) -> None:
     assert sum(isinstance(event, Evaluated) for event in events) == 3
     assert sum(isinstance(record, RoundRecord) for record in read(out / "records.jsonl")[1]) == 5
     assert json.loads(max((out / "checkpoints").glob("*.json")).read_text())["number"] == 5
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(inputs: Path, tmp_path: Path) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, RoundDone) and event.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.start(run_config(inputs), tmp_path / "run", stop)
+    for file in (tmp_path / "run" / "checkpoints").glob("checkpoint-*.json"):
+        file.unlink()
+    heard: list[object] = []
+    summary, _ = session.resume(tmp_path / "run", heard.append)
+    said = [event.text for event in heard if isinstance(event, Warned)]
+    assert any("has no checkpoint: the run starts again, and its 4 recorded rounds are repeated" in text for text in said), said
+    assert summary["adapters"] == session.start(run_config(inputs), tmp_path / "whole")["adapters"]

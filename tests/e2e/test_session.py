@@ -384,19 +384,3 @@ def test_an_evaluation_may_ask_a_sample_of_the_clients_the_same_one_each_time(in
     assert summary["scores"]["pooled_personalised"] is not None and len(list((tmp_path / "run" / "clients").iterdir())) > 2
     with pytest.raises(UserError, match=r"evaluation\.clients: got 9, expected at most 4"):
         session.start(run_config(inputs, evaluation={"clients": 9}), tmp_path / "more")
-
-
-def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(inputs: Path, tmp_path: Path) -> None:
-    def stop(event: object) -> None:
-        if isinstance(event, RoundDone) and event.index == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        session.start(run_config(inputs), tmp_path / "run", stop)
-    for file in (tmp_path / "run" / "checkpoints").glob("checkpoint-*.json"):
-        file.unlink()
-    heard: list[object] = []
-    summary, _ = session.resume(tmp_path / "run", heard.append)
-    said = [event.text for event in heard if isinstance(event, Warned)]
-    assert any("has no checkpoint: the run starts again, and its 4 recorded rounds are repeated" in text for text in said), said
-    assert summary["adapters"] == session.start(run_config(inputs), tmp_path / "whole")["adapters"]

@@ -8,98 +8,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from echoing import BLOBS, CLIENTS, EXPECTED, NOW, Echo, asked, once, started
 from made import Spy, federation, made_data, made_method, made_options, made_task, same
 from transport_laws import check_transport
 
 from fibecfed.core import process
-from fibecfed.core.errors import RunFailed, UserError
-from fibecfed.core.types import ClientData, ClientId, Failure, Round
+from fibecfed.core.errors import UserError
+from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import encode
-from fibecfed.engine import worker, worker_count, workers
-from fibecfed.engine.options import ResourceOptions
+from fibecfed.engine import worker, workers
 from fibecfed.engine.runtime import NotFinite
 from fibecfed.engine.scoring import totals
 from fibecfed.engine.simulator import Simulator
-from fibecfed.engine.transport import exchange
-from fibecfed.engine.worker_count import most_workers
 from fibecfed.engine.workers import Workers
-
-CLIENTS = tuple(str(number) for number in range(6))
-NOW = Round("tune", 0, 3, 0)
-BLOBS = {client: b"to " + client.encode() for client in CLIENTS}
-WHATEVER: Callable[[ClientId, bytes], Any] = lambda client, blob: None  # noqa: E731
-
-
-class Store:
-    """States in a table."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[ClientId, bytes] = {}
-
-    def get(self, client: ClientId) -> bytes | None:
-        return self.blobs.get(client)
-
-    before = get
-
-    def put(self, client: ClientId, blob: bytes) -> None:
-        self.blobs[client] = blob
-
-    def begin(self, number: int) -> None:
-        pass
-
-
-class Echo:
-    """In place of a `ClientRuntime`: answers with the request, the client's state and the round; a state counts the rounds of a client."""
-
-    def __init__(self, does: Callable[[ClientId, bytes], Any] = WHATEVER) -> None:
-        self.states: Any = Store()
-        self.does = does
-        self.parent = os.getpid()
-
-    def data(self, client: ClientId) -> ClientData:
-        size: Any = range(int(client))
-        return ClientData(size, size, size)
-
-    def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, dict[str, Any]]:
-        before = self.states.before(client) or b""
-        self.does(client, blob)
-        self.states.put(client, before + b"x")
-        return b"%b after %b" % (blob, before), {"n": int(client)}
-
-    def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
-        self.does(client, blob)
-        return b"%b of %b" % (action.encode(), self.states.get(client) or b"")
-
-
-@contextlib.contextmanager
-def started(echo: Echo, most: int = 2, at_once: bool = True) -> Iterator[Workers]:
-    transport = Workers(echo, most, at_once=at_once)  # pyright: ignore[reportArgumentType]
-    with contextlib.closing(transport):
-        yield transport
-
-
-def asked(transport: Any, action: Any = "train", now: Round = NOW) -> list[tuple[ClientId, bytes | Failure]]:
-    return list(exchange(transport, action, now, BLOBS))
-
-
-EXPECTED = [(client, blob + b" after ") for client, blob in BLOBS.items()]
-
-
-def once(mark: Path) -> bool:
-    """Whether this is the first time, over all processes."""
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
 
 # ---- the same
 
@@ -257,59 +184,6 @@ def test_a_later_request_that_is_received_first_makes_the_earlier_one_start_from
         getattr(transport, "close", lambda: None)()
 
 
-# ---- processes that die
-
-
-@pytest.mark.parametrize("action", ["train", "evaluate"])
-def test_a_client_whose_process_is_killed_is_computed_again_and_that_is_said(action: str, tmp_path: Path) -> None:
-    def die(client: ClientId, _: bytes) -> None:
-        if client == "3" and once(tmp_path / "mark"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    expected = asked(Simulator(Echo()), action)  # pyright: ignore[reportArgumentType]
-    with started(Echo(die)) as transport:
-        assert asked(transport, action) == expected
-        assert transport.used()[1] == ("3",) and transport.used() == (0.0, ())
-        assert asked(transport, "train", replace(NOW, number=1))[0][0] == "0" and transport.used()[1] == ()
-
-
-def test_one_that_is_killed_in_the_middle_of_a_long_answer_is_noticed(tmp_path: Path) -> None:
-    class Long(Echo):
-        def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, dict[str, Any]]:
-            return blob * 10**6, {}
-
-        def data(self, client: ClientId) -> ClientData:
-            return super().data(str(9 - int(client)))  # the first is the largest
-
-    with started(Long()) as transport:
-        tickets = transport.send("train", NOW, BLOBS)
-        answers = iter(transport.receive(tickets))
-        next(answers)
-        os.kill(transport.pids[0], signal.SIGKILL)  # it is writing the next one, of which a pipe does not hold a tenth
-        rest = list(answers)
-        assert [answer.reply for answer in rest] == [BLOBS[client] * 10**6 for client in CLIENTS[1:]]
-        assert len(transport.used()[1]) == 1
-
-
-def test_one_that_dies_with_nothing_to_do_is_replaced_and_nothing_was_computed_again() -> None:
-    with started(Echo()) as transport:
-        asked(transport)
-        for pid in transport.pids:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.1)
-        assert len(asked(transport, "evaluate")) == 6 and transport.used()[1] == ()
-
-
-def test_a_client_on_which_processes_die_again_and_again_stops_the_run_in_a_sentence() -> None:
-    def die(client: ClientId, _: bytes) -> None:
-        if client == "3":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sentence = r"client 3, tune round 0: 3 worker processes .* died.* signal 9, perhaps for want of memory\. Lower resources\.workers"
-    with started(Echo(die)) as transport, pytest.raises(RunFailed, match=sentence):
-        asked(transport)
-
-
 # ---- what a client raises, prints and logs
 
 
@@ -430,79 +304,3 @@ def test_a_worker_computes_with_several_threads_after_its_parent_did() -> None:
             assert asked(transport) == EXPECTED
     finally:
         torch.set_num_threads(before)
-
-
-# ---- no process is left behind
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def test_closing_ends_them_also_in_the_middle_of_a_client() -> None:
-    with started(Echo(lambda client, _: time.sleep(60 if client == "5" else 0))) as transport:
-        tickets = transport.send("train", NOW, BLOBS)
-        next(iter(transport.receive(tickets)))
-        pids = transport.pids
-        assert len(pids) == 2
-    assert all(map(gone, pids))
-    transport.drop(tickets[-1:])
-    assert len(list(transport.receive(tickets))) == 4  # computed here
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_none_outlives_a_parent_that_is_killed(number: signal.Signals) -> None:
-    ours, theirs = os.pipe()
-    if not (parent := os.fork()):
-        transport = Workers(Echo(lambda client, _: time.sleep(60 if client == "5" else 0)), 2, at_once=True)  # pyright: ignore[reportArgumentType]
-        next(iter(transport.receive(transport.send("train", NOW, BLOBS))))
-        os.write(theirs, " ".join(map(str, transport.pids)).encode())
-        time.sleep(60)
-        os._exit(0)
-    pids = [int(pid) for pid in os.read(ours, 100).split()]
-    assert len(pids) == 2 and not any(map(gone, pids))
-    os.kill(parent, number)
-    os.waitpid(parent, 0)
-    deadline = time.monotonic() + 10
-    while not all(map(gone, pids)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert all(map(gone, pids))
-
-
-# ---- how many
-
-
-def most(cores: int, clients: int = 10, device: str = "cpu", by_itself: bool = True, **resources: Any) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_count, "cores", lambda: cores)
-        return most_workers(ResourceOptions(**resources), torch.device(device), clients, by_itself=by_itself)
-
-
-def test_by_default_there_is_one_for_each_core_and_no_more_than_clients() -> None:
-    assert (most(1), most(4), most(4, clients=3), most(8, threads=2), most(2, threads=4)) == (1, 4, 3, 4, 1)
-    assert most(4, device="cuda") == 1 and most(4, by_itself=False) == 1
-    assert most(4, workers=1) == 1 and most(4, workers=3) == 3 and most(4, by_itself=False, workers=3) == 3 and most(1, workers=1) == 1
-
-
-@pytest.mark.parametrize(
-    ("found", "sentence"),
-    [
-        ({"cores": 2, "workers": 3}, r"resources\.workers: got 3, expected at most 2, the CPU cores that this process may use; lower it"),
-        ({"cores": 4, "workers": 3, "threads": 2}, r"got 3, expected at most 2, .* over `resources\.threads` = 2"),
-        ({"cores": 1, "workers": 2, "threads": 2}, r"got 2, expected at most 1"),
-        ({"cores": 4, "workers": 2, "device": "cuda"}, r'got 2, expected 1 on `training\.device` = "cuda"'),
-    ],
-)
-def test_more_than_there_can_be_are_a_sentence(found: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        most(**found)
-
-
-def test_on_another_system_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert most(4) == 1
-    with pytest.raises(UserError, match="expected 1 on this system, where processes cannot be forked safely"):
-        most(4, workers=2)

@@ -5,131 +5,26 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..core.json_text import to_json
-from ..core.method import ClientView, Load, Received, Update, Work
+from ..core.method import Received
 from ..core.task import DELTA
 from ..core.trees import checksum
 from ..core.types import Round
 from ..core.wire import decode, encode, field_kinds, payload_bytes, tensors_of
-from ..data.federated import FederatedData
 from ..engine.checks import expected
 from ..engine.counting import TOKEN_BLOCKS
 from ..engine.simulator import SideBySide
 from ..engine.traffic import plan
-from .federation import KEY, Federation, Shuffled, Spy, client_view, federation, in_double, same
+from .federation import KEY, Shuffled, Spy, client_view, in_double, same
+from .returned import every_function_returns_what_it_must
+from .subject import KEPT, Subject, blobs, split, without_times
 
-KEPT = " on the server"
-"""Behind a client's name: what the server keeps of it."""
 WORK_BYTES = 32
 """Behind every answer: what the client did, see `engine.runtime.frame`."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A method under test, and what it is run on.
-
-    Attributes:
-        make: makes the method; twice the same.
-        task: makes a task as the method trains it; twice the same.
-        data: of at least three clients.
-        asks_everybody: some phase asks every client, so that none is left that never took part.
-    """
-
-    make: Callable[[], Any]
-    task: Callable[[], Any]
-    data: FederatedData
-    asks_everybody: bool = False
-
-    @cached_property
-    def one_task(self) -> Any:
-        """A task for all laws that do not write to it."""
-        return self.task()
-
-    def begun(self, **more: Any) -> Federation:
-        """A federation at its start, or where `more` says."""
-        return federation(self.make(), **{"task": self.one_task, "data": self.data, **more})
-
-    @cached_property
-    def finished(self) -> tuple[Federation, list[dict[str, bytes]], list[Any]]:
-        """A run to its end, the states at its start and after each round, and its records."""
-        world = self.begun()
-        moments, records = [blobs(world)], []
-        for step in world.run():
-            moments.append(blobs(world))
-            records.append(step.record)
-        return world, moments, records
-
-
-def blobs(world: Federation) -> dict[str, bytes]:
-    """The server's and every client's state, as bytes; under a client's name and `KEPT` what the server keeps of it."""
-    own = {client: world.states.get(client) or b"" for client in world.states.clients()}
-    return {"": encode(world.server), **own, **{client + KEPT: blob for client, blob in world.kept().items()}}
-
-
-def split(moment: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """The clients' states, and what the server keeps of them."""
-    kept = {name.removesuffix(KEPT): blob for name, blob in moment.items() if name.endswith(KEPT)}
-    return {name: blob for name, blob in moment.items() if name and not name.endswith(KEPT)}, kept
-
-
-def without_times(record: Any) -> dict[str, Any]:
-    """A round's record, but for seconds."""
-    return {name: value for name, value in asdict(record).items() if name not in ("seconds", "cpu_s", "compute_s")}
-
-
-def every_function_returns_what_it_must(subject: Subject) -> None:
-    """In the first round of each phase, for one client. Where a function raises an error, `a_run_reaches_its_end` says so."""
-    returned = _returned(subject)
-    while True:
-        try:
-            where, value, kind = next(returned)
-        except Exception:  # the end, or an error of the method's own
-            return
-        if kind is not None:
-            assert isinstance(value, kind), f"{where} is {type(value).__name__}, expected {kind.__name__}"
-            continue
-        try:
-            to_json(value)
-        except (TypeError, ValueError) as error:
-            raise AssertionError(f"{where}: expected values that JSON knows ({error})") from None
-
-
-def _returned(subject: Subject) -> Iterator[tuple[str, Any, type | None]]:
-    """What is looked at, its value, and the class that it must be of; None for JSON."""
-    method, task, client = subject.make(), subject.one_task, subject.data.clients[1]
-    server = method.init(task, KEY.fold("run", "init"))
-    yield "init: the result", server, method.server_state
-    state = method.init_client(task, client, KEY.fold("run", "init"))
-    yield "init_client: the result", state, method.client_state
-    for phase in method.phases:
-        now, where = Round(phase.name, 0, phase.num_rounds, 0), f"phase {phase.name!r}"
-        down = phase.broadcast(server, now)
-        yield f"{where}, broadcast: the result", down, phase.down
-        if phase.address is not None:
-            down = phase.address(server, down, client)
-            yield f"{where}, address: the result", down, phase.down
-        yield f"{where}, personalise: the result", method.personalise(down, state), Mapping
-        view = ClientView(client, task, subject.data.client(client), state, KEY.fold("client", client))
-        update = phase.client_update(view, down, now)
-        yield f"{where}, client_update: the result", update, Update
-        yield f"{where}, client_update: its message", update.message, phase.up
-        yield f"{where}, client_update: its state", update.state, method.client_state
-        yield f"{where}, client_update: its work", update.work, Work
-        yield f"{where}, client_update: its notes", update.notes, Mapping
-        yield f"{where}, client_update: its notes", dict(update.notes), None
-        server, state = phase.aggregate(server, [Received(client, update.message)], now), update.state
-        yield f"{where}, aggregate: the result", server, method.server_state
-        yield f"{where}, load: the result", method.load(10, now, 0.5), Load
-    yield "server_params: the result", method.server_params(server), Mapping
-    yield "summary: the result", method.summary(server), Mapping
-    yield "summary: the result", dict(method.summary(server)), None
 
 
 def a_run_reaches_its_end(subject: Subject) -> None:
