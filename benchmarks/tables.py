@@ -1,4 +1,4 @@
-"""Tables of docs/results.md from the runs of benchmarks/study.py.
+"""Tables of docs/results.md and docs/results-tables.md from the runs of benchmarks/study.py.
 
 python benchmarks/tables.py trial  --runs runs/study
 python benchmarks/tables.py sweeps --runs runs/study

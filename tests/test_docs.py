@@ -76,3 +76,10 @@ def test_every_script_that_the_documentation_names_exists():
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for script in re.findall(r"python ((?:benchmarks|tools)/\w+\.py)", path.read_text(encoding="utf-8")):
             assert (ROOT / script).is_file(), f"{path.name}: {script}"
+
+
+def test_the_results_lead_with_one_table_and_one_paragraph():
+    title, table, paragraph, *_ = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n\n")
+    assert title == "# Results"
+    assert table.startswith("<!-- generated: comparison-lead -->\n| method | mean rank |")
+    assert paragraph[0].isalpha()

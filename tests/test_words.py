@@ -17,7 +17,8 @@ from fibecfed.methods.catalogue import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 GLOSSARY = ROOT / "docs" / "glossary.md"
-PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "results.md")]
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.name.startswith("results"))
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 CODE = re.compile(r"```.*?```|`[^`\n]*`|\"\w+\"|^ +\w+(?:, \w+)*:(?= )|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 """What is a name, not a word: code, values in quotes, the attributes of a docstring, the targets of links."""
 

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import torch
 
+from fibecfed.comparison.report import overview
+from fibecfed.comparison.report import tables as report_tables
 from fibecfed.comparison.report.compact import from_lines
 from fibecfed.comparison.report.markdown import section
+from fibecfed.comparison.report.standing import standings
 from fibecfed.config import flat, from_table, keys, own_data_toml
 from fibecfed.core.method import Work
 from fibecfed.core.rng import Key
@@ -35,7 +38,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables  # noqa: E402
 
 METHOD_PAGES = tuple(f"docs/methods/{path.name}" for path in sorted((ROOT / "docs" / "methods").glob("*.md")))
-FILES = ("README.md", "docs/configuration.md", *METHOD_PAGES, "docs/results.md")
+FILES = ("README.md", "docs/configuration.md", *METHOD_PAGES, "docs/results.md", "docs/results-tables.md")
 OWN_DATA = "configs/my-data.toml"
 
 
@@ -146,10 +149,19 @@ def comparison(name: str) -> str:
     return section(from_lines(path)) if path.is_file() else "Not measured yet."
 
 
+def lead() -> str:
+    """The columns of "Methods over all tasks" that a reader asks for first."""
+    methods = overview.methods(standings(from_lines(ROOT / "benchmarks" / "results" / "comparison.jsonl")))
+    shown = ("method", "mean rank", "95 % interval", "personalised %", "global %", "MB per run", "steps per run")
+    rows = report_tables.without(methods, [name for name in methods.header if name not in shown])
+    return report_tables.to_markdown(rows).partition(f"{rows.note}\n\n")[2]
+
+
 PARTS = {
     "configuration": everything,
     "leaves-a-client": leaves_a_client,
     "by-aggregation": by_aggregation,
+    "comparison-lead": lead,
     "comparison": lambda: comparison("comparison"),
     "comparison-seeds": lambda: comparison("comparison-seeds"),
     "trial": lambda: tables.trial(tables.known("trial")),

@@ -19,7 +19,7 @@ def to_markdown(found: Standings, shown: Sequence[Table]) -> str:
 
 
 def section(comparison: ComparisonResults) -> str:
-    """The same for docs/results.md, without the title, the commit, and the tables of losses and of all runs."""
+    """The same for docs/results-tables.md, without the title, the commit, and the tables of losses and of all runs."""
     found = standings(comparison)
     shown = [table for table in all_tables(found) if table.name not in ("runs", "losses")]
     return "\n\n".join(_parts(found, shown, "**{}**", "###", without=("Commit",)))
