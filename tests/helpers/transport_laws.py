@@ -31,7 +31,7 @@ class Delayed(Around):
         return tickets
 
     def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
-        for ticket in sorted(tickets, key=lambda ticket: self._due[ticket]):
+        for ticket in sorted(tickets, key=lambda ticket: (self._due[ticket], ticket.number)):
             self.clock = max(self.clock, self._due[ticket])
             yield from super().receive((ticket,))
 

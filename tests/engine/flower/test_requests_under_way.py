@@ -48,6 +48,15 @@ def test_the_laws_of_transports_hold(takes_s: tuple[float, ...]) -> None:
     check_transport(connected(*takes_s)[0], BLOBS, FIRST)
 
 
+def test_answers_that_come_together_count_in_the_order_in_which_they_were_asked_for() -> None:
+    transport, grid = connected(1.0, 1.0, 1.0, 1.0)
+    pull = grid.pull_messages
+    grid.pull_messages = lambda numbers: sorted(pull(numbers), key=lambda message: message.metadata.dst_node_id, reverse=True)
+    order = ["b", "a", "d", "c"]
+    tickets = transport.send("train", FIRST, {name: BLOBS[name] for name in order}, 20.0)
+    assert [answer.ticket.client for answer in transport.receive(tickets)] == order
+
+
 def test_answers_come_in_the_order_of_arrival_and_nobody_waits_for_who_is_not_asked_about(clock: Clock) -> None:
     transport, _ = connected(8.0, 2.0, 0.0, 4.0)
     tickets = transport.send("train", FIRST, BLOBS, 20.0)

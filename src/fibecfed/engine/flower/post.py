@@ -101,11 +101,11 @@ class Post:
         ]
 
     def arrived(self, numbers: Collection[str]) -> Iterator[tuple[str, bytes | Failure]]:
-        """The replies that have come by now, each with the number of its request."""
-        for message in self._grid.pull_messages(list(numbers)) if numbers else ():
-            number = message.metadata.reply_to_message_id
-            if number in numbers:
-                yield number, _bytes_of(message)
+        """The replies that have come by now, each with the number of its request, in the order of `numbers`."""
+        come = {message.metadata.reply_to_message_id: message for message in self._grid.pull_messages(list(numbers))} if numbers else {}
+        for number in numbers:
+            if number in come:
+                yield number, _bytes_of(come[number])
 
     def opened(self, request: Request, blob: bytes) -> bytes | Failure:
         """The payload of a reply to `request`. Bytes that are no reply of ours are handed on as they are."""

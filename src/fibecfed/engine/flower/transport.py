@@ -220,9 +220,12 @@ class FlowerTransport:
         return self._post.request(ticket.action, ticket.client, ticket.now, errand.blobs[ticket.client])
 
     def _fetch(self) -> bool:
-        """Take in what has come: answers to requests, and to handshakes, which go to where they belong. Whether an answer was among it."""
+        """Take in what has come: answers to requests, and to handshakes, which go to where they belong. Whether an answer was among it.
+
+        Answers that have come together count in the order in which they were asked for, as in the simulator.
+        """
         found = False
-        for number, reply in self._post.arrived({*self._asked, *self._connections.under_way()}):
+        for number, reply in self._post.arrived([*self._asked, *self._connections.under_way()]):
             if number in self._asked:
                 letter, errand = self._asked.pop(number)
                 self._came[errand.ticket] = self._judged(letter, reply)
