@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from . import cli_trained
+from .cli_parts import Commands, Quiet, Verbose, path_argument, path_option
 from .core.errors import UserError
-from .core.files import CONFIG, FLOWER, expanded
+from .core.files import CONFIG, FLOWER
 from .core.streams import keep_streams, without_library_warnings
 from .core.terminal import escaped
 from .exits import DONE, FAILED, MISTAKE, console, exit_codes, say, terminated_like_interrupted, watched
@@ -27,18 +28,7 @@ if TYPE_CHECKING:
     from .config import Config
 
 
-class _Command(TyperCommand):
-    def get_help(self, ctx: Any) -> str:
-        """Older versions of typer escape brackets for rich, also where rich does not show them."""
-        return super().get_help(ctx).replace("\\[", "[")
-
-
-class _Typer(typer.Typer):
-    def command(self, *arguments: Any, **options: Any) -> Any:
-        return super().command(*arguments, **{"cls": _Command, **options})
-
-
-app = _Typer(
+app = Commands(
     name="fibecfed",
     help="Fine-tune language models on text that cannot leave its owners.",
     no_args_is_help=True,
@@ -48,8 +38,9 @@ app = _Typer(
 )
 
 
-flower = _Typer(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
+flower = Commands(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(flower, name="flower")
+cli_trained.add(app)
 
 
 class Topic(enum.StrEnum):
@@ -68,32 +59,20 @@ class Kind(enum.StrEnum):
     instruction = "instruction"
 
 
-def _argument(metavar: str, text: str) -> Any:
-    """A path; `~` is a home also where the shell leaves it as it is."""
-    return typer.Argument(metavar=metavar, parser=expanded, help=text, show_default=False)
-
-
-def _option(text: str, metavar: str = "PATH") -> Any:
-    return typer.Option(metavar=metavar, parser=expanded, help=text, show_default=False)
-
-
-_ConfigFile = Annotated[Path, _argument("CONFIG", "A TOML file; see configs/ and `fibecfed init`.")]
+_ConfigFile = Annotated[Path, path_argument("CONFIG", "A TOML file; see configs/ and `fibecfed init`.")]
 _Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Overrides keys of the file, e.g. federation.rounds=20 method.kind=lora.", show_default=False),
 ]
-
-_Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv: more.", show_default=False)]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")]
 
 
 @app.command()
 def run(
     config: _ConfigFile,
     overrides: _Overrides = None,
-    out: Annotated[Path | None, _option("Folder to write to. [default: runs/<file>-<method>-<seed>]")] = None,
-    verbose: _Verbose = 0,
-    quiet: _Quiet = False,
+    out: Annotated[Path | None, path_option("Folder to write to. [default: runs/<file>-<method>-<seed>]")] = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Train and write adapters, records and summary."""
     with exit_codes(), shown(verbose, quiet):
@@ -107,15 +86,15 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, _argument("DIR", "The folder of an interrupted run.")],
+    folder: Annotated[Path, path_argument("DIR", "The folder of an interrupted run.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE", help="New locations of moved files, e.g. data.path=new.csv model.name=models/bert.", show_default=False
         ),
     ] = None,
-    verbose: _Verbose = 0,
-    quiet: _Quiet = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Resume after a crash or Ctrl-C.
 
@@ -150,8 +129,8 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, _option("Folder to write to, or to resume in. [default: runs/<file>]")] = None,
-    verbose: _Verbose = 0,
+    out: Annotated[Path | None, path_option("Folder to write to, or to resume in. [default: runs/<file>]")] = None,
+    verbose: Verbose = 0,
 ) -> None:
     """Run methods x tasks x seeds in parallel.
 
@@ -202,7 +181,7 @@ def check(config: _ConfigFile, overrides: _Overrides = None) -> None:
 
 @app.command("report")
 def report_(
-    folder: Annotated[Path, _argument("DIR", "The folder of a comparison or a run.")],
+    folder: Annotated[Path, path_argument("DIR", "The folder of a comparison or a run.")],
     up_mbit: Annotated[float, typer.Option(help="Bandwidth from a client to the server, Mbit/s.")] = 10.0,
     down_mbit: Annotated[float, typer.Option(help="Bandwidth to a client, Mbit/s.")] = 50.0,
     latency_ms: Annotated[float, typer.Option(help="One-way latency, milliseconds.")] = 30.0,
@@ -215,8 +194,8 @@ def report_(
         list[str] | None,
         typer.Option(metavar="TASK=SCORE", help="Fixed target of a task, as the report shows its scores; repeatable."),
     ] = None,
-    out: Annotated[Path | None, _option("Folder to write the report to. [default: DIR]")] = None,
-    export: Annotated[Path | None, _option("Also write the numbers to one compact file.", "FILE")] = None,
+    out: Annotated[Path | None, path_option("Folder to write the report to. [default: DIR]")] = None,
+    export: Annotated[Path | None, path_option("Also write the numbers to one compact file.", "FILE")] = None,
 ) -> None:
     """Compare finished runs; write report.html.
 
@@ -255,7 +234,7 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
 
 @app.command()
 def init(
-    out: Annotated[Path, _option("File to write; it must not exist. [default: fibecfed.toml]")] = Path("fibecfed.toml"),
+    out: Annotated[Path, path_option("File to write; it must not exist. [default: fibecfed.toml]")] = Path("fibecfed.toml"),
     task: Annotated[Kind, typer.Option(help="What the data are: texts with classes, or prompts with answers.")] = Kind.classification,
 ) -> None:
     """Write a configuration for your own data."""
@@ -275,23 +254,23 @@ def init(
 
 @app.command()
 def client(
-    config: Annotated[Path, _option("The federation's configuration, the same file on every machine.")],
-    data: Annotated[Path, _option("This client's CSV, JSON lines or parquet file.")],
-    test_data: Annotated[Path | None, _option("A file with its test examples; without it, some of --data are held out.")] = None,
+    config: Annotated[Path, path_option("The federation's configuration, the same file on every machine.")],
+    data: Annotated[Path, path_option("This client's CSV, JSON lines or parquet file.")],
+    test_data: Annotated[Path | None, path_option("A file with its test examples; without it, some of --data are held out.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
-    socket: Annotated[Path, _option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
+    socket: Annotated[Path, path_option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
         "fibecfed.sock"
     ),
-    folder: Annotated[Path | None, _option("Folder for its states and its own model. [default: beside the socket]")] = None,
+    folder: Annotated[Path | None, path_option("Folder for its states and its own model. [default: beside the socket]")] = None,
     name: Annotated[
         str | None, typer.Option(help="The client's name, which must not change. [default: that of its folder, or a new one]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
-    verbose: _Verbose = 0,
+    verbose: Verbose = 0,
 ) -> None:
     """Run one client of a federation across machines.
 
@@ -320,7 +299,7 @@ def client(
 
 
 @flower.command("init")
-def flower_init(folder: Annotated[Path, _argument("FOLDER", "A new or empty folder.")]) -> None:
+def flower_init(folder: Annotated[Path, path_argument("FOLDER", "A new or empty folder.")]) -> None:
     """Write the Flower app of a federation and its configuration."""
     with exit_codes():
         from .deploy import folder as deploy_folder

@@ -174,7 +174,8 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     console.print(grid)
     for remark in remarks(summary):
         console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
-    hints = ["To classify text with a model, see the model card." if "classes" in summary else "To ask a model, see the model card."]
+    classify = f"To classify texts: {shlex.join(['fibecfed', 'predict', str(folder)])} FILE"
+    hints = [classify if "classes" in summary and (folder / "global").exists() else "To ask a model, see the model card."]
     if not (folder / FLOWER).is_file() and summary["method"] != "custom":  # neither can be run again from the file alone
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]

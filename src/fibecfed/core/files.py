@@ -142,6 +142,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """As `write_atomically`, for a file that must not be there: what another process writes there meanwhile stays.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: no space, no such folder, no right to write.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_atomically(aside, data)
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists() or path.is_symlink():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def is_aside(name: str) -> bool:
     """Whether a file is called as those that `write_atomically` writes aside: a process that is killed there leaves one behind."""
     return name.startswith(".") and name.endswith(".tmp")

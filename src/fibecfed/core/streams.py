@@ -56,6 +56,19 @@ def _lossy(number: int, before: Any) -> io.TextIOWrapper:
     )
 
 
+def write_output(data: bytes) -> None:
+    """Write results to standard output: what it cannot take is an error here, but for a reader that has gone.
+
+    Raises:
+        OSError: a full disk, or the like.
+    """
+    sys.stdout.flush()
+    kept = isinstance(getattr(sys.stdout.buffer, "raw", None), _Lossy)
+    with contextlib.suppress(BrokenPipeError), open(1, "wb", closefd=False) if kept else contextlib.nullcontext(sys.stdout.buffer) as file:
+        file.write(data)
+        file.flush()
+
+
 def without_library_warnings() -> None:
     """Drop what libraries announce to those who program with them: it says nothing to a user of the command line."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")

@@ -31,36 +31,46 @@ def looks_like(path: Path) -> str:
     return next((f" ({what})" for first, what in _FIRST_BYTES.items() if start.startswith(first)), "")
 
 
-def text_of(path: Path, packed: bool) -> tuple[str, str]:
-    """The text of a file, and its encoding.
+def bytes_of(path: Path, packed: bool) -> bytes:
+    """What is in a file, unpacked.
 
     Raises:
-        UserError: it cannot be read, is no text, or is in an encoding that its bytes do not tell.
+        UserError: it cannot be read.
     """
     try:
         data = path.read_bytes()
-        if packed:
-            data = gzip.decompress(data)
+        return gzip.decompress(data) if packed else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file ({error}). Compress it again, or rename it if it is not compressed.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Change its permissions, or copy it.") from None
+
+
+def text_of(source: str, data: bytes) -> tuple[str, str]:
+    """The text that bytes stand for, and its encoding.
+
+    Args:
+        source: where they come from, for errors.
+
+    Raises:
+        UserError: they are no text, or are in an encoding that they do not tell.
+    """
     for first, what in _FIRST_BYTES.items():
         if data.startswith(first):
-            raise UserError(f"{path}: expected text, got {what}.")
+            raise UserError(f"{source}: expected text, got {what}.")
     encoding, name = _encoding(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}, line {line}: byte {error.object[error.start]:#04x} at position {error.start:,} is not {name}, but perhaps Latin-1 or "
-            f"Windows-1252. Save it as UTF-8, or: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+            f"{source}, line {line}: byte {error.object[error.start]:#04x} at position {error.start:,} is not {name}, but perhaps Latin-1 "
+            f"or Windows-1252. Save it as UTF-8, or: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
         ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         perhaps = "it may be UTF-16 without its byte order mark"
-        raise UserError(f"{path}, line {line}: contains a NUL character, which text files do not; {perhaps}. Save it as UTF-8.")
+        raise UserError(f"{source}, line {line}: contains a NUL character, which text files do not; {perhaps}. Save it as UTF-8.")
     return text, name
 
 

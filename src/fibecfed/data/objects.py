@@ -43,10 +43,28 @@ def read_objects(source: str, text: str, wanted: Sequence[str]) -> ParsedTable:
     return _by_rows(source, _lines(source, text), wanted, "JSON lines")
 
 
-def _by_rows(source: str, rows: list[Any], wanted: Sequence[str], about: str) -> ParsedTable:
+def objects_in(source: str, text: str) -> list[dict[str, Any]]:
+    """The rows of a JSON or JSON-lines file, whole: with what else they hold.
+
+    Raises:
+        UserError: naming the line or row.
+    """
+    start, single = text.lstrip()[:1], _single(text)
+    if start == "{" and single is not None and (table := _by_columns(source, single, [canonical(name) for name in single])) is not None:
+        return [dict(zip(table.values, row, strict=True)) for row in zip(*table.values.values(), strict=True)]
+    rows = _whole(source, text) if start == "[" else _lines(source, text)
+    _reject_others(source, rows)
+    return rows
+
+
+def _reject_others(source: str, rows: list[Any]) -> None:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{source}, row {number}: got {type(row).__name__}, expected an object with the columns as keys.")
+
+
+def _by_rows(source: str, rows: list[Any], wanted: Sequence[str], about: str) -> ParsedTable:
+    _reject_others(source, rows)
     keys = dict.fromkeys(key for row in rows for key in row)
     values = {canonical(key): [row.get(key) for row in rows] for key in keys if canonical(key) in wanted}
     return ParsedTable([canonical(key) for key in keys], values, about)

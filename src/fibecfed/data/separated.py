@@ -26,12 +26,14 @@ class Cells:
         rows: below it, each as long as the header.
         about: how it was read, in a few words.
         notes: what the reader has to be told about it.
+        separator: the character between values.
     """
 
     header: list[str]
     rows: list[list[str]]
     about: str
     notes: tuple[str, ...] = ()
+    separator: str = ","
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,19 @@ def read_separated(source: str, text: str, wanted: Sequence[str], preferred: str
     quoted = _parsed(text, separator, csv.QUOTE_MINIMAL)
     about = f"separated by {SEPARATORS[separator]}"
     if '"' not in text:
-        return Cells(header, _sound(source, quoted).rows, about)
+        return Cells(header, _sound(source, quoted).rows, about, separator=separator)
     columns = [header.index(name) for name in wanted if name in header]
     literal = _literal(text, separator, columns)
     if literal is not None and (quoted.problem or (separator == "\t" and _are_parts_of_texts(quoted, literal, columns))):
         rows = [number for number, row in enumerate(literal.rows, start=1) if any(value[:1] == '"' for value in row)]
         note = f"{source}: quotation marks are read as parts of the texts, not as enclosing them (rows {listed(rows)} begin with one)"
-        return Cells(header, literal.rows, f"{about}, without quoting", (note,) if rows else ())
+        return Cells(header, literal.rows, f"{about}, without quoting", (note,) if rows else (), separator)
     notes: tuple[str, ...] = ()
     if quoted.problem or any(_spaced_quote(row[column]) for row in quoted.rows for column in columns):
         spaced = _parsed(text, separator, csv.QUOTE_MINIMAL, skip_spaces=True)
         if not spaced.problem and re.search(f'{re.escape(separator)} +"', text):
             quoted, notes = spaced, (f"{source}: spaces after separators are ignored, since quotation marks follow them",)
-    return Cells(header, _sound(source, quoted).rows, about, (*notes, *_swallowed(source, text, separator, quoted)))
+    return Cells(header, _sound(source, quoted).rows, about, (*notes, *_swallowed(source, text, separator, quoted)), separator)
 
 
 def _separator(source: str, text: str, wanted: Sequence[str], preferred: str) -> tuple[str, list[str]]:

@@ -17,14 +17,14 @@ import pyarrow.parquet
 
 from ..core.errors import UserError
 from ..core.files import TOO_LONG, kind_of
-from .encoding import looks_like, text_of
+from .encoding import bytes_of, looks_like, text_of
 from .names import canonical, listed, shown
 from .objects import ParsedTable, read_objects
 from .separated import read_separated
 from .values import Columns, RawSplit, raw_split
 
 EXTENSIONS = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
-_SEPARATED = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+SEPARATED = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _KEYS = "`data.text_column`, `data.pair_column`, `data.label_column` or `data.client_column`"
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,14})")
 _NUMBER = re.compile(r"-?((0|[1-9][0-9]{0,14})(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -53,24 +53,14 @@ def read_table(path: Path, wanted: Sequence[str]) -> ParsedTable:
     Raises:
         UserError: no such file, an extension that is not one of `EXTENSIONS`, or a file that cannot be read or is empty.
     """
-    kind = kind_of(path)
-    if kind != "a file":
-        what = "does not exist" if kind is None else f"is {kind}"
-        way_out = "correct `data.path` or `data.test_path`"
-        if kind not in (None, "a folder", TOO_LONG):
-            way_out = "write what it gives to a file first"
-        raise UserError(f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); {way_out}.")
-    extension = _extension(path)
-    if extension not in EXTENSIONS:
-        wanted_ones = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
-        way_out = "Convert it, or rename it if it is one of these."
-        raise UserError(f"{path}: got a file ending in {path.suffix!r}{looks_like(path)}, {wanted_ones}. {way_out}")
+    reject_unreadable(path, "correct `data.path` or `data.test_path`")
+    extension = extension_of(path)
     source = str(path)
     if extension == ".parquet":
         return _read_parquet(path, wanted)
-    text, encoding = text_of(path, _is_packed(path))
-    if extension in _SEPARATED:
-        cells = read_separated(source, text, wanted, _SEPARATED[extension])
+    text, encoding = text_of(source, bytes_of(path, is_packed(path)))
+    if extension in SEPARATED:
+        cells = read_separated(source, text, wanted, SEPARATED[extension])
         _reject_twice(source, wanted, cells.header)
         at = {name: cells.header.index(name) for name in wanted if name in cells.header}
         values = {name: [row[column] for row in cells.rows] for name, column in at.items()}
@@ -80,16 +70,39 @@ def read_table(path: Path, wanted: Sequence[str]) -> ParsedTable:
     return replace(found, about=f"{found.about}, {encoding}")
 
 
-def _is_packed(path: Path) -> bool:
+def reject_unreadable(path: Path, way_out: str) -> None:
+    """Reject what is no file, or not of a kind that is read here.
+
+    Args:
+        way_out: what to do where there is no such file.
+
+    Raises:
+        UserError: no file, or an extension that is not one of `EXTENSIONS`.
+    """
+    kind = kind_of(path)
+    if kind != "a file":
+        what = "does not exist" if kind is None else f"is {kind}"
+        if kind not in (None, "a folder", TOO_LONG):
+            way_out = "write what it gives to a file first"
+        raise UserError(f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); {way_out}.")
+    if extension_of(path) not in EXTENSIONS:
+        wanted_ones = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
+        way_out = "Convert it, or rename it if it is one of these."
+        raise UserError(f"{path}: got a file ending in {path.suffix!r}{looks_like(path)}, {wanted_ones}. {way_out}")
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, by its name."""
     return path.suffix.lower() == ".gz"
 
 
-def _extension(path: Path) -> str:
-    return (path.with_suffix("") if _is_packed(path) else path).suffix.lower()
+def extension_of(path: Path) -> str:
+    """The extension of a file, without .gz, in small letters."""
+    return (path.with_suffix("") if is_packed(path) else path).suffix.lower()
 
 
 def _is_separated(path: Path) -> bool:
-    return _extension(path) in _SEPARATED
+    return extension_of(path) in SEPARATED
 
 
 def _reject_twice(source: str, wanted: Sequence[str], present: Sequence[str]) -> None:

@@ -126,7 +126,10 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not canonical(value)) or (isinstance(value, float) and math.isnan(value))
 
 
-def all_missing(source: str, column: str, what: str, rows: list[int], values: list[Any]) -> str:
+_FILL_IN = "fill it in, remove the row, or set data.skip_empty = true"
+
+
+def all_missing(source: str, column: str, what: str, rows: list[int], values: list[Any], way_out: str = _FILL_IN) -> str:
     """Every row without a value at once, so that they can be filled in in one go. `what` is "text", "answer" or "label"."""
     first = values[rows[0]]
     empty = "missing" if what == "label" else "empty"
@@ -135,19 +138,31 @@ def all_missing(source: str, column: str, what: str, rows: list[int], values: li
     are, name = ("is", "row") if more == 1 else ("are", "rows")
     others = f"{more:,} of the other {len(values) - 1:,} ({name} {listed((row + 1 for row in rows[1:]), 8)})"
     rest = f", and so {are} {others}" if more else ""
-    way_out = "fill it in, remove the row, or set data.skip_empty = true"
     return (
         f"{where_in(source, column, rows[0])}: the {what} is {how}{rest}. Expected {'a class' if what == 'label' else 'text'}; {way_out}."
     )
 
 
-def _texts(where: Located, column: str, values: list[Any]) -> list[str]:
+def texts_in(source: str, column: str, values: list[Any], option: str) -> list[str]:
+    """Texts of a column that is read without labels.
+
+    Args:
+        option: of the command line, which names the column.
+
+    Raises:
+        UserError: a value that is missing, or no text.
+    """
+    if rows := [row for row, value in enumerate(values) if is_missing(value)]:
+        raise UserError(all_missing(source, column, "text", rows, values, "fill it in, or remove the row"))
+    return _texts(Located(source, range(len(values))), column, values, option)
+
+
+def _texts(where: Located, column: str, values: list[Any], keys: str = "`data.text_column` or `data.pair_column`") -> list[str]:
     for row, value in enumerate(values):
         if not isinstance(value, str):
             kind = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
             raise UserError(
-                f"{where(column, row)}: got {shown(value)} ({kind}), expected text. "
-                f"Is {shown(column)} the column of the texts? Set `data.text_column` or `data.pair_column`."
+                f"{where(column, row)}: got {shown(value)} ({kind}), expected text. Is {shown(column)} the column of the texts? Set {keys}."
             )
         reject_halves(where, column, row, value)
     return values

@@ -1,0 +1,38 @@
+"""What the commands share: the kind of program they are parts of, and arguments that several of them take."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from .core.files import expanded
+
+
+class _Command(TyperCommand):
+    def get_help(self, ctx: Any) -> str:
+        """Older versions of typer escape brackets for rich, also where rich does not show them."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+class Commands(typer.Typer):
+    """A group of commands."""
+
+    def command(self, *arguments: Any, **options: Any) -> Any:
+        """As typer has it."""
+        return super().command(*arguments, **{"cls": _Command, **options})
+
+
+def path_argument(metavar: str, text: str) -> Any:
+    """A path; `~` is a home also where the shell leaves it as it is."""
+    return typer.Argument(metavar=metavar, parser=expanded, help=text, show_default=False)
+
+
+def path_option(text: str, metavar: str = "PATH") -> Any:
+    """As `path_argument`, for an option."""
+    return typer.Option(metavar=metavar, parser=expanded, help=text, show_default=False)
+
+
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv: more.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but warnings and errors.")]

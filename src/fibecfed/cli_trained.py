@@ -1,0 +1,87 @@
+"""The commands that use what a run trained.
+
+What takes seconds to import (torch, transformers) is imported inside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_parts import Commands, path_argument, path_option
+from .exits import exit_codes, say
+
+_Run = Annotated[Path, path_argument("RUN", "The folder of a finished run.")]
+_Client = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Use this client's own model. [default: the global one]", show_default=False)
+]
+_Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="The base model, if it was moved since. [default: as in the run's configuration]", show_default=False
+    ),
+]
+_Text = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the (first) text. [default: as in the run's configuration]", show_default=False),
+]
+_Pair = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Column of the second text, for models that read two. [default: likewise]", show_default=False),
+]
+_Device = Annotated[str, typer.Option(metavar="NAME", help="Device to compute on: auto, cpu, cuda, cuda:1 or the like, or mps.")]
+
+
+def add(app: Commands) -> None:
+    """Add them to a program."""
+    for command in (predict,):
+        app.command()(command)
+
+
+def predict(
+    run: _Run,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A CSV, TSV, JSON, JSON lines or parquet file; -: standard input.", show_default=False)
+    ],
+    client: _Client = None,
+    out: Annotated[Path | None, path_option("File to write; it must not exist. [default: standard output]", "FILE")] = None,
+    text_column: _Text = None,
+    pair_column: _Pair = None,
+    base: _Base = None,
+    device: _Device = "auto",
+) -> None:
+    """Predict the class of each text of a file.
+
+    Writes the same rows, in their order and format, with the columns predicted_label and probability_CLASS.
+    """
+    with exit_codes():
+        from .trained.model import load
+        from .trained.predict import TextColumns, predict_file, reject_taken
+
+        reject_taken(out, file)
+        model = load(run, client, base=base, device=device, what="predict")
+        _tell(model.found.note)
+        for note in predict_file(model, file, out, TextColumns(text_column, pair_column), _bar):
+            _tell(note)
+
+
+def _tell(note: str | None) -> None:
+    if note is not None:
+        say(f"note: {note}")
+
+
+def _bar(batches: Iterable[list[int]], count: int) -> Iterable[list[int]]:
+    """Progress on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("texts", total=count)
+        for batch in batches:
+            yield batch
+            progress.advance(bar, len(batch))

@@ -1,0 +1,93 @@
+"""Models that runs saved: the base model with an adapter from a folder, as weights of plain transformers where they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextClassificationPipeline
+
+from ..core.errors import UserError
+from ..core.rng import Key
+from .base_models import Source, load_config, load_model
+from .export import add_delta
+from .objectives import ClassHead, ClassObjective
+from .own_adapters import TABLE, load_adapter
+from .tokenizers import load_tokenizer
+from .transformer_task import TransformerTask
+
+
+def saved_tokenizer(source: Source, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in an adapter's folder; that of the base model beside adapters of version 0.1, which have none."""
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder, padding_side="right", local_files_only=True)
+    return load_tokenizer(source, load_config(source))
+
+
+def can_merge(folder: Path) -> bool:
+    """Whether an adapter can become part of the base model's weights: LoRA can; bottlenecks, prefixes and prompts cannot."""
+    return not (folder / TABLE).is_file()
+
+
+def load_task(
+    source: Source, folder: Path, objective: ClassObjective, *, pad_token_id: int, dropout: float, device: torch.device
+) -> TransformerTask:
+    """The base model with the adapter of a folder, as a task in float32; LoRA is merged into the weights.
+
+    Raises:
+        UserError: a base model that cannot be had, or an adapter that is damaged or does not fit it.
+    """
+    model, _ = load_model(source, objective=objective, pad_token_id=pad_token_id, dropout=dropout, key=Key(0))
+    if not can_merge(folder):
+        return TransformerTask(load_adapter(model, folder).model, device=device)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, local_files_only=True)
+        add_delta(adapted, folder)
+        merged: Any = adapted.merge_and_unload()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{folder}: the adapter could not be loaded into {source.published} ({said}), expected one that fibecfed saved for this model; "
+            "restore the folder from a backup, or resume the run without its summary.json"
+        ) from error
+    # a task needs something to train; nothing is
+    merged.requires_grad_(False)
+    min(merged.parameters(), key=Tensor.numel).requires_grad_(True)
+    return TransformerTask(merged, objective=objective, device=device)
+
+
+def plain_model(task: TransformerTask, labels: Sequence[str]) -> Any:
+    """The merged model of a task as transformers has it, with the names of the classes in its configuration.
+
+    Raises:
+        UserError: its own call computes something else than the task.
+    """
+    model: Any = task.model
+    model.requires_grad_(False)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {name: place for place, name in enumerate(labels)}
+    model.config.problem_type = "single_label_classification"
+    return model.eval()
+
+
+@torch.no_grad()
+def differs(task: TransformerTask, batch: Mapping[str, Tensor]) -> float:
+    """The largest difference between the class probabilities of a task and those of its model's own call on a batch of texts."""
+    model: Any = task.model
+    inputs = {name: value.to(task.device) for name, value in batch.items() if name != "labels"}
+    ours, own = task.logits(task.params(), batch), model(**inputs).logits.float()
+    return float((ours.softmax(-1) - own.softmax(-1)).abs().max())
+
+
+def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextClassificationPipeline:
+    """A pipeline that cuts texts where training did."""
+    found: Any = TextClassificationPipeline(model=model, tokenizer=tokenizer, truncation=True, max_length=max_length, padding=False)
+    return found
+
+
+__all__ = ["ClassHead", "can_merge", "differs", "load_task", "pipeline_of", "plain_model", "saved_tokenizer"]
