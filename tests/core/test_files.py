@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fibecfed.core.files import write_all, write_atomically
+from fibecfed.core.files import write_all, write_atomically, write_new
 
 
 def test_the_new_content_replaces_the_old_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -61,3 +61,26 @@ def test_data_is_flushed_before_it_gets_its_name_and_the_folder_after(tmp_path: 
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new))[1])
     write_atomically(tmp_path / "a", b"1")
     assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_new_file_is_whole_and_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_new(path, b"mine")
+    assert path.read_bytes() == b"mine"
+    for there in (path, tmp_path / "link"):
+        if there != path:
+            there.symlink_to("nowhere")
+        with pytest.raises(FileExistsError):
+            write_new(there, b"yours")
+    assert path.read_bytes() == b"mine" and sorted(one.name for one in tmp_path.iterdir()) == ["a", "link"]
+
+
+def test_a_new_file_on_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    write_new(tmp_path / "a", b"mine")
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "a", b"yours")
+    assert (tmp_path / "a").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,17 @@ def test_a_program_ends_well_whatever_takes_its_output(state: str, encoding: str
         sign = {"utf-8": "±", "latin-1": "±", "ascii": "\\xb1"}[encoding]
         lines = (tmp_path / "out").read_bytes().decode(encoding).splitlines()
         assert lines[-2:] == [f"a line {sign} of text 19999", "of a child"] and len(lines) == 20001
+
+
+def test_results_that_standard_output_cannot_take_are_an_error() -> None:
+    code = (
+        "from fibecfed.core.streams import keep_streams, write_output\n"
+        "keep_streams()\n"
+        "try:\n    write_output(b'x' * 100_000)\n"
+        "except OSError as error:\n    raise SystemExit(str(error.strerror))\n"
+    )
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.strip()) == (1, "No space left on device")
+    gone = subprocess.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | true", shell=True, capture_output=True, text=True)
+    assert (gone.returncode, gone.stderr) == (0, "")

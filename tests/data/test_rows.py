@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fibecfed.core.errors import UserError
-from fibecfed.data.rows import Rows, packed_like, read_rows
+from fibecfed.data.rows import FileRows, packed_like, read_rows
 from fibecfed.data.user_files import read_table
 
 NEW = {"predicted_label": ["a", "b"], "probability_a": [0.123456789, 1e-12]}
@@ -27,7 +27,7 @@ def written(tmp_path: Path, name: str, data: str | bytes) -> str:
     return str(path)
 
 
-def rows(tmp_path: Path, name: str, data: str | bytes) -> Rows:
+def rows(tmp_path: Path, name: str, data: str | bytes) -> FileRows:
     return read_rows(written(tmp_path, name, data), "text")
 
 
@@ -78,7 +78,7 @@ def test_parquet_keeps_its_types_and_exact_numbers(tmp_path: Path) -> None:
     )
 )
 def test_whatever_csv_holds_is_there_afterwards(cells: list[tuple[str, str]]) -> None:
-    found = Rows("x.csv", "separated", ["text", "other"], [list(row) for row in cells])
+    found = FileRows("x.csv", "separated", ["text", "other"], [list(row) for row in cells])
     data = found.with_columns({"p": ["v"] * len(cells)})
     again = list(csv.reader(io.StringIO(data.decode(), newline="")))
     assert again == [["text", "other", "p"], *([*row, "v"] for row in cells)]

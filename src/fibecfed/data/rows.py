@@ -30,7 +30,7 @@ Form = Literal["separated", "lines", "list", "parquet"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class FileRows:
     """The rows of a file.
 
     Attributes:
@@ -111,7 +111,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def read_rows(file: str, text_column: str) -> Rows:
+def read_rows(file: str, text_column: str) -> FileRows:
     """The rows of a CSV, TSV, JSON, JSON lines or parquet file, `.gz` behind an extension unpacked; of `STDIN`, whose first bytes tell what
     it is.
 
@@ -138,24 +138,24 @@ def read_rows(file: str, text_column: str) -> Rows:
     return rows
 
 
-def _text(source: str, data: bytes, extension: str, text_column: str) -> Rows:
+def _text(source: str, data: bytes, extension: str, text_column: str) -> FileRows:
     text, _ = text_of(source, data)
     if extension in SEPARATED:
         cells = read_separated(source, text, [text_column], SEPARATED[extension])
-        return Rows(source, "separated", cells.header, cells.rows, cells.separator, cells.notes)
+        return FileRows(source, "separated", cells.header, cells.rows, cells.separator, cells.notes)
     if not text.strip():
         raise UserError(f"{source}: the file is empty, expected one object per line, or a list of them.")
     objects = objects_in(source, text)
     names = list(dict.fromkeys(canonical(key) for row in objects for key in row))
-    return Rows(source, "list" if text.lstrip()[0] == "[" or extension == ".json" else "lines", names, objects)
+    return FileRows(source, "list" if text.lstrip()[0] == "[" or extension == ".json" else "lines", names, objects)
 
 
-def _parquet(source: str, data: bytes) -> Rows:
+def _parquet(source: str, data: bytes) -> FileRows:
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: cannot be read as parquet: {shown(str(error))[1:-1]}. Write it again.") from None
-    return Rows(source, "parquet", [canonical(name) for name in table.column_names], table)
+    return FileRows(source, "parquet", [canonical(name) for name in table.column_names], table)
 
 
 def packed_like(out: Path, data: bytes) -> bytes:

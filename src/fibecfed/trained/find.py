@@ -20,7 +20,7 @@ from ..saving import folder_names
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundModel:
     """A saved model.
 
     Attributes:
@@ -40,7 +40,7 @@ class Found:
     note: str | None = None
 
 
-def find(run: str | Path, client: ClientId | None = None, base: str | None = None) -> Found:
+def find(run: str | Path, client: ClientId | None = None, base: str | None = None) -> FoundModel:
     """The global model of a run, or that of one of its clients.
 
     Args:
@@ -67,7 +67,7 @@ def find(run: str | Path, client: ClientId | None = None, base: str | None = Non
     folder, note = run / "global", None
     if client is not None:
         folder, note = _of_client(run, client, header.get("partition", {}), config)
-    return Found(run, folder, client, config, files, note)
+    return FoundModel(run, folder, client, config, files, note)
 
 
 def _reject_other_folders(run: Path) -> None:
@@ -112,7 +112,7 @@ def _nearest(client: str, known: Sequence[str]) -> str:
     return f"expected a client of the run: {listed(known, 20)}"
 
 
-def reject_answers(found: Found, what: str) -> None:
+def reject_answers(found: FoundModel, what: str) -> None:
     """Reject a model that writes answers.
 
     Args:

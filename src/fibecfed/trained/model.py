@@ -30,7 +30,7 @@ from ..models.objectives import ClassHead
 from ..models.precision import choose_device
 from ..models.saved import load_task, saved_tokenizer
 from ..models.transformer_task import TransformerTask
-from .find import Found, find, reject_answers
+from .find import FoundModel, find, reject_answers
 
 BATCH = 64
 """Texts of a batch."""
@@ -53,7 +53,7 @@ class TrainedModel:
         prompt: template and words, if the model has no head of its own.
     """
 
-    found: Found
+    found: FoundModel
     source: Source
     labels: tuple[str, ...]
     task: TransformerTask
@@ -147,7 +147,7 @@ def load(
     return TrainedModel(found, source, labels, task, tokenizer, prompt)
 
 
-def _reject_other_weights(found: Found, source: Source) -> None:
+def _reject_other_weights(found: FoundModel, source: Source) -> None:
     now = sorted(sha256_of(path) for path in source.files)
     if found.files and now and now != sorted(found.files.values()):
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.errors import RunFailed, UserError
 from ..core.files import expanded, write_new
 from ..core.streams import write_output
-from ..data.rows import Rows, packed_like, read_rows
+from ..data.rows import FileRows, packed_like, read_rows
 from ..data.user_files import extension_of
 from .model import TrainedModel, Watch
 
@@ -29,7 +29,7 @@ class TextColumns:
     pair: str | None = None
 
 
-def read_texts(model: TrainedModel, file: str, columns: TextColumns) -> tuple[Rows, list[str], list[str] | None]:
+def read_texts(model: TrainedModel, file: str, columns: TextColumns) -> tuple[FileRows, list[str], list[str] | None]:
     """A file's rows, their texts, and their second texts where the model reads two.
 
     Raises:
