@@ -81,6 +81,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "curriculum": {"scoring": "training"},
     },
     "depth by position, exact": {"layers": {"rule": "all"}, "depth": 0.5, "depth_rule": "last", "aggregation": "exact"},
+    "lora, depth by Fisher information, then personal": {"kind": "lora", "depth": 1, "finetune": True},
+    "lora, depth by coverage, exact, personal head": {
+        "kind": "lora",
+        "depth": 0.3,
+        "depth_rule": "coverage",
+        "aggregation": "exact",
+        "head": "personal",
+    },
+    "fedadam, depth by position": {"kind": "fedadam", "depth": 0.5, "depth_rule": "last"},
+    "scaffold, depth by Fisher information": {"kind": "scaffold", "depth": 1},
+    "local, depth by position": {"kind": "local", "depth": 1, "depth_rule": "last"},
+    "ffa-lora, depth by position": {"kind": "ffa-lora", "depth": 1, "depth_rule": "last"},
     "agreement": {"layers": {"rule": "agreement", "after": 1, "refresh": 3}, "head": "agreement"},
     "agreement, all rules": {
         "layers": {"rule": "agreement", "after": 1, "refresh": 0},
@@ -112,6 +124,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hetlora": {"kind": "hetlora", "min_rank": 1, "decay": 0.5, "penalty": 10.0},
 }
 FIRST = [variant for variant in VARIANTS if variant.startswith("importance in the first round")]
+DEPTH = [variant for variant in VARIANTS if ", depth by" in variant and "by position, exact" not in variant]
 _SCORES = "not everything is shared: some layers stay on the client, and are trained in part"
 EXEMPT: dict[str, dict[str, str]] = {
     "consecutive": {
@@ -134,6 +147,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,
         **dict.fromkeys(("fedavgm", "fedadam", "fedyogi"), "its server takes another step than to the mean"),
+        **dict.fromkeys(DEPTH, "which blocks are trained comes with the message"),
         "scaffold": "its steps are corrected by what it remembers",
         "slora": "between its stages the model is put into another form",
     },
@@ -141,7 +155,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "lora, then personal": "its last phase asks everybody",
         "lora-finetune": "its last phase asks everybody",
         "ffa on global layers, personal head, then personal": "its last phase asks everybody",
-        "fedpeptao": "its first phase asks everybody",
+        **dict.fromkeys(["fedpeptao", *(one for one in DEPTH if "position" not in one)], "its first phase asks everybody"),
         "importance in the first round, last layers, exact": "its last phase asks everybody",
         "depth by coverage, all rules": "its last phase asks everybody",
         "agreement, all rules": "its last phase asks everybody",
@@ -198,6 +212,7 @@ OPEN = {
     **dict.fromkeys(("agreement", "agreement, all rules"), "training says which layers stay on the clients"),
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
     "importance in the first round, layer_gap, depth": "the Fisher information says how many blocks are trained",
+    "lora, depth by coverage, exact, personal head": "the Fisher information of the clients says how many blocks are trained",
     "hetlora": "training says whose rank falls",
 }
 """Variant -> why the sizes of its messages are not known before the run."""
@@ -230,7 +245,7 @@ def test_the_steps_of_a_round_are_foretold(variant: str):
             assert world.method.load(len(DATA.client(client).train), now, 0.5).steps == steps, f"{record.phase} round {record.index}"
 
 
-LEAVE_A_LOWER_PART = ("depth by Fisher information", "depth by coverage, all rules", "depth by position, exact", "lpt")
+LEAVE_A_LOWER_PART = ("depth by Fisher information", "depth by coverage, all rules", "depth by position, exact", "lpt", *DEPTH)
 
 
 @pytest.mark.parametrize("budget", [2**22, 3_000])
@@ -254,7 +269,11 @@ def test_kept_activations_change_no_bit(variant: str, budget: int):
         assert task.lower_blocks is not None and task.lower_blocks.found > 0
 
 
-FROZEN: dict[str, tuple[str, ...]] = {"ffa-lora": ("lora_A",), "depth by position, exact": ("layer.0.",)}
+FROZEN: dict[str, tuple[str, ...]] = {
+    "ffa-lora": ("lora_A",),
+    "ffa-lora, depth by position": ("lora_A", "layer.0."),
+    **dict.fromkeys(("depth by position, exact", "fedadam, depth by position", "local, depth by position"), ("layer.0.",)),
+}
 """Variant -> parts of the names of tensors that it never trains."""
 HALF_OF_THE_ROWS = ("fibecfed", "published order", "closing round", "random throughout")
 """Variants that train half of the rows of each tensor that stays on a client."""

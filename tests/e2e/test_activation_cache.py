@@ -18,6 +18,7 @@ from fibecfed.build import prepare
 from fibecfed.core.errors import UserError
 
 UPPER = {"kind": "fibecfed", "depth": 1, "depth_rule": "last", "score_after": 1}
+LORA = {"kind": "lora", "depth": 1, "depth_rule": "last"}
 LATE = {"kind": "lpt", "adapter": {"num_tokens": 3, "size": 4}}
 
 
@@ -66,7 +67,7 @@ def test_a_run_resumed_with_another_budget_goes_on_to_the_same_end(folder: Path,
     assert facts(tmp_path / "run") == facts(tmp_path / "whole") and adapter_files(tmp_path / "run") == adapter_files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", [UPPER, LATE, {**UPPER, "curriculum": {"scoring": "training", "beta": 0.5}}])
+@pytest.mark.parametrize("method", [UPPER, LATE, {**LORA, "finetune": True}, {**UPPER, "curriculum": {"scoring": "training", "beta": 0.5}}])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_check_says_what_the_cache_will_hold(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], epochs: int
@@ -118,6 +119,9 @@ def test_a_budget_that_holds_no_batch_is_a_sentence_before_anything_is_written(f
         ({"depth": 1.5}, r"method\.depth: got 1\.5, expected"),
         ({"depth": "half"}, r'method\.depth: got "half", expected'),
         ({"depth": 2, "depth_rule": "coverage"}, r'method\.depth: got 2 with `method\.depth_rule` = "coverage", expected a fraction'),
+        ({"kind": "lora", "depth": 3}, r"method\.depth: got 3 blocks, expected at most 2"),
+        ({"kind": "hetlora", "depth": 1}, r'method\.depth: got a key of fibecfed, lora, .* which method\.kind = "hetlora" does not have'),
+        ({"kind": "lpt", "depth": 1}, r'method\.depth: got a key of .* which method\.kind = "lpt" does not have; remove it'),
         ({"depth_rule": "last"}, r'method\.depth_rule: got "last" without `method\.depth`'),
         ({"depth": 1, "depth_rule": "upper"}, r'method\.depth_rule: got "upper", expected'),
     ],

@@ -35,13 +35,18 @@ FIRST, SECOND, RESIDUAL = "first/", "second/", "residual/"
 class ServerModel:
     """The server's state: all trainable tensors, and what the aggregation remembers.
 
-    maps: weight, A and B of every LoRA map in turn, and scaling: alpha / r; both for exact aggregation alone.
+    maps: weight, A and B of every LoRA map in turn, and scaling: alpha / r; both for exact aggregation alone. tensor_layers: where not
+    every block is trained, the layer of each tensor of `params` in sorted order, -1 for the head; trained: blocks that are trained, none
+    where all are or they are not chosen yet; information: "blocks" = Fisher information of each, 0 until measured, where it decides.
     """
 
     params: Tensors
     extra: Tensors = field(default_factory=dict[str, Tensor])
     maps: tuple[str, ...] = ()
     scaling: float = 1.0
+    tensor_layers: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
+    information: Tensors = field(default_factory=dict[str, Tensor])
 
 
 class Aggregation(Protocol):

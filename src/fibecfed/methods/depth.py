@@ -6,23 +6,26 @@ The others stay as pre-trained: their tensors are neither updated nor sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..core.method import ClientView, Phase, Received, Update
+from ..core.method import ClientView, Load, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task
-from ..core.types import Round
+from ..core.types import Params, Round
 from ..core.wire import message
 from ..local import selection
 from ..local.batches import PASS_BATCH, batches
 from ..local.fisher import fisher_pass
-from .options import FibecFedOptions
+from ..local.options import LayerOptions
+from .options import DepthParts
+from .parts import of_layers
 
-PHASE = "depth"
+PHASE, BLOCKS = "depth", "blocks"
 
 
 @message
@@ -60,10 +63,25 @@ class Depth:
         """Whether it must be measured."""
         return self.rule in ("fisher", "coverage")
 
-    def phase(self, choose: Callable[[Any, Sequence[Received[Information]], Round], Any]) -> Phase[Any, Any, Any, Any]:
-        """The phase that measures; `choose` makes the server's next state of the answers."""
+    def phase(
+        self, choose: Callable[[Any, Sequence[Received[Information]], Round], Any], num_blocks: Callable[[Any], int]
+    ) -> Phase[Any, Any, Any, Any]:
+        """The phase that measures.
+
+        Args:
+            choose: makes the server's next state of the answers.
+            num_blocks: of the model, given the server's state.
+        """
         row = (PHASE, 1, self.clients, AskInformation, Information, _ask, self._measure, choose)
-        return Phase(*row, template=_template, trains=False)
+        return Phase(*row, template=partial(_template, num_blocks), trains=False)
+
+    def load(self, size: int) -> Load:
+        """What measuring takes on a client with so many training examples."""
+        return Load(passes=min(self.examples, size))
+
+    def choices(self, num_layers: int) -> list[tuple[int, ...]]:
+        """Sets of blocks between whose messages' sizes those of the trained ones lie; the last ones are the largest."""
+        return [blocks for number in self.numbers(num_layers) for blocks in ends(range(num_layers), number)]
 
     def at_start(self, num_layers: int) -> tuple[int, ...]:
         """The trained blocks, where nothing must be measured; else none yet."""
@@ -88,11 +106,16 @@ class Depth:
         return Update(Information(information, train.weight), client.state, notes=notes)
 
 
-def depth_of(options: FibecFedOptions, key: Key) -> Depth | None:
-    """The part that `method.depth` asks for; None: every block is trained."""
+def depth_of(options: DepthParts, key: Key, measured: LayerOptions | None = None) -> Depth | None:
+    """The part that `method.depth` asks for; None: every block is trained.
+
+    Args:
+        measured: how many clients measure, each on how many examples: as many as FibecFed's importance.
+    """
     if options.depth is None or (options.depth == 1 and isinstance(options.depth, float)):
         return None
-    return Depth(options.depth, options.depth_rule, options.layers.importance_examples, options.layers.importance_clients, key)
+    by = measured or LayerOptions()
+    return Depth(options.depth, options.depth_rule, by.importance_examples, by.importance_clients, key)
 
 
 def mean_information(received: Sequence[Received[Information]]) -> Tensor:
@@ -105,9 +128,63 @@ def untrained(task: Task, trained: Sequence[int]) -> list[str]:
     return [name for name in task.names if trained and (layer := task.layer_of(name)) is not None and layer not in trained]
 
 
+def ends(indices: Sequence[int], number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first and the last so many: of those that may be chosen, the ones with the fewest and the most digits."""
+    return tuple(indices[:number]), tuple(indices[-number:])
+
+
+# ---- for a server's state with `params`, and where there is a depth `tensor_layers`, `trained` and `information`
+
+
+def start(depth: Depth | None, task: Task) -> dict[str, Any]:
+    """Those fields before the first round: the trained blocks, where nothing must be measured, and what is measured as 0."""
+    if depth is None:
+        return {}
+    where = [task.layer_of(name) for name in sorted(task.names)]
+    return {
+        "tensor_layers": tuple(-1 if layer is None else layer for layer in where),
+        "trained": depth.at_start(task.num_layers),
+        "information": {BLOCKS: torch.zeros(task.num_layers)} if depth.measures else {},
+    }
+
+
+def phases(depth: Depth | None) -> tuple[Phase[Any, Any, Any, Any], ...]:
+    """The phase that measures, where one is needed."""
+    return () if depth is None or not depth.measures else (depth.phase(partial(_choose, depth), _num_blocks),)
+
+
+def outlook(depth: Depth | None, server: Any) -> tuple[Any, ...]:
+    """`Method.outlook` as far as it depends on which blocks are trained."""
+    if depth is None or server.trained:
+        return (server,)
+    return tuple(replace(server, trained=blocks) for blocks in depth.choices(_num_blocks(server)))
+
+
+def of_trained(server: Any, params: Params) -> Params:
+    """Those of all tensors that lie in trained blocks, or in none."""
+    return of_layers(params, server.tensor_layers, server.trained) if server.trained else params
+
+
+def summary(server: Any) -> dict[str, Any]:
+    """What a method's summary says of it."""
+    if not server.trained:
+        return {}
+    measured = {"information": [float(f"{one:.6g}") for one in server.information[BLOCKS]]} if server.information else {}
+    return {"trained_layers": list(server.trained), **measured}
+
+
+def _choose(depth: Depth, server: Any, received: Sequence[Received[Information]], now: Round) -> Any:
+    mean = mean_information(received)
+    return replace(server, trained=depth.chosen(mean), information={BLOCKS: mean})
+
+
+def _num_blocks(server: Any) -> int:
+    return len(server.information[BLOCKS])
+
+
 def _ask(server: Any, now: Round) -> AskInformation:
     return AskInformation()
 
 
-def _template(server: Any, now: Round) -> Information:
-    return Information(torch.zeros(len(server.importance)), 1)
+def _template(num_blocks: Callable[[Any], int], server: Any, now: Round) -> Information:
+    return Information(torch.zeros(num_blocks(server)), 1)

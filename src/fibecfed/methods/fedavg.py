@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.method import ClientView, Defaults, Folding, Load, Phase, Received, Update, Work
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Task, Use
 from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
@@ -19,9 +19,12 @@ from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
+from . import depth as blocks
 from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio, schedules_of
 from .catalogue import MethodContext
+from .depth import Depth, depth_of, of_trained, untrained
 from .options import (
+    DepthParts,
     FedExLoraOptions,
     FedPromptOptions,
     FedProxOptions,
@@ -59,10 +62,12 @@ from .parts import (
 
 @message
 class SharedModel:
-    """Server to client: the tensors that everybody shares, and by weight what is added to the frozen ones (exact aggregation alone)."""
+    """Server to client: the tensors that everybody shares, by weight what is added to the frozen ones (exact aggregation alone), and the
+    blocks that are trained, none where all are."""
 
     shared: Tensors
     residual: Tensors = field(default_factory=dict[str, Tensor])
+    trained: tuple[int, ...] = ()
 
 
 @message
@@ -93,6 +98,7 @@ class FedAvg(Defaults):
         targets: what the loss compares with.
         aggregation: how the answers become the next shared model.
         proximal: mu of FedProx, 0 = off: mu/2 times the squared distance to the model that a client was sent is added to its loss.
+        depth: which blocks are trained; None: all.
     """
 
     training: TrainingOptions
@@ -103,6 +109,7 @@ class FedAvg(Defaults):
     targets: Targets = TRUE_LABELS
     aggregation: Aggregation = MEAN
     proximal: float = 0.0
+    depth: Depth | None = None
 
     server_state = ServerModel
     client_state = OwnTensors
@@ -114,37 +121,53 @@ class FedAvg(Defaults):
 
     @property
     def phases(self) -> tuple[Phase[ServerModel, OwnTensors, Any, Any], ...]:
-        """Tuning."""
+        """Tuning, after the choice of the trained blocks where that needs measuring."""
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
         schedules = schedules_of(self.aggregation) if type(self)._aggregate is FedAvg._aggregate else schedules_of(Exact())
-        return (Phase(*row, fold=self._fold, schedules=schedules),)
+        return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules))
 
     def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""
-        return ServerModel(task.init_params(key), **self.aggregation.start(task))
+        return ServerModel(task.init_params(key), **self.aggregation.start(task), **blocks.start(self.depth, task))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnTensors:
-        """What is not sent, as it is at the start."""
-        shared = set(self.shared.of(task.names))
+        """What is not sent, as it is at the start; everything, where some blocks are not trained: which are is not always known yet."""
+        shared = set(self.shared.of(task.names)) if self.depth is None else set[str]()
         if shared == set(task.names):
             return OwnTensors({})
         return OwnTensors({name: value for name, value in task.init_params(key).items() if name not in shared})
 
     def personalise(self, message: SharedModel, state: OwnTensors) -> Params:
-        """The shared tensors, under its own; residuals beside the frozen weights."""
-        return {**message.shared, **state.own, **deltas(message.residual)}
+        """The shared tensors beside its own; residuals beside the frozen weights."""
+        own = {name: value for name, value in state.own.items() if name not in message.shared}
+        return {**message.shared, **own, **deltas(message.residual)}
 
     def server_params(self, server: ServerModel) -> Params:
         """The shared model; what is not sent is as at the start."""
-        return {**server.params, **deltas(self.aggregation.beside(server, self.shared.of(server.params)))}
+        return {**server.params, **deltas(self.aggregation.beside(server, self._sent(server).keys()))}
 
     def summary(self, server: ServerModel) -> Mapping[str, Any]:
         """What is sent; with exact aggregation also how large the residuals are."""
         ratio = {"residual_ratio": residual_ratio(server)} if server.maps else {}
-        return {"shared_tensors": len(self.shared.of(server.params)), **ratio}
+        return {"shared_tensors": len(self._sent(server)), **ratio, **blocks.summary(server)}
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """Measuring which blocks are trained needs per-example gradients."""
+        return frozenset(["per-example gradients"] if self.depth is not None and self.depth.measures else [])
+
+    def outlook(self, server: ServerModel, now: Round) -> Sequence[ServerModel]:
+        """Which blocks are trained is not known before it is measured; how many sometimes is."""
+        return blocks.outlook(self.depth, server)
+
+    def trains(self, task: Task, server: ServerModel) -> Sequence[str]:
+        """What is trained, but for the blocks that are not."""
+        return self._moving(task, server.trained)
 
     def load(self, size: int, now: Round, chance: float) -> Load:
         """The examples of the curriculum, and a pass over all of them where the targets ask for one."""
+        if now.phase == blocks.PHASE and self.depth is not None:
+            return self.depth.load(size)
         used = self.curriculum.num_examples(size, now, self.training.batch_size)
         return trained_on(used, self.training, passes=self.targets.passes(now) * size)
 
@@ -153,9 +176,17 @@ class FedAvg(Defaults):
         cut = self.curriculum.max_length(Round("tune", 0, self.num_rounds, 0))
         return None if cut is None else (cut, self.curriculum.key)
 
-    def train(self, client: ClientView[Any], params: Params, now: Round, penalty: Callable[[Params], Tensor] | None = None) -> Fit:
-        """What a client makes of a model in round `now`, with `penalty` on top of the loss."""
-        train, key, trained = client.data.train, client.key, self.trained.of(client.task.names)
+    def train(
+        self,
+        client: ClientView[Any],
+        params: Params,
+        now: Round,
+        penalty: Callable[[Params], Tensor] | None = None,
+        among: Sequence[int] = (),
+    ) -> Fit:
+        """What a client makes of a model in round `now`, with `penalty` on top of the loss; of its blocks only those of `among` are
+        trained, all where that is empty."""
+        train, key, trained = client.data.train, client.key, self._moving(client.task, among)
         positions = self.curriculum.positions(train, now, self.training.batch_size)
         max_length = self.curriculum.max_length(now)
         beside = self.targets.beside(client.task, params, train, now)
@@ -167,12 +198,26 @@ class FedAvg(Defaults):
             penalty = proximal_term(self.proximal, pick(params, trained))
         return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=trained, penalty=penalty)
 
+    def finetuned(self, client: ClientView[Any], message: SharedModel, now: Round) -> Fit:
+        """As `train`, from the client's own model, but for the blocks that are not trained."""
+        params = self.personalise(message, client.state)
+        return self.train(client, params, now, among=message.trained) if message.trained else self.train(client, params, now)
+
+    def _moving(self, task: Task, among: Sequence[int]) -> list[str]:
+        still = set(untrained(task, among))
+        return [name for name in self.trained.of(task.names) if name not in still]
+
+    def _sent(self, server: ServerModel) -> Params:
+        """The shared tensors as they are sent: those of trained blocks, and of none."""
+        known = of_trained(server, server.params)
+        return pick(known, self.shared.of(known))
+
     def _broadcast(self, server: ServerModel, now: Round) -> SharedModel:
-        shared = pick(server.params, self.shared.of(server.params))
-        return SharedModel(shared, self.aggregation.beside(server, shared.keys()))
+        shared = dict(self._sent(server))
+        return SharedModel(shared, self.aggregation.beside(server, shared.keys()), server.trained)
 
     def _tune(self, client: ClientView[OwnTensors], message: SharedModel, now: Round) -> Update[OwnTensors, LocalModel]:
-        return answer(client, message, self.train(client, self.personalise(message, client.state), now))
+        return answer(client, message, self.finetuned(client, message, now))
 
     def _aggregate(self, server: ServerModel, received: Sequence[Received[LocalModel]], now: Round) -> ServerModel:
         return self.aggregation.step(server, received)
@@ -194,7 +239,7 @@ def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:
 
 def answer(client: ClientView[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
     """A client's update after a training: what it was sent goes back, what is its own stays."""
-    shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys())
+    shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys() - message.shared.keys())
     return Update(LocalModel(shared, client.data.train.weight), OwnTensors(own), work_of(result))
 
 
@@ -206,7 +251,8 @@ def work_of(result: Fit) -> Work:
 def build(options: MethodOptions, context: MethodContext) -> FedAvg:
     """The method whose options these are."""
     training = context.training
-    plain = FedAvg(training, context.num_rounds)
+    depth = depth_of(options, context.key.fold(blocks.PHASE)) if isinstance(options, DepthParts) else None
+    plain = FedAvg(training, context.num_rounds, depth=depth)
     match options:
         case ServerParts():
             name = options.aggregation if isinstance(options, LoraParts) else options.optimizer

@@ -26,7 +26,8 @@ from ..local.schedule import in_round
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio, schedules_of
 from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
-from .depth import PHASE, Depth, Information, depth_of, mean_information, untrained
+from .depth import BLOCKS, PHASE, Depth, Information, depth_of, ends, mean_information, untrained
+from .depth import summary as trained_blocks
 from .fibecfed_client import MEASURED, ClientPart, Own, Trained
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .importance import NAME, Importance, Measuring, noted
@@ -73,7 +74,7 @@ class FibecFed(Defaults):
         """Phase 1 measures what the layer rule needs; phase 2 tunes; the closing round, if asked for, sends every layer once."""
         rows: list[Phase[Server, Own, Any, Any]] = []
         if self.depth is not None and self.depth.measures:
-            rows.append(self.depth.phase(self._choose_blocks))
+            rows.append(self.depth.phase(self._choose_blocks, _num_blocks))
         if self._measuring.is_separate:
             rows.append(self._measuring.phase(self._choose))
         if self._measures_ratio:
@@ -138,8 +139,8 @@ class FibecFed(Defaults):
         """The round's fraction of the batches; scoring of the clients that are new in it; a gradient and two passes for the importance."""
         if now.phase == IMPORTANCE:
             return Load(passes=self._measuring.num_passes(size))
-        if now.phase == PHASE:
-            return Load(passes=min(self.layers.importance_examples, size))
+        if now.phase == PHASE and self.depth is not None:
+            return self.depth.load(size)
         if now.phase == "spectrum":
             return Load()
         used, options = size, self.curriculum
@@ -165,7 +166,7 @@ class FibecFed(Defaults):
             return (server,)
         total, sets = len(server.importance), [server.trained]
         if self.depth is not None and not server.trained:
-            sets = [blocks for number in self.depth.numbers(total) for blocks in _ends(range(total), number)]
+            sets = self.depth.choices(total)
         states: list[Server] = []
         for trained in sets:
             among, ratios = trained or range(total), (0.0, 1.0) if self._measures_ratio else (None,)
@@ -175,7 +176,7 @@ class FibecFed(Defaults):
                 numbers = [1, len(among)]
             else:
                 numbers = [len(selection.layers_among(self.layers, server.importance, None, self.key, among))]
-            states += [replace(server, trained=trained, layers=chosen) for number in numbers for chosen in _ends(among, number)]
+            states += [replace(server, trained=trained, layers=chosen) for number in numbers for chosen in ends(among, number)]
         return tuple(states)
 
     def trains(self, task: Task, server: Server) -> Sequence[str]:
@@ -191,8 +192,7 @@ class FibecFed(Defaults):
             "importance": [round(float(i), 6) for i in server.importance] if self._measuring.needed else None,
             "ratio": server.ratio if self._measures_ratio else None,
             "score_after": self.score_after,
-            **({"trained_layers": list(server.trained)} if server.trained else {}),
-            **({"information": [float(f"{one:.6g}") for one in server.information["blocks"]]} if server.information else {}),
+            **trained_blocks(server),
             **({"residual_ratio": residual_ratio(server)} if server.maps else {}),
             **(self.agreement.summary(server) if self.agreement is not None else {}),
         }
@@ -203,7 +203,7 @@ class FibecFed(Defaults):
         """The blocks whose Fisher information, weighted by n_k over the clients that answered, is largest [C]."""
         mean = mean_information(received)
         assert self.depth is not None
-        server = replace(server, trained=self.depth.chosen(mean), information={"blocks": mean})
+        server = replace(server, trained=self.depth.chosen(mean), information={BLOCKS: mean})
         return server if self._measuring.is_separate or self._measures_ratio else self._before_tuning(server)
 
     def _choose(self, server: Server, received: Sequence[Received[Importance]], now: Round) -> Server:
@@ -332,9 +332,8 @@ class FibecFed(Defaults):
         return now.index >= self.num_rounds - (not self.closing_round)
 
 
-def _ends(indices: Sequence[int], number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The first and the last so many: of those that may be chosen, the ones with the fewest and the most digits."""
-    return tuple(indices[:number]), tuple(indices[-number:])
+def _num_blocks(server: Server) -> int:
+    return len(server.importance)
 
 
 def _among(server: Server) -> Sequence[int]:
@@ -367,6 +366,6 @@ def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:
         aggregation=aggregation_of(options.aggregation, options.server),
         shares_head=options.head != "personal",
         still=FROZEN_A if options.aggregation == "ffa" else NOTHING,
-        depth=depth_of(options, context.key.fold("depth")),
+        depth=depth_of(options, context.key.fold("depth"), options.layers),
         agreement=agreement_of(options, context.num_rounds, context.num_clients),
     )

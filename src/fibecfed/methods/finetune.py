@@ -88,6 +88,11 @@ class Finetuned:
         """The method's; the last training gets what its last phase sends."""
         return self.inner.outlook(server, self._last(now) if now.phase == PHASE else now)
 
+    def trains(self, task: Task, server: Any) -> Sequence[str]:
+        """What the method trains; all tensors, where it does not say."""
+        asked = getattr(self.inner, "trains", None)
+        return list(task.names) if asked is None else asked(task, server)
+
     def shortest(self) -> tuple[int, str] | None:
         """The method's."""
         return self.inner.shortest()

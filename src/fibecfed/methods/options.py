@@ -38,7 +38,22 @@ class MethodOptions(Options):
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
 
 
-class ServerParts(MethodOptions):
+class DepthParts(MethodOptions):
+    """Options of methods that can leave whole blocks of the model as pre-trained: those that train LoRA of one rank on all of them."""
+
+    depth: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
+        "nor updated. Default: all.",
+    )
+    depth_rule: Literal["fisher", "coverage", "last", "random"] = Field(
+        default="fisher",
+        description="[C] Which blocks: fisher: those with the largest Fisher information, measured before round 0; coverage: the fewest "
+        "that hold the fraction `depth` of it; last, random: controls.",
+    )
+
+
+class ServerParts(DepthParts):
     """Options of methods with a server optimiser."""
 
     head: Literal["shared", "personal"] = Field(
@@ -78,16 +93,6 @@ class FibecFedOptions(LoraParts):
         ge=0,
         description="[C] First round in which clients score their examples; default ceil(0.2 rounds). 0 = [S] the published order.",
     )
-    depth: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None,
-        description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
-        "nor updated. Default: all.",
-    )
-    depth_rule: Literal["fisher", "coverage", "last", "random"] = Field(
-        default="fisher",
-        description="[C] Which blocks: fisher: those with the largest Fisher information, measured before round 0; coverage: the fewest "
-        "that hold the fraction `depth` of it; last, random: controls.",
-    )
     closing_round: bool = Field(
         default=False, description="[C] Add a last round in which the sampled clients send every layer, for the sake of new clients."
     )
@@ -120,7 +125,7 @@ class FedProxOptions(LoraParts):
     )
 
 
-class ScaffoldOptions(MethodOptions):
+class ScaffoldOptions(DepthParts):
     """SCAFFOLD: control variates correct each local step for client drift (Karimireddy et al. 2020).
 
     Local steps are those of SGD without momentum or weight decay, whatever `training.optimizer`, `momentum` and `weight_decay` say [S].
@@ -153,13 +158,13 @@ class FedYogiOptions(ServerParts):
     kind: Literal["fedyogi"] = Field(default="fedyogi", description="The method.")
 
 
-class LocalOptions(MethodOptions):
+class LocalOptions(DepthParts):
     """No federation: every client trains alone, in the rounds it is sampled for."""
 
     kind: Literal["local"] = Field(default="local", description="The method.")
 
 
-class VocOptions(MethodOptions):
+class VocOptions(DepthParts):
     """Curriculum by word rarity: competence grows over the rounds and limits the examples that are used (Platanios et al. 2019)."""
 
     kind: Literal["voc"] = Field(default="voc", description="The method.")
@@ -167,7 +172,7 @@ class VocOptions(MethodOptions):
     share: float = Field(default=0.9, gt=0, le=1, description="[C] T', fraction of the rounds after which all data are used.")
 
 
-class SlwOptions(MethodOptions):
+class SlwOptions(DepthParts):
     """Sequence length warm-up: texts are truncated to a length that grows over the rounds (Li et al. 2022)."""
 
     kind: Literal["slw"] = Field(default="slw", description="The method.")
@@ -176,7 +181,7 @@ class SlwOptions(MethodOptions):
     share: float = Field(default=0.3, gt=0, le=1, description="[C] Fraction of the rounds after which texts have their full length.")
 
 
-class ShortformerOptions(MethodOptions):
+class ShortformerOptions(DepthParts):
     """Staged training: truncated texts in the first half of the rounds, full length afterwards (Press et al. 2021)."""
 
     kind: Literal["shortformer"] = Field(default="shortformer", description="The method.")
@@ -191,7 +196,7 @@ class ShortformerOptions(MethodOptions):
     )
 
 
-class SelfEvolutionOptions(MethodOptions):
+class SelfEvolutionOptions(DepthParts):
     """Self-evolution learning: uncertain examples get more weight and targets smoothed by the model (Zhong et al. 2023)."""
 
     kind: Literal["self-evolution"] = Field(default="self-evolution", description="The method.")
@@ -203,13 +208,13 @@ class SelfEvolutionOptions(MethodOptions):
     )
 
 
-class FFALoraOptions(MethodOptions):
+class FFALoraOptions(DepthParts):
     """FFA-LoRA: A is frozen at its initial values; B and the head are trained and averaged (Sun et al. 2024)."""
 
     kind: Literal["ffa-lora"] = Field(default="ffa-lora", description="The method.")
 
 
-class FedSALoraOptions(MethodOptions):
+class FedSALoraOptions(DepthParts):
     """FedSA-LoRA: A and B are trained, only A is averaged (Guo et al. 2025)."""
 
     kind: Literal["fedsa-lora"] = Field(default="fedsa-lora", description="The method.")
@@ -301,7 +306,7 @@ class SLoraOptions(MethodOptions):
     )
 
 
-class FedExLoraOptions(MethodOptions):
+class FedExLoraOptions(DepthParts):
     """FedEx-LoRA: the difference between the mean product and the product of the means is added to the weights (Singhal et al. 2025)."""
 
     kind: Literal["fedex-lora"] = Field(default="fedex-lora", description="The method.")

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..core.method import ClientView, Defaults, Load, Phase, Received, Update
 from ..core.rng import Key
-from ..core.task import Task
+from ..core.task import Task, Use
+from ..core.trees import pick
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
 from ..local.optimise import Fit
 from ..local.schedule import in_round
+from . import depth
 from .aggregation import mean_by_size
 from .catalogue import MethodContext
 from .fedavg import FedAvg, work_of
@@ -24,18 +26,23 @@ from .options import ScaffoldOptions
 
 @message
 class ControlledModel:
-    """Server to client: the shared tensors x and the server's control variates c, none where they are still 0; also the server's state."""
+    """Server to client: the shared tensors x and the server's control variates c, none where they are still 0, and the blocks that are
+    trained, none where all are."""
 
     shared: Tensors
     control: Tensors = field(default_factory=dict[str, Tensor])
+    trained: tuple[int, ...] = ()
 
 
 @message
 class ScaffoldServer:
-    """The server's state: x as `params`, and c."""
+    """The server's state: x as `params`, and c. tensor_layers, trained, information: as in `ServerModel`."""
 
     params: Tensors
     control: Tensors = field(default_factory=dict[str, Tensor])
+    tensor_layers: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
+    information: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @message
@@ -49,9 +56,11 @@ class ControlledUpdate:
 
 @message
 class OwnControl:
-    """A client's state: its control variates c_k, none where they are still 0."""
+    """A client's state: its control variates c_k, none where they are still 0; own: the tensors of blocks that are not trained, all of
+    them at the start where some are not."""
 
     control: Tensors = field(default_factory=dict[str, Tensor])
+    own: Tensors = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -82,29 +91,43 @@ class Scaffold(Defaults):
 
     @property
     def phases(self) -> tuple[Phase[ScaffoldServer, OwnControl, Any, Any], ...]:
-        """Tuning."""
+        """Tuning, after the choice of the trained blocks where that needs measuring."""
         row = ("tune", self.local.num_rounds, "sampled", ControlledModel, ControlledUpdate, _broadcast, self._tune, self._aggregate)
-        return (Phase(*row, template=_like, schedules=("synchronous",)),)  # c is the mean of all c_k: none may change unheard
+        tune = Phase(*row, template=_like, schedules=("synchronous",))  # c is the mean of all c_k: none may change unheard
+        return (*depth.phases(self.local.depth), tune)
 
     def init(self, task: Task, key: Key) -> ScaffoldServer:
         """P at the start, c = 0."""
-        return ScaffoldServer(task.init_params(key))
+        return ScaffoldServer(task.init_params(key), **depth.start(self.local.depth, task))
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> OwnControl:
         """c_k = 0."""
-        return OwnControl()
+        return OwnControl(own={} if self.local.depth is None else task.init_params(key))
 
     def personalise(self, message: ControlledModel, state: OwnControl) -> Params:
-        """The shared tensors."""
-        return message.shared
+        """The shared tensors beside those of blocks that are not trained."""
+        return {**state.own, **message.shared}
 
     def server_params(self, server: ScaffoldServer) -> Params:
         """x."""
         return server.params
 
     def outlook(self, server: ScaffoldServer, now: Round) -> Sequence[ScaffoldServer]:
-        """The control variates are sent once they are no longer 0."""
-        return (replace(server, control={name: torch.zeros_like(x) for name, x in server.params.items()}) if now.index else server,)
+        """The control variates are sent once they are no longer 0; which blocks are trained is not known before it is measured."""
+        states = depth.outlook(self.local.depth, server)
+        return (
+            tuple(replace(one, control={n: torch.zeros_like(x) for n, x in _sent(one).items()}) for one in states) if now.index else states
+        )
+
+    def trains(self, task: Task, server: ScaffoldServer) -> Sequence[str]:
+        """Every tensor, but for those of blocks that are not trained."""
+        still = set(depth.untrained(task, server.trained))
+        return [name for name in task.names if name not in still]
+
+    @property
+    def uses(self) -> frozenset[Use]:
+        """FedAvg's."""
+        return self.local.uses
 
     def load(self, size: int, now: Round, chance: float) -> Load:
         """FedAvg's."""
@@ -112,28 +135,35 @@ class Scaffold(Defaults):
 
     def summary(self, server: ScaffoldServer) -> Mapping[str, Any]:
         """How many tensors are shared."""
-        return {"shared_tensors": len(server.params)}
+        return {"shared_tensors": len(_sent(server)), **depth.summary(server)}
 
     def train(self, client: ClientView[OwnControl], params: Params, now: Round) -> Fit:
         """FedAvg's, without a correction."""
         return self.local.train(client, params, now)
 
+    def finetuned(self, client: ClientView[OwnControl], message: ControlledModel, now: Round) -> Fit:
+        """As `train`, but for the blocks that are not trained."""
+        return self.local.train(client, self.personalise(message, client.state), now, among=message.trained)
+
     def _tune(self, client: ClientView[OwnControl], message: ControlledModel, now: Round) -> Update[OwnControl, ControlledUpdate]:
         own, server, pace = client.state.control, message.control, in_round(self.local.training, now).learning_rate
         correction = {name: _or_zero(server, name, x) - _or_zero(own, name, x) for name, x in message.shared.items()}
-        result = self.local.train(client, message.shared, now, _linear(correction))
+        params = self.personalise(message, client.state)
+        result = self.local.train(client, params, now, _linear(correction), message.trained)
         change = {name: (x - result.params[name]) / (result.steps * pace) - _or_zero(server, name, x) for name, x in message.shared.items()}
         after = {name: _or_zero(own, name, moved) + moved for name, moved in change.items()}
-        return Update(ControlledUpdate(result.params, change, client.data.train.weight), OwnControl(after), work_of(result))
+        shared, own = pick(result.params, message.shared.keys()), pick(params, client.state.own.keys() - message.shared.keys())
+        return Update(ControlledUpdate(shared, change, client.data.train.weight), OwnControl(after, own), work_of(result))
 
     def _aggregate(self, server: ScaffoldServer, received: Sequence[Received[ControlledUpdate]], now: Round) -> ScaffoldServer:
         mean, rate = mean_by_size(received), self.server_learning_rate
-        params = {name: x + rate * (mean[name] - x) for name, x in server.params.items()}
+        sent = _sent(server)
+        params = {name: x + rate * (mean[name] - x) for name, x in sent.items()}
         control = {
             name: _or_zero(server.control, name, x) + sum(r.message.change[name] for r in received) / self.num_clients
-            for name, x in server.params.items()
+            for name, x in sent.items()
         }
-        return replace(server, params=params, control=control)
+        return replace(server, params={**server.params, **params}, control=control)
 
 
 def _linear(slopes: Params) -> Callable[[Params], Tensor]:
@@ -150,14 +180,21 @@ def _or_zero(control: Params, name: str, like: Tensor) -> Tensor:
 
 
 def _broadcast(server: ScaffoldServer, now: Round) -> ControlledModel:
-    return ControlledModel(server.params, server.control)
+    return ControlledModel(dict(_sent(server)), server.control, server.trained)
+
+
+def _sent(server: ScaffoldServer) -> Params:
+    """The tensors that are shared: those of trained blocks, and of none."""
+    return depth.of_trained(server, server.params)
 
 
 def _like(server: ScaffoldServer, now: Round) -> ControlledUpdate:
-    return ControlledUpdate(server.params, server.params, 1)
+    sent = dict(_sent(server))
+    return ControlledUpdate(sent, sent, 1)
 
 
 def build(options: ScaffoldOptions, context: MethodContext) -> Scaffold:
     """SCAFFOLD as its options say."""
     training = context.training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0})
-    return Scaffold(FedAvg(training, context.num_rounds), context.num_clients, options.server_learning_rate)
+    local = FedAvg(training, context.num_rounds, depth=depth.depth_of(options, context.key.fold(depth.PHASE)))
+    return Scaffold(local, context.num_clients, options.server_learning_rate)

@@ -287,6 +287,8 @@ def unless_it_says_so_every_client_answers_with_the_global_model(subject: Subjec
     for record, moment in zip(records, moments[1:], strict=True):
         server = decode(world.method.server_state, moment[""])
         phase = next(phase for phase in world.method.phases if phase.name == record.phase)
+        if not phase.trains:  # no evaluation follows
+            continue
         down = phase.broadcast(server, Round(phase.name, record.index, phase.num_rounds, record.number))
         for client in (*world.data.clients, "new"):
             stored = moment.get(client)
