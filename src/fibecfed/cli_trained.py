@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .cli_parts import Commands, path_argument, path_option
-from .exits import exit_codes, say
+from .exits import console, exit_codes, say
 
 _Run = Annotated[Path, path_argument("RUN", "The folder of a finished run.")]
 _Client = Annotated[
@@ -38,7 +38,7 @@ _Device = Annotated[str, typer.Option(metavar="NAME", help="Device to compute on
 
 def add(app: Commands) -> None:
     """Add them to a program."""
-    for command in (predict,):
+    for command in (predict, evaluate):
         app.command()(command)
 
 
@@ -67,6 +67,45 @@ def predict(
         _tell(model.found.note)
         for note in predict_file(model, file, out, TextColumns(text_column, pair_column), _bar):
             _tell(note)
+
+
+def evaluate(
+    run: _Run,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A CSV, TSV, JSON, JSON lines or parquet file with labels; -: standard input.", show_default=False
+        ),
+    ],
+    client: _Client = None,
+    text_column: _Text = None,
+    pair_column: _Pair = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the label. [default: as in the run's configuration]", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON, and nothing else.")] = False,
+    base: _Base = None,
+    device: _Device = "auto",
+) -> None:
+    """Score a model on a file of labelled texts.
+
+    Every metric, precision, recall and F1 of each class, and the confusion matrix.
+    """
+    with exit_codes():
+        from .core.json_text import to_json
+        from .trained.evaluate import evaluate_file, show_evaluation
+        from .trained.model import load
+        from .trained.predict import TextColumns
+
+        model = load(run, client, base=base, device=device, what="evaluate")
+        _tell(model.found.note)
+        found = evaluate_file(model, file, TextColumns(text_column, pair_column, label_column), _bar)
+        for note in found.notes:
+            _tell(note)
+        if json:
+            typer.echo(to_json({"run": str(run), "client": client, "file": file, **found.table()}, indent=2))
+        else:
+            show_evaluation(found, console(piped=80))
 
 
 def _tell(note: str | None) -> None:

@@ -20,8 +20,8 @@ from .encoding import bytes_of, text_of
 from .names import canonical, listed, shown
 from .objects import objects_in
 from .separated import read_separated
-from .user_files import SEPARATED, check_columns, extension_of, is_packed, reject_unreadable
-from .values import texts_in
+from .user_files import SEPARATED, as_numbers, check_columns, extension_of, is_packed, reject_unreadable
+from .values import labels_in, texts_in
 
 STDIN = "-"
 """In place of a file's name: standard input."""
@@ -61,17 +61,22 @@ class FileRows:
         Raises:
             UserError: there is no such column, or a value that is missing or no text.
         """
-        wanted = canonical(name)
-        check_columns(self.source, [wanted], self.names, option)
+        return texts_in(self.source, canonical(name), self._values(canonical(name), option), option)
+
+    def labels(self, name: str, option: str) -> list[int] | list[str]:
+        """A column of labels, as training reads them: integers, or names of classes. Arguments and errors as for `texts`."""
+        values = self._values(canonical(name), option)
+        return labels_in(self.source, canonical(name), as_numbers(values) if self.form == "separated" else values)
+
+    def _values(self, name: str, option: str) -> list[Any]:
+        check_columns(self.source, [name], self.names, option)
         if self.form == "separated":
-            place = self.names.index(wanted)
-            values = [row[place] for row in self.rows]
-        elif self.form == "parquet":
-            values = self.rows.column(self.names.index(wanted)).to_pylist()
-        else:
-            key = {canonical(key): key for row in self.rows for key in row}[wanted]
-            values = [row.get(key) for row in self.rows]
-        return texts_in(self.source, wanted, values, option)
+            place = self.names.index(name)
+            return [row[place] for row in self.rows]
+        if self.form == "parquet":
+            return self.rows.column(self.names.index(name)).to_pylist()
+        key = {canonical(key): key for row in self.rows for key in row}[name]
+        return [row.get(key) for row in self.rows]
 
     def with_columns(self, columns: Mapping[str, Sequence[Any]]) -> bytes:
         """The file again, with further columns behind its own; numbers in text have six significant digits.

@@ -194,9 +194,7 @@ def class_names(raw: RawSplit, fixed: Sequence[str] | None) -> tuple[str, ...]:
 
 def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
     """Labels become positions in `names`: by name, or as they are where they are integers and the names are words."""
-    number = {name: index for index, name in enumerate(names)}
-    if all(isinstance(label, int) for label in raw.labels) and not any(name.lstrip("+-").isdecimal() for name in names):
-        number = {str(index): index for index in range(len(names))}
+    number = places_of(raw.labels, names)
     unknown = sorted({str(label) for label in raw.labels} - number.keys())
     if unknown:
         first = next(row for row, label in enumerate(raw.labels) if str(label) in unknown)
@@ -207,6 +205,13 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
         )
     labels = torch.tensor([number[str(label)] for label in raw.labels], dtype=torch.int64)
     return TextSplit(raw.texts, raw.pairs, labels, raw.clients)
+
+
+def places_of(labels: Sequence[int | str], names: Sequence[str]) -> dict[str, int]:
+    """Where among the classes each label stands: by name, or as it is where all labels are integers and the names are words."""
+    if all(isinstance(label, int) for label in labels) and not any(name.lstrip("+-").isdecimal() for name in names):
+        return {str(index): index for index in range(len(names))}
+    return {name: index for index, name in enumerate(names)}
 
 
 def _hint(raw: RawSplit, unknown: Sequence[str], names: Sequence[str]) -> str:

@@ -151,10 +151,16 @@ def _typed(columns: Columns, table: dict[str, list[str]]) -> dict[str, list[Any]
     for name in (columns.text, columns.pair, columns.label):
         if name is None or (key := canonical(name)) == client:
             continue
-        bare = [value.strip() for value in table[key]]
-        if bare and all(not value or _NUMBER.fullmatch(value) for value in bare) and any(bare):
-            typed[key] = [(int(value) if _WHOLE.fullmatch(value) else float(value)) if value else "" for value in bare]
+        typed[key] = as_numbers(table[key])
     return typed
+
+
+def as_numbers(values: list[str]) -> list[Any]:
+    """The cells of a column; where every one is written as a number (`_NUMBER`) or empty, as numbers."""
+    bare = [value.strip() for value in values]
+    if not any(bare) or not all(not value or _NUMBER.fullmatch(value) for value in bare):
+        return values
+    return [(int(value) if _WHOLE.fullmatch(value) else float(value)) if value else "" for value in bare]
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> ParsedTable:

@@ -178,6 +178,17 @@ def reject_halves(where: Located, column: str, row: int, value: str) -> None:
         raise UserError(f"{where(column, row)}: got {half[0]!r}, an unpaired surrogate, expected whole characters. Remove it, or the row.")
 
 
+def labels_in(source: str, column: str, values: list[Any]) -> list[int] | list[str]:
+    """Labels of a column, as training reads them.
+
+    Raises:
+        UserError: one that is missing, or is no label.
+    """
+    if rows := [row for row, value in enumerate(values) if is_missing(value)]:
+        raise UserError(all_missing(source, column, "label", rows, values, "fill it in, or remove the row"))
+    return _labels(Located(source, range(len(values))), column, values)[0]
+
+
 def _labels(where: Located, column: str, values: list[Any]) -> tuple[list[int] | list[str], list[str]]:
     """The labels, and what has to be said of them."""
     labels: list[int | str] = []

@@ -23,10 +23,11 @@ PREDICTED, PROBABILITY = "predicted_label", "probability_{}"
 
 @dataclass(frozen=True)
 class TextColumns:
-    """Which columns hold the texts; None: as the run's configuration says."""
+    """Which columns hold the texts and their labels; None: as the run's configuration says."""
 
     text: str | None = None
     pair: str | None = None
+    label: str | None = None
 
 
 def read_texts(model: TrainedModel, file: str, columns: TextColumns) -> tuple[FileRows, list[str], list[str] | None]:
