@@ -26,6 +26,7 @@ from .engine.traffic import Span, Traffic, by_phase, plan
 from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
 from .estimate import Pace, measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
+from .models.options import ModelOptions
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
 
@@ -75,9 +76,16 @@ def _adapter(config: Config) -> str:
     """What is trained beside the head."""
     adapter: Options | None = getattr(config.method, "adapter", None)
     if adapter is None:
-        return f"LoRA of rank {config.model.rank}"
+        return _lora(config.model)
     values = ", ".join(f"{name} {value}" for name, value in adapter.model_dump(exclude_none=True).items())
-    return f"{called(adapter)} ({values}); rank, alpha and target_modules of [model] are not used"
+    return f"{called(adapter)} ({values}); keys of LoRA in [model] are not used"
+
+
+def _lora(model: ModelOptions) -> str:
+    targets = model.target_modules
+    where = "" if targets is None else f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
+    others = f" ({', '.join(model.rank_pattern)})" if model.rank_pattern else ""
+    return f"LoRA of rank {model.rank}{others}{where}" + (", scaled by alpha / sqrt(r)" if model.rslora else "")
 
 
 def _is_norm(name: str) -> bool:

@@ -53,7 +53,9 @@ def reject_misfits(config: Config, model_config: PretrainedConfig, data: Federat
     if asked is not None and asked > present:
         raise UserError(f"federation.clients_per_round: got {asked}, expected at most {present}, the number of clients; lower it")
     layers, has = getattr(config.method, "layers", None), num_layers(model_config)
-    depth = getattr(config.method, "depth", None)
+    depth, blocks = getattr(config.method, "depth", None), config.model.layers_to_transform
+    if has and blocks is not None and max(blocks) >= has:
+        raise UserError(f"model.layers_to_transform: got {max(blocks)}, expected 0 to {has - 1}, the model's blocks; remove it")
     if has and isinstance(depth, int) and depth > has:
         raise UserError(f"method.depth: got {depth} blocks, expected at most {has}, the model's number of blocks; lower it")
     if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:

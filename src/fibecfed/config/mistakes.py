@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..core.options import Options
 from ..methods.catalogue import BROKEN, METHODS
+from ..models.options import entries_of
 from .kinds import default_partition
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .rules import contradictions
@@ -66,7 +67,9 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
 
 
 def _derive(table: dict[str, Any]) -> None:
-    """Set what follows from other keys where it is not given itself."""
+    """Set what follows from other keys where it is not given itself; a table of patterns becomes the list of its entries."""
+    if isinstance(model := table.get("model"), dict):
+        model.update({name: entries_of(model[name]) for name in ("rank_pattern", "alpha_pattern") if name in model})
     data, federation = table["data"], table.setdefault("federation", {})
     if not isinstance(data, dict) or not isinstance(federation, dict):
         return  # reported as such

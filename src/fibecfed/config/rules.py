@@ -22,6 +22,7 @@ from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, Trai
 from ..methods.options import FibecFedOptions, LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
+from .adapting import adapting
 from .computing import who_computes
 from .kinds import Tables, needing_classes, of_kind
 from .text import nearest
@@ -33,7 +34,8 @@ def contradictions(config: Tables) -> list[str]:
     return [
         *_not_finite(config.model_dump()),
         *_tracking(config.tracking),
-        *_model(config.model),
+        *_named(config.model),
+        *adapting(config),
         *_data(config.data),
         *of_kind(config),
         *_label_words(config),
@@ -83,12 +85,9 @@ def _tracking(names: tuple[str, ...]) -> Iterator[str]:
         yield f"tracking: got {list(names)}, expected each name once; fix it"
 
 
-def _model(model: ModelOptions) -> Iterator[str]:
+def _named(model: ModelOptions) -> Iterator[str]:
     if not model.name.strip():
         yield "model.name: got empty text, expected a hub id, a folder, a GGUF file or a packaged model; name one"
-    modules = model.target_modules
-    if modules is not None and (not modules or len(set(modules)) < len(modules)):
-        yield f"model.target_modules: got {list(modules)}, expected at least one name, each once; leave it out for query and value"
 
 
 def _data(data: DataOptions) -> Iterator[str]:

@@ -169,7 +169,7 @@ class FibecFed(Defaults):
             sets = self.depth.choices(total)
         states: list[Server] = []
         for trained in sets:
-            among, ratios = trained or range(total), (0.0, 1.0) if self._measures_ratio else (None,)
+            among, ratios = trained or _among(server), (0.0, 1.0) if self._measures_ratio else (None,)
             if first:
                 numbers = [len(self._measuring.first_layers(ratio, among)) for ratio in ratios]
             elif self.layers.rule in ("coverage", "layer_gap", "plateau"):
@@ -337,8 +337,8 @@ def _num_blocks(server: Server) -> int:
 
 
 def _among(server: Server) -> Sequence[int]:
-    """The layers of which some are global."""
-    return server.trained or range(len(server.importance))
+    """The layers of which some are global: those that are trained at all."""
+    return server.trained or sorted({layer for layer in server.tensor_layers if layer >= 0})
 
 
 def _all_layers(server: Server, now: Round) -> AllLayers:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -27,16 +26,16 @@ from ..core.task import Use
 from ..core.terminal import one_line
 from ..local.options import TrainingOptions
 from .adapted_model import AdaptedModel
-from .heads import UnsupportedModel, head_modules, last_linear
+from .heads import UnsupportedModel
 from .kept import KeptWeights
 from .label_words import head_is_missing, is_masked, language_head
+from .lora import add_lora
 from .objectives import ClassObjective, Objective
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
 from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
 from .probe import rejecting, try_out
-from .targets import target_modules
 from .transformer_task import TransformerTask
 from .turns import seeded
 
@@ -266,45 +265,6 @@ def set_dropout(config: PretrainedConfig, rate: float) -> None:
     for name in rates:
         if getattr(config, name, None) is not None:
             setattr(config, name, rate)
-
-
-def add_lora(
-    model: PreTrainedModel, options: ModelOptions, *, drawn: Sequence[str] = (), dropout: float, key: Key, draws_head: bool | None = None
-) -> PeftModel:
-    """`model` with LoRA beside the weights named in `options`, and its head trainable as `options.head` says.
-
-    Args:
-        draws_head: whether there is a new head to train; None: unless `options.head` is "label-words".
-        drawn: as `load_model` returns them; whatever of them is no part of the head is treated as if it were.
-
-    Raises:
-        UserError: target modules that the model does not have, or none known for its family.
-        UnsupportedModel: a classifier whose head is not known.
-    """
-    if not (options.head != "label-words" if draws_head is None else draws_head):  # PEFT knows no task of masked language models
-        head, last, task_type = [], "", None if is_masked(model.config) else "CAUSAL_LM"
-    else:
-        head, last, task_type = head_modules(model), last_linear(model), "SEQ_CLS"
-    # an answer's loss takes the gradient at the output layer's input alone, and what serves adapters takes none of that layer
-    without = [path for path, module in model.named_modules() if module is model.get_output_embeddings()] if draws_head is False else []
-    without = head or (without if options.head != "label-words" else [])
-    saved = [*head, *(path for path in drawn if path.split(".")[0] not in head)]
-    config = LoraConfig(
-        task_type=task_type, r=options.rank, lora_alpha=options.alpha, lora_dropout=dropout,  # pyright: ignore[reportArgumentType]
-        target_modules=target_modules(model, model.config.model_type, options.target_modules, without), modules_to_save=saved or None,
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
-    )  # fmt: skip
-    with seeded(key):
-        adapted = get_peft_model(model, config)
-    outer, _, inner = last.partition(".")
-    kept = f".{outer}.modules_to_save.default." + (f"{inner}." if inner else "")
-    for path, module in adapted.named_modules():
-        for name, parameter in module.named_parameters(f"{path}", recurse=False):
-            # a norm in the head stays as it is: per-example gradients are those of linear maps
-            frozen = not isinstance(module, nn.Linear) or (options.head == "last" and kept not in name)
-            if ".modules_to_save." in name and frozen:
-                parameter.requires_grad_(False)
-    return adapted  # pyright: ignore[reportReturnType]
 
 
 def build_task(

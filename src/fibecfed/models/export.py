@@ -99,7 +99,11 @@ def _save_lora(model: Any, params: Params, folder: Path, *, base: str, revision:
     path = folder / "adapter_config.json"
     table = json.loads(path.read_text(encoding="utf-8"))
     table.update(base_model_name_or_path=base, revision=revision, inference_mode=True)
-    write_atomically(path, (to_json(table, indent=2, sort_keys=True) + "\n").encode())
+    if isinstance(table["target_modules"], list):
+        table["target_modules"].sort()  # PEFT writes a set
+    # patterns in the order in which they are tried; PEFT sorts them
+    table.update({name: getattr(model.peft_config["default"], name) for name in ("rank_pattern", "alpha_pattern")})
+    write_atomically(path, (to_json(dict(sorted(table.items())), indent=2) + "\n").encode())
 
 
 _OF_ADAPTER = (

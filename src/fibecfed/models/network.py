@@ -33,7 +33,7 @@ class AdaptedNetwork(nn.Module):
             raise UnsupportedModel(
                 f"{self.kind} is not supported: its configuration names no number of transformer blocks, as where a model has several parts"
             )
-        blocks = _find_blocks(model, number)
+        blocks = find_blocks(model, number)
         if blocks is None:
             raise UnsupportedModel(f"{self.kind} is not supported: got no list of {number} transformer blocks, each with its own weights")
         self.blocks_name, self.blocks = blocks
@@ -69,7 +69,8 @@ class AdaptedNetwork(nn.Module):
         return self.head(hidden, inputs)
 
 
-def _find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:
+def find_blocks(model: nn.Module, number: int) -> tuple[str, nn.ModuleList] | None:
+    """Path and list of the transformer blocks, of which there are `number`; None where there is no such list."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == number and not name.startswith(ADAPTER) and "lora" not in name:
             return name, module

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ..core.options import Options
+
+
+def entries_of(value: Any) -> Any:
+    """A table as its entries, in its order, which is that in which patterns are tried."""
+    if isinstance(value, Mapping):
+        return tuple(f"{pattern} = {number}" for pattern, number in value.items())
+    return tuple(value) if isinstance(value, list) else value
+
+
+Pattern = Annotated[tuple[str, ...], BeforeValidator(entries_of)]
+"""Names of linear maps, or regular expressions for them, each with a number: a table, or its entries as strings "name = number"."""
 
 
 class ModelOptions(Options):
@@ -16,11 +28,29 @@ class ModelOptions(Options):
     revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for reproducible results.")
     rank: int = Field(default=8, ge=1, le=4096, description="r, LoRA rank.")
     alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the adapter's output is scaled by alpha / r.")
-    target_modules: tuple[str, ...] | None = Field(
-        default=None, description="Names of the linear layers that LoRA adapts. Default: query and value of the attention."
+    rslora: bool = Field(default=False, description="Scale the adapter's output by alpha / sqrt(r) instead (rank-stabilised LoRA).")
+    target_modules: tuple[str, ...] | Literal["all-linear"] | None = Field(
+        default=None,
+        description="Names of the linear layers that LoRA adapts, or all-linear: every one of the transformer blocks, so not the output "
+        "layer. Default: query and value of the attention.",
     )
+    layers_to_transform: tuple[int, ...] | None = Field(
+        default=None, description="The transformer blocks, from 0, in which LoRA adapts them. Default: all."
+    )
+    rank_pattern: Pattern = Field(
+        default=(),
+        description="Ranks that differ from `rank`, as PEFT's rank_pattern: { q_proj = 16 }, by the end of a layer's path or a regular "
+        "expression for it; the first that matches counts.",
+    )
+    alpha_pattern: Pattern = Field(default=(), description="Values that differ from `alpha`, likewise.")
     head: Literal["full", "last", "label-words"] = Field(
         default="full",
         description="[C] full: train the whole classification head; last: only its last linear map; label-words: train no head, and "
         "predict the class's verbaliser token with the pre-trained language-model head.",
     )
+
+
+def numbers_of(pattern: tuple[str, ...]) -> dict[str, float]:
+    """Name or regular expression -> number, of a `Pattern` whose entries are right, in their order."""
+    parts = ((name.strip(), number) for name, _, number in (entry.rpartition("=") for entry in pattern))
+    return {name: float(number) for name, number in parts}

@@ -14,8 +14,8 @@ from ..adapters.options import MixedPromptAdapter
 from ..core.errors import UserError
 from ..core.options import Options
 from ..core.rng import Key
-from .base_models import add_lora
 from .label_words import LabelWords, is_masked
+from .lora import add_lora
 from .objectives import ClassHead
 from .options import ModelOptions
 from .own_adapters import add_adapter
