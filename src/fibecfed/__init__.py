@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .models.own_adapters import load_adapter as load_adapter
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
+    from .trained.plain import load_model as load_model
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses the package says where its log goes
 
@@ -95,6 +96,7 @@ _HOME = {
     "layer_sensitivity": ".local.sensitivity",
     "model_folder": ".models.base_models",
     "load_adapter": ".models.own_adapters",
+    "load_model": ".trained.plain",
     "TransformerTask": ".models.transformer_task",
     "resume": ".session",
 }
@@ -128,6 +130,7 @@ __all__ = [
     "layer_sensitivity",
     "load_adapter",
     "load_config",
+    "load_model",
     "mean_by_size",
     "message",
     "model_folder",

@@ -8,12 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .cli_parts import Commands, path_argument, path_option
+from .core.errors import UserError
 from .exits import console, exit_codes, say
+
+if TYPE_CHECKING:
+    from .trained.export import Form
 
 _Run = Annotated[Path, path_argument("RUN", "The folder of a finished run.")]
 _Client = Annotated[
@@ -38,7 +42,7 @@ _Device = Annotated[str, typer.Option(metavar="NAME", help="Device to compute on
 
 def add(app: Commands) -> None:
     """Add them to a program."""
-    for command in (predict, evaluate):
+    for command in (predict, evaluate, export):
         app.command()(command)
 
 
@@ -106,6 +110,31 @@ def evaluate(
             typer.echo(to_json({"run": str(run), "client": client, "file": file, **found.table()}, indent=2))
         else:
             show_evaluation(found, console(piped=80))
+
+
+def export(
+    run: _Run,
+    client: _Client = None,
+    merged: Annotated[Path | None, path_option("New folder for the merged weights, which plain transformers loads.", "OUT")] = None,
+    onnx: Annotated[Path | None, path_option("New folder for an ONNX model; needs the extra onnx.", "OUT")] = None,
+    adapter: Annotated[Path | None, path_option("New folder for a copy of the adapter.", "OUT")] = None,
+    base: _Base = None,
+) -> None:
+    """Write a model for use without fibecfed.
+
+    Each folder has the tokenizer, the names of the classes and a model card with code that classifies a text.
+    """
+    with exit_codes():
+        given: dict[Form, Path | None] = {"merged": merged, "onnx": onnx, "adapter": adapter}
+        outs = {form: out for form, out in given.items() if out is not None}
+        if not outs:
+            raise UserError("got no form, expected --merged OUT, --onnx OUT or --adapter OUT; --merged is what most programs load")
+        from .trained.export import export as write
+
+        for note in write(run, client, outs, base=base):
+            _tell(note)
+        for form, out in outs.items():
+            typer.echo(f"{out} written ({form}); {out / 'README.md'} says how to use it.")
 
 
 def _tell(note: str | None) -> None:

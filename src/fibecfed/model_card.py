@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,3 +150,28 @@ def _words(prompt: Prompt | None) -> str:
         f"\nThe text is put into the template `{prompt.template}`; the class is the most probable of the words {words} (tokens {tokens})\n"
         f"{where}. labels.json holds all three.\n"
     )
+
+
+_USE, _AFTER = "\n## Use it\n", "\n## How it did\n"
+
+
+def merged_card(card: str, code: str, *, onnx: bool) -> str:
+    """The card of the merged model, from that of its adapter: how it is used is another thing, how it was made and how it did are not.
+
+    Args:
+        card: of the adapter; "" where it has none.
+        code: that uses the model, in its folder.
+        onnx: whether it is an ONNX file, and not weights for transformers.
+    """
+    what = "ONNX model" if onnx else "Merged model"
+    before, _, rest = card.partition(_USE)
+    _, found, after = rest.partition(_AFTER)
+    if not found:  # somebody wrote it anew
+        before, after = f"# {what}\n", card
+    before = re.sub(r"(?m)^library_name: .*$", f"library_name: {'onnx' if onnx else 'transformers'}", before, count=1)
+    before = before.replace("# Adapter of ", f"# {what} of ", 1)
+    weights = r"\nThe weights of `\2` with a \1 adapter merged into them, and their classification head,"
+    before = re.sub(r"\nA (\S+) adapter with its classification head for `([^`]*)`,", weights, before, count=1)
+    need = "onnxruntime and transformers" if onnx else "torch and transformers"
+    use = f"In this folder, where {need} are installed; labels.json holds the classes' names and the length in tokens:"
+    return f"{before}{_USE}\n{use}\n\n```python\n{code}\n```\n{found}{after}"

@@ -97,7 +97,7 @@ def _ask(reading: Reading, own_adapter: bool) -> list[str]:
         return _ask_for_a_word(reading.pair, reading.separator, masked=reading.prompt.mask_id is not None)
     texts = ['["a text"]']
     if reading.pair:
-        texts.append(f"[{json.dumps(reading.separator)} + {json.dumps('its second text')}]" if reading.separator else '["its second text"]')
+        texts.append(f"[{_second(reading.separator)}]")
     cut = 'truncation="longest_first", max_length=about["max_length"], padding=True, return_tensors="pt"'
     score = "task.logits(task.params(), dict(batch))" if own_adapter else "model(**batch).logits"
     return [
@@ -110,7 +110,7 @@ def _ask(reading: Reading, own_adapter: bool) -> list[str]:
 
 def _ask_for_a_word(pair: bool, separator: str, *, masked: bool) -> list[str]:
     names = ["{a}", "{b}"] if pair else ["{x}"]
-    second = f"{json.dumps(separator)} + {json.dumps('its second text')}" if separator else json.dumps("its second text")
+    second = _second(separator)
     texts = ", ".join([f'"{names[0]}": "a text"', *([f'"{names[1]}": {second}'] if pair else [])])
     mask = "str(tokenizer.mask_token)" if masked else '""'
     tokens = ['    return tokenizer(text, verbose=False)["input_ids"]']
@@ -162,3 +162,44 @@ def about_labels(labels: Any, max_length: int, reading: Reading) -> dict[str, An
         "separator": reading.separator,
         **{name: value for name, value in prompt.items() if name != "labels"},
     }
+
+
+def merged_snippet(reading: Reading, max_length: int) -> str:
+    """Python that ends in the label of a text, by a merged model. It is run in the model's folder."""
+    asked = json.dumps("a text")
+    if reading.pair:
+        asked = f'{{"text": "a text", "text_pair": {_second(reading.separator)}}}'
+    return "\n".join(
+        [
+            "from transformers import pipeline",
+            "",
+            f'classify = pipeline("text-classification", ".", truncation=True, max_length={max_length})',
+            f"print(classify({asked}))",
+        ]
+    )
+
+
+def onnx_snippet(reading: Reading) -> str:
+    """As `merged_snippet`, by ONNX, without torch."""
+    texts = f'["a text"], [{_second(reading.separator)}]' if reading.pair else '["a text"]'
+    return "\n".join(
+        [
+            "import json",
+            "",
+            "import onnxruntime",
+            "from transformers import AutoTokenizer",
+            "",
+            'about = json.load(open("labels.json", encoding="utf-8"))',
+            'tokenizer = AutoTokenizer.from_pretrained(".", padding_side="right")',
+            'session = onnxruntime.InferenceSession("model.onnx")',
+            "",
+            f'batch = tokenizer({texts}, truncation=True, max_length=about["max_length"], padding=True, return_tensors="np")',
+            "inputs = {one.name: batch[one.name] for one in session.get_inputs()}",
+            '[logits] = session.run(["logits"], inputs)',
+            'print([about["labels"][i] for i in logits.argmax(-1)])',
+        ]
+    )
+
+
+def _second(separator: str) -> str:
+    return f"{json.dumps(separator)} + {json.dumps('its second text')}" if separator else json.dumps("its second text")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Generator
 from pathlib import Path
@@ -163,6 +164,25 @@ def write_new(path: Path, data: bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Generator[Path]:
+    """A folder beside `out` to write into, which becomes `out` at the end; where anything goes wrong, nothing is left of it.
+
+    Raises:
+        OSError: no space, no right to write, or by then something lies at `out` that is not an empty folder.
+    """
+    out = out.absolute()
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+        os.replace(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(out.parent)
 
 
 def is_aside(name: str) -> bool:

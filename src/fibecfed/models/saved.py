@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextClassificationPipeline
+from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
 from ..core.rng import Key
+from ..core.types import Batch
 from .base_models import Source, load_config, load_model
 from .export import add_delta
-from .objectives import ClassHead, ClassObjective
+from .objectives import ClassObjective
 from .own_adapters import TABLE, load_adapter
 from .tokenizers import load_tokenizer
 from .transformer_task import TransformerTask
@@ -61,12 +63,8 @@ def load_task(
     return TransformerTask(merged, objective=objective, device=device)
 
 
-def plain_model(task: TransformerTask, labels: Sequence[str]) -> Any:
-    """The merged model of a task as transformers has it, with the names of the classes in its configuration.
-
-    Raises:
-        UserError: its own call computes something else than the task.
-    """
+def with_names(task: TransformerTask, labels: Sequence[str]) -> Any:
+    """The merged model of a task as transformers has it, with the names of the classes in its configuration."""
     model: Any = task.model
     model.requires_grad_(False)
     model.config.id2label = dict(enumerate(labels))
@@ -76,18 +74,28 @@ def plain_model(task: TransformerTask, labels: Sequence[str]) -> Any:
 
 
 @torch.no_grad()
-def differs(task: TransformerTask, batch: Mapping[str, Tensor]) -> float:
+def differs(task: TransformerTask, batch: Batch) -> float:
     """The largest difference between the class probabilities of a task and those of its model's own call on a batch of texts."""
     model: Any = task.model
-    inputs = {name: value.to(task.device) for name, value in batch.items() if name != "labels"}
+    inputs = {name: value.to(task.device) for name, value in batch.items()}
     ours, own = task.logits(task.params(), batch), model(**inputs).logits.float()
     return float((ours.softmax(-1) - own.softmax(-1)).abs().max())
 
 
-def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextClassificationPipeline:
-    """A pipeline that cuts texts where training did."""
-    found: Any = TextClassificationPipeline(model=model, tokenizer=tokenizer, truncation=True, max_length=max_length, padding=False)
-    return found
+def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int, device: torch.device) -> Any:
+    """A text-classification pipeline that cuts texts where training did."""
+    cut: dict[str, Any] = {"truncation": True, "max_length": max_length}
+    return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device, **cut)
 
 
-__all__ = ["ClassHead", "can_merge", "differs", "load_task", "pipeline_of", "plain_model", "saved_tokenizer"]
+def save_plain(model: Any, folder: Path) -> None:
+    """Write a model's weights and configuration, as files that whoever may read the folder can read."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    for path in folder.glob("*.safetensors"):  # safetensors' writer lets only the owner read them, whatever the umask says
+        path.chmod((folder / "config.json").stat().st_mode)
