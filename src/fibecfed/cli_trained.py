@@ -126,7 +126,7 @@ def export(
     """
     with exit_codes():
         given: dict[Form, Path | None] = {"merged": merged, "onnx": onnx, "adapter": adapter}
-        outs = {form: out for form, out in given.items() if out is not None}
+        outs: dict[Form, Path] = {form: out for form, out in given.items() if out is not None}
         if not outs:
             raise UserError("got no form, expected --merged OUT, --onnx OUT or --adapter OUT; --merged is what most programs load")
         from .trained.export import export as write
