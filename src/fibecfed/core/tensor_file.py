@@ -11,9 +11,10 @@ without gaps, those of the highest rank of `_RANKS` first, then by name.
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +100,7 @@ def _memory(tensor: Tensor) -> Any:
     return tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
 
 
-def read(blob: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(blob: bytes | memoryview) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """The metadata and the tensors of a file. The tensors lie on the bytes of `blob`: nobody may write into them.
 
     Raises:
@@ -109,28 +110,43 @@ def read(blob: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
     begin = 8 + int.from_bytes(view[:8], "little")
     if len(view) < 8 or begin > len(view):
         raise ValueError(f"its header would end after {begin} bytes")
+    metadata, entries = _parsed(bytes(view[8:begin]))
+    end = begin + (entries[-1].stop if entries else 0)
+    if end != len(view):
+        raise ValueError(f"its tensors end after {end} bytes of {len(view)}")
+    return metadata, {entry.name: _tensor(view[begin + entry.start : begin + entry.stop], entry) for entry in entries}
+
+
+class _Entry(NamedTuple):
+    """A tensor: its place, in bytes behind the header, and what it is."""
+
+    start: int
+    stop: int
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(header: bytes) -> tuple[Mapping[str, Any], tuple[_Entry, ...]]:
+    """The metadata, and the tensors in the order in which they lie. Kept, since the answers of a cohort often have one and the same header.
+
+    Raises:
+        ValueError: as `read`.
+    """
     try:
-        table = json.loads(bytes(view[8:begin]).decode())
+        table = json.loads(header.decode())
     except RecursionError:
         raise ValueError("its header is nested too deeply") from None
     if not isinstance(table, dict):
         raise ValueError("its header is not a table")
     metadata = table.pop("__metadata__", {})
-    tensors, end = dict[str, Tensor](), 0
-    for name, (start, stop, dtype, shape) in _in_order((name, _entry(name, entry)) for name, entry in table.items()):
-        if start != end:
-            raise ValueError(f"{name!r} begins at {start}, expected {end}")
-        tensors[name], end = _tensor(view[begin + start : begin + stop], stop - start, dtype, shape), stop
-    if begin + end != len(view):
-        raise ValueError(f"its tensors end after {begin + end} bytes")
-    return metadata if isinstance(metadata, dict) else {}, tensors
-
-
-_Entry = tuple[int, int, torch.dtype, tuple[int, ...]]
-
-
-def _in_order(entries: Iterable[tuple[str, _Entry]]) -> list[tuple[str, _Entry]]:
-    return sorted(entries, key=lambda named: named[1][:2])
+    entries, end = sorted(_entry(name, entry) for name, entry in table.items()), 0
+    for entry in entries:
+        if entry.start != end:
+            raise ValueError(f"{entry.name!r} begins at {entry.start}, expected {end}")
+        end = entry.stop
+    return metadata if isinstance(metadata, dict) else {}, tuple(entries)
 
 
 def _entry(name: str, entry: Any) -> _Entry:
@@ -144,19 +160,17 @@ def _entry(name: str, entry: Any) -> _Entry:
         needed *= size
     if offsets[1] - offsets[0] != needed:
         raise ValueError(f"{name!r} takes {offsets[1] - offsets[0]} bytes, expected {needed}")
-    return offsets[0], offsets[1], _RANKS[dtype], shape
+    return _Entry(offsets[0], offsets[1], name, _RANKS[dtype], shape)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if isinstance(value, list) and all(type(size) is int and size >= 0 for size in value) else None
 
 
-def _tensor(data: memoryview, size: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    if len(data) != size:
-        raise ValueError(f"{size - len(data)} bytes of a tensor are missing")
-    if not size:
-        return torch.empty(shape, dtype=dtype)
+def _tensor(data: memoryview, entry: _Entry) -> Tensor:
+    if not data:
+        return torch.empty(entry.shape, dtype=entry.dtype)
     tensor = torch.frombuffer(data, dtype=torch.uint8)
-    if tensor.data_ptr() % dtype.itemsize:  # written elsewhere, in another order
+    if tensor.data_ptr() % entry.dtype.itemsize:  # written elsewhere, in another order
         tensor = tensor.clone()
-    return tensor.view(dtype).reshape(shape)
+    return tensor.view(entry.dtype).reshape(entry.shape)

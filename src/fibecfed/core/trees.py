@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .types import Params
 
-_BLOCK = 2**16
+_BLOCK = 2**17
 """Numbers that are summed together: in float64 they stay in the processor's cache, and take no new memory for each tensor."""
 
 
@@ -52,7 +53,7 @@ class WeightedSum:
     def __init__(self) -> None:
         self._total = 0.0
         self._like: Params = {}  # shapes and dtypes
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, list[Tensor]] = {}  # in blocks: so large a piece as a whole tensor would be memory new to the process
         self._count = 0
 
     def add(self, tree: Params, weight: float) -> None:
@@ -63,10 +64,10 @@ class WeightedSum:
         """
         if not self._count:
             self._like = {name: value.to("meta") for name, value in tree.items()}
-            self._sums = {name: torch.zeros(value.numel(), dtype=torch.float64) for name, value in tree.items()}
+            self._sums = {name: [torch.zeros(len(b), dtype=torch.float64) for b in _blocks(value)] for name, value in tree.items()}
         _check_alike(self._like, tree, self._count)
-        for name, acc in self._sums.items():
-            for target, block in zip(_blocks(acc), _blocks(tree[name]), strict=True):
+        for name, targets in self._sums.items():
+            for target, block in zip(targets, _blocks(tree[name]), strict=True):
                 target.add_(block, alpha=weight)
         self._total += weight
         self._count += 1
@@ -81,7 +82,7 @@ class WeightedSum:
         mean: dict[str, Tensor] = {}
         for name in sorted(self._sums):
             out = torch.empty(self._like[name].shape, dtype=self._like[name].dtype)
-            for target, acc in zip(_blocks(out), _blocks(self._sums[name]), strict=True):
+            for target, acc in zip(_blocks(out), self._sums[name], strict=True):
                 target.copy_(acc / total)
             mean[name] = out
         return mean
@@ -130,9 +131,13 @@ def placed(params: Params, device: torch.device) -> dict[str, Tensor]:
 
 def first_not_finite(params: Params) -> str | None:
     """The first name, in sorted order, whose tensor holds an infinity or NaN; None if there is none. Waits for a GPU once."""
-    names = sorted(params)
-    if not names or _finite([params[name].sum() for name in names]).all():  # no infinity or NaN leaves a sum finite
+    sums = [value.sum() for value in params.values()]  # no infinity or NaN leaves a sum finite
+    if all(value.device.type == "cpu" for value in sums):
+        if all(cmath.isfinite(value.item()) for value in sums):
+            return None
+    elif _finite(sums).all():
         return None
+    names = sorted(params)
     finite = _finite([params[name] for name in names])  # the numbers are finite or only their sum is not
     return next((name for name, flag in zip(names, finite, strict=True) if not flag), None)
 

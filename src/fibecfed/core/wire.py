@@ -10,6 +10,7 @@ key `message` (with two keys safetensors writes other bytes in every process). E
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import typing
@@ -85,13 +86,15 @@ def _kind(hint: Any) -> str | None:
     return None
 
 
-def _defaults(cls: type) -> dict[str, Any]:
-    """Plain field -> its default, for those that have one."""
+@functools.cache
+def _defaults(cls: type) -> Mapping[str, Any]:
+    """Plain field -> its default as it stands in the header, for those that have one."""
     fields = dataclasses.fields(cls)
-    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    return {field.name: _plain(field.default) for field in fields if field.default is not dataclasses.MISSING}
 
 
-def field_kinds(cls: type) -> dict[str, str]:
+@functools.cache
+def field_kinds(cls: type) -> Mapping[str, str]:
     """Field name -> "tensor", "tensors", "scalar" or "tuple", in the order of declaration."""
     return {name: typing.cast("str", _kind(hint)) for name, hint in _hints(cls).items()}
 
@@ -143,7 +146,7 @@ def _parts(value: Any) -> tuple[dict[str, Tensor], str]:
             plain[name] = [_written(cls, name, inner, entry) for entry in item]
         else:
             plain[name] = _written(cls, name, hints[name], item)
-    plain = {name: item for name, item in plain.items() if name not in defaults or item != _plain(defaults[name])}
+    plain = {name: item for name, item in plain.items() if name not in defaults or item != defaults[name]}
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{cls.__name__}.{key}: got {type(tensor).__name__}, expected a tensor")
@@ -187,7 +190,7 @@ def decode(cls: type[M], blob: bytes | memoryview, copy: bool = True) -> M:
     expected = {name for name, kind in kinds.items() if kind in ("scalar", "tuple")}
     if not isinstance(plain, dict):
         raise WireError(f"{cls.__name__}: got {type(plain).__name__} for the plain fields, expected a table")
-    plain = {name: _plain(default) for name, default in _defaults(cls).items() if name in expected} | plain
+    plain = {name: default for name, default in _defaults(cls).items() if name in expected} | plain
     if plain.keys() != expected:
         raise WireError(f"{cls.__name__}: got plain fields {sorted(plain)}, expected {sorted(expected)}")
     values: dict[str, Any] = {}
