@@ -21,6 +21,11 @@ SAME = ("torch", "transformers", "peft", "numpy", "safetensors", "tokenizers")
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
 
+def pins() -> list[str]:
+    """The versions of what is the same in all environments."""
+    return [line for line in CONSTRAINTS.read_text().splitlines() if line.split("==")[0] in SAME]
+
+
 def python_of(peer: str, folder: Path, share: bool) -> Path:
     """The interpreter of a peer's environment in `folder`, which is made if it is not there.
 
@@ -32,11 +37,12 @@ def python_of(peer: str, folder: Path, share: bool) -> Path:
         return python
     print(f"making the environment of {peer} in {home}", flush=True)
     venv.create(home, with_pip=True, clear=True)
-    pinned = [line for line in CONSTRAINTS.read_text().splitlines() if line.split("==")[0] in SAME]
     constraints = home / "constraints.txt"
-    constraints.write_text("\n".join(pinned) + "\n")
+    constraints.write_text("\n".join(pins()) + "\n")
     if share:
-        site = subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], check=True, stdout=subprocess.PIPE, text=True)
+        site = subprocess.run(
+            [python, "-c", "import site; print(site.getsitepackages()[0])"], check=True, stdout=subprocess.PIPE, text=True
+        )
         (Path(site.stdout.strip()) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
     subprocess.run([*install, *SAME, "psutil", PEERS[peer]], check=True)

@@ -1,7 +1,7 @@
 """The workload and rounds without training on this package. `python on_fibecfed.py lora FOLDER ROUNDS`, `... noop CLIENTS NUMBERS ROUNDS`.
 
-`lora` is a whole run, as `fibecfed run` makes it: with records and a checkpoint of every round. Evaluation comes before the first round,
-on two texts of each client, and after the last.
+`lora` is a whole run, as `fibecfed run` makes it, in one process: with records and a checkpoint of every round. Evaluation comes before the
+first round, on two texts of each client, and after the last.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ def lora(folder: Path, count: int) -> None:
     config = {
         "model": {"name": model_of(folder), "rank": RANK, "alpha": 16.0},
         "data": {
-            **{"path": str(folder / "train.csv"), "test_path": str(folder / "test.csv"), "client_column": "client"},
-            **{"validation_fraction": 0.0, "max_length": MAX_LENGTH},
+            "path": str(folder / "train.csv"),
+            "test_path": str(folder / "test.csv"),
+            "client_column": "client",
+            "validation_fraction": 0.0,
+            "max_length": MAX_LENGTH,
         },
         "federation": {"clients_per_round": PER_ROUND, "rounds": count},
         "training": {"local_epochs": 1, "batch_size": BATCH, "learning_rate": RATE, "weight_decay": WEIGHT_DECAY, "precision": "float32"},
         "evaluation": {"every": count},
         "method": {"kind": "lora"},
+        "resources": {"workers": 1},
     }
     with tempfile.TemporaryDirectory() as out:
         fibecfed.run(config, out, lambda event: rounds.done() if isinstance(event, RoundDone) else None)

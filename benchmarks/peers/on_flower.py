@@ -1,4 +1,6 @@
-"""The workload and rounds without training on Flower's simulation. `python on_flower.py lora FOLDER ROUNDS`, `... noop CLIENTS NUMBERS ROUNDS`.
+"""The workload and rounds without training on Flower's simulation.
+
+`python on_flower.py lora FOLDER ROUNDS` or `... noop CLIENTS NUMBERS ROUNDS`.
 
 A `ServerApp` with the strategy `FedAvg` and a `ClientApp`, run by `run_simulation` on Ray: one client at a time on one core, each in the
 same process, where the model and the examples stay in memory from one to the next.

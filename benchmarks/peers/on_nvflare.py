@@ -1,4 +1,6 @@
-"""The workload and rounds without training on NVIDIA FLARE's simulator. `python on_nvflare.py lora FOLDER ROUNDS`, `... noop CLIENTS NUMBERS ROUNDS`.
+"""The workload and rounds without training on NVIDIA FLARE's simulator.
+
+`python on_nvflare.py lora FOLDER ROUNDS` or `... noop CLIENTS NUMBERS ROUNDS`.
 
 A `FedAvgRecipe` with a `SimEnv`; the clients run `nvflare_client.py`, in which the client API sends and receives. Each simulated client is
 a process of its own here, whose model and examples stay in memory: one for every place of the cohort, which trains in each round as the

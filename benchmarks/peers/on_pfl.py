@@ -27,6 +27,8 @@ from workload import BATCH, PER_ROUND, RATE, WEIGHT_DECAY, Rounds, examples, lor
 
 
 class Classifier(torch.nn.Module):
+    """What pfl asks of a model: its loss and its metrics."""
+
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -42,6 +44,8 @@ class Classifier(torch.nn.Module):
 
 
 class Still(torch.nn.Module):
+    """Numbers that nobody trains."""
+
     def __init__(self, numbers: int) -> None:
         super().__init__()
         self.w = torch.nn.Parameter(torch.zeros(numbers))
@@ -54,6 +58,8 @@ class Still(torch.nn.Module):
 
 
 class Measured(TrainingProcessCallback):
+    """Takes the time of every round."""
+
     def __init__(self) -> None:
         self.rounds = Rounds()
 

@@ -4,8 +4,8 @@ Run: python benchmarks/peers/run.py --envs DIR [--share] [--out FILE] [--tasks l
 
 DIR gets an environment for each peer (environments.py), which is kept for the next time. Each figure comes from a process of its own, with
 one thread a process; within a repetition each task goes through everybody before the next one. FILE (default: figures.jsonl in DIR)
-gets a line for each figure: what is there already is not measured again, so the command can be stopped and started at any time. What is
-measured is in README.md.
+gets a line for each figure: what is there already is not measured again, so the command can be stopped and started at any time. At the end
+the medians are printed, with the ratios of figures of the same repetition. What is measured is in README.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ from workload import prepare
 
 OURS = "fibecfed"
 SCRIPTS = {
-    **{OURS: "on_fibecfed.py", "plain": "plain.py", "pfl": "on_pfl.py", "pfl, padded by batch": "on_pfl.py"},
-    **{"flower": "on_flower.py", "nvflare": "on_nvflare.py"},
+    OURS: "on_fibecfed.py",
+    "plain": "plain.py",
+    "pfl": "on_pfl.py",
+    "pfl, padded by batch": "on_pfl.py",
+    "flower": "on_flower.py",
+    "nvflare": "on_nvflare.py",
 }
 TASKS: dict[str, tuple[int, ...]] = {
     "lora": (3,),
@@ -67,19 +71,42 @@ def measure(who: str, task: str, python: Path, work: Path) -> dict[str, Any]:
     return {"who": who, "task": task, "round_s": statistics.median(counted), "rounds": len(counted), "first_s": found["first_s"]}
 
 
+def interpreter(who: str, folder: Path, share: bool) -> Path:
+    peer = who.split(",")[0]
+    return python_of(peer, folder, share) if peer in PEERS else Path(sys.executable)
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """The figures that a file holds. A last line that was cut off when the command was stopped is taken out of it."""
+    whole = [line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")] if out.exists() else []
+    if out.exists():
+        out.write_text("".join(whole))
+    return [json.loads(line) for line in whole]
+
+
+def summary(lines: list[dict[str, Any]], task: str, who: str, key: str) -> tuple[float, list[float]] | None:
+    """The median of a figure, and in ascending order its ratios to ours of the same repetition; None where there is none of both."""
+    ours = {line["repetition"]: line[key] for line in lines if (line["task"], line["who"]) == (task, OURS)}
+    theirs = {line["repetition"]: line[key] for line in lines if (line["task"], line["who"]) == (task, who)}
+    both = sorted(theirs.keys() & ours.keys())
+    if not both:
+        return None
+    return statistics.median(theirs[number] for number in both), sorted(theirs[number] / ours[number] for number in both)
+
+
 def show(lines: list[dict[str, Any]]) -> None:
     for task in TASKS:
-        of = {who: [line for line in lines if (line["task"], line["who"]) == (task, who)] for who in SCRIPTS}
-        if not of[OURS]:
-            continue
-        print(f"\n{task}: CPU seconds a round, over those of {OURS} (median; lowest to highest), wall seconds from start to first round")
-        for who, rows in of.items():
-            ours = {line["repetition"]: line["round_s"] for line in of[OURS]}
-            ratios = sorted(line["round_s"] / ours[line["repetition"]] for line in rows if line["repetition"] in ours)
-            if ratios:
-                round_s, first_s = (statistics.median(line[key] for line in rows) for key in ("round_s", "first_s"))
-                spread = f"{statistics.median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-                print(f"{who:22}{round_s:10.4f}  {spread:26}{first_s:7.1f}   n = {len(ratios)}")
+        rows: list[str] = []
+        for who in SCRIPTS:
+            found = [summary(lines, task, who, key) for key in ("round_s", "first_s")]
+            cells = [f"{value:.4g} | {statistics.median(r):.2f} ({r[0]:.2f} to {r[-1]:.2f})" for value, r in filter(None, found)]
+            if cells and found[0]:
+                rows.append(f"| {who} | {' | '.join(cells)} | {len(found[0][1])} |")
+        if rows:
+            print(
+                f"\n| {task} | CPU s per round | over {OURS}'s | start to first round, s | over {OURS}'s | n |", "|---" * 6 + "|", sep="\n"
+            )
+            print("\n".join(rows))
 
 
 def main() -> None:
@@ -94,10 +121,10 @@ def main() -> None:
     folder = asked.envs.resolve()
     out = asked.out or folder / "figures.jsonl"
     peers = [who for who in SCRIPTS if who in asked.peers]
-    pythons = {who: python_of(who.split(",")[0], folder, asked.share) if who.split(",")[0] in PEERS else Path(sys.executable) for who in peers}
+    pythons = {who: interpreter(who, folder, asked.share) for who in peers}
     if not (folder / "work" / "model.json").exists():
         prepare(folder / "work")
-    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    lines = lines_of(out)
     known = {(line["repetition"], line["task"], line["who"]) for line in lines}
     for repetition in range(asked.repetitions):
         for task in asked.tasks:

@@ -26,6 +26,7 @@ def prepare(folder: Path) -> None:
     from fibecfed.models.base_models import model_folder
 
     rows = load(DataOptions(task="sst2"), Key(0)).train
+    assert rows.labels is not None
     order = Key(0).permutation(len(rows)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
     for name, start, each in (("train", 0, EXAMPLES), ("test", CLIENTS * EXAMPLES, 2)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fibecfed.core.tensor_file import layout, read, write
+from fibecfed.core.tensor_file import layout, parse, split, views, write
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -37,6 +38,12 @@ FILES = st.dictionaries(TEXT.filter(lambda name: name != "__metadata__"), some_t
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
     return tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def read(blob: bytes | memoryview) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    header, data = split(blob)
+    metadata, entries = parse(header)
+    return metadata, {entry.name: tensor for entry, tensor in zip(entries, views(data, entries), strict=True)}
 
 
 def described(head: Any, data: bytes = bytes(8)) -> bytes:

@@ -356,3 +356,17 @@ def test_a_field_that_cannot_travel_is_refused_when_the_class_is_made() -> None:
 def test_a_message_describes_its_fields_in_words() -> None:
     assert describe(Small) == [("shared", "named tensors"), ("num_samples", "int")]
     assert describe(Weighted) == [("weight", "float"), ("names", "list of str")]
+
+
+@pytest.mark.parametrize("name", ["w", "w" * 2**16])  # a header of the size that is kept, and a larger one
+def test_a_header_that_was_read_before_is_checked_like_a_new_one(name: str) -> None:
+    blob = encode(Small({name: torch.arange(3.0)}, 5))
+    other = encode(Small({name: torch.arange(3.0) + 1}, 5))
+    for _ in range(2):
+        first, second = decode(Small, blob), decode(Small, other)
+        assert first.shared[name].tolist() == [0, 1, 2] and second.shared[name].tolist() == [1, 2, 3]
+        assert first.num_samples == second.num_samples == 5
+        with pytest.raises(WireError, match="type 'Small', expected 'Weighted'"):
+            decode(Weighted, blob)
+        with pytest.raises(WireError, match="take 12 bytes, got 11"):
+            decode(Small, blob[:-1])

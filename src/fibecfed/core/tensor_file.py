@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,11 @@ _RANKS = {
 
 _NAMES = {dtype: (rank, name) for rank, (name, dtype) in enumerate(_RANKS.items())}
 
+_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8}
+"""Dtypes that numpy has too: such a tensor is a buffer as it is."""
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 class Layout(NamedTuple):
     """Where everything is in a file.
@@ -60,7 +65,7 @@ class Layout(NamedTuple):
     """
 
     head: bytes
-    names: list[str]
+    names: tuple[str, ...]
     size: int
 
 
@@ -70,19 +75,31 @@ def layout(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Layout
     Raises:
         TypeError: a dtype that cannot be written.
     """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
-            raise TypeError(f"{name}: a tensor of dtype {tensor.dtype} cannot be written")
-    names = sorted(tensors, key=lambda name: (-_NAMES[tensors[name].dtype][0], name))
-    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    text, names, end = _described(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
+    if metadata:
+        words = ",".join(f"{_json(key)}:{_json(value)}" for key, value in metadata.items())
+        text = f'{{"__metadata__":{{{words}}}{"," if names else ""}{text[1:]}'
+    head = text.encode()
+    head += b" " * (-len(head) % 8)
+    return Layout(len(head).to_bytes(8, "little") + head, names, 8 + len(head) + end)
+
+
+@functools.lru_cache(maxsize=64)
+def _described(tensors: tuple[tuple[str, torch.dtype, torch.Size], ...]) -> tuple[str, tuple[str, ...], int]:
+    """The header of these tensors, their names in the order of writing, and their bytes. Kept, since each round writes the same.
+
+    Raises:
+        TypeError: as `layout`.
+    """
+    for name, dtype, _ in tensors:
+        if dtype not in _NAMES:
+            raise TypeError(f"{name}: a tensor of dtype {dtype} cannot be written")
+    table: dict[str, Any] = {}
     end = 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        table[name] = {"dtype": _NAMES[tensor.dtype][1], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return Layout(len(text).to_bytes(8, "little") + text, names, 8 + len(text) + end)
+    for name, dtype, shape in sorted(tensors, key=lambda tensor: (-_NAMES[tensor[1]][0], tensor[0])):
+        start, end = end, end + shape.numel() * dtype.itemsize
+        table[name] = {"dtype": _NAMES[dtype][1], "shape": list(shape), "data_offsets": [start, end]}
+    return _json(table), tuple(table), end
 
 
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], after: bytes = b"") -> bytes:
@@ -97,28 +114,12 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], after: byt
 
 def _memory(tensor: Tensor) -> Any:
     """The numbers of a tensor in order, as a buffer; not a copy where they lie so already."""
-    return tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy()
+    plain = tensor.detach().to("cpu").contiguous()
+    return (plain if plain.dtype in _NUMPY else plain.view(-1).view(torch.uint8)).numpy()
 
 
-def read(blob: bytes | memoryview) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    """The metadata and the tensors of a file. The tensors lie on the bytes of `blob`: nobody may write into them.
-
-    Raises:
-        ValueError: not a file as `write` writes it, with all tensors inside of it and no byte between or after them.
-    """
-    view = memoryview(blob)
-    begin = 8 + int.from_bytes(view[:8], "little")
-    if len(view) < 8 or begin > len(view):
-        raise ValueError(f"its header would end after {begin} bytes")
-    metadata, entries = _parsed(bytes(view[8:begin]))
-    end = begin + (entries[-1].stop if entries else 0)
-    if end != len(view):
-        raise ValueError(f"its tensors end after {end} bytes of {len(view)}")
-    return metadata, {entry.name: _tensor(view[begin + entry.start : begin + entry.stop], entry) for entry in entries}
-
-
-class _Entry(NamedTuple):
-    """A tensor: its place, in bytes behind the header, and what it is."""
+class Entry(NamedTuple):
+    """A tensor of a file: its place, in bytes behind the header, and what it is."""
 
     start: int
     stop: int
@@ -127,12 +128,24 @@ class _Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=16)
-def _parsed(header: bytes) -> tuple[Mapping[str, Any], tuple[_Entry, ...]]:
-    """The metadata, and the tensors in the order in which they lie. Kept, since the answers of a cohort often have one and the same header.
+def split(blob: bytes | memoryview) -> tuple[bytes, memoryview]:
+    """The header of a file, and the bytes behind it.
 
     Raises:
-        ValueError: as `read`.
+        ValueError: it is too short for them.
+    """
+    view = memoryview(blob)
+    begin = 8 + int.from_bytes(view[:8], "little")
+    if len(view) < 8 or begin > len(view):
+        raise ValueError(f"its header would end after {begin} bytes")
+    return bytes(view[8:begin]), view[begin:]
+
+
+def parse(header: bytes) -> tuple[Mapping[str, Any], tuple[Entry, ...]]:
+    """The metadata, and the tensors in the order in which they lie.
+
+    Raises:
+        ValueError: not a header as `write` writes it, with no byte between the tensors.
     """
     try:
         table = json.loads(header.decode())
@@ -149,7 +162,19 @@ def _parsed(header: bytes) -> tuple[Mapping[str, Any], tuple[_Entry, ...]]:
     return metadata if isinstance(metadata, dict) else {}, tuple(entries)
 
 
-def _entry(name: str, entry: Any) -> _Entry:
+def views(data: memoryview, entries: Sequence[Entry]) -> list[Tensor]:
+    """The tensors that `parse` found, on the bytes behind the header: nobody may write into them.
+
+    Raises:
+        ValueError: they do not end where `data` does.
+    """
+    end = entries[-1].stop if entries else 0
+    if end != len(data):
+        raise ValueError(f"its tensors take {end} bytes, got {len(data)}")
+    return [_tensor(data, entry) for entry in entries]
+
+
+def _entry(name: str, entry: Any) -> Entry:
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is not described by a table")
     dtype, shape, offsets = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
@@ -160,17 +185,18 @@ def _entry(name: str, entry: Any) -> _Entry:
         needed *= size
     if offsets[1] - offsets[0] != needed:
         raise ValueError(f"{name!r} takes {offsets[1] - offsets[0]} bytes, expected {needed}")
-    return _Entry(offsets[0], offsets[1], name, _RANKS[dtype], shape)
+    return Entry(offsets[0], offsets[1], name, _RANKS[dtype], shape)
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     return tuple(value) if isinstance(value, list) and all(type(size) is int and size >= 0 for size in value) else None
 
 
-def _tensor(data: memoryview, entry: _Entry) -> Tensor:
-    if not data:
-        return torch.empty(entry.shape, dtype=entry.dtype)
-    tensor = torch.frombuffer(data, dtype=torch.uint8)
-    if tensor.data_ptr() % entry.dtype.itemsize:  # written elsewhere, in another order
+def _tensor(data: memoryview, entry: Entry) -> Tensor:
+    start, stop, _, dtype, shape = entry
+    if start == stop:
+        return torch.empty(shape, dtype=dtype)
+    tensor = torch.frombuffer(data, dtype=torch.uint8, count=stop - start, offset=start)
+    if tensor.data_ptr() % dtype.itemsize:  # written elsewhere, in another order
         tensor = tensor.clone()
-    return tensor.view(entry.dtype).reshape(entry.shape)
+    return tensor.view(dtype).view(shape)

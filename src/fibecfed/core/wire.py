@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 from torch import Tensor
@@ -86,17 +86,32 @@ def _kind(hint: Any) -> str | None:
     return None
 
 
+class _Field(typing.NamedTuple):
+    """A field of a message class.
+
+    Attributes:
+        expected: type of its value, or of each value of a tuple.
+        default: as it stands in the header; MISSING if there is none.
+    """
+
+    name: str
+    kind: str
+    expected: Any
+    default: Any
+
+
 @functools.cache
-def _defaults(cls: type) -> Mapping[str, Any]:
-    """Plain field -> its default as it stands in the header, for those that have one."""
-    fields = dataclasses.fields(cls)
-    return {field.name: _plain(field.default) for field in fields if field.default is not dataclasses.MISSING}
+def _fields(cls: type) -> tuple[_Field, ...]:
+    hints = _hints(cls)
+    defaults = {field.name: _plain(field.default) for field in dataclasses.fields(cls)}
+    inner = {name: typing.get_args(hint)[0] if _kind(hint) == "tuple" else hint for name, hint in hints.items()}
+    return tuple(_Field(name, typing.cast("str", _kind(hint)), inner[name], defaults[name]) for name, hint in hints.items())
 
 
 @functools.cache
 def field_kinds(cls: type) -> Mapping[str, str]:
     """Field name -> "tensor", "tensors", "scalar" or "tuple", in the order of declaration."""
-    return {name: typing.cast("str", _kind(hint)) for name, hint in _hints(cls).items()}
+    return {field.name: field.kind for field in _fields(cls)}
 
 
 def plain_value(cls: type, name: str) -> Any:
@@ -131,30 +146,25 @@ def encoded_size(value: Any) -> int:
 def _parts(value: Any) -> tuple[dict[str, Tensor], str]:
     """The tensors of a message by their names in the file, and the text that holds everything else."""
     cls = type(value)
-    hints = _hints(cls)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
-    defaults = _defaults(cls)
-    for name, kind in field_kinds(cls).items():
+    for name, kind, expected, default in _fields(cls):
         item = getattr(value, name)
         if kind == "tensor":
             tensors[f"{name}/"] = item
         elif kind == "tensors":
             tensors.update({f"{name}/{key}": tensor for key, tensor in item.items()})
-        elif kind == "tuple":
-            inner = typing.get_args(hints[name])[0]
-            plain[name] = [_written(cls, name, inner, entry) for entry in item]
         else:
-            plain[name] = _written(cls, name, hints[name], item)
-    plain = {name: item for name, item in plain.items() if name not in defaults or item != defaults[name]}
+            item = [_written(cls, name, expected, entry) for entry in item] if kind == "tuple" else _written(cls, name, expected, item)
+            if default is dataclasses.MISSING or item != default:
+                plain[name] = item
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{cls.__name__}.{key}: got {type(tensor).__name__}, expected a tensor")
-    return tensors, _compact({"type": cls.__name__, "version": WIRE_VERSION, "fields": plain})
+    return tensors, f'{{"fields":{_json(plain) if plain else "{}"},"type":{_json(cls.__name__)},"version":{WIRE_VERSION}}}'
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def _plain(default: Any) -> Any:
@@ -178,58 +188,90 @@ def decode(cls: type[M], blob: bytes | memoryview, copy: bool = True) -> M:
     Raises:
         WireError: not such bytes, another message class or version, fields missing, unknown or of another type.
     """
-    header, tensors = _open(blob)
+    try:
+        header, data = tensor_file.split(blob)
+        plain, fields, entries = (_kept if len(header) <= _KEPT_BYTES else _understood)(cls, header)
+        tensors = tensor_file.views(data, entries)
+    except WireError:
+        raise
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise WireError(f"{len(blob)} bytes that are not a fibecfed message: {error}") from None
     if copy:
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    if header.get("type") != cls.__name__:
-        raise WireError(f"got a message of type {header.get('type')!r}, expected {cls.__name__!r}")
-    if header.get("version") != WIRE_VERSION:
-        raise WireError(f"got wire version {header.get('version')!r}, expected {WIRE_VERSION}; use the same fibecfed on both sides")
-    plain = header.get("fields")
-    kinds = field_kinds(cls)
-    expected = {name for name, kind in kinds.items() if kind in ("scalar", "tuple")}
+        tensors = [tensor.clone() for tensor in tensors]
+    values: dict[str, Any] = {}
+    for name, places in fields:
+        values[name] = tensors[places] if isinstance(places, int) else {key: tensors[place] for key, place in places}
+    return cls(**plain, **values)
+
+
+class _Understood(typing.NamedTuple):
+    """What a header says, for a message class.
+
+    Attributes:
+        plain: the fields without tensors.
+        fields: each field with tensors: the place of its one among `entries`, or the names and places of its named ones.
+    """
+
+    plain: Mapping[str, Any]
+    fields: Sequence[tuple[str, int | Sequence[tuple[str, int]]]]
+    entries: Sequence[tensor_file.Entry]
+
+
+_KEPT_BYTES = 2**15
+
+
+def _understood(cls: type, header: bytes) -> _Understood:
+    """What there is in a message, all of it but the numbers of its tensors.
+
+    Raises:
+        WireError: as `decode`.
+        ValueError, KeyError, TypeError, RuntimeError: it is no header of a message.
+    """
+    metadata, entries = tensor_file.parse(header)
+    table = json.loads(metadata["message"])
+    if not isinstance(table, dict):
+        raise WireError("the header of the message is not a table")
+    if table.get("type") != cls.__name__:
+        raise WireError(f"got a message of type {table.get('type')!r}, expected {cls.__name__!r}")
+    if table.get("version") != WIRE_VERSION:
+        raise WireError(f"got wire version {table.get('version')!r}, expected {WIRE_VERSION}; use the same fibecfed on both sides")
+    plain = table.get("fields")
     if not isinstance(plain, dict):
         raise WireError(f"{cls.__name__}: got {type(plain).__name__} for the plain fields, expected a table")
-    plain = {name: default for name, default in _defaults(cls).items() if name in expected} | plain
-    if plain.keys() != expected:
+    own = [field for field in _fields(cls) if field.kind in ("scalar", "tuple")]
+    plain = {field.name: field.default for field in own if field.default is not dataclasses.MISSING} | plain
+    if plain.keys() != (expected := {field.name for field in own}):
         raise WireError(f"{cls.__name__}: got plain fields {sorted(plain)}, expected {sorted(expected)}")
     values: dict[str, Any] = {}
-    hints = _hints(cls)
-    for name, kind in kinds.items():
+    places = {entry.name: place for place, entry in enumerate(entries)}
+    fields: list[tuple[str, int | Sequence[tuple[str, int]]]] = []
+    for name, kind, inner, _ in _fields(cls):
         prefix = f"{name}/"
         if kind == "tensors":
-            values[name] = {key[len(prefix) :]: tensors.pop(key) for key in sorted(tensors) if key.startswith(prefix)}
+            fields.append((name, tuple((key[len(prefix) :], places.pop(key)) for key in sorted(places) if key.startswith(prefix))))
         elif kind == "tensor":
-            if prefix not in tensors:
+            if prefix not in places:
                 raise WireError(f"{cls.__name__}.{name}: the tensor is missing")
-            values[name] = tensors.pop(prefix)
+            fields.append((name, places.pop(prefix)))
         elif kind == "tuple":
-            inner = typing.get_args(hints[name])[0]
             if not isinstance(plain[name], list):
                 raise WireError(f"{cls.__name__}.{name}: got {type(plain[name]).__name__}, expected a list")
             values[name] = tuple(_scalar(cls, name, inner, item) for item in plain[name])
         else:
-            values[name] = _scalar(cls, name, hints[name], plain[name])
-    if tensors:
-        raise WireError(f"{cls.__name__}: unknown tensors {sorted(tensors)[:5]}")
-    return cls(**values)
+            values[name] = _scalar(cls, name, inner, plain[name])
+    if places:
+        raise WireError(f"{cls.__name__}: unknown tensors {sorted(places)[:5]}")
+    return _Understood(values, fields, entries)
+
+
+_kept = functools.lru_cache(maxsize=64)(_understood)
+"""Small headers are understood once: all clients get the same message, and answers often have the same header too."""
 
 
 def _scalar(cls: type, name: str, expected: type, value: Any) -> Any:
     if type(value) is not expected:
         raise WireError(f"{cls.__name__}.{name}: got {type(value).__name__}, expected {expected.__name__}")
     return value
-
-
-def _open(blob: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        metadata, tensors = tensor_file.read(blob)
-        header = json.loads(metadata["message"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise WireError(f"{len(blob)} bytes that are not a fibecfed message: {error}") from None
-    if not isinstance(header, dict):
-        raise WireError("the header of the message is not a table")
-    return header, tensors
 
 
 def payload_bytes(value: Any, length: int | None = None) -> dict[str, int]:
@@ -245,24 +287,20 @@ def payload_bytes(value: Any, length: int | None = None) -> dict[str, int]:
 
 def tensors_of(value: Any) -> dict[str, dict[str, Tensor]]:
     """Field -> its tensors by name, for each field of a message that holds tensors. A single tensor has the name ""."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, kind in field_kinds(type(value)).items():
-        item = getattr(value, name)
-        if kind == "tensors":
-            found[name] = dict(item)
-        elif kind == "tensor":
-            found[name] = {"": item}
-    return found
+    return {
+        name: dict(getattr(value, name)) if kind == "tensors" else {"": getattr(value, name)}
+        for name, kind, _, _ in _fields(type(value))
+        if kind in ("tensors", "tensor")
+    }
 
 
 def describe(cls: type) -> list[tuple[str, str]]:
     """(field, type as a reader would write it) for each field of a message class."""
     words = {"tensor": "tensor", "tensors": "named tensors"}
     rows = []
-    for name, kind in field_kinds(cls).items():
-        hint = _hints(cls)[name]
+    for name, kind, expected, _ in _fields(cls):
         if kind == "tuple":
-            rows.append((name, f"list of {typing.get_args(hint)[0].__name__}"))
+            rows.append((name, f"list of {expected.__name__}"))
         else:
-            rows.append((name, words.get(kind) or getattr(hint, "__name__", str(hint))))
+            rows.append((name, words.get(kind) or getattr(expected, "__name__", str(expected))))
     return rows
