@@ -21,7 +21,7 @@ from .data.federated import FederatedData, absent, federate, federate_one, made_
 from .data.inspect import warnings
 from .data.instructions import AnswerDataset, encoder_of
 from .data.instructions import load as load_answers
-from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_ANSWERS, DEFAULT_MAX_LENGTH_PAIRS
+from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_ANSWERS, DEFAULT_MAX_LENGTH_PAIRS, NO_TEMPLATE, template_text
 from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import TextDataset
 from .data.sources import load as load_data
@@ -114,6 +114,9 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     if is_instruction(config):
         reject_unfit(source, model_config)
     tokenizer = load_tokenizer(source, model_config)
+    if is_instruction(config) and config.data.chat_template is not None:  # what is saved beside adapters is what was trained with
+        joins = config.data.chat_template == NO_TEMPLATE
+        tokenizer.chat_template = None if joins else template_text(config.data.chat_template)  # pyright: ignore[reportAttributeAccessIssue]
 
     def prompt_for(label_names: Sequence[str] | None) -> Prompt | None:
         if config.model.head != "label-words" or label_names is None:

@@ -17,6 +17,8 @@ from .core.errors import UserError
 from .exits import console, exit_codes, say
 
 if TYPE_CHECKING:
+    from .data.conversations import Message
+    from .trained.answers import AnsweringModel
     from .trained.export import Form
 
 _Run = Annotated[Path, path_argument("RUN", "The folder of a finished run.")]
@@ -42,7 +44,7 @@ _Device = Annotated[str, typer.Option(metavar="NAME", help="Device to compute on
 
 def add(app: Commands) -> None:
     """Add them to a program."""
-    for command in (predict, evaluate, export):
+    for command in (predict, evaluate, generate, export):
         app.command()(command)
 
 
@@ -135,6 +137,66 @@ def export(
             _tell(note)
         for form, out in outs.items():
             typer.echo(f"{out} written ({form}); {out / 'README.md'} says how to use it.")
+
+
+def generate(
+    run: _Run,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What is to be answered. [default: standard input; line by line on a terminal]", show_default=False
+        ),
+    ] = None,
+    client: _Client = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="PROMPT is a conversation: a JSON list of objects with role and content.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of an answer, at most. [default: 256, or what the model has room for]", show_default=False),
+    ] = None,
+    base: _Base = None,
+    device: _Device = "auto",
+) -> None:
+    """Answer a prompt, with a model that was trained on answers.
+
+    Always the most likely next token, in the run's chat template and with its system message, up to the end token.
+    """
+    with exit_codes():
+        from .trained.answers import load, messages_of
+
+        talks = prompt is None and sys.stdin.isatty()
+        if prompt is None and not talks:
+            prompt = sys.stdin.read().removesuffix("\n")
+        asked = None if prompt is None else messages_of(prompt) if messages else prompt
+        model = load(run, client, base=base, device=device)
+        _tell(model.found.note)
+        if asked is not None:
+            _write(model, asked, max_new_tokens)
+            return
+        say("Each line is a prompt of its own; Ctrl-D ends.")
+        while (line := _line()) is not None:
+            if line.strip():
+                try:
+                    _write(model, messages_of(line) if messages else line, max_new_tokens)
+                except UserError as error:
+                    say(f"error: {error}")
+
+
+def _line() -> str | None:
+    """The next one from a terminal; None at its end."""
+    try:
+        return input("> ")
+    except EOFError:
+        typer.echo("")
+        return None
+
+
+def _write(model: AnsweringModel, prompt: str | list[Message], max_new_tokens: int | None) -> None:
+    [answer] = model.answer([prompt], max_new_tokens)
+    typer.echo(answer.text)
+    if not answer.ended:
+        _tell(f"stopped after {len(answer.tokens):,} tokens, before the end of the answer; raise --max-new-tokens for more")
 
 
 def _tell(note: str | None) -> None:

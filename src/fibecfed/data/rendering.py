@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .conversations import Conversation, Joined
+from .conversations import Conversation, Joined, Message
 from .names import shown
 
 
@@ -88,6 +88,14 @@ class Template:
             start = len(before)
             spans.append(AnswerSpan(start, start + found + len(content), len(through)))
         return Rendered(whole, tuple(spans))
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text that an answer to messages follows, generation prompt included.
+
+        Raises:
+            Unfit: the template rejects them.
+        """
+        return self._text([{"role": one.role, "content": one.content} for one in messages], prompts=True)
 
     def _text(self, turns: Sequence[dict[str, str]], prompts: bool = False) -> str:
         if not turns:

@@ -274,13 +274,7 @@ class AdaptedModel:
             adapted: with the adapter.
             keeps: leave out lower blocks whose output is kept.
         """
-        if params.keys() != self._name_set:
-            self._check_names(params)
-        swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
-        for weight in self._adapted if len(params) > len(self._names) else ():
-            if (delta := params.get(weight + DELTA)) is not None:
-                delta = delta.T if weight in self._transposed else delta
-                swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
+        swapped = self._swapped(params)
 
         def forward(inputs: Batch) -> Tensor:
             moved = {name: value.to(self._device) for name, value in inputs.items()}
@@ -296,6 +290,17 @@ class AdaptedModel:
                 attention = self._network.config._attn_implementation
                 logits = lower.run(forward, inputs, first, lambda block: self._below(params, block), attention)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _swapped(self, params: Params) -> dict[str, Tensor]:
+        """What stands in the network during a call, by name inside it."""
+        if params.keys() != self._name_set:
+            self._check_names(params)
+        swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
+        for weight in self._adapted if len(params) > len(self._names) else ():
+            if (delta := params.get(weight + DELTA)) is not None:
+                delta = delta.T if weight in self._transposed else delta
+                swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
+        return swapped
 
     def _first_trained(self, params: Params) -> int | None:
         """The lowest block in which a tensor that requires a gradient has a part, L if the head alone does; None without gradients."""
@@ -344,10 +349,8 @@ class AdaptedModel:
     @one_at_a_time
     @torch.no_grad()
     def _try_out(self, tolerance: float) -> None:
-        """Reject a model whose logits are not those of its own call, or depend on padding, by more than a fraction of the largest.
-
-        Its own call knows nothing of an adapter of ours: it is compared without one.
-        """
+        """Reject a model whose logits are not those of its own call (without an adapter of ours, of which that knows nothing), or depend
+        on padding, by more than a fraction of the largest."""
         pad = self._network.config.pad_token_id or 0
         ids = self._few_tokens()
         ones, three = torch.ones_like(ids), ids[:, :3]

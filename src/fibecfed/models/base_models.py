@@ -26,6 +26,7 @@ from ..core.task import Use
 from ..core.terminal import one_line
 from ..local.options import TrainingOptions
 from .adapted_model import AdaptedModel
+from .answer_task import AnswerTask
 from .heads import UnsupportedModel
 from .kept import KeptWeights
 from .label_words import head_is_missing, is_masked, language_head
@@ -315,7 +316,7 @@ def build_task(
                 model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key.fold("adapter"), sources=sources
             )
             adapted = model
-        kind = TransformerTask if hasattr(objective, "num_classes") else AdaptedModel
+        kind = TransformerTask if hasattr(objective, "num_classes") else AnswerTask
         task = kind(adapted, precision=precision, device=device, dropout=training.dropout, objective=cast("ClassObjective", objective))
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted, but=() if objective.draws_head else language_head(model))

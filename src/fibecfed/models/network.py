@@ -52,11 +52,15 @@ class AdaptedNetwork(nn.Module):
         """Positions before the text's, in every hidden state."""
         return 0 if self.adapter is None else self.adapter.num_positions
 
-    def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None, adapted: bool = True) -> Tensor:
-        mask = inputs["attention_mask"]
-        keywords: dict[str, Any] = {name: value for name, value in inputs.items() if name in self._takes}
+    def placed(self, inputs: Mapping[str, Tensor], positions: Tensor) -> dict[str, Any]:
+        """What of the inputs the body takes, with the position of each token, counted from 0, where it takes positions."""
+        keywords = {name: value for name, value in inputs.items() if name in self._takes}
         if "position_ids" in self._takes and "position_ids" not in keywords:
-            keywords["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + self._first_position
+            keywords["position_ids"] = positions + self._first_position
+        return keywords
+
+    def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None, adapted: bool = True) -> Tensor:
+        keywords = self.placed(inputs, (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
         if "use_cache" in self._takes:
             keywords["use_cache"] = False
         if embeddings is not None:

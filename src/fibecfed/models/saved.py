@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Sequence
+=======
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+>>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,12 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
 from ..core.rng import Key
+<<<<<<< HEAD
 from ..core.types import Batch
+=======
+from .answer_task import AnswerTask
+from .answers import Answers
+>>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)
 from .base_models import Source, load_config, load_model
 from .export import add_delta
 from .objectives import ClassObjective
@@ -47,20 +57,40 @@ def load_task(
     model, _ = load_model(source, objective=objective, pad_token_id=pad_token_id, dropout=dropout, key=Key(0))
     if not can_merge(folder):
         return TransformerTask(load_adapter(model, folder).model, device=device)
-    try:
+    with _damaged(source, folder):
         adapted = PeftModel.from_pretrained(model, folder, local_files_only=True)
         add_delta(adapted, folder)
         merged: Any = adapted.merge_and_unload()
+    # a task needs something to train; nothing is
+    merged.requires_grad_(False)
+    min(merged.parameters(), key=Tensor.numel).requires_grad_(True)
+    return TransformerTask(merged, objective=objective, device=device)
+
+
+@contextlib.contextmanager
+def _damaged(source: Source, folder: Path) -> Iterator[None]:
+    """What PEFT says of an adapter that it cannot load, as one sentence."""
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{folder}: the adapter could not be loaded into {source.published} ({said}), expected one that fibecfed saved for this model; "
             "restore the folder from a backup, or resume the run without its summary.json"
         ) from error
-    # a task needs something to train; nothing is
-    merged.requires_grad_(False)
-    min(merged.parameters(), key=Tensor.numel).requires_grad_(True)
-    return TransformerTask(merged, objective=objective, device=device)
+
+
+def load_answer_task(source: Source, folder: Path, *, pad_token_id: int, device: torch.device) -> AnswerTask:
+    """The base model with the adapter of a folder beside its weights, as a task that writes answers, in float32.
+
+    Raises:
+        UserError: as `load_task`.
+    """
+    model, _ = load_model(source, objective=Answers(), pad_token_id=pad_token_id, dropout=0.0, key=Key(0))
+    with _damaged(source, folder):
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, local_files_only=True)
+        add_delta(adapted, folder)
+        return AnswerTask(adapted, objective=Answers(), device=device)
 
 
 def with_names(task: TransformerTask, labels: Sequence[str]) -> Any:
@@ -88,6 +118,7 @@ def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int,
     return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device, **cut)
 
 
+<<<<<<< HEAD
 def save_plain(model: Any, folder: Path) -> None:
     """Write a model's weights and configuration, as files that whoever may read the folder can read."""
     bars = transformers_logging.is_progress_bar_enabled()
@@ -99,3 +130,6 @@ def save_plain(model: Any, folder: Path) -> None:
             transformers_logging.enable_progress_bar()
     for path in folder.glob("*.safetensors"):  # safetensors' writer lets only the owner read them, whatever the umask says
         path.chmod((folder / "config.json").stat().st_mode)
+=======
+__all__ = ["ClassHead", "can_merge", "differs", "load_answer_task", "load_task", "pipeline_of", "plain_model", "saved_tokenizer"]
+>>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)

@@ -123,3 +123,19 @@ def reject_answers(found: FoundModel, what: str) -> None:
     """
     if is_instruction(found.config):
         raise UserError(f"{found.run}: got a model that writes answers, but {what} needs one that predicts classes; see its model card")
+
+
+def reject_classes(found: FoundModel, what: str) -> None:
+    """Reject a model that predicts classes.
+
+    Args:
+        what: what needs answers.
+
+    Raises:
+        UserError: it is one.
+    """
+    if not is_instruction(found.config):
+        raise UserError(
+            f"{found.run}: got a model that predicts classes, but {what} needs one that writes answers; ask it with: "
+            f"fibecfed predict {shlex.quote(str(found.run))} FILE"
+        )

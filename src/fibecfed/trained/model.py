@@ -132,7 +132,7 @@ def load(
     found = find(run, client, base)
     reject_answers(found, what)
     source = find_source(found.config.model)
-    _reject_other_weights(found, source)
+    reject_other_weights(found, source)
     labels = _labels(found.folder)
     with quiet_libraries():
         tokenizer = saved_tokenizer(source, found.folder)
@@ -147,7 +147,12 @@ def load(
     return TrainedModel(found, source, labels, task, tokenizer, prompt)
 
 
-def _reject_other_weights(found: FoundModel, source: Source) -> None:
+def reject_other_weights(found: FoundModel, source: Source) -> None:
+    """Reject a base model whose files are not those that the run was trained on.
+
+    Raises:
+        UserError: it is another.
+    """
     now = sorted(sha256_of(path) for path in source.files)
     if found.files and now and now != sorted(found.files.values()):
         raise UserError(

@@ -1,0 +1,79 @@
+"""An adapted causal language model that writes answers, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..core.types import Params
+from .adapted_model import AdaptedModel
+from .network import AdaptedNetwork
+from .turns import one_at_a_time
+
+
+class AnswerTask(AdaptedModel):
+    """An `AdaptedModel` with the objective `answers.Answers`, which also generates."""
+
+    @one_at_a_time
+    @torch.no_grad()
+    def generate(
+        self, params: Params, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], max_new_tokens: int
+    ) -> list[list[int]]:
+        """The most likely next token, again and again: greedy decoding, with no penalty on any token.
+
+        All prompts are read in one pass, padded on the left; their tokens do not depend on each other but for rounding. The scores of
+        tokens are computed in float32 whatever the precision of the body, so that they do not tie.
+
+        Args:
+            prompts: tokens of each, at least one.
+            stop_ids: tokens at which an answer ends.
+            max_new_tokens: tokens of an answer, at most, its end token included.
+
+        Returns:
+            The new tokens of each prompt, the end token included where it was reached.
+        """
+        if not prompts or max_new_tokens < 1:
+            return [[] for _ in prompts]
+        longest, pad = max(map(len, prompts)), self._network.config.pad_token_id or 0
+        ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=self.device)
+        stops = torch.tensor(list(stop_ids), dtype=ids.dtype, device=self.device)
+        with self._without_graph(), self._kernels():
+            writer = _Writer(self._network)
+            found: Tensor = functional_call(writer, self._swapped(params), (ids, mask, stops, max_new_tokens), tie_weights=False)
+        return [_until(row, set(stop_ids)) for row in found.tolist()]
+
+
+class _Writer(nn.Module):
+    """The loop over new tokens, as a module that holds the network's model under the same names."""
+
+    def __init__(self, network: AdaptedNetwork) -> None:
+        super().__init__()
+        self.model = network.model
+        self._network: list[Any] = [network]
+
+    def forward(self, ids: Tensor, mask: Tensor, stops: Tensor, max_new_tokens: int) -> Tensor:
+        """(batch, token) of prompts -> (batch, new token), until all rows have stopped; what stands behind a row's end says nothing."""
+        network, cache, written = self._network[0], None, list[Tensor]()
+        stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        while True:
+            keywords = network.placed({"input_ids": ids, "attention_mask": mask}, positions)
+            out = network.body(**keywords, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            chosen = network.head.head(out.last_hidden_state[:, -1]).argmax(-1)
+            written.append(chosen)
+            stopped |= torch.isin(chosen, stops)
+            if len(written) == max_new_tokens or bool(stopped.all()):
+                return torch.stack(written, 1)
+            ids, positions = chosen[:, None], positions[:, -1:] + 1
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+
+
+def _until(tokens: list[int], stops: set[int]) -> list[int]:
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[: end + 1]
