@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Sequence
-=======
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
->>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
 from ..core.rng import Key
-<<<<<<< HEAD
 from ..core.types import Batch
-=======
 from .answer_task import AnswerTask
 from .answers import Answers
->>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)
 from .base_models import Source, load_config, load_model
 from .export import add_delta
 from .objectives import ClassObjective
@@ -118,7 +111,6 @@ def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int,
     return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device, **cut)
 
 
-<<<<<<< HEAD
 def save_plain(model: Any, folder: Path) -> None:
     """Write a model's weights and configuration, as files that whoever may read the folder can read."""
     bars = transformers_logging.is_progress_bar_enabled()
@@ -130,6 +122,3 @@ def save_plain(model: Any, folder: Path) -> None:
             transformers_logging.enable_progress_bar()
     for path in folder.glob("*.safetensors"):  # safetensors' writer lets only the owner read them, whatever the umask says
         path.chmod((folder / "config.json").stat().st_mode)
-=======
-__all__ = ["ClassHead", "can_merge", "differs", "load_answer_task", "load_task", "pipeline_of", "plain_model", "saved_tokenizer"]
->>>>>>> 9613c9a (fibecfed generate: a prompt or a conversation answered by the global model of a run or a client's own; the chat template that was trained with lies beside its adapters)
