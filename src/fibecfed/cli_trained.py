@@ -44,7 +44,7 @@ _Device = Annotated[str, typer.Option(metavar="NAME", help="Device to compute on
 
 def add(app: Commands) -> None:
     """Add them to a program."""
-    for command in (predict, evaluate, generate, export):
+    for command in (predict, evaluate, generate, export, push):
         app.command()(command)
 
 
@@ -197,6 +197,28 @@ def _write(model: AnsweringModel, prompt: str | list[Message], max_new_tokens: i
     typer.echo(answer.text)
     if not answer.ended:
         _tell(f"stopped after {len(answer.tokens):,} tokens, before the end of the answer; raise --max-new-tokens for more")
+
+
+def push(
+    run: _Run,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="A model's repository on the hub, owner/name.", show_default=False)],
+    client: _Client = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The merged weights instead of the adapter.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public instead of private.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add a new version to a repository that has files.")] = False,
+    base: _Base = None,
+) -> None:
+    """Publish a model with its card on the Hugging Face hub.
+
+    A new repository is private. The environment variable HF_TOKEN holds the token, HF_ENDPOINT the address of a mirror.
+    """
+    with exit_codes():
+        from .trained.push import push as publish
+
+        where, notes = publish(run, repo, client, "merged" if merged else "adapter", base=base, public=public, update=update)
+        for note in notes:
+            _tell(note)
+        typer.echo(f"published: {where}")
 
 
 def _tell(note: str | None) -> None:
