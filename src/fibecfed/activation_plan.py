@@ -56,7 +56,7 @@ def _batches(prepared: Prepared) -> Iterator[_Batch]:
     inputs, method = prepared.inputs, prepared.method
     config, data, key = inputs.config, inputs.data, inputs.key
     size, training = config.federation.cohort_size(len(data.clients)), config.training
-    for phase, now, clients in planned(method, data.clients, size, key.fold("run"), config.federation):
+    for phase, now, clients in planned(method, data.clients, size, key.fold("run"), config.federation, prepared.privacy is not None):
         for client in clients if phase.trains else ():
             train: Any = data.client(client).train
             stream = key.fold("plan", client)

@@ -26,6 +26,7 @@ from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import TextDataset
 from .data.sources import load as load_data
 from .data.tasks import TASKS
+from .engine.pooled import reject_unpooled
 from .engine.schedules import reject_schedule
 from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
@@ -48,6 +49,7 @@ from .models.label_words import LabelWords
 from .models.objectives import ClassHead, Objective
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
+from .privacy.plan import Plan, plan_of
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Prepared:
         beforehand: what the method needed before the federation.
         metric: the primary one.
         activation: what an example takes of `resources.activation_cache_mb`; None where there is no cache.
+        privacy: the guarantee that is planned; None where nothing is protected.
     """
 
     inputs: Inputs
@@ -84,6 +87,7 @@ class Prepared:
     beforehand: catalogue.Preparation = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]
     activation: ActivationSize | None = None
+    privacy: Plan | None = None
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
@@ -246,6 +250,7 @@ def prepare(
     inputs = read_inputs(config, read_data)
     pad = inputs.tokenizer.pad_token_id
     made_method = build_method(inputs, method)
+    privacy = _privacy(inputs, made_method)
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
         hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is rejected when its task is made
@@ -268,7 +273,20 @@ def prepare(
     reject_schedule(made_method, config.federation, config.method.model_dump()["kind"])
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
-    return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task))
+    return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy)
+
+
+def _privacy(inputs: Inputs, method: Method[Any, Any]) -> Plan | None:
+    """What `privacy` promises.
+
+    Raises:
+        UserError: it cannot be promised, or the method cannot be run so.
+    """
+    config, clients = inputs.config, num_clients(inputs.config, inputs.data)
+    if config.privacy.unit != "none":
+        reject_unpooled(method, config.method.model_dump()["kind"])
+    rounds = sum(phase.num_rounds for phase in method.phases)
+    return plan_of(config.privacy, clients, config.federation.cohort_size(clients), rounds)
 
 
 def _workers(inputs: Inputs, task: AdaptedModel) -> int:

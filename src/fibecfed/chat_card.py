@@ -9,7 +9,8 @@ from typing import Any
 
 from .core.metrics import METRICS, Metric
 from .engine.baselines import metric_of, remarks
-from .model_card import SavedAdapter, at_revision, other_weights
+from .model_card import SavedAdapter, at_revision, other_weights, steps_of
+from .privacy.statement import section
 from .snippet import Base, arguments
 
 
@@ -72,11 +73,11 @@ In this folder{", with the base model's folder in it," if base.local else ""} wh
 ## How it did
 
 {_scores(adapter, summary)}
-
+{section(summary.get("privacy"), adapter.client)}
 ## How it was made
 
 {summary["rounds"]} rounds with {summary["clients_that_took_part"]} clients; the models of round {summary["saved"]["rounds"]} are saved. \
-{summary["steps"]:,} optimiser steps, {summary["bytes_up"]:,} bytes up, {summary["bytes_down"]:,} bytes down.
+{steps_of(summary)}{summary["bytes_up"]:,} bytes up, {summary["bytes_down"]:,} bytes down.
 Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
 
 Weights of the base model:

@@ -18,15 +18,17 @@ from .config import Config
 from .core.options import Options
 from .core.process import resident_memory, return_memory, threads
 from .core.trees import num_values
-from .core.types import Params
+from .core.types import Params, Round
 from .core.units import duration
 from .core.wire import encode, field_kinds
 from .effort import Effort, plan_effort
+from .engine.shared_fields import num_shared
 from .engine.traffic import Span, Traffic, by_phase, plan
 from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
 from .estimate import Pace, measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .models.options import ModelOptions
+from .privacy.statement import plan_lines
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
 
@@ -53,6 +55,7 @@ def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
     yield from warnings_section(prepared)
     yield messages_section(prepared)
+    yield from privacy_section(prepared)
     yield "Estimates for this machine", as_table(("", ""), _estimates(prepared, params, set_up))
 
 
@@ -121,7 +124,10 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     clients = inputs.data.clients
     num_samples = dict(zip(clients, examples_by_client(prepared, "train"), strict=True))
     per_round = inputs.config.federation.cohort_size(len(clients))
-    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, inputs.key.fold("run"), inputs.config.federation))
+    private, key = prepared.privacy is not None, inputs.key.fold("run")
+    if private:
+        num_samples = dict.fromkeys(clients, 1)  # which no client tells
+    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, key, inputs.config.federation, private))
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
@@ -133,6 +139,24 @@ def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
 def _span(sizes: Span) -> str:
     least, most = decimal(sizes.least), decimal(sizes.most)
     return least if least == most else f"{least} to {most}"
+
+
+# ---- privacy
+
+
+def privacy_section(prepared: Prepared) -> Iterator[Section]:
+    """What the run would guarantee, and whether it can learn anything; nothing where nothing is protected."""
+    plan = prepared.privacy
+    if plan is None:
+        return
+    method = prepared.method
+    server = method.init(prepared.task, prepared.inputs.key)
+    sizes = [num_shared(phase, phase.broadcast(server, Round(phase.name, 0, phase.num_rounds, 0))) for phase in method.phases]
+    title = (
+        f"Privacy: all that a client holds, from everybody but the server; noise {plan.noise_multiplier:.4g}, clip {plan.clip_norm:g}, "
+        f"delta {plan.delta:g}"
+    )
+    yield title, as_table(("", ""), plan_lines(plan, max(sizes)))
 
 
 # ---- memory, disk and time

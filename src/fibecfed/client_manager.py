@@ -135,4 +135,5 @@ def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, 
 def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt) -> ClientRuntime:
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
-    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size)
+    clip_norm = None if prepared.privacy is None else prepared.privacy.clip_norm
+    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size, clip_norm)

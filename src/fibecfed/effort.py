@@ -105,7 +105,7 @@ def plan_effort(prepared: Prepared) -> Effort:
     sizes = dict(zip(data.clients, examples_by_client(prepared, "train"), strict=True))
     key, per_round = prepared.inputs.key.fold("run"), config.federation.cohort_size(len(sizes))
     parts, evaluations = {phase.name: Part() for phase in method.phases}, 0
-    for phase, now, asked in planned(method, data.clients, per_round, key, config.federation):
+    for phase, now, asked in planned(method, data.clients, per_round, key, config.federation, prepared.privacy is not None):
         loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked]
         parts[now.phase] += Part(len(asked), sum(load.steps for load in loads), sum(load.passes for load in loads), bool(asked))
         evaluations += phase.trains and ((now.index + 1) % config.evaluation.every == 0 or now.index + 1 == now.num_rounds)

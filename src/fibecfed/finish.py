@@ -18,9 +18,11 @@ from .core.types import ClientId, Round
 from .core.wire import decode
 from .engine.checkpoint import Checkpoint
 from .engine.log import read_records
+from .engine.pooled import Pool
 from .engine.requests import Requests
 from .engine.states import StatesAt
 from .engine.summary import summarise
+from .private_run import about
 from .saving import save
 
 
@@ -51,12 +53,15 @@ def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]
     return lambda client: {**common, "client": summary["clients"].get(client)}
 
 
-def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool) -> dict[str, Any]:
+def finish(
+    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: Pool | None = None
+) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 
     Args:
         selected: what the method chose.
         adapters: whether the folder keeps adapters and checkpoints.
+        pool: of a private run.
 
     Returns:
         The summary.
@@ -80,6 +85,8 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
         ),
     }
     summary |= prepared.beforehand.summary
+    if pool is not None:
+        summary |= {"privacy": about(prepared, pool, last.number + 1), "clients_that_took_part": pool.ledger.clients}
     if adapters:
         save(prepared, out / "global", None, params, summary, header)
     phase = next(phase for phase in method.phases if phase.name == last.phase)
@@ -89,10 +96,14 @@ def finish(prepared: Prepared, out: Path, final: Final, selected: Mapping[str, A
         return Requests(phase, server, broadcast, names)
 
     own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
+    if pool is not None:
+        own = {}  # a checksum of what is private would let a guess of it be confirmed
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
     every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
     summary["adapters"] = {"personal": len(digests), "sha256": every}
     write_atomically(out / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
+    if pool is not None:
+        pool.ledger.forget()
     if not adapters:
         shutil.rmtree(out / CHECKPOINTS)
     return summary

@@ -11,6 +11,7 @@ from typing import Any
 from .core.metrics import Metric
 from .data.prompt import Prompt
 from .engine.baselines import metric_of, no_better, remarks
+from .privacy.statement import section
 from .snippet import Base, Reading, snippet
 
 
@@ -82,11 +83,11 @@ Classes, in order: {classes}. The tokenizer lies in the folder; labels.json hold
 ## How it did
 
 {_scores(adapter, summary)}
-
+{section(summary.get("privacy"), adapter.client)}
 ## How it was made
 
 {summary["rounds"]} rounds with {summary["clients_that_took_part"]} clients; the models of round {summary["saved"]["rounds"]} are saved. \
-{summary["steps"]:,} optimiser steps, {summary["bytes_up"]:,} bytes up, {summary["bytes_down"]:,} bytes down.
+{steps_of(summary)}{summary["bytes_up"]:,} bytes up, {summary["bytes_down"]:,} bytes down.
 Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
 
 Weights of the base model:
@@ -99,6 +100,11 @@ Settings; what is not named has its default:
 {settings.rstrip()}
 ```
 """
+
+
+def steps_of(summary: Mapping[str, Any]) -> str:
+    """Optimiser steps of a run, where they are known: a private run does not tell."""
+    return "" if "privacy" in summary else f"{summary['steps']:,} optimiser steps, "
 
 
 def at_revision(base: Base) -> str:

@@ -27,8 +27,8 @@ def header_of(prepared: Prepared) -> dict[str, Any]:
         "commit": _commit(),
         **_conditions(prepared),
         **_inputs(prepared),
-        "read": list(data.read),
-        "warnings": list(data_warnings(prepared.inputs)),
+        "read": [] if _unseen(prepared) else list(data.read),
+        "warnings": [] if _unseen(prepared) else list(data_warnings(prepared.inputs)),
         "metric": prepared.metric.name,
         "higher_is_better": prepared.metric.higher_is_better,
         "usual_metric": data.metric,
@@ -47,12 +47,17 @@ def _object(prepared: Prepared) -> dict[str, Any]:
 def _inputs(prepared: Prepared) -> dict[str, Any]:
     """What the configuration names and does not hold. A server whose clients are machines knows of no example."""
     data = prepared.inputs.data
+    counted = {} if _unseen(prepared) else {"partition": data.partition.table(), "data": {"sha256": data.checksum()}}
     return {
         "model": {"published": prepared.inputs.source.published, "files": weight_files(prepared)},
         "labels": list(data.label_names or ()),
-        "partition": data.partition.table(),
-        "data": {"sha256": data.checksum()},
+        **({"partition": {}} | counted),
     }
+
+
+def _unseen(prepared: Prepared) -> bool:
+    """Whether a run's records must not tell of its data: neither counts, nor warnings, nor a checksum by which guesses can be tried."""
+    return prepared.privacy is not None and prepared.privacy.evaluation == "off"
 
 
 def reject_other_settings(config: Config, hashed: str | None, header: Mapping[str, Any], out: Path) -> None:

@@ -18,10 +18,11 @@ from .core.files import CHECKPOINTS, COMPARISON, CONFIG, RECORDS, SUMMARY, disk_
 from .core.metrics import offered_by
 from .core.process import kept_memory, threads
 from .core.records import EvalRecord
+from .core.statistics import plain
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
-from .engine.evaluation import Evaluator, best_by_validation, better_by_validation, every_score, known, sample, scores
+from .engine.evaluation import Evaluator, Unscored, best_by_validation, better_by_validation, every_score, known, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
 from .engine.failures import Standing, computed_again, sentences
 from .engine.held import HeldStates, KeptRequests
@@ -31,6 +32,8 @@ from .engine.states import OnServer
 from .engine.virtual import VirtualTime, devices
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
+from .privacy.ledger import forget
+from .private_run import ends_after, pool_of, reject_nothing, scores_nothing
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
@@ -105,6 +108,7 @@ def resume(
         raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
     reject_lasting(overrides)
     if (out / SUMMARY).is_file():
+        forget(out)
         return read_summary(out), True
     if moved := lost(out / CONFIG, overrides):
         again = f"fibecfed resume {_quoted(out)} {' '.join(f'{key}=NEW' for key in moved)}"
@@ -224,8 +228,9 @@ class _Session:
             transport = clients.transport
         self.at_end.callback(clients.close)
         standing = Standing.from_table(extra.get("standing", {}))
+        self.pool = pool = pool_of(self.prepared, self.out, self.key, extra.get("privacy"))
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
-        evaluator = Evaluator(
+        exact = Evaluator(
             method=self.method,
             task=self.prepared.task,
             transport=transport,
@@ -237,6 +242,7 @@ class _Session:
             start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
             totals=clients.totals,
         )
+        evaluator = Unscored(plain(self.prepared.task.statistics.zero)) if scores_nothing(self.prepared) else exact
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
@@ -277,20 +283,23 @@ class _Session:
                 standing=standing,
                 kept=OnServer(states),
                 asked=requests.restored(),
+                pool=pool,
             )
-            phase = None
+            phase, last = None, number
             for now in rounds[number:]:
                 if now.phase != phase:
                     phase = now.phase
                     self.say(PhaseStarted(phase, now.num_rounds))
                 cpu = time.process_time()
-                step = next(steps)
+                if (step := next(steps, None)) is None:
+                    break  # what is computed again after an interruption would pass the budget
                 cpu_s = time.process_time() - cpu
                 server = step.server
                 self._round(log, step, cpu_s)
-                is_last = step.number == len(rounds)
+                last = step.number
+                is_last = last == ends_after(pool, last, len(rounds))
                 standing = replace(step.standing, counted=standing.counted)
-                if self._due(step):
+                if self._due(step) or (pool is not None and is_last):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
                     self._evaluated(log, scored, is_last)
                     best = better_by_validation(best, scored, self.prepared.metric)
@@ -298,14 +307,16 @@ class _Session:
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
+                    extra |= {} if pool is None else {"privacy": pool.ledger.mark()}
                     extra |= {} if virtual is None else {"virtual": virtual.table()}
                     extra |= {"asked": rows} if (rows := requests.keep(step.asked)) else {}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
         clients.close()
-        final = Final(clients, server, rounds[-1])
+        reject_nothing(pool, last)
+        final = Final(clients, server, rounds[last - 1])
         if self.config.evaluation.save == "best":
             final = self._best(checkpoints, best, final)
-        summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters)
+        summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters, pool)
         self.say(Finished(summary, self.out))
         return summary
 
@@ -338,14 +349,14 @@ class _Session:
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""
-        if not any(step.record.steps.values()):
+        if not any(step.record.steps.values()) and self.pool is None:
             return False
         return (step.now.index + 1) % self.config.evaluation.every == 0 or step.now.index + 1 == step.now.num_rounds
 
     def _round(self, log: Log, step: Step, cpu_s: float) -> None:
         chosen = dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}
         of_workers, recomputed = self.clients.used()
-        record = replace(step.record, server=chosen, cpu_s=cpu_s + of_workers, recomputed=recomputed)
+        record = replace(step.record, server=chosen, cpu_s=0.0 if self.pool else cpu_s + of_workers, recomputed=recomputed)
         log.write(record)
         self.tracking.add(record, lambda: self.method.summary(step.server))
         seen = sum(record.examples.values())
@@ -353,7 +364,7 @@ class _Session:
         for text in sentences(record):
             self.say(Warned(text))
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())
-        self.say(RoundDone(record.phase, record.index, step.now.num_rounds, loss, up, down, record.seconds))
+        self.say(RoundDone(record.phase, record.index, step.now.num_rounds, loss, up, down, record.seconds or cpu_s))
 
     def _evaluated(self, log: Log, record: EvalRecord, is_last: bool) -> None:
         record = replace(record, recomputed=self.clients.used()[1])

@@ -11,6 +11,7 @@ from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptio
 from ..local.options import CurriculumOptions, TrainingOptions
 from ..methods.options import MethodOptions
 from ..models.options import ModelOptions
+from ..privacy.options import PrivacyOptions
 from .text import nearest
 
 _OF_ANSWERS = (
@@ -34,6 +35,12 @@ class Tables(Protocol):
 
     @property
     def tracking(self) -> tuple[str, ...]: ...
+
+    @property
+    def tracking_by_client(self) -> bool: ...
+
+    @property
+    def privacy(self) -> PrivacyOptions: ...
 
     @property
     def model(self) -> ModelOptions: ...

@@ -18,6 +18,7 @@ from ..local.options import TrainingOptions
 from ..methods.catalogue import METHODS, discover
 from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
+from ..privacy.options import PrivacyOptions
 from ..tracking.sinks import SINKS
 from .rules import contradictions
 from .text import ConfigKey, commented_toml, keys_of
@@ -50,6 +51,7 @@ class Config(Options):
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     resources: ResourceOptions = ResourceOptions()
+    privacy: PrivacyOptions = PrivacyOptions()
     method: MethodOptions = Field(default_factory=lambda: METHODS[DEFAULT_KIND]())
 
     @model_validator(mode="after")

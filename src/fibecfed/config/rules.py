@@ -25,6 +25,7 @@ from ..tracking.sinks import SINKS
 from .adapting import adapting
 from .computing import who_computes
 from .kinds import Tables, needing_classes, of_kind
+from .private import private
 from .text import nearest
 
 
@@ -51,6 +52,7 @@ def contradictions(config: Tables) -> list[str]:
         *_depth(config.method),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
+        *private(config),
         *who_computes(config.federation, config.resources, config.method),
     ]
 

@@ -173,6 +173,8 @@ class Phase(Generic[S, C, D, U]):
         schedules: values of `federation.schedule` under which its rounds may be held. "buffered" asks that `aggregate` makes of answers
             whose every tensor moved like that of the broadcast: an answer to an earlier broadcast is given to it as the present one's
             tensors plus a weighted change (`engine.schedules.moved`).
+        pools: whether `aggregate` depends on the answers only by the mean, weighted by `num_samples`, of the tensors that they have in
+            common with the broadcast, so that it can be given that mean as a single answer: what privacy for clients asks for.
     """
 
     name: str
@@ -191,6 +193,7 @@ class Phase(Generic[S, C, D, U]):
     trains: bool = True
     fold: Callable[[S, Round], Folding[S, U] | None] | None = None
     schedules: tuple[str, ...] = ("synchronous", "over-select")
+    pools: bool = False
 
 
 class Method(Protocol[S, C]):

@@ -213,6 +213,21 @@ class Evaluator:
 
 
 @dataclass(frozen=True)
+class Unscored:
+    """In the place of an `Evaluator` where nobody is asked and nothing is scored: records that count nothing."""
+
+    zero: Sums
+
+    def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:
+        """As `Evaluator.after`."""
+        return EvalRecord(rounds, {}, self.zero, self.zero, self.zero, self.zero, 0, 0, 0.0), standing
+
+    def untrained(self, server: Any) -> EvalRecord:
+        """As `Evaluator.untrained`."""
+        return self.after(server, Round("", 0, 0, -1), 0)[0]
+
+
+@dataclass(frozen=True)
 class _Answers:
     """What came back from an exchange; `of_global` where both models were asked for; `repeats` of the failures would come again."""
 

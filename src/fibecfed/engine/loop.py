@@ -16,11 +16,14 @@ from ..core.method import Method, Phase
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
 from ..core.types import ClientId, Round
+from ..privacy.ledger import BudgetSpent
+from ..privacy.participation import cyclic
 from .checks import expected
 from .collecting import Arrived, collect
 from .failures import NEW, REPEATS, STOP, Standing
 from .gathering import USABLE, InMemory, Kept, gather
 from .options import FederationOptions
+from .pooled import Pool, pooled_round
 from .requests import Requests
 from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
 from .transport import Ticket, Transport
@@ -83,18 +86,26 @@ def cohort(
 
 
 def planned(
-    method: Method[Any, Any], clients: Sequence[ClientId], per_round: int, key: Key, options: FederationOptions = STOP
+    method: Method[Any, Any],
+    clients: Sequence[ClientId],
+    per_round: int,
+    key: Key,
+    options: FederationOptions = STOP,
+    in_turn: bool = False,
 ) -> Iterator[tuple[Phase[Any, Any, Any, Any], Round, tuple[ClientId, ...]]]:
     """Every round of a run, in order, with its phase and the clients that it asks first; arguments as for `run`.
 
     Which clients are at work when a buffered round begins is not known before: it is taken to ask any that are as many.
+
+    Args:
+        in_turn: whether clients take part one after the other, as in a run that is private for them.
     """
     phases, sampled = {phase.name: phase for phase in method.phases}, 0
     for now in schedule(method):
         phase = phases[now.phase]
         plan = plan_of(phase, now, options, per_round)
         asked = plan.enough if plan.buffered and now.index else plan.at_work
-        yield phase, now, cohort(phase, clients, asked, key, sampled)
+        yield phase, now, cyclic(clients, asked, key, sampled) if in_turn else cohort(phase, clients, asked, key, sampled)
         sampled += phase.cohort == "sampled"
 
 
@@ -111,6 +122,7 @@ def run(
     standing: Standing = NEW,
     kept: Kept | None = None,
     asked: Sequence[UnderWay] = (),
+    pool: Pool | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -122,6 +134,7 @@ def run(
         standing: what is remembered of the clients' answers before round `start`.
         kept: where phases keep something of each client; left out, in memory alone.
         asked: the requests that were under way before round `start`.
+        pool: how answers are pooled where the run is private for clients; it ends before a round that would pass its budget.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -134,6 +147,13 @@ def run(
     at_work = sent_again(asked, phases, transport, tolerance.timeout_s)
     for now in rounds[start:]:
         phase = phases[now.phase]
+        if pool is not None:
+            try:
+                server, record = pooled_round(phase, transport, server, now, tolerance.timeout_s, pool)
+            except BudgetSpent:
+                return
+            yield Step(now.number + 1, now, server, record, standing)
+            continue
         plan = plan_of(phase, now, tolerance, per_round)
         choose = partial(cohort, phase, clients, plan.at_work - len(at_work), key, sampled)
         held = _round(phase, transport, choose, server, now, plan, tolerance, standing, kept, at_work)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from ..core.clock import CLOCKS
-from ..core.method import ClientView, Method, Phase, Work
+from ..core.method import ClientView, Method, Phase, Update, Work
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
@@ -18,6 +18,7 @@ from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message
 from .counting import TOKEN_BLOCKS, CountedTask
 from .lockstep import OwnTask, in_lockstep
 from .scoring import totals
+from .shared_fields import only_clipped
 from .stopwatch import Stopwatch
 
 _WORK = struct.Struct("<QQdd")
@@ -129,6 +130,8 @@ class ClientRuntime:
     Args:
         data: the data of a client.
         key: the run's key, the same on every machine.
+        clip_norm: C, where the run is private for clients: an answer then holds its shared tensors, at most C from those that were sent,
+            and nothing else; None: it is as its method makes it.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class ClientRuntime:
         states: States,
         key: Key,
         evaluation_batch_size: int,
+        clip_norm: float | None = None,
     ) -> None:
         self.method = method
         self.task = task
@@ -146,6 +150,7 @@ class ClientRuntime:
         self.states = states
         self.key = key
         self.evaluation_batch_size = evaluation_batch_size
+        self.clip_norm = clip_norm
         self._phases = {phase.name: phase for phase in method.phases}
 
     def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
@@ -194,15 +199,29 @@ class ClientRuntime:
         state = self._decoded(client, self.states.before(client))
         key = self.key.fold("client", client, "round", now.number)
         view = ClientView(client, cast("Task", task), self.data(client), state, key)
+        broadcast = decode(phase.down, blob)
         try:
-            update = phase.client_update(view, decode(phase.down, blob), now)
+            update = phase.client_update(view, broadcast, now)
+            if self.clip_norm is not None:
+                return self._private(phase, broadcast, update, state)
         except FloatingPointError as error:
+            if self.clip_norm is not None:
+                return self._private(phase, broadcast, None, state)
             raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
         check_finite(update.message, phase, client, now)
         after = encode(update.state)
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
         notes = {**update.notes, TOKEN_BLOCKS: task.token_blocks} if any(task.token_blocks) else update.notes
         return TrainedClient(encode(update.message, after=packed(work)), after, notes)
+
+    def _private(self, phase: Phase[Any, Any, Any, Any], broadcast: Any, update: Update[Any, Any] | None, before: Any) -> TrainedClient:
+        """An answer from which its clipped update alone can be read, of the same length whatever the client holds. A training that failed
+        leaves the client's state as it was, and looks like one that changed nothing."""
+        assert self.clip_norm is not None
+        failed = update is None or not_finite(update.message) is not None
+        message = only_clipped(phase, broadcast, None if failed or update is None else update.message, self.clip_norm)
+        after = before if failed or update is None else update.state
+        return TrainedClient(encode(message, after=packed(Work())), encode(after), {})
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:
         """Sums over the client's own test and validation parts.

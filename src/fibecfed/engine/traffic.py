@@ -78,6 +78,7 @@ def plan(
     per_round: int,
     key: Key,
     options: FederationOptions = STOP,
+    private: bool = False,
 ) -> Iterator[Exchange]:
     """Every round of a run, in order.
 
@@ -87,10 +88,11 @@ def plan(
         per_round: clients of a sampled round.
         key: of the run; it draws the cohorts.
         options: when a round ends; every client that is asked is taken to answer.
+        private: whether the run is private for clients, which then take part in turn.
     """
     clients = tuple(num_samples)
     server = method.init(task, key.fold("init"))
-    for phase, now, asked in planned(method, clients, per_round, key, options):
+    for phase, now, asked in planned(method, clients, per_round, key, options, private):
         chance = len(asked) / len(clients)
         down, up = dict[ClientId, Span](), dict[ClientId, Span]()
         for state in method.outlook(server, now):

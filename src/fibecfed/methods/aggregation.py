@@ -127,6 +127,11 @@ def schedules_of(aggregation: Aggregation) -> tuple[str, ...]:
     return ("synchronous", "over-select", "buffered") if isinstance(aggregation, _OfMean) else ("synchronous", "over-select")
 
 
+def pools(aggregation: Aggregation) -> bool:
+    """`Phase.pools` of a phase whose answers are aggregated so, and used for nothing else."""
+    return isinstance(aggregation, _OfMean)
+
+
 class _ServerStep(_OfMean):
     """A server optimiser, whose gradient is minus the change that the mean would make."""
 

@@ -20,7 +20,7 @@ from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
 from ..local.schedule import in_round
 from . import depth as blocks
-from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, residual_ratio, schedules_of
+from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, pools, residual_ratio, schedules_of
 from .catalogue import MethodContext
 from .depth import Depth, depth_of, of_trained, untrained
 from .options import (
@@ -124,7 +124,8 @@ class FedAvg(Defaults):
         """Tuning, after the choice of the trained blocks where that needs measuring."""
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
         schedules = schedules_of(self.aggregation) if type(self)._aggregate is FedAvg._aggregate else schedules_of(Exact())
-        return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules))
+        only_mean = pools(self.aggregation) and type(self)._aggregate is FedAvg._aggregate
+        return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules, pools=only_mean))
 
     def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""

@@ -23,7 +23,7 @@ from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.schedule import in_round
-from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, residual_ratio, schedules_of
+from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, pools, residual_ratio, schedules_of
 from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
 from .depth import BLOCKS, PHASE, Depth, Information, depth_of, ends, mean_information, untrained
@@ -83,7 +83,8 @@ class FibecFed(Defaults):
         row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
         changes = self._measuring.is_first or self.agreement is not None  # what is sent, so that answers cannot wait for a later round
         schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not changes)
-        rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules))
+        only_mean = pools(self.aggregation) and not changes and type(self)._aggregate is FibecFed._aggregate
+        rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules, pools=only_mean))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
             rows.append(Phase(*row, template=_all_layers, fold=self._fold, schedules=schedules))

@@ -1,0 +1,63 @@
+"""What goes with differential privacy and what does not. Each rule gives a sentence that begins with the key to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..engine.options import FederationOptions, LinkOptions, SpeedOptions
+from ..privacy.options import PrivacyOptions
+from .kinds import Tables
+
+_NOT_USED = {
+    "quorum": "since a round must not depend on who can answer",
+    "round_attempts": "since a round must not depend on who can answer",
+    "exclude_after": "since who is excluded would tell of data",
+    "max_samples": "since no client tells how much it holds",
+    "max_update_norm": "since updates are clipped instead (`privacy.clip_norm`)",
+}
+
+
+def private(config: Tables) -> Iterator[str]:
+    """Contradictions of the table [privacy] with itself and with the other tables, as sentences."""
+    options, federation = config.privacy, config.federation
+    if options.unit == "none":
+        for name in PrivacyOptions.model_fields:
+            if (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
+                yield (
+                    f'privacy.{name}: got {got!r} with `privacy.unit` = "none", so that nothing is protected; set `privacy.unit` = '
+                    '"client", or remove it'
+                )
+        return
+    if (options.noise_multiplier is None) == (options.epsilon is None):
+        got = "neither" if options.epsilon is None else f"{options.noise_multiplier} and `privacy.epsilon` = {options.epsilon}"
+        yield f"privacy.noise_multiplier: got {got}, expected it or `privacy.epsilon`, from which it is computed; set one of them"
+    if options.epsilon is not None and options.max_epsilon is not None and options.max_epsilon < options.epsilon:
+        yield (
+            f"privacy.max_epsilon: got {options.max_epsilon}, expected at least `privacy.epsilon` = {options.epsilon}, for which the noise "
+            "is computed; raise it, or lower the other"
+        )
+    unit = f'with `privacy.unit` = "{options.unit}"'
+    for name, why in _NOT_USED.items():
+        if (got := getattr(federation, name)) != FederationOptions.model_fields[name].default:
+            yield f"federation.{name}: got {got} {unit}, {why}; remove it"
+    if federation.on_failure != "drop":
+        yield (
+            f'federation.on_failure: got "{federation.on_failure}" {unit}, which counts a client without an answer as one that changed '
+            'nothing; set "drop"'
+        )
+    if federation.partition == "machines":
+        yield (
+            f'federation.partition: got "machines" {unit}, which only clients on one machine are trained with so far; set another '
+            'one, such as "column"'
+        )
+    if federation.schedule != "synchronous":
+        yield f'federation.schedule: got "{federation.schedule}" {unit}, which asks the clients whose turn it is; set "synchronous"'
+    for name, default in (("speeds", SpeedOptions()), ("links", LinkOptions())):
+        if getattr(federation, name) != default:
+            yield f"federation.{name}: got a model of time {unit}, whose records have none: it tells how much each client holds; remove it"
+    if config.evaluation.save == "best":
+        yield f'evaluation.save: got "best" {unit}, which would choose a model by validation examples; set "last"'
+    if config.tracking_by_client:
+        yield f"tracking_by_client: got true {unit}, which lets nothing be known of single clients; remove it"
+    if config.method.model_dump()["kind"] == "custom":
+        yield f'method.kind: got "custom" {unit}, for which no object of your own can be vouched; choose a method of the package'

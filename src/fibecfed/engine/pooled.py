@@ -1,0 +1,179 @@
+"""A round under differential privacy for clients: answers become one noised mean, and nothing else of them is kept, recorded or looked at.
+
+    next = aggregate(broadcast + (1/m) (sum over the cohort of clip_C(answer - broadcast) + N(0, z^2 C^2)))
+
+m is the cohort's planned size, never the number of those who answered. A client that does not answer, or whose answer cannot be used,
+counts as one that changed nothing: the round goes on as if nothing had happened, since what happened may follow from its data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import torch
+
+from ..core.errors import Diverged, RunFailed, UserError
+from ..core.method import Method, Phase, Received, Work
+from ..core.records import RoundRecord
+from ..core.rng import Key
+from ..core.trees import first_not_finite
+from ..core.types import ClientId, Failure, Params, Round
+from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
+from ..privacy.clip import Integers, clipped, digest, grid_step, nothing, on_grid
+from ..privacy.ledger import BudgetSpent, Ledger, Release
+from ..privacy.noise import noised
+from ..privacy.participation import cyclic
+from .checks import OVERHEAD_BYTES
+from .gathering import USABLE
+from .requests import Requests
+from .runtime import frame, named, unframe
+from .shared_fields import pooled_fields, shared_of, with_shared
+from .transport import Transport, exchange
+
+logger = logging.getLogger(__name__)
+
+POOLED = "mean"
+"""What the one answer is called that a method aggregates."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How the answers of a run are pooled.
+
+    Attributes:
+        clients: all of the run.
+        size: m, clients of a round.
+        key: the run's key, of the order in which clients take part; nothing secret.
+        noise_multiplier: z.
+        clip_norm: C.
+        ledger: where each release is charged.
+    """
+
+    clients: Sequence[ClientId]
+    size: int
+    key: Key
+    noise_multiplier: float
+    clip_norm: float
+    ledger: Ledger
+
+    def cohort(self, number: int) -> tuple[ClientId, ...]:
+        """Who takes part in round `number` of the run."""
+        return cyclic(self.clients, self.size, self.key, number)
+
+    def affords(self, number: int) -> bool:
+        """Whether round `number` stays within the budget, or was charged already, as one that is computed again."""
+        return self.ledger.charged(number) or self.ledger.affords(self.cohort(number), self.noise_multiplier)
+
+
+def reject_unpooled(method: Method[Any, Any], kind: str) -> None:
+    """A method whose server needs more of the answers than their mean.
+
+    Raises:
+        UserError: naming the method and the stage.
+    """
+    for phase in method.phases:
+        if not phase.pools or not _can_pool(phase):
+            raise UserError(
+                f'privacy.unit: got "client", which the method {kind} cannot be run with: in its stage "{phase.name}" the server uses more '
+                "of the clients' answers than their mean; choose another method, such as lora, or leave that stage out "
+                "(docs/privacy.md says how)"
+            )
+
+
+def _can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
+    """Whether a phase's message can be made of a mean alone, and every client is sent the same."""
+    shared = pooled_fields(phase)
+    always = {one.name for one in fields(phase.up) if one.default is MISSING and one.default_factory is MISSING}
+    same = phase.cohort == "sampled" and phase.address is None and phase.keep is None and phase.problem is None
+    return same and bool(shared) and always <= {*shared, "num_samples"}
+
+
+def pooled_round(
+    phase: Phase[Any, Any, Any, Any], transport: Transport, server: Any, now: Round, timeout_s: float | None, pool: Pool
+) -> tuple[Any, RoundRecord]:
+    """One round: the server's state after it, and its record, which holds nothing that follows from a client's data but that state.
+
+    Raises:
+        RunFailed: nobody answered; nothing was charged.
+        BudgetSpent: the release would pass the budget; nothing was charged.
+        Diverged: the model is not finite after it.
+    """
+    chosen = pool.cohort(now.number)
+    if not pool.affords(now.number):
+        raise BudgetSpent
+    broadcast = phase.broadcast(server, now)
+    sent = shared_of(broadcast, pooled_fields(phase))
+    requests = Requests(phase, server, broadcast, chosen)
+    likeness = frame(encode(with_shared(phase, sent)), Work())
+    total, heard = nothing(sent), set[ClientId]()
+    for client, reply in exchange(transport, "train", now, requests, timeout_s, len(likeness) + OVERHEAD_BYTES):
+        if isinstance(reply, Failure) or client in heard or client not in chosen:
+            continue
+        heard.add(client)
+        update = _update(phase, reply, sent, pool.clip_norm)
+        if update is None:
+            logger.info("%s round %d: the answer of client %s cannot be used and counts as no change", now.phase, now.index, client)
+            continue
+        for name, value in update.items():
+            total[name] += value
+    silent = {client: f"client {client}: no answer" for client in chosen if client not in heard}
+    if not heard:
+        raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients answered. {USABLE}")
+    release = Release(
+        round=now.number,
+        phase=now.phase,
+        numbers=sum(value.size for value in total.values()),
+        z=pool.noise_multiplier,
+        clip=pool.clip_norm,
+        divisor=len(chosen),
+        sum=digest(total, pool.clip_norm),
+        charged=chosen,
+    )
+    key = pool.ledger.charge(release)
+    mean = mean_of(noised(total, pool.clip_norm, pool.noise_multiplier, key), sent, release)
+    after = phase.aggregate(server, [Received(POOLED, with_shared(phase, mean))], now)
+    for field, tensors in tensors_of(after).items():
+        if (bad := first_not_finite(tensors)) is not None:
+            raise Diverged(f"{now.phase} round {now.index}: {named(field, bad)} of the server's state is not finite after it. {USABLE}")
+    up = payload_bytes(with_shared(phase, sent), len(likeness))
+    record = RoundRecord(
+        phase=now.phase,
+        index=now.index,
+        number=now.number,
+        cohort=chosen,
+        bytes_down=requests.sizes(),
+        bytes_up=dict.fromkeys(sorted(heard), len(likeness)),
+        fields_down=_times(next(iter(requests.fields().values())), len(chosen)),
+        fields_up=_times(up, len(heard)),
+        steps={},
+        examples={},
+        loss={},
+        compute_s={},
+        failures=silent,
+        server={},
+        seconds=0.0,  # of the wall: they tell how much the clients hold
+    )
+    return after, record
+
+
+def mean_of(total: Integers, sent: Params, release: Release) -> dict[str, torch.Tensor]:
+    """sent + step total / m, in the dtypes of what was sent."""
+    factor = grid_step(release.clip) / release.divisor
+    return {name: (value.double().cpu() + factor * torch.from_numpy(total[name])).to(value) for name, value in sent.items()}
+
+
+def _update(phase: Phase[Any, Any, Any, Any], reply: bytes, sent: Params, clip_norm: float) -> Integers | None:
+    """What a reply adds to the sum; None where it is not what a client sends."""
+    try:
+        encoded, _ = unframe(reply)
+        message = decode(phase.up, encoded, copy=False)
+        return on_grid(clipped(shared_of(message, pooled_fields(phase)), sent, clip_norm), clip_norm)
+    except (WireError, ValueError, TypeError, RuntimeError):
+        return None
+
+
+def _times(table: Mapping[str, int], factor: int) -> dict[str, int]:
+    return {name: size * factor for name, size in table.items()}

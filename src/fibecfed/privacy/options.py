@@ -1,0 +1,54 @@
+"""The table [privacy] of a configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ..core.options import Options
+from .gaussian import MOST_NOISE
+
+
+class PrivacyOptions(Options):
+    """Differential privacy: what it protects and how much noise is added; docs/privacy.md."""
+
+    unit: Literal["none", "client"] = Field(
+        default="none",
+        description='Whose data is protected: "none", or "client": all that a client holds, from everybody but the server.',
+    )
+    noise_multiplier: float | None = Field(
+        default=None,
+        gt=0,
+        le=MOST_NOISE,
+        description="z, standard deviation of the noise on a sum of updates over the clip norm. Either this or `epsilon`.",
+    )
+    epsilon: float | None = Field(
+        default=None, gt=0, description="The guarantee after all rounds, from which the noise multiplier is computed."
+    )
+    clip_norm: float = Field(
+        default=0.1, gt=1e-30, lt=1e30, description="C, L2 norm over all shared tensors to which each client's update is scaled down."
+    )
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="Probability with which the guarantee may fail; at most 1 over the number of clients.",
+    )
+    max_epsilon: float | None = Field(
+        default=None, gt=0, description="The budget: a run ends before the round that would pass it. Default: `epsilon`, if that is set."
+    )
+    participation: Literal["cyclic"] = Field(
+        default="cyclic",
+        description="Who takes part in a round: every client once in K/m rounds, in an order drawn from the seed.",
+    )
+    evaluation: Literal["off", "exact"] = Field(
+        default="off",
+        description='"off": nothing is scored. "exact": scores and counts are computed as without privacy, outside of the guarantee: for '
+        "experiments on data that need no protection.",
+    )
+
+    @property
+    def budget(self) -> float | None:
+        """The epsilon that must not be passed; None: the planned rounds alone are the limit."""
+        return self.epsilon if self.max_epsilon is None else self.max_epsilon

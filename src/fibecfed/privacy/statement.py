@@ -1,0 +1,84 @@
+"""What may be said of a private run, in one exact sentence, and what that sentence leaves out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .plan import Plan
+
+OUTSIDE = (
+    "It does not cover: the server itself, which sees clipped updates; what stays on the clients or is of one client alone (the folders "
+    "checkpoints and clients); that clients take part, and when; whether and when a run was stopped; what the settings were chosen by."
+)
+EXACT = (
+    "It does not cover the evaluation either, which was exact: scores, confusion matrices, and counts and checksums of examples in "
+    "records.jsonl, summary.json and the model cards follow from the clients' data without noise."
+)
+
+
+OF_A_CLIENT = "This adapter is the client's own: it follows from the client's data without noise, and the sentence above is not about it."
+
+
+def section(privacy: Mapping[str, Any] | None, client: str | None) -> str:
+    """The section of a model card, with a heading; empty where nothing was protected.
+
+    Args:
+        privacy: as in summary.json.
+        client: whose adapter it is; None: the global one.
+    """
+    if privacy is None:
+        return ""
+    told = [privacy["statement"], OUTSIDE, *([EXACT] if privacy["evaluation"] == "exact" else []), *([OF_A_CLIENT] if client else [])]
+    return "\n## What is protected\n\n" + "\n\n".join(told) + "\n"
+
+
+def plan_lines(plan: Plan, numbers: int) -> list[tuple[str, str]]:
+    """What `fibecfed check` says of a plan, as rows of two cells.
+
+    Args:
+        numbers: of the largest mean.
+    """
+    ends, ratio = plan.affordable, plan.noise_to_signal(numbers)
+    within = "" if plan.budget is None else f"; budget {plan.budget:g}"
+    if plan.budget is not None:
+        within += f" holds for {plan.rounds}" if ends == plan.rounds else f" ends the run after {ends} of {plan.rounds} rounds"
+    outside = "nothing is scored" if plan.evaluation == "off" else "scores are exact, outside of the guarantee"
+    verdict = ""
+    if ratio > LEARNS_NOTHING:
+        enough = math.ceil(plan.noise_multiplier * math.sqrt(numbers))
+        fewer = int((plan.size / plan.noise_multiplier) ** 2)
+        verdict = f": the model will not learn. 1 to 1 needs {enough:,} clients a round, or {fewer:,} numbers; see docs/privacy.md"
+    return [
+        ("takes part", f"{plan.most_rounds} of {plan.rounds} rounds at most, {plan.size} of {plan.clients} clients at a time, in turn"),
+        ("released", f"{ends} noised means of {numbers:,} numbers; {outside}"),
+        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every client after {ends} rounds{within}"),
+        ("noise to signal", f"at least {ratio:.3g} to 1{verdict}"),
+    ]
+
+
+LEARNS_NOTHING = 10.0
+"""Noise over the largest possible signal in one round from which on `check` says that nothing can be learned. Rounds add up: over R of them
+the signal grows by up to R, noise by the root of R."""
+
+
+def rounded_up(epsilon: float) -> str:
+    """An epsilon with three decimals, never below itself."""
+    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
+
+
+def statement(plan: Plan, epsilon: float, releases: int) -> str:
+    """The guarantee of a run.
+
+    Args:
+        epsilon: of the client that was charged most.
+        releases: noised means that were made.
+    """
+    return (
+        f"For each of the {plan.clients} clients, what the server sent to all clients and the global model, which follow from {releases} "
+        f"noised means, are together ({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to all data that the "
+        "client holds: a run in which the client's updates are replaced by zero differs by no more than that to everybody but the server "
+        "and the client itself, also to all other clients together (Gaussian mechanism with noise multiplier "
+        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, cyclic participation, no amplification by sampling)."
+    )

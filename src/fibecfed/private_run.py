@@ -1,0 +1,77 @@
+"""A run that is private for clients: its pool and ledger, when it ends, and what its summary says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .build import Prepared
+from .core.errors import RunFailed
+from .core.rng import Key
+from .engine.pooled import Pool
+from .privacy.ledger import LEDGER, Ledger, Terms
+from .privacy.statement import statement
+
+
+def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None) -> Pool | None:
+    """How answers are pooled, with the ledger in the run's folder; None where nothing is protected.
+
+    Args:
+        key: of the run.
+        kept: what the checkpoint holds of the ledger; None: there is none.
+
+    Raises:
+        UserError: the ledger is not that of this run, or lacks something.
+    """
+    plan, config = prepared.privacy, prepared.inputs.config
+    if plan is None:
+        return None
+    z, clip_norm = plan.noise_multiplier, plan.clip_norm
+    terms = Terms(config.privacy.unit, plan.clients, plan.size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
+    return Pool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, Ledger(out, terms, kept=kept))
+
+
+def scores_nothing(prepared: Prepared) -> bool:
+    """Whether no model of the run is scored."""
+    return prepared.privacy is not None and prepared.privacy.evaluation == "off"
+
+
+def ends_after(pool: Pool | None, completed: int, planned: int) -> int:
+    """After how many rounds a run ends, as far as is known after `completed`: where its budget cannot pay for the next one, now."""
+    return completed if pool is not None and completed < planned and not pool.affords(completed) else planned
+
+
+def reject_nothing(pool: Pool | None, completed: int) -> None:
+    """A run that ends with no round completed has no model to save.
+
+    Raises:
+        RunFailed: it would.
+    """
+    if pool is not None and not completed:
+        raise RunFailed(
+            f"{pool.ledger.path}: the budget is spent (epsilon {pool.ledger.epsilon:.4g} of {pool.ledger.terms.budget}) before a round was "
+            "completed; start a new run with a higher privacy.max_epsilon"
+        )
+
+
+def about(prepared: Prepared, pool: Pool, rounds: int) -> dict[str, Any]:
+    """What summary.json says of a run's privacy.
+
+    Args:
+        rounds: completed ones.
+    """
+    plan, ledger = prepared.privacy, pool.ledger
+    assert plan is not None, "a pool is made of a plan"
+    return {
+        "unit": ledger.terms.unit,
+        "epsilon": ledger.epsilon,
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": plan.clip_norm,
+        "budget": plan.budget,
+        "evaluation": plan.evaluation,
+        "ended": "after its last round" if rounds == plan.rounds else f"stopped by its budget after {rounds} of {plan.rounds} rounds",
+        "ledger": LEDGER,
+        "statement": statement(plan, ledger.epsilon, ledger.releases),
+    }
