@@ -72,6 +72,7 @@ class AdaptedModel:
         self._objective = objective
         self._network = AdaptedNetwork(self.model, objective)
         self.lock = lock_of(self._network.body)
+        self._start: tuple[Key, Mapping[str, Tensor]] | None = None
         self._twice = False
         self._fused: str | None = None
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -123,7 +124,13 @@ class AdaptedModel:
     def init_params(self, key: Key) -> dict[str, Tensor]:
         """P at the start, drawn from `key`: LoRA's A uniform in +-1/sqrt(d_in) and B zero as in PEFT, the head's matrices normal with
         the base model's `initializer_range` and its biases zero; what another adapter says of its own; anything else, as normalisation
-        layers, as it is in the module."""
+        layers, as it is in the module. The last start is kept, since every client begins with the same; what is returned is a copy."""
+        start = self._start
+        if start is None or start[0] != key:
+            self._start = start = key, self._drawn(key)
+        return {name: value.clone() for name, value in start[1].items()}
+
+    def _drawn(self, key: Key) -> dict[str, Tensor]:
         std = getattr(self._network.config, "initializer_range", 0.02)
         vocabulary = self._network.body.get_input_embeddings().weight
         params = self.params()
