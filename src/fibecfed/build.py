@@ -49,7 +49,7 @@ from .models.label_words import LabelWords
 from .models.objectives import ClassHead, Objective
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
-from .privacy.plan import Plan, plan_of
+from .privacy.plan import PrivacyPlan, plan_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Prepared:
     beforehand: catalogue.Preparation = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]
     activation: ActivationSize | None = None
-    privacy: Plan | None = None
+    privacy: PrivacyPlan | None = None
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
@@ -276,7 +276,7 @@ def prepare(
     return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy)
 
 
-def _privacy(inputs: Inputs, method: Method[Any, Any]) -> Plan | None:
+def _privacy(inputs: Inputs, method: Method[Any, Any]) -> PrivacyPlan | None:
     """What `privacy` promises.
 
     Raises:

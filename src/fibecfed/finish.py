@@ -18,7 +18,7 @@ from .core.types import ClientId, Round
 from .core.wire import decode
 from .engine.checkpoint import Checkpoint
 from .engine.log import read_records
-from .engine.pooled import Pool
+from .engine.pooled import MeanPool
 from .engine.requests import Requests
 from .engine.states import StatesAt
 from .engine.summary import summarise
@@ -54,7 +54,7 @@ def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]
 
 
 def finish(
-    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: Pool | None = None
+    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: MeanPool | None = None
 ) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 

@@ -9,12 +9,12 @@ from typing import Any
 from .build import Prepared
 from .core.errors import RunFailed
 from .core.rng import Key
-from .engine.pooled import Pool
+from .engine.pooled import MeanPool
 from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
 
 
-def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None) -> Pool | None:
+def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None) -> MeanPool | None:
     """How answers are pooled, with the ledger in the run's folder; None where nothing is protected.
 
     Args:
@@ -29,7 +29,7 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
         return None
     z, clip_norm = plan.noise_multiplier, plan.clip_norm
     terms = Terms(config.privacy.unit, plan.clients, plan.size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
-    return Pool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, Ledger(out, terms, kept=kept))
+    return MeanPool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, Ledger(out, terms, kept=kept))
 
 
 def scores_nothing(prepared: Prepared) -> bool:
@@ -37,12 +37,12 @@ def scores_nothing(prepared: Prepared) -> bool:
     return prepared.privacy is not None and prepared.privacy.evaluation == "off"
 
 
-def ends_after(pool: Pool | None, completed: int, planned: int) -> int:
+def ends_after(pool: MeanPool | None, completed: int, planned: int) -> int:
     """After how many rounds a run ends, as far as is known after `completed`: where its budget cannot pay for the next one, now."""
     return completed if pool is not None and completed < planned and not pool.affords(completed) else planned
 
 
-def reject_nothing(pool: Pool | None, completed: int) -> None:
+def reject_nothing(pool: MeanPool | None, completed: int) -> None:
     """A run that ends with no round completed has no model to save.
 
     Raises:
@@ -55,7 +55,7 @@ def reject_nothing(pool: Pool | None, completed: int) -> None:
         )
 
 
-def about(prepared: Prepared, pool: Pool, rounds: int) -> dict[str, Any]:
+def about(prepared: Prepared, pool: MeanPool, rounds: int) -> dict[str, Any]:
     """What summary.json says of a run's privacy.
 
     Args:

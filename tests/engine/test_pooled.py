@@ -20,7 +20,7 @@ from fibecfed.core.types import ClientId, Failure, Params
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine import pooled
 from fibecfed.engine.loop import schedule
-from fibecfed.engine.pooled import Pool, pooled_round
+from fibecfed.engine.pooled import MeanPool, pooled_round
 from fibecfed.engine.runtime import frame
 from fibecfed.engine.shared_fields import only_clipped, shared_of
 from fibecfed.engine.transport import InTurn, Ticket
@@ -72,7 +72,7 @@ def release(
     """One round with every noise drawn from one secret; what went into the noise is caught."""
     seen: list[Integers] = []
     true = pooled.noised
-    pool = Pool(clients, len(clients), Key(0), z, C, Sums(folder, len(clients)))
+    pool = MeanPool(clients, len(clients), Key(0), z, C, Sums(folder, len(clients)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pooled, "noised", lambda total, clip, z, key: seen.append(total) or true(total, clip, z, key))
         now = schedule(method)[number]
@@ -264,7 +264,7 @@ def rounds_of(method: Any, folder: Path, data: Any, frozen: list[Any] | None = N
     """Three private rounds of 2 of 4 clients; with `frozen`, each from the server's state that another run had then."""
     world = federation(method, TASK, data)
     world.runtime.clip_norm = C
-    pool = Pool(data.clients, 2, KEY, 1.0, C, Sums(_made(folder)))
+    pool = MeanPool(data.clients, 2, KEY, 1.0, C, Sums(_made(folder)))
     phase, server, found = method.phases[0], world.server, list[Released]()
     transport = world.transport if without is None else Without(world.transport, phase, without)
     for now in schedule(method)[:3]:

@@ -23,7 +23,7 @@ from .collecting import Arrived, collect
 from .failures import NEW, REPEATS, STOP, Standing
 from .gathering import USABLE, InMemory, Kept, gather
 from .options import FederationOptions
-from .pooled import Pool, pooled_round
+from .pooled import MeanPool, pooled_round
 from .requests import Requests
 from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
 from .transport import Ticket, Transport
@@ -122,7 +122,7 @@ def run(
     standing: Standing = NEW,
     kept: Kept | None = None,
     asked: Sequence[UnderWay] = (),
-    pool: Pool | None = None,
+    pool: MeanPool | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 

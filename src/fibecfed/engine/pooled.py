@@ -40,7 +40,7 @@ POOLED = "mean"
 
 
 @dataclass(frozen=True)
-class Pool:
+class MeanPool:
     """How the answers of a run are pooled.
 
     Attributes:
@@ -92,7 +92,7 @@ def _can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
 
 
 def pooled_round(
-    phase: Phase[Any, Any, Any, Any], transport: Transport, server: Any, now: Round, timeout_s: float | None, pool: Pool
+    phase: Phase[Any, Any, Any, Any], transport: Transport, server: Any, now: Round, timeout_s: float | None, pool: MeanPool
 ) -> tuple[Any, RoundRecord]:
     """One round: the server's state after it, and its record, which holds nothing that follows from a client's data but that state.
 

@@ -13,7 +13,7 @@ from .participation import most_rounds
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrivacyPlan:
     """The guarantee of a run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Plan:
         return self.noise_multiplier * math.sqrt(numbers) / self.size
 
 
-def plan_of(options: PrivacyOptions, clients: int, size: int, rounds: int) -> Plan | None:
+def plan_of(options: PrivacyOptions, clients: int, size: int, rounds: int) -> PrivacyPlan | None:
     """The plan of a run; None where nothing is protected.
 
     Args:
@@ -87,7 +87,7 @@ def plan_of(options: PrivacyOptions, clients: int, size: int, rounds: int) -> Pl
                 f"privacy.epsilon: got {options.epsilon:g}, which needs noise of {z:.3g} times the clip norm in each round, expected at "
                 f"most {MOST_NOISE:g}; raise it, or plan fewer rounds"
             )
-    plan = Plan(clients, size, rounds, z, options.clip_norm, options.delta, options.budget, options.evaluation)
+    plan = PrivacyPlan(clients, size, rounds, z, options.clip_norm, options.delta, options.budget, options.evaluation)
     once = epsilon_of(1 / z**2, options.delta)
     if plan.budget is not None and once > plan.budget:
         raise UserError(

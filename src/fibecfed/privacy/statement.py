@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .plan import Plan
+from .plan import PrivacyPlan
 
 OUTSIDE = (
     "It does not cover: the server itself, which sees clipped updates; what stays on the clients or is of one client alone (the folders "
@@ -34,7 +34,7 @@ def section(privacy: Mapping[str, Any] | None, client: str | None) -> str:
     return "\n## What is protected\n\n" + "\n\n".join(told) + "\n"
 
 
-def plan_lines(plan: Plan, numbers: int) -> list[tuple[str, str]]:
+def plan_lines(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     """What `fibecfed check` says of a plan, as rows of two cells.
 
     Args:
@@ -49,7 +49,7 @@ def plan_lines(plan: Plan, numbers: int) -> list[tuple[str, str]]:
     if ratio > LEARNS_NOTHING:
         enough = math.ceil(plan.noise_multiplier * math.sqrt(numbers))
         fewer = int((plan.size / plan.noise_multiplier) ** 2)
-        verdict = f": the model will not learn. 1 to 1 needs {enough:,} clients a round, or {fewer:,} numbers; see docs/privacy.md"
+        verdict = f": the model will not learn. 1 to 1 needs {enough:,} clients per round, or {fewer:,} numbers; see docs/privacy.md"
     return [
         ("takes part", f"{plan.most_rounds} of {plan.rounds} rounds at most, {plan.size} of {plan.clients} clients at a time, in turn"),
         ("released", f"{ends} noised means of {numbers:,} numbers; {outside}"),
@@ -68,7 +68,7 @@ def rounded_up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
 
 
-def statement(plan: Plan, epsilon: float, releases: int) -> str:
+def statement(plan: PrivacyPlan, epsilon: float, releases: int) -> str:
     """The guarantee of a run.
 
     Args:
