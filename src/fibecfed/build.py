@@ -47,6 +47,7 @@ from .models.base_models import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, Objective
+from .models.quantised import reject_unpacked
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
 from .privacy.plan import PrivacyPlan, plan_of
@@ -115,6 +116,7 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
         beforehand.reject(config)
     source = find(config.model)
     model_config = load_config(source)
+    reject_unpacked(config.model.quantization, source.published, model_config)
     if is_instruction(config):
         reject_unfit(source, model_config)
     tokenizer = load_tokenizer(source, model_config)

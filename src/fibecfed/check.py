@@ -28,6 +28,7 @@ from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
 from .estimate import Pace, measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
 from .models.options import ModelOptions
+from .models.quantised import frozen_size
 from .privacy.statement import plan_lines
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
@@ -65,11 +66,12 @@ def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
 def model_section(prepared: Prepared, params: Params) -> Section:
     """What is trained of the model."""
     task = prepared.task
-    # PEFT keeps the head it replaced as "original_module"; it computes nothing
-    frozen = num_values(p for name, p in task.model.named_parameters() if not p.requires_grad and "original_module" not in name)
+    frozen, size = frozen_size(task.model)
+    packed = prepared.inputs.config.model.quantization
+    takes = decimal(size) + (f" ({packed})" if packed else "")
     published = prepared.inputs.source.published
     title = (
-        f"Model: {published}, {frozen:,} frozen parameters, {task.num_layers} layers; {task.device.type}, {task.precision}; "
+        f"Model: {published}, {frozen:,} frozen parameters in {takes}, {task.num_layers} layers; {task.device.type}, {task.precision}; "
         f"trained: {_adapter(prepared.inputs.config)}"
     )
     return title, as_table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params))

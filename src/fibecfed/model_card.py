@@ -113,13 +113,19 @@ def at_revision(base: Base) -> str:
 
 
 def other_weights(base: Base) -> str:
-    """What has to be said of weights from a file of its own; nothing of others."""
-    if base.gguf_file is None:
-        return ""
-    return (
-        f"\nThe adapter was trained on the weights in `{base.gguf_file}`, expanded to float32. They are not those of "
-        "the model's repository with full precision, under which the adapter computes something else.\n"
-    )
+    """What has to be said of weights from a file of its own, and of quantised ones; nothing of others."""
+    found = ""
+    if base.gguf_file is not None:
+        found = (
+            f"\nThe adapter was trained on the weights in `{base.gguf_file}`, expanded to float32. They are not those of "
+            "the model's repository with full precision, under which the adapter computes something else.\n"
+        )
+    if base.quantization is not None:
+        found += (
+            f"\nIn training the base model's linear maps were quantised ({base.quantization}, by bitsandbytes). The code below loads them "
+            "in full precision, where the scores differ a little; merge the adapter into weights of full precision alone.\n"
+        )
+    return found
 
 
 def _hub_metrics(summary: Mapping[str, Any]) -> list[str]:

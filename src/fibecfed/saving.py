@@ -100,12 +100,13 @@ def _with_majority(scores: Mapping[str, Any] | None, parts: Parts | None, metric
 
 def _base(prepared: Prepared) -> Base:
     """The base model, as somebody who was given the adapter finds it."""
-    source, name = prepared.inputs.source, prepared.inputs.config.model.name
-    if name in PACKAGED:
-        return Base(source.published, name, packaged=True, gguf_file=source.gguf_file)
+    source, model = prepared.inputs.source, prepared.inputs.config.model
+    packed: Any = {"gguf_file": source.gguf_file, "quantization": model.quantization}
+    if model.name in PACKAGED:
+        return Base(source.published, model.name, packaged=True, **packed)
     if source.files:
-        return Base(source.published, Path(source.location).resolve().name, local=True, gguf_file=source.gguf_file)
-    return Base(source.published, source.location, revision=commit_of(source) or source.revision)
+        return Base(source.published, Path(source.location).resolve().name, local=True, **packed)
+    return Base(source.published, source.location, revision=commit_of(source) or source.revision, **packed)
 
 
 def folder_names(clients: Iterable[ClientId]) -> dict[ClientId, str]:

@@ -20,6 +20,7 @@ class Base:
         local: whether it was a folder or file of the user's own.
         gguf_file: name of its weight file, if that is GGUF.
         revision: commit or tag of a hub id, where it is known.
+        quantization: `model.quantization` of the run.
     """
 
     published: str
@@ -28,6 +29,7 @@ class Base:
     local: bool = False
     gguf_file: str | None = None
     revision: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True)

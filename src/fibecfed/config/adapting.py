@@ -24,6 +24,12 @@ def adapting(config: Tables) -> Iterator[str]:
     yield from _pattern(model, "rank_pattern")
     yield from _pattern(model, "alpha_pattern")
     yield from _one_rank(model, method)
+    yield from _frozen_weights(config)
+    if model.gradient_checkpointing and config.resources.cohort_batch > 1:
+        yield (
+            f"model.gradient_checkpointing: got true with `resources.cohort_batch` = {config.resources.cohort_batch}, whose joined passes "
+            "keep more; set one of them back"
+        )
     if blocks is not None:
         yield from _some_blocks(method)
 
@@ -56,6 +62,21 @@ def _one_rank(model: ModelOptions, method: MethodOptions) -> Iterator[str]:
             yield f'model.{key}: got values with `method.aggregation` = "exact", for LoRA that is scaled alike in all layers; remove it'
     if model.rank_pattern and method.kind == "hetlora":
         yield 'model.rank_pattern: got values with `method.kind` = "hetlora", where each client has one rank in all layers; remove it'
+
+
+def _frozen_weights(config: Tables) -> Iterator[str]:
+    model, method = config.model, config.method
+    if model.dtype == "bfloat16" and config.training.precision == "float32":
+        yield 'model.dtype: got "bfloat16" with `training.precision` = "float32"; set that to "bf16" or "auto", or this to "float32"'
+    if model.quantization is None:
+        return
+    got = f'model.quantization: got "{model.quantization}"'
+    if method.kind in ("fedex-lora", "slora"):
+        yield f'{got} with `method.kind` = "{method.kind}", which adds to the frozen weights; remove it, or choose another method'
+    elif getattr(method, "aggregation", None) == "exact":
+        yield f'{got} with `method.aggregation` = "exact", which adds to the frozen weights; remove it, or choose another aggregation'
+    if getattr(method, "adapter", None) is not None:
+        yield f'{got} with `method.kind` = "{method.kind}", whose adapter is not LoRA; remove it, or choose a method on LoRA'
 
 
 def _some_blocks(method: MethodOptions) -> Iterator[str]:

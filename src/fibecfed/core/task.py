@@ -53,7 +53,7 @@ class LowRank:
     """LoRA of one frozen weight W (d_out, d_in): W + scaling B A.
 
     Attributes:
-        weight: name of W among `adapted_weights`.
+        weight: name of W, among `adapted_weights` unless it is quantised.
         a, b: names of A (r, d_in) and B (d_out, r) among the trainable tensors.
         scaling: alpha / r.
     """
@@ -139,7 +139,7 @@ class Task(Protocol):
         ...
 
     def adapted_weights(self) -> Mapping[str, Tensor]:
-        """The frozen weights that the adapter updates, by name."""
+        """The frozen weights that the adapter updates, by name; none that are quantised."""
         ...
 
     def low_rank(self) -> tuple[LowRank, ...]:

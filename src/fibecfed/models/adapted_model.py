@@ -21,6 +21,7 @@ from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
 from .activations import ActivationSize
+from .checkpointing import recomputed
 from .depth import LowerBlocks, begins_of, graph_from
 from .heads import UnsupportedModel
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
@@ -86,6 +87,7 @@ class AdaptedModel:
         front = self.num_layers // 2 if adapter is not None and adapter.from_middle else 0
         self._begins = begins_of(self._layers, self._norms, ADAPTER, front, self.num_layers)
         self.lower_blocks: LowerBlocks | None = None
+        self.recomputes_blocks = False  # in the backward pass, from their inputs: `checkpointing`
         self.linears = trained_linears(self.model, self._name_set)
         self._adapted = adapted_weights(self.model)
         self._low_rank, self._transposed = low_rank_maps(self.model, self._name_set)
@@ -250,7 +252,7 @@ class AdaptedModel:
         if self.dropout:
             return None
         lower = LowerBlocks(tuple(self._network.blocks), budget)
-        params, ids = self.params(), self._few_tokens()
+        params, ids = self.params(), self._network.few_tokens(self._objective.mask_id, self._device)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with self._kernels():
             output = lower.tried(lambda inputs: self._logits(params, inputs, keeps=False), batch, max(1, self.num_layers // 2))
@@ -290,7 +292,8 @@ class AdaptedModel:
         inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS or name in self._objective.takes}
         first = self._first_trained(params) if embeddings is None else 0
         lower = self.lower_blocks if keeps and adapted and embeddings is None and not self.model.training else None
-        with self._kernels(), graph_from(tuple(self._network.blocks), first or 0):
+        repeated = self._network.blocks if self.recomputes_blocks else ()
+        with self._kernels(), graph_from(tuple(self._network.blocks), first or 0), recomputed(tuple(repeated), self.lock, self._device):
             if lower is None:
                 logits = forward(inputs)
             else:
@@ -359,7 +362,7 @@ class AdaptedModel:
         """Reject a model whose logits are not those of its own call (without an adapter of ours, of which that knows nothing), or depend
         on padding, by more than a fraction of the largest."""
         pad = self._network.config.pad_token_id or 0
-        ids = self._few_tokens()
+        ids = self._network.few_tokens(self._objective.mask_id, self._device)
         ones, three = torch.ones_like(ids), ids[:, :3]
         left, right = (torch.full_like(three, pad), ids), (ids, torch.full_like(three, pad))
         seen_left, seen_right = (torch.zeros_like(three), ones), (ones, torch.zeros_like(three))
@@ -383,16 +386,6 @@ class AdaptedModel:
             )
         if (padded.reshape(2, -1) - alone.reshape(1, -1)).abs().max() > tolerance * alone.abs().max():
             raise UnsupportedModel(f"{unsupported}: its logits depend on the padding of the batch")
-
-    def _few_tokens(self) -> Tensor:
-        """One example of four tokens, with a mask among them where the objective needs one."""
-        pad, masked = self._network.config.pad_token_id or 0, self._objective.mask_id
-        number = self._network.body.get_input_embeddings().num_embeddings
-        tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
-        ids = torch.tensor([tokens[-4:]], device=self._device)
-        if masked is not None:
-            ids[0, 1] = masked
-        return ids
 
     def _check_names(self, params: Params) -> None:
         missing = sorted(self._name_set - params.keys())

@@ -27,7 +27,7 @@ from ..core.terminal import one_line
 from ..local.options import TrainingOptions
 from .adapted_model import AdaptedModel
 from .answer_task import AnswerTask
-from .heads import UnsupportedModel
+from .heads import UnsupportedModel, head_modules
 from .kept import KeptWeights
 from .label_words import head_is_missing, is_masked, language_head
 from .lora import add_lora
@@ -35,8 +35,9 @@ from .objectives import ClassObjective, Objective
 from .options import ModelOptions
 from .own_adapters import add_adapter
 from .packaged import PACKAGED
-from .precision import choose_device, choose_precision, store_frozen_maps_in_bf16
+from .precision import choose_device, choose_precision, keep_in_float32, store_frozen_maps_in_bf16
 from .probe import rejecting, try_out
+from .quantised import quantise
 from .transformer_task import TransformerTask
 from .turns import seeded
 
@@ -184,10 +185,12 @@ def load_model(
     dropout: float,
     key: Key,
     weights: KeptWeights | None = None,
+    dtype: str = "float32",
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The pre-trained body, float32, with the head of the objective: a new one drawn from `key`, or the model's own.
+    """The pre-trained body with the head of the objective: a new one drawn from `key`, or the model's own.
 
     Args:
+        dtype: of the frozen linear maps, and of embeddings that are not those of the output layer; all else is float32.
         weights: where it is looked for before its files, and kept for the next run of this process.
 
     Returns:
@@ -205,9 +208,9 @@ def load_model(
             config.num_labels = cast("ClassObjective", objective).num_classes
         config.pad_token_id = pad_token_id
         set_dropout(config, dropout)
-        identity = (source, kind.__name__)
+        identity = (source, kind.__name__, dtype)
         kept = None if weights is None else weights.find(identity, source.files)
-        common: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        common: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "output_loading_info": True}
         common["ignore_mismatched_sizes"] = True  # of a head for another number of classes
         if kept is not None:
             model, found = kept[0].from_pretrained(None, state_dict=kept[1], **common)
@@ -233,6 +236,9 @@ def load_model(
         )
     if drawn:
         logger.info("drawn at random, since %s has no weights for them: %s", one_line(source.published), one_line(", ".join(drawn)))
+    if dtype != "float32":
+        paths = {*(head_modules(model) if objective.draws_head else ()), *(name.rpartition(".")[0] for name in drawn)}
+        keep_in_float32(model, [*map(model.get_submodule, sorted(paths)), *(() if objective.draws_head else language_head(model))])
     # a head in the file that did not fit is needed again by a run with as many classes as it has
     if weights is not None and kept is None and not found["mismatched_keys"]:
         weights.keep(identity, source.files, model, drawn)
@@ -295,7 +301,7 @@ def build_task(
             not fit it; a device that is not there.
     """
     device = choose_device(training.device)
-    precision = choose_precision(training.precision, device)
+    precision = choose_precision(training.precision, device, options.dtype)
     logger.info("%s on %s in %s", one_line(source.published), device, precision)
     model, drawn = load_model(
         source,
@@ -303,11 +309,14 @@ def build_task(
         pad_token_id=pad_token_id,
         dropout=training.dropout,
         key=key.fold("head"),
-        weights=weights,
+        weights=None if options.quantization is not None else weights,  # they would stay beside the packed ones
+        dtype=options.dtype,
     )
     family = model.config.model_type
     what, use = ("a test run", "") if adapter is None else (f"a test run with a {called(adapter)}", " with this method")
     with rejecting(source.published, family, what, use):
+        if options.quantization is not None:
+            quantise(model, options.quantization)
         if adapter is None:
             draws = objective.draws_head
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"), draws_head=draws)
@@ -320,8 +329,9 @@ def build_task(
         task = kind(adapted, precision=precision, device=device, dropout=training.dropout, objective=cast("ClassObjective", objective))
     if precision == "bf16":
         store_frozen_maps_in_bf16(adapted, but=() if objective.draws_head else language_head(model))
-        if device.type == "cpu":
+        if device.type == "cpu" and not options.gradient_checkpointing:  # it takes the memory that is to be saved
             task.use_plain_attention_for_gradients()
+    task.recomputes_blocks = options.gradient_checkpointing
     try_out(task, source.published, family, pad=pad_token_id, uses=uses)
     return task
 

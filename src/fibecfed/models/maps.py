@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.task import LowRank, TracedLinear
+from .quantised import is_packed
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ def trained_linears(model: nn.Module, trained: Collection[str]) -> tuple[Trained
 
 
 def adapted_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The frozen weights that LoRA stands beside, by name."""
+    """The frozen weights that LoRA stands beside, by name; without packed ones, which nothing can be added to."""
     found = {}
     for path, module in model.named_modules():
         base = getattr(module, "base_layer", None)
         if hasattr(module, "lora_A") and isinstance(base, nn.Module):
-            found[f"{path}.base_layer.weight"] = base.get_parameter("weight")
+            weight = base.get_parameter("weight")
+            if not is_packed(weight):
+                found[f"{path}.base_layer.weight"] = weight
     return found
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..adapters.body import Adapter, Body
@@ -58,6 +59,15 @@ class AdaptedNetwork(nn.Module):
         if "position_ids" in self._takes and "position_ids" not in keywords:
             keywords["position_ids"] = positions + self._first_position
         return keywords
+
+    def few_tokens(self, masked: int | None, device: torch.device) -> Tensor:
+        """One example of four tokens, with the token `masked` among them where there is one."""
+        pad, number = self.config.pad_token_id or 0, self.body.get_input_embeddings().num_embeddings
+        tokens = [token for token in range(min(16, number)) if token not in (pad, masked)]
+        ids = torch.tensor([tokens[-4:]], device=device)
+        if masked is not None:
+            ids[0, 1] = masked
+        return ids
 
     def forward(self, inputs: Mapping[str, Tensor], embeddings: Tensor | None, adapted: bool = True) -> Tensor:
         keywords = self.placed(inputs, (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))

@@ -26,6 +26,19 @@ class ModelOptions(Options):
 
     name: str = Field(default="minilm", description="Hub id, local folder, GGUF file, or a packaged model: `fibecfed list models`.")
     revision: str | None = Field(default=None, description="Commit or tag of a hub id; pin it for reproducible results.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="In which the frozen weights are loaded; bfloat16 takes half the memory. What is trained, norms and the output layer "
+        "stay in float32.",
+    )
+    quantization: Literal["nf4", "int8"] | None = Field(
+        default=None,
+        description="Keep the frozen weights of linear maps in 4 bit (QLoRA's NF4, with double quantisation) or 8 bit; needs the extra "
+        "qlora.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep only the input of each block for the backward pass, and compute the block once more there."
+    )
     rank: int = Field(default=8, ge=1, le=4096, description="r, LoRA rank.")
     alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the adapter's output is scaled by alpha / r.")
     rslora: bool = Field(default=False, description="Scale the adapter's output by alpha / sqrt(r) instead (rank-stabilised LoRA).")

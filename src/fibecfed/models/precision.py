@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import UserError
+from .quantised import is_packed
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,10 +32,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """float32 or bf16; auto = bf16 where the hardware has instructions for it, since elsewhere it is emulated and slower."""
+def choose_precision(name: str, device: torch.device, dtype: str = "float32") -> str:
+    """float32 or bf16; auto = bf16 where the hardware has instructions for it, since elsewhere it is emulated and slower.
+
+    Args:
+        dtype: of the frozen weights; in those of bfloat16 nothing else can be computed.
+    """
     if name != "auto":
         return name
+    if dtype == "bfloat16":
+        return "bf16"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -49,5 +57,17 @@ def store_frozen_maps_in_bf16(model: nn.Module, but: Sequence[nn.Module] = ()) -
     """
     kept = {id(inner) for module in but for inner in module.modules()}
     for module in model.modules():
-        if isinstance(module, nn.Linear) and id(module) not in kept and not any(p.requires_grad for p in module.parameters(recurse=False)):
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.Linear) and id(module) not in kept and not any(p.requires_grad or is_packed(p) for p in own):
             module.to(torch.bfloat16)
+
+
+def keep_in_float32(model: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Of a model that was loaded in bfloat16, turn what is small or must not be rounded back to float32: `modules`, and all that is neither
+    a linear map nor an embedding, such as norms."""
+    for module in modules:
+        module.float()
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
