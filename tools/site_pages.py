@@ -14,7 +14,7 @@ from mkdocs.structure.pages import Page
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 GROUPS = {
-    "Run": ("run", "resume", "load_model", "load_config", "Config", "model_folder", "UserError", "RunFailed"),
+    "Run": ("run", "FinishedRun", "resume", "load_model", "load_config", "Config", "model_folder", "UserError", "RunFailed"),
     "FibecFed's parts, on any model": (
         "TransformerTask",
         "per_example_fisher_trace",

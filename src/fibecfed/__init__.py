@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from .models.transformer_task import TransformerTask as TransformerTask
     from .session import resume as resume
     from .trained.plain import load_model as load_model
+    from .trained.run import FinishedRun as FinishedRun
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # whoever uses the package says where its log goes
 
@@ -97,6 +98,7 @@ _HOME = {
     "model_folder": ".models.base_models",
     "load_adapter": ".models.own_adapters",
     "load_model": ".trained.plain",
+    "FinishedRun": ".trained.run",
     "TransformerTask": ".models.transformer_task",
     "resume": ".session",
 }
@@ -108,6 +110,7 @@ __all__ = [
     "CurriculumOptions",
     "Defaults",
     "FedAvg",
+    "FinishedRun",
     "Key",
     "LayerOptions",
     "Load",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def start(
     read_data: ReadData | None = None,
     connect: Connect = simulated,
     method: MakeMethod | None = None,
+    there: Collection[str] = (),
 ) -> dict[str, Any]:
     """Run a configuration in a new folder; its summary.
 
@@ -63,17 +64,18 @@ def start(
         read_data: what this process knows of the data; None: all of it.
         connect: where the clients are.
         method: makes the method of `method.kind` = "custom".
+        there: names of files that may lie in the folder.
 
     Raises:
         UserError: a mistake of the configuration, or a folder that is not empty or cannot be written: nothing was written then.
         RunFailed: it stopped while it was under way, and can be resumed.
     """
-    _reject_used(out)
+    reject_used(out, there)
     reject_missing(config.tracking)
     with threads(config.resources.threads), kept_memory(), quiet_libraries():
         prepared = prepare(config, weights, read_data, method=method)
         with _disk_errors(out), run_lock(out):
-            _reject_used(out)  # another process may have been faster
+            reject_used(out, there)  # another process may have been faster
             write_atomically(out / CONFIG, to_toml(config).encode())
             return _Session(prepared, out, on_event, adapters, connect).go(None)
 
@@ -151,13 +153,21 @@ def completed_rounds(out: Path, config: Config) -> int:
     return 0 if checkpoint is None else checkpoint.number
 
 
-def _reject_used(out: Path) -> None:
+def reject_used(out: Path, there: Collection[str] = ()) -> None:
+    """Reject a folder that a run cannot be started in.
+
+    Args:
+        there: names of what may lie in it.
+
+    Raises:
+        UserError: it holds something.
+    """
     if not out.exists():
         return
     if (out / CONFIG).exists():
         way_out = f"choose another folder with --out, or resume with: fibecfed resume {_quoted(out)}"
         raise UserError(f"{out} already contains a run; nothing was changed; {way_out}")
-    if not out.is_dir() or any(entry.name != LOCK and not is_aside(entry.name) for entry in out.iterdir()):
+    if not out.is_dir() or any(entry.name not in (LOCK, *there) and not is_aside(entry.name) for entry in out.iterdir()):
         raise UserError(f"{out} exists and is not an empty folder; nothing was changed. Choose another one with --out")
 
 

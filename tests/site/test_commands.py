@@ -18,7 +18,7 @@ RUN = ("quick-start", "watching")
 """Pages whose `console` and `python` blocks are run."""
 
 ELSEWHERE = {
-    "using": "tests/trained/test_export.py",
+    "using": "tests/test_api.py and tests/trained/test_export.py",
     "own-method": "tests/contract/test_own_method.py",
     "models": "its example needs a model of the hub; the same code, in a model card, is run by tests/e2e/test_label_words.py",
 }
