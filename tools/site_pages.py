@@ -138,3 +138,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return svg.replace("<svg ", f'<svg role="img" aria-label="{found["alt"]}" ', 1)
 
     return re.sub(r'<img alt="(?P<alt>[^"]*)" src="(?P<src>[^":]*figures/[^":]*\.svg)" ?/?>', drawn, html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """The theme's search has no name for those who hear the page."""
+    return output.replace('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"')
