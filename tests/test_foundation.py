@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fibecfed
 from fibecfed.config import load, own_data_toml
@@ -82,7 +83,7 @@ def test_the_configuration_for_own_data_is_the_one_that_init_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["help", "run", "docs", "test", "test-docs", "test-flower", "lint", "format", "smollm2", "constraints", "clean"]
+    "target", ["help", "run", "docs", "test", "test-docs", "test-flower", "lint", "format", "release", "smollm2", "constraints", "clean"]
 )
 def test_make_knows_and_explains_each_target(target: str) -> None:
     assert re.search(rf"^{target}:.*## \S", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -156,3 +157,48 @@ def test_a_benchmark_finds_what_it_imports(path: Path) -> None:
             module = importlib.import_module(str(node.module))
             for name in node.names:
                 assert hasattr(module, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), f"{node.module}.{name.name}"
+
+
+def test_hosted_integration_runs_targets_that_exist_on_every_python_that_is_supported() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    jobs = workflow["jobs"]
+    versions = [word.rpartition(" ")[2] for word in PYPROJECT["project"]["classifiers"] if re.search(r"Python :: 3\.\d+$", word)]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == versions and f">={versions[0]}" == PYPROJECT["project"]["requires-python"]
+    oldest = next(item for item in PYPROJECT["project"]["dependencies"] if item.startswith("transformers"))
+    assert jobs["transformers"]["strategy"]["matrix"]["transformers"] == [f"=={oldest[14:18]}.0", oldest[12:]]
+    found = [step["run"].split()[1:] for job in jobs.values() for step in job["steps"] if step.get("run", "").startswith("make ")]
+    of_matrix = jobs["flower-and-docs"]["strategy"]["matrix"]["target"]
+    targets = {*of_matrix, *(words[0] for words in found if len(words) == 1)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets == {"test", "test-flower", "test-docs", "release"} and all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_templates_of_issues_are_forms_with_a_name_and_questions() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(form) and any(part["type"] == "textarea" for part in form["body"])
+
+
+def set_up(folder: Path, pip: str) -> subprocess.CompletedProcess[str]:
+    """The environment of `make run` made with a pip of our own; its Python is there already."""
+    (folder / "bin").mkdir(parents=True)
+    for name, text in (("python", "exit 0"), ("pip", pip)):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    command = ["make", f"VENV={folder}", f"PIP={folder}/bin/pip", f"{folder}/.demo"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_setting_up_shows_what_is_downloaded(tmp_path: Path) -> None:
+    pip = "echo 'Collecting torch'; echo '  Downloading torch-2.13.0-cp311.whl (190.3 MB)'; echo '  Using cached rich-15.0.0.whl (310 kB)'"
+    done = set_up(tmp_path / "venv", pip)
+    assert done.returncode == 0 and (tmp_path / "venv" / ".demo").exists()
+    shown = [line.strip() for line in done.stdout.splitlines()]
+    assert shown[1:4] == ["2/3 torch and the build tools", "torch-2.13.0-cp311.whl (190.3 MB)", "rich-15.0.0.whl (310 kB)"]
+    assert "Collecting" not in done.stdout
+
+
+def test_setting_up_that_fails_says_all_that_pip_said(tmp_path: Path) -> None:
+    done = set_up(tmp_path / "venv", "echo 'Collecting torch'; echo 'ERROR: no such version' >&2; exit 1")
+    assert done.returncode != 0 and not (tmp_path / "venv" / ".demo").exists()
+    assert "Collecting torch" in done.stderr and "ERROR: no such version" in done.stderr

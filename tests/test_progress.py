@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fibecfed.core.metrics import METRICS
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
-from fibecfed.progress import Progress
+from fibecfed.progress import Progress, show_summary
 
 
 def events() -> list:
@@ -95,3 +95,31 @@ def test_a_clients_name_out_of_a_file_steers_no_terminal() -> None:
     progress = Progress(Console(file=out, width=200))
     progress(Warned("client \x1b]0;owned\x07\u202e\x9b31m was left out"))
     assert out.getvalue() == "warning: client \\x1b]0;owned\\x07\\u202e\\x9b31m was left out\n"
+
+
+def ended(**scores: float | None) -> list[str]:
+    """The lines that a run with these scores ends with."""
+    found = {"pooled_personalised": 0.85, "global": 0.71, "worst_decile": 0.6, "majority": 0.5, "own_majority": 0.8} | scores
+    summary = {
+        "method": "fibecfed", "scores": found, "saved": {"rounds": 3, **found}, "rounds": 3, "bytes_up": 1, "bytes_down": 1, "steps": 1,
+        "examples": 1, "seconds": 1.0, "selected": {}, "clients": {}, "classes": {},
+    }  # fmt: skip
+    console = Console(file=io.StringIO(), width=100)
+    show_summary(console, summary, Path("runs/a"))
+    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_run_ends_with_what_its_scores_are_above_without_reading_and_what_to_do_next() -> None:
+    lines = ended()
+    assert "majority class 80.0 % 50.0 % -" in lines
+    assert "above majority class +5.0 points +21.0 points -" in lines
+    assert [line.partition(":")[0] for line in lines[-3:]] == [
+        "To ask a model, see the model card.",
+        "To see curves, clients and classes",
+        "To compare",
+    ]
+    assert "above majority class -30.0 points - -" in ended(**{"pooled_personalised": 0.5, "global": None})
+
+
+def test_scores_without_a_majority_are_shown_without_it() -> None:
+    assert not [line for line in ended(majority=None, own_majority=None) if "ajority" in line]

@@ -45,8 +45,9 @@ def page(source: Path) -> dict[str, str | bytes]:
     """The pages of a tutorial: Markdown and pictures, by file name."""
     notebook: Any = jupytext.read(source)
     with tempfile.TemporaryDirectory() as folder:
-        local = Config({"KernelManager": {"transport": "ipc"}})  # sockets in files, which nobody else can open
-        ExecutePreprocessor(timeout=LIMIT_S, kernel_name="python3", config=local).preprocess(notebook, {"metadata": {"path": folder}})
+        local = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})  # sockets in files, which nobody else can open
+        runner = ExecutePreprocessor(timeout=LIMIT_S, startup_timeout=LIMIT_S, kernel_name="python3", config=local)
+        runner.preprocess(notebook, {"metadata": {"path": folder}})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = list(_shown(cell.outputs))

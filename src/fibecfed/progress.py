@@ -158,7 +158,8 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     """
     console.print(_scores(summary))
     title = metric_of(summary).title
-    console.print(Text(f"{title[0].upper()}{title[1:]} {_COLUMNS}"), soft_wrap=True)
+    majority = _MAJORITY if summary["scores"].get("majority") is not None else ""
+    console.print(Text(f"{title[0].upper()}{title[1:]} {_COLUMNS}{majority}"), soft_wrap=True)
     facts = {
         "saved": _saved(summary),
         "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
@@ -175,7 +176,8 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     for remark in remarks(summary):
         console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
     classify = f"To classify texts: {shlex.join(['fibecfed', 'predict', str(folder)])} FILE"
-    hints = [classify if "classes" in summary and (folder / "global").exists() else "To ask a model, see the model card."]
+    shown = f"To see curves, clients and classes: {shlex.join(['fibecfed', 'report', str(folder)])}"
+    hints = [classify if "classes" in summary and (folder / "global").exists() else "To ask a model, see the model card.", shown]
     if not (folder / FLOWER).is_file() and summary["method"] != "custom":  # neither can be run again from the file alone
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]
@@ -187,6 +189,9 @@ _COLUMNS = (
     "on test examples. Personalised: each client's own model on its own\n"
     "examples; global: the server's model on all of them; worst decile: what nine\n"
     "of ten clients reach with their own model."
+)
+_MAJORITY = (
+    "\nMajority class: always the most frequent one of each client's own examples,\nor of all; only what is above it was read from texts."
 )
 
 
@@ -202,7 +207,17 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     for name, row in rows.items():
         if row is not None:
             table.add_row(name, *(metric.text(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
+    if metric.unit == "%" and (saved := summary.get("saved")) and saved["majority"] is not None:
+        table.add_row("above majority class", *(_gain(saved[a], saved[b]) for a, b in _BESIDE), "-")
     return table
+
+
+_BESIDE = (("pooled_personalised", "own_majority"), ("global", "majority"))
+
+
+def _gain(score: float | None, simple: float | None) -> str:
+    """Points between a score and a simple rule's, of two fractions: "+5.0 points"."""
+    return "-" if score is None or simple is None or math.isnan(score) or math.isnan(simple) else f"{100 * (score - simple):+.1f} points"
 
 
 def _saved(summary: Mapping[str, Any]) -> str:
