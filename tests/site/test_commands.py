@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,12 +15,26 @@ from .conftest import ROOT, environment
 
 pytestmark = pytest.mark.docs
 
-RUN = ("quick-start", "watching")
+SMALL = """
+[model]
+name = "minilm"
+[data]
+task = "movie-reviews"
+max_train = 120
+max_test = 40
+max_length = 24
+[federation]
+clients = 3
+clients_per_round = 3
+rounds = 2
+[training]
+local_epochs = 1
+"""
+RUN = ("quick-start", "watching", "own-method")
 """Pages whose `console` and `python` blocks are run."""
 
 ELSEWHERE = {
     "using": "tests/test_api.py and tests/trained/test_export.py",
-    "own-method": "tests/contract/test_own_method.py",
     "models": "its example needs a model of the hub; the same code, in a model card, is run by tests/e2e/test_label_words.py",
 }
 """Other pages with such blocks, and where they are tested."""
@@ -44,10 +59,14 @@ def test_every_page_with_such_blocks_is_run_or_tested_elsewhere() -> None:
 @pytest.mark.parametrize("page", RUN)
 def test_the_commands_and_examples_of_a_page_run(page: str, tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if page != "quick-start":
+        (tmp_path / "fibecfed.toml").write_text(SMALL, encoding="utf-8")
     found = blocks(page)
     assert found
+    steps: list[list[str]] = []
     for language, text in found:
-        done = [[sys.executable, "-c", text]] if language == "python" else [[sys.executable, "-m", *one] for one in commands(text)]
-        for command in done:
-            ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
-            assert ran.returncode == 0, f"{text}\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}"
+        steps += [[sys.executable, "-c", text]] if language == "python" else [[sys.executable, "-m", *one] for one in commands(text)]
+    paths = os.pathsep.join([environment()["PYTHONPATH"], str(ROOT / "examples" / "own-method")])
+    for step in steps:
+        ran = subprocess.run(step, cwd=tmp_path, env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{step[-1]}\n{ran.stdout[-3000:]}{ran.stderr[-3000:]}"
