@@ -87,6 +87,17 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_preset_is_shown_with_the_values_that_it_stands_for(folder: Path, tmp_path: Path) -> None:
+    wanted = config(folder, preset="best", neurons={"rule": "random"})
+    console = Console(file=io.StringIO(), width=200)
+    report(wanted, console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    lines = [line.split() for line in text.partition("Preset: best")[2].splitlines()]
+    assert ["method.layers.rule", '"agreement"'] in lines and ["method.neurons.rule", '"random"', "set", "beside", "it"] in lines
+    said = session.start(wanted, tmp_path / "run")["preset"]
+    assert said["name"] == "best" and said["beside"] == {"method.neurons.rule": "random"}
+
+
 def test_the_time_is_of_the_cpu_with_what_a_step_takes(folder: Path) -> None:
     (line,) = (line for line in lines_of(config(folder)) if line.startswith("time about"))
     assert re.fullmatch(r"time about .+ of CPU time, of which evaluation .+; a step takes \d+ ms here", line)

@@ -74,6 +74,11 @@ def config(**data: Any) -> Config:
             {"federation": {"rounds": 3}, "method": {"layers": {"rule": "agreement", "after": 3}}},
             "method.layers.after: got 3, expected less than `federation.rounds` = 3",
         ),
+        ({"method": {"finetune": "valid"}}, 'method.finetune: got "valid", expected true or false or "validated"; did you mean'),
+        (
+            {"data": {"validation_fraction": 0.0}, "method": {"kind": "lora", "finetune": "validated"}},
+            'method.finetune: got "validated" with `data.validation_fraction` = 0',
+        ),
         ({"method": {"head": "agreement"}}, 'method.head: got "agreement" with `method.layers.rule` = "share"; set both'),
         (
             {"method": {"layers": {"rule": "agreement", "importance_round": "first"}}},

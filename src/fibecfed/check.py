@@ -14,7 +14,8 @@ from .activation_plan import planned_bytes
 from .adapters.options import called
 from .answers_shown import answers_sections
 from .build import Prepared, most_workers, prepare
-from .config import Config
+from .config import Config, flat
+from .config.text import show as show_value
 from .core.options import Options
 from .core.process import resident_memory, return_memory, threads
 from .core.trees import num_values
@@ -27,6 +28,7 @@ from .engine.traffic import Span, Traffic, by_phase, plan
 from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
 from .estimate import Pace, measure
 from .inspection import Section, as_table, clients_table, data_section, examples_by_client, show, warnings_section
+from .methods.presets import in_force
 from .models.options import ModelOptions
 from .models.quantised import frozen_size
 from .privacy.statement import plan_lines
@@ -51,6 +53,7 @@ def report(config: Config, console: Console) -> None:
 def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     params = prepared.task.init_params(prepared.inputs.key)
     yield model_section(prepared, params)
+    yield from preset_section(prepared.inputs.config)
     yield data_section(prepared)
     yield from answers_sections(prepared)
     yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
@@ -91,6 +94,16 @@ def _lora(model: ModelOptions) -> str:
     where = "" if targets is None else f" on {targets if isinstance(targets, str) else ', '.join(targets)}"
     others = f" ({', '.join(model.rank_pattern)})" if model.rank_pattern else ""
     return f"LoRA of rank {model.rank}{others}{where}" + (", scaled by alpha / sqrt(r)" if model.rslora else "")
+
+
+def preset_section(config: Config) -> Iterator[Section]:
+    """What the method's preset stands for."""
+    preset = in_force(flat(config))
+    if preset is None:
+        return
+    rows = [(name, show_value(value), "") for name, value in preset["values"].items()]
+    rows += [(name, show_value(value), "set beside it") for name, value in preset["beside"].items()]
+    yield f"Preset: {preset['name']}", as_table(("key", "value", ""), rows)
 
 
 def _is_norm(name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .build import Prepared
 from .client_manager import ClientManager, in_process
+from .config import flat
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.json_text import to_json
 from .core.trees import checksum
@@ -22,6 +23,7 @@ from .engine.pooled import MeanPool
 from .engine.requests import Requests
 from .engine.states import StatesAt
 from .engine.summary import summarise
+from .methods.presets import in_force
 from .private_run import about
 from .saving import save
 
@@ -87,6 +89,8 @@ def finish(
     summary |= prepared.beforehand.summary
     if pool is not None:
         summary |= {"privacy": about(prepared, pool, last.number + 1), "clients_that_took_part": pool.ledger.clients}
+    if (preset := in_force(flat(config))) is not None:
+        summary["preset"] = preset
     if adapters:
         save(prepared, out / "global", None, params, summary, header)
     phase = next(phase for phase in method.phases if phase.name == last.phase)

@@ -22,7 +22,7 @@ from .core.terminal import escaped
 from .core.units import count, duration
 from .engine.baselines import metric_of, remarks
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
-from .methods.selected import in_words
+from .methods.selected import in_short, in_words
 
 _ROUNDS_PER_LINE = 10
 _RECENT = 0.2  # weight of the newest round in the time a round takes
@@ -164,6 +164,7 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
         "saved": _saved(summary),
         "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
         "trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}",
+        "preset": in_short(summary["preset"]) if "preset" in summary else "",
         **in_words(summary["selected"]),
         "folder": str(folder),
         **{name: str(folder / path) for name, path in _WHERE.items() if (folder / path).exists()},

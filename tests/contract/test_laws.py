@@ -33,7 +33,7 @@ ALL = {"layers": {"rule": "all"}, "neurons": {"rule": "all"}, "curriculum": {"pa
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora"},
     "lora, then personal": {"kind": "lora", "finetune": True},
-    "lora-finetune": {"kind": "lora-finetune"},
+    "lora-finetune": {"kind": "lora-finetune", "finetune": "validated"},
     "lora, exact, personal head": {"kind": "lora", "aggregation": "exact", "head": "personal"},
     "exact global layers": {"aggregation": "exact", "layers": {"importance_clients": 2}},
     "exact global layers, closing round": {"aggregation": "exact", "closing_round": True, "layers": {"importance_clients": 2}},
@@ -102,6 +102,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "finetune": True,
         "curriculum": {"scoring": "training"},
     },
+    "preset best": {"preset": "best"},
+    "preset fast": {"preset": "fast"},
     "voc": {"kind": "voc"},
     "slw": {"kind": "slw"},
     "shortformer": {"kind": "shortformer"},

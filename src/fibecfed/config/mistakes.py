@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..core.options import Options
+from ..methods import presets
 from ..methods.catalogue import BROKEN, METHODS
 from ..models.options import entries_of
 from .kinds import default_partition
@@ -23,7 +24,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
 
     A key with a mistake is taken out and the rest examined again, so that one mistake does not hide another.
     """
-    rest: dict[str, Any] = _copy(table)
+    rest: dict[str, Any] = presets.copied(table)
     mistakes: dict[str, str] = {}
     rest.setdefault("data", {})
     _derive(rest)
@@ -36,6 +37,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
         if strange is not None:
             mistakes[name] = f"{name}: got {strange} (a {type(strange).__name__}), which no key accepts; put strings in quotes"
             delete(rest, name)
+    by_preset = presets.fill(rest)
     config: Config | None = None
     general: list[str] = []
     while True:
@@ -61,7 +63,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
     for text in dict.fromkeys(general):
         # What follows from a key that is reported already is no second mistake.
         if not any(f"`{name}`" in text or text.startswith(f"{name}:") for name in mistakes):
-            mistakes[text] = text
+            mistakes[text] = text + _from_preset(text, by_preset, rest)
     reported = {name: text for name, text in mistakes.items() if text}
     return (None if reported else config), reported
 
@@ -77,8 +79,10 @@ def _derive(table: dict[str, Any]) -> None:
         federation.setdefault("partition", partition)
 
 
-def _copy(value: Any) -> Any:
-    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
+def _from_preset(text: str, by_preset: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    """What is added to a sentence about keys that the user did not set."""
+    meant = [f"{name} = {show(value)}" for name, value in by_preset.items() if f"`{name}`" in text or text.startswith(f"{name}:")]
+    return f" ({' and '.join(meant)} by {presets.KEY} = {show(get(table, presets.KEY))})" if meant else ""
 
 
 def _not_json(value: Any) -> Any:
@@ -105,7 +109,7 @@ def _name(loc: tuple[str | int, ...]) -> str:
     if loc[:1] == ("method",):
         loc = (loc[0], *loc[2:])  # the second is the kind, by which pydantic chose the class
     # where a key takes values of several types, the last says which of them was tried
-    return ".".join(part for part in loc if isinstance(part, str) and not part.lstrip("`").startswith(_TYPES))
+    return ".".join(part for part in loc if isinstance(part, str) and part != "bool" and not part.lstrip("`").startswith(_TYPES))
 
 
 _TYPES = ("tuple[", "literal[", "constrained-")

@@ -19,6 +19,7 @@ from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
 from ..data.options import template_text
 from ..methods.catalogue import BROKEN, METHODS
+from ..methods.presets import KEY, PRESETS
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
@@ -44,7 +45,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     A value is read as TOML, else as text; a key whose type is text takes it as written. Nothing behind the `=` takes the file's value
     out, so that the key has its default. A pair for `method.kind` drops the file's other
-    `method.*` keys that the new kind does not have, and says which in the notes.
+    `method.*` keys that the new kind does not have, one for `method.preset` those that the preset stands for; the notes say which.
 
     Raises:
         UserError: naming every mistake of the file and the pairs.
@@ -56,6 +57,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     pairs, mistakes = read_pairs(overrides)
     kind = pairs.get("method.kind")
     notes = [] if kind is None else _drop_foreign(table, read_value(kind) if kind.strip() else DEFAULT_KIND)
+    notes += _drop_preset(table, pairs)
     for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):  # which keys there are hangs on the kind
         _put(table, name, text, mistakes)
     config, found = examine(table)
@@ -153,6 +155,15 @@ def _drop_foreign(table: dict[str, Any], kind: Any) -> list[str]:
             delete(table, above)
             above = above.rpartition(".")[0]
     return [f"method.kind={kind} does not have {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+
+
+def _drop_preset(table: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
+    preset = pairs.get(KEY, "").strip().strip('"')
+    given = {name for name, _ in leaves(table)}
+    dropped = [name for name in PRESETS.get(preset, {}) if name in given and name not in pairs]
+    for name in dropped:
+        delete(table, name)
+    return [f"{KEY}={preset} sets {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
 
 
 def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:

@@ -49,6 +49,7 @@ def contradictions(config: Tables) -> list[str]:
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
+        *_finetune(config),
         *_depth(config.method),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
@@ -322,6 +323,14 @@ def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
         yield (
             f'method.server.{changed[0]}: got {got} with `method.aggregation` = "{name}", which has no server optimiser; '
             'set "fedavgm", "fedadam" or "fedyogi", or remove it'
+        )
+
+
+def _finetune(config: Tables) -> Iterator[str]:
+    if getattr(config.method, "finetune", False) == "validated" and config.data.validation_fraction == 0:
+        yield (
+            'method.finetune: got "validated" with `data.validation_fraction` = 0, so that clients have nothing to choose by; '
+            "set `data.validation_fraction` above 0, or this to true or false"
         )
 
 

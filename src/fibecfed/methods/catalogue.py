@@ -285,5 +285,4 @@ def make(
     method: Any = build(context)
     if problem := import_module(f"{__package__}.contract").lacks(method):
         raise UserError(f"method: {problem}")
-    finetuned = import_module(f"{__package__}.finetune").Finetuned if options.finetune else None
-    return method if finetuned is None else finetuned(method, context.num_clients)
+    return import_module(f"{__package__}.finetune").finetuned(method, options.finetune, context.num_clients) if options.finetune else method

@@ -1,4 +1,8 @@
-"""One local training of every client after a method's last round, for any method (`method.finetune`)."""
+"""One local training of every client after a method's last round, for any method (`method.finetune`).
+
+With "validated" a client keeps, of the method's model, its own and the point halfway between them, the one that its validation part
+speaks for: alike clients lose by a training on their few examples, one-sided ones gain.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from ..core.method import ClientView, Load, Method, Phase, Received, Update
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.types import ClientId, Params, Round
 from ..core.wire import Tensors, message
+from ..local.difficulty import losses_per_token
 from .fedavg import work_of
 
 PHASE = "finetune"
@@ -30,10 +37,12 @@ class Finetuned:
         inner: the method; its `train(client, params, now)` is the training, or its `finetuned(client, message, now)`, where the message
             says what is trained.
         num_clients: K.
+        steps: fractions of the way from the method's model to the trained one, between which the client's validation part chooses.
     """
 
     inner: Any
     num_clients: int
+    steps: tuple[float, ...] = (1.0,)
 
     is_personal = True
 
@@ -108,12 +117,39 @@ class Finetuned:
 
     def _finetune(self, client: ClientView[Any], message: Any, now: Round) -> Update[Any, Done]:
         inner = _inner(self.inner, client.state)
-        own = getattr(self.inner, "finetuned", None)
+        own, before = getattr(self.inner, "finetuned", None), self.inner.personalise(message, inner)
         if own is None:
-            result = self.train(client, self.inner.personalise(message, inner), self._last(now))
+            result = self.train(client, before, self._last(now))
         else:
             result = own(_with_inner_state(self.inner, client), message, self._last(now))
-        return Update(Done(), _outer(self.inner, inner, result.params), work_of(result))
+        kept, notes = self._chosen(client, before, result.params)
+        return Update(Done(), _outer(self.inner, inner, kept), work_of(result), notes)
+
+    def _chosen(self, client: ClientView[Any], before: Params, after: Params) -> tuple[Params, dict[str, Any]]:
+        """What the client keeps, nothing where that is the method's model; and the losses that it was chosen by, nat."""
+        examples = client.data.validation
+        if self.steps == (1.0,) or not len(examples):
+            return after, {}
+        found = {step: between(before, after, step) for step in self.steps}
+        losses = {step: float(losses_per_token(client.task, params, examples).double().mean()) for step, params in found.items()}
+        best = min(losses, key=lambda step: (losses[step], step))
+        return found[best] if best else {}, {"kept_step": best, "validation_losses": [round(loss, 6) for loss in losses.values()]}
+
+
+VALIDATED = (0.0, 0.5, 1.0)
+"""[C] What `method.finetune` = "validated" chooses between."""
+
+
+def finetuned(method: Any, how: bool | str, num_clients: int) -> Finetuned:
+    """A method with the last training that `method.finetune` asks for."""
+    return Finetuned(method, num_clients, VALIDATED) if how == "validated" else Finetuned(method, num_clients)
+
+
+def between(before: Params, after: Params, step: float) -> Params:
+    """The point at a fraction of the way from one model to the other; its ends are these models, bit for bit."""
+    if step in (0, 1):
+        return after if step else before
+    return {name: value if before[name] is value else torch.lerp(before[name], value, step) for name, value in after.items()}
 
 
 @lru_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..adapters.options import (
     BottleneckAdapter,
@@ -16,6 +16,7 @@ from ..adapters.options import (
 )
 from ..core.options import Options
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions
+from .presets import filled_options
 
 
 class ServerOptions(Options):
@@ -33,7 +34,11 @@ class MethodOptions(Options):
     """Options of every method."""
 
     kind: Any = Field(default="", description="The method.")  # each has its own name here; first in its table
-    finetune: bool = Field(default=False, description="[C] After the last round, every client trains once more and keeps the result.")
+    finetune: bool | Literal["validated"] = Field(
+        default=False,
+        description="[C] After the last round, every client trains once more and keeps the result; validated: of the model before, the one "
+        "after and the mean of both, it keeps the one with the lowest loss on its validation part.",
+    )
     needs_classes: ClassVar[bool] = False
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
 
@@ -84,6 +89,11 @@ class FibecFedOptions(LoraParts):
     """FibecFed: curriculum by Fisher information, important layers aggregated, sparse updates of the others."""
 
     kind: Literal["fibecfed"] = Field(default="fibecfed", description="The method.")
+    preset: Literal["paper", "fast", "best"] | None = Field(
+        default=None,
+        description="[C] Values for the keys that are not set: paper: as by default; fast: the least computing; best: the highest "
+        "score. See docs/methods/fibecfed.md.",
+    )
     head: Literal["shared", "personal", "agreement"] = Field(  # type: ignore[assignment]
         default="shared",
         description="[C] Whether the classification head is aggregated or kept by each client; agreement: as the layers' rule decides.",
@@ -100,6 +110,12 @@ class FibecFedOptions(LoraParts):
     layers: LayerOptions = LayerOptions()
     neurons: NeuronOptions = NeuronOptions()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        """What the preset stands for, where the options are made without a whole configuration."""
+        return filled_options(value) if isinstance(value, dict) else value
+
 
 class LoraOptions(LoraParts):
     """FedAvg-LoRA: all trainable parameters are averaged over the clients."""
@@ -111,7 +127,11 @@ class LoraFinetuneOptions(LoraParts):
     """FedAvg-LoRA, then one local training of every client, which keeps the result."""
 
     kind: Literal["lora-finetune"] = Field(default="lora-finetune", description="The method.")
-    finetune: bool = Field(default=True, description="[C] After the last round, every client trains once more and keeps the result.")
+    finetune: bool | Literal["validated"] = Field(
+        default=True,
+        description="[C] After the last round, every client trains once more and keeps the result; validated: of the model before, the one "
+        "after and the mean of both, it keeps the one with the lowest loss on its validation part.",
+    )
 
 
 class FedProxOptions(LoraParts):

@@ -48,6 +48,22 @@ def in_words(selected: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def in_short(preset: Mapping[str, Any]) -> str:
+    """A preset in one line.
+
+    Args:
+        preset: as `presets.in_force` gives it.
+
+    >>> in_short({"name": "best", "values": {"method.head": "agreement"}, "beside": {"method.curriculum.pace": "linear"}})
+    'best: head agreement; set beside it: curriculum.pace linear'
+    """
+
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name.removeprefix('method.')} {_short(value)}" for name, value in values.items())
+
+    return f"{preset['name']}: {listed(preset['values'])}" + (f"; set beside it: {listed(preset['beside'])}" if preset["beside"] else "")
+
+
 def _numbers(values: Sequence[int]) -> str:
     """All of a few; else runs of neighbours as "3 to 7"."""
     if len(values) <= _LISTED:

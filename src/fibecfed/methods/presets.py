@@ -1,0 +1,87 @@
+"""`method.preset`: keys of FibecFed that go together, under one name. A preset fills in what the user did not set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KEY = "method.preset"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "method.finetune": False,
+        "method.head": "shared",
+        "method.curriculum.order": "fisher",
+        "method.curriculum.pace": "linear",
+        "method.curriculum.scoring": "pass",
+        "method.layers.rule": "share",
+        "method.layers.importance_round": "separate",
+        "method.neurons.rule": "share",
+    },
+    "fast": {
+        "method.finetune": "validated",
+        "method.depth": 0.5,
+        "method.depth_rule": "last",
+        "method.curriculum.scoring": "training",
+        "method.layers.rule": "last",
+        "method.layers.value": 2.0,
+        "method.neurons.every": 4,
+        "resources.activation_cache_mb": 512,
+    },
+    "best": {
+        "method.finetune": "validated",
+        "method.head": "agreement",
+        "method.curriculum.pace": "none",
+        "method.layers.rule": "agreement",
+        "method.neurons.rule": "all",
+    },
+}
+"""Name -> dotted key -> value. docs/methods/fibecfed.md says what each is for, docs/results.md what it brings."""
+
+
+def fill(table: dict[str, Any]) -> dict[str, Any]:
+    """Sets in the table of a run what its preset stands for, where it is not set.
+
+    Args:
+        table: nested; what is no table where one belongs, and a preset that does not exist, are left for the checks to report.
+
+    Returns:
+        Dotted key -> value of what was set.
+    """
+    method = table.get("method")
+    preset = method.get("preset") if isinstance(method, dict) and method.get("kind", "fibecfed") == "fibecfed" else None
+    found: dict[str, Any] = {}
+    for name, value in PRESETS.get(preset, {}).items() if isinstance(preset, str) else ():
+        *above, leaf = name.split(".")
+        inner: Any = table
+        for part in above:
+            inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and leaf not in inner:
+            inner[leaf] = found[name] = value
+    return found
+
+
+def filled_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """The table [method] alone with what its preset stands for."""
+    table: dict[str, Any] = {"method": copied(method)}
+    fill(table)
+    return table["method"]
+
+
+def in_force(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The preset of a configuration, for records: its name, the values it stands for, and those that were set beside it.
+
+    Args:
+        values: dotted key -> value, of a whole configuration. None where it names no preset.
+    """
+    preset = values.get(KEY)
+    if preset is None:
+        return None
+    known = {name: (value, values[name]) for name, value in PRESETS[preset].items() if name in values}
+    stands = {name: value for name, (value, now) in known.items() if now == value}
+    return {"name": preset, "values": stands, "beside": {name: now for name, (value, now) in known.items() if now != value}}
+
+
+def copied(value: Any) -> Any:
+    """A nested table that may be written to."""
+    return {name: copied(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value

@@ -1,0 +1,99 @@
+"""Presets: what they fill in, what they leave, what they say, and that they are nothing but the keys that they stand for."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+from made import federation, made_data, made_method, made_task, same
+
+from fibecfed.config import flat, from_table, load, to_toml
+from fibecfed.core.errors import UserError
+from fibecfed.methods.options import FibecFedOptions
+from fibecfed.methods.presets import PRESETS, in_force
+
+DATA = {"data": {"path": "a.csv"}}
+
+
+def config(method: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Dotted key -> value of a configuration with this table [method]."""
+    return flat(from_table({**DATA, **more, "method": method}))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_fills_in_its_keys_and_nothing_else(name: str):
+    with_it, without = config({"preset": name}), config({})
+    assert {key: with_it[key] for key in PRESETS[name]} == PRESETS[name]
+    others = with_it.keys() - PRESETS[name].keys() - {"method.preset"}
+    assert {key: with_it[key] for key in others} == {key: without[key] for key in others}
+
+
+def test_paper_is_the_default():
+    assert config({"preset": "paper"}) == {**config({}), "method.preset": "paper"}
+
+
+def test_a_key_that_is_set_is_left():
+    values = config({"preset": "fast", "depth": 0.75, "curriculum": {"scoring": "pass"}}, resources={"activation_cache_mb": 7})
+    assert (values["method.depth"], values["method.curriculum.scoring"], values["resources.activation_cache_mb"]) == (0.75, "pass", 7)
+    assert values["method.finetune"] == "validated"
+
+
+def test_a_resolved_configuration_reads_back_equal():
+    found = from_table({**DATA, "method": {"preset": "best", "neurons": {"rule": "random"}}})
+    assert from_table(tomllib.loads(to_toml(found))) == found
+
+
+def test_options_without_a_whole_configuration_have_it_too():
+    assert FibecFedOptions.model_validate({"preset": "best"}).layers.rule == "agreement"
+    assert FibecFedOptions.model_validate({"preset": "best", "layers": {"rule": "all"}}).layers.rule == "all"
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "sentence"),
+    [
+        ({"preset": "bst"}, {}, r'method\.preset: got "bst", expected one of "paper", "fast", "best"; did you mean "best"\?'),
+        ({"preset": 3}, {}, r"method\.preset: got 3, expected one of"),
+        ({"kind": "lora", "preset": "best"}, {}, r'method\.preset: got a key of fibecfed, which method\.kind = "lora" does not have'),
+        (
+            {"preset": "best", "layers": {"rule": "share"}},
+            {},
+            r'method\.head: got "agreement" with `method\.layers\.rule` = "share".*\(method\.head = "agreement" by method\.preset',
+        ),
+        ({"preset": "best"}, {"validation_fraction": 0.0}, r'nothing to choose by.*\(method\.finetune = "validated" by method\.preset'),
+        ({"preset": "best", "layers": 3}, {}, r"method\.layers: got 3, expected a table"),
+    ],
+)
+def test_what_does_not_go_with_it_is_rejected_in_a_sentence(method: dict[str, Any], data: dict[str, Any], sentence: str):
+    with pytest.raises(UserError, match=sentence) as caught:
+        from_table({"data": {**DATA["data"], **data}, "method": method})
+    assert str(caught.value).startswith("the configuration has a mistake:")
+
+
+def test_a_pair_for_it_takes_the_place_of_the_files_keys(tmp_path: Any):
+    file, data = tmp_path / "run.toml", tmp_path / "a.csv"
+    data.write_text("text,label\na,0\n")
+    file.write_text(f'[data]\npath = "{data}"\n[method]\nhead = "personal"\nscore_after = 1\n[method.layers]\nrule = "share"\n')
+    found = load(file, ["method.preset=best", "method.neurons.rule=random"])
+    method = found.config.method
+    assert (method.head, method.layers.rule, method.score_after, method.neurons.rule) == ("agreement", "agreement", 1, "random")  # type: ignore[attr-defined]
+    assert found.notes == ("method.preset=best sets method.head, method.layers.rule: dropped from the file's settings",)
+
+
+def test_records_name_it_with_its_values_and_those_beside_it():
+    said = in_force(config({"preset": "best", "neurons": {"rule": "random"}}))
+    assert said is not None and said["name"] == "best" and said["beside"] == {"method.neurons.rule": "random"}
+    assert said["values"] == {name: value for name, value in PRESETS["best"].items() if name != "method.neurons.rule"}
+    assert in_force(config({})) is None
+
+
+def test_a_run_with_it_has_the_bits_of_its_keys():
+    data, task = made_data(), made_task(2)
+    nested = {"finetune": "validated", "head": "agreement", "layers": {"rule": "agreement"}}
+    nested |= {"curriculum": {"pace": "none"}, "neurons": {"rule": "all"}}
+    ends = []
+    for options in ({"preset": "best"}, nested):
+        world = federation(made_method("fibecfed", **options), task, data)
+        world.finish()
+        ends.append(world.server.params)
+    assert same(*ends)
