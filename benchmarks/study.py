@@ -128,10 +128,8 @@ def sharing() -> Iterator[Job]:
         for name, overrides in SHARING.items():
             if sites is not None:
                 files = (f"data.path={sites / 'train.parquet'}", f"data.test_path={sites / 'test.parquet'}")
-                refresh = ("method.layers.refresh=4",) if name == "agreement" else ()
-                yield Job(
-                    f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *refresh)
-                )
+                mean = ("method.layers.mean_every=4",) if name == "agreement" else ()
+                yield Job(f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *mean))
         for spread, how in SPREAD.items():
             for task in ("sst2", "trec"):
                 for name, overrides in SHARING.items():

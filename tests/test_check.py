@@ -58,6 +58,7 @@ def config(folder: Path, **method: Any) -> Config:
         {"kind": "fibecfed", "layers": {"rule": "coverage"}, "closing_round": True},
         {"kind": "fibecfed", "depth": 2, "closing_round": True, "layers": {"rule": "first", "value": 1}},
         {"kind": "lora", "finetune": True},
+        {"kind": "fibecfed", "layers": {"rule": "last", "value": 1, "mean_every": 2, "pull": 0.5}, "finetune": True},
     ],
     ids=lambda method: method.get("layers", {}).get("rule") or method["kind"],
 )

@@ -69,7 +69,8 @@ def config(**data: Any) -> Config:
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
         ({"method": {"layers": {"rule": "agreement", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
-        ({"method": {"layers": {"refresh": 3}}}, 'method.layers.refresh: got 3 with `method.layers.rule` = "share"'),
+        ({"method": {"layers": {"pull": 0.5}}}, "method.layers.pull: got 0.5 without `method.layers.mean_every`"),
+        ({"method": {"layers": {"rule": "all", "mean_every": 3}}}, "method.layers.mean_every: got 3 with .* nothing stays with a client"),
         (
             {"federation": {"rounds": 3}, "method": {"layers": {"rule": "agreement", "after": 3}}},
             "method.layers.after: got 3, expected less than `federation.rounds` = 3",

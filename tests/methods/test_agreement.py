@@ -20,7 +20,7 @@ from fibecfed.data.planted import planted_federation
 from fibecfed.methods.fibecfed import GlobalLayers, LocalLayers
 
 TASK, DATA = made_task(4), made_data()
-RULE: dict[str, Any] = {"rule": "agreement", "after": 1, "refresh": 0}
+RULE: dict[str, Any] = {"rule": "agreement", "after": 1, "mean_every": 0}
 HEAD = 4
 """Where the head stands behind the layers."""
 
@@ -200,7 +200,7 @@ def test_in_a_layer_that_left_chosen_neurons_are_updated_without_another_pass():
 
 
 def test_every_so_many_rounds_and_in_the_last_one_every_layer_is_sent_and_its_mean_renewed():
-    method = rule(rounds=5, refresh=2)
+    method = rule(rounds=5, mean_every=2)
     world = federation(method, TASK, DATA, per_round=3)
     gone = names_of_layers(TASK, [0, 1, 2, 3, None])
     world.server = replace(world.server, layers=(), shares_head=False)

@@ -34,8 +34,8 @@ def test_paper_is_the_default():
 
 
 def test_a_key_that_is_set_is_left():
-    values = config({"preset": "fast", "depth": 0.75, "curriculum": {"scoring": "pass"}}, resources={"activation_cache_mb": 7})
-    assert (values["method.depth"], values["method.curriculum.scoring"], values["resources.activation_cache_mb"]) == (0.75, "pass", 7)
+    values = config({"preset": "fast", "depth": 0.75, "curriculum": {"pace": "step"}}, resources={"activation_cache_mb": 7})
+    assert (values["method.depth"], values["method.curriculum.pace"], values["resources.activation_cache_mb"]) == (0.75, "step", 7)
     assert values["method.finetune"] == "validated"
 
 

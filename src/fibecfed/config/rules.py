@@ -45,7 +45,7 @@ def contradictions(config: Tables) -> list[str]:
         *_save(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
-        *(_layers(layers, config.federation) if isinstance(layers, LayerOptions) else ()),
+        *(_layers(layers, config.federation, getattr(config.method, "head", "shared")) if isinstance(layers, LayerOptions) else ()),
         *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
@@ -276,7 +276,7 @@ def _score_after(score_after: int | None, federation: FederationOptions) -> Iter
         )
 
 
-def _layers(layers: LayerOptions, federation: FederationOptions) -> Iterator[str]:
+def _layers(layers: LayerOptions, federation: FederationOptions, head: str) -> Iterator[str]:
     value, rule = layers.value, layers.rule
     if layers.importance_round == "first" and rule in ("last", "first", "random", "all", "agreement"):
         yield f'method.layers.importance_round: got "first", but `method.layers.rule` = "{rule}" measures no importance; remove it'
@@ -285,9 +285,10 @@ def _layers(layers: LayerOptions, federation: FederationOptions) -> Iterator[str
             f'method.layers.first_layers: got "{layers.first_layers}" with `method.layers.importance_round` = "separate", where the global '
             'layers are known before tuning; set `importance_round` = "first", or remove it'
         )
-    for name in ("after", "momentum", "refresh"):
+    for name in ("after", "momentum"):
         if rule != "agreement" and getattr(layers, name) != LayerOptions.model_fields[name].default:
             yield f'method.layers.{name}: got {getattr(layers, name)} with `method.layers.rule` = "{rule}"; set "agreement", or remove it'
+    yield from _means(layers, head)
     if layers.after is not None and layers.after >= federation.rounds:
         yield f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}; lower it"
     if value is None:
@@ -298,6 +299,17 @@ def _layers(layers: LayerOptions, federation: FederationOptions) -> Iterator[str
         yield f'method.layers.value: got {value}, expected a fraction, at most 1, with `method.layers.rule` = "{rule}"; or set "count"'
     elif rule in ("layer_gap", "plateau", "all", "agreement"):
         yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
+
+
+def _means(layers: LayerOptions, head: str) -> Iterator[str]:
+    every, rule = layers.mean_every, layers.rule
+    if every and rule == "all" and head == "shared":
+        yield f'method.layers.mean_every: got {every} with `method.layers.rule` = "all", where nothing stays with a client; remove it'
+    if layers.pull and (every == 0 or (every is None and rule != "agreement")):
+        yield (
+            f"method.layers.pull: got {layers.pull} without `method.layers.mean_every`, so that there is no mean to pull to; set that to "
+            "a number of rounds, such as 5, or remove this"
+        )
 
 
 def _importance_under_way(config: Tables) -> Iterator[str]:

@@ -126,11 +126,18 @@ class LayerOptions(Options):
         description="[C] With the rule agreement, rounds of training before a layer may stop being shared; default ceil(0.2 rounds).",
     )
     momentum: float = Field(default=0.8, ge=0, lt=1, description="[C] Weight of earlier rounds in what the rule agreement measures.")
-    refresh: int = Field(
-        default=5,
+    mean_every: int | None = Field(
+        default=None,
         ge=0,
-        description="[C] With the rule agreement, clients send every layer in every n-th round and in the last one, so that the server has "
-        "a mean of those that are not shared; 0 = never.",
+        description="[C] Clients send every layer in every n-th round and in the last one, so that the server has a mean of those that "
+        "are not shared; it is sent down from then on, for new clients and for `pull`. 0 = never. Default: 5 with the rule agreement, else 0.",
+    )
+    pull: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="[C] How far a client moves its own copy of a layer that is not shared towards the mean of all, before it trains or "
+        "predicts: 0 = not at all, 1 = it begins with the mean. Needs `mean_every`.",
     )
 
 

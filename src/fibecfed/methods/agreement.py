@@ -2,7 +2,7 @@
 
 Every layer is shared at first. One that is better kept by each client (`local.agreement.stays`) leaves, and does not come back: the
 clients' copies go apart from then on, so that their updates no longer say how alike they would be. The server still holds a mean of it: it
-is sent down in every round for clients without a copy of their own, and made anew every `refresh` rounds, when clients send every layer.
+is sent down in every round for clients without a copy of their own, and made anew every few rounds (means.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Agreement:
         head: whether it decides on the head too.
         after: rounds before a layer may leave.
         momentum: weight of earlier rounds.
-        refresh: every so many rounds clients send every layer, and in the last one; 0: never.
     """
 
     num_rounds: int
@@ -41,18 +40,12 @@ class Agreement:
     head: bool
     after: int
     momentum: float
-    refresh: int
 
     def start(self, num_layers: int) -> dict[str, Tensor]:
         """What the server remembers, of each layer and the head: sum and number of the cosines "between" clients and "within" one,
         discounted; and after how many rounds it "left", -1 = not."""
         sums = {name: torch.zeros(num_layers + 1, 2, dtype=torch.float64) for name in ("between", "within")}
         return {**sums, "left": torch.full((num_layers + 1,), -1)}
-
-    def all_sent(self, now: Round) -> bool:
-        """Whether clients send every layer in this round."""
-        last = now.index >= self.num_rounds - 1
-        return bool(self.refresh) and (last or (now.index + 1) % self.refresh == 0)
 
     def outlook(self, server: Any, now: Round) -> tuple[Any, ...]:
         """States that bound the sizes of a round's messages, given the one at the start: from `after` on anything may have left."""
@@ -127,4 +120,4 @@ def agreement_of(options: FibecFedOptions, num_rounds: int, num_clients: int) ->
     if options.layers.rule != "agreement":
         return None
     after = math.ceil(0.2 * num_rounds - 1e-9) if options.layers.after is None else options.layers.after
-    return Agreement(num_rounds, num_clients, options.head == "agreement", max(1, after), options.layers.momentum, options.layers.refresh)
+    return Agreement(num_rounds, num_clients, options.head == "agreement", max(1, after), options.layers.momentum)

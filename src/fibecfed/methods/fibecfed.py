@@ -32,6 +32,7 @@ from .fibecfed_client import MEASURED, ClientPart, Own, Trained
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
+from .means import Marking, Means, means_of
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
@@ -47,6 +48,7 @@ class FibecFed(Defaults):
         still: which tensors of the shared layers are neither trained nor sent.
         depth: which blocks are trained; None: all.
         agreement: the rule that decides during training which layers are shared; None: they are chosen before it.
+        means: when the layers that clients keep are averaged, and what they do with the mean.
         score_after: round from which on a client is scored, at the start of its first local training.
         key: random stream of the method's own draws (random rules and orders).
     """
@@ -64,6 +66,7 @@ class FibecFed(Defaults):
     still: Names = NOTHING
     depth: Depth | None = None
     agreement: Agreement | None = None
+    means: Means = Means(0, 0.0, 0)
 
     server_state = Server
     client_state = Own
@@ -81,7 +84,8 @@ class FibecFed(Defaults):
             row = ("spectrum", 1, self.layers.spectrum_clients, AskRatio, Ratio, ask_ratio, self._ratio, self._count)
             rows.append(Phase(*row, problem=no_share, trains=False))
         row = ("tune", self.num_rounds, "sampled", GlobalLayers, LocalLayers, self._broadcast, self._tune, self._aggregate)
-        changes = self._measuring.is_first or self.agreement is not None  # what is sent, so that answers cannot wait for a later round
+        # what is sent changes, so that answers cannot wait for a later round
+        changes = self._measuring.is_first or self.agreement is not None or bool(self.means.every)
         schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not changes)
         only_mean = pools(self.aggregation) and not changes and type(self)._aggregate is FibecFed._aggregate
         rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules, pools=only_mean))
@@ -128,8 +132,9 @@ class FibecFed(Defaults):
         return Own(task.init_params(key), {}, {}, torch.empty(0, dtype=torch.int64), 0, 0)
 
     def personalise(self, message: GlobalLayers, state: Own) -> Params:
-        """The shared tensors beside its own [S], or the mean of those it has never trained [C]; residuals beside the frozen weights."""
-        own = {**message.rest, **state.own} if state.trainings else {**state.own, **message.rest}
+        """The shared tensors beside its own [S], which are pulled towards their mean, or the mean of those it has never trained [C];
+        residuals beside the frozen weights."""
+        own = {**message.rest, **self.means.pulled(state.own, message.rest)} if state.trainings else {**state.own, **message.rest}
         return {**own, **message.shared, **deltas(message.residual)}
 
     def server_params(self, server: Server) -> Params:
@@ -157,7 +162,7 @@ class FibecFed(Defaults):
 
     def outlook(self, server: Server, now: Round) -> Sequence[Server]:
         """Which layers are shared, and which blocks trained, is not known before they are measured; how many sometimes is."""
-        states = self._chosen(server, now)
+        states = tuple(replace(state, has_mean=self.means.made_before(now)) for state in self._chosen(server, now))
         return states if self.agreement is None else tuple(bound for state in states for bound in self.agreement.outlook(state, now))
 
     def _chosen(self, server: Server, now: Round) -> tuple[Server, ...]:
@@ -238,21 +243,24 @@ class FibecFed(Defaults):
     def _broadcast(self, server: Server, now: Round) -> GlobalLayers:
         shared = self._shared(server)
         beside = self.aggregation.beside(server, shared.keys())
-        if self.agreement is None:
-            return GlobalLayers(server.layers, shared, beside, server.trained)
-        among = _among(server)
-        others, head = [layer for layer in among if layer not in server.layers], not (self.shares_head and server.shares_head)
-        rest = of_layers(server.params, server.tensor_layers, others, head=head)
-        return GlobalLayers(server.layers, shared, beside, server.trained, rest, self.agreement.all_sent(now))
+        rest = self._rest(server) if self.agreement is not None or server.has_mean else {}
+        return GlobalLayers(server.layers, shared, beside, server.trained, rest, self.means.all_sent(now))
 
     def _shared(self, server: Server) -> dict[str, Tensor]:
         """The tensors that are sent: those of the global layers, and the head's where it is shared."""
         found = of_layers(server.params, server.tensor_layers, server.layers, head=self.shares_head and server.shares_head)
         return {name: value for name, value in found.items() if name not in self.still.of(found)}
 
+    def _rest(self, server: Server) -> dict[str, Tensor]:
+        """The tensors of the layers that clients keep, and the head's where they keep it."""
+        others = [layer for layer in _among(server) if layer not in server.layers]
+        return of_layers(server.params, server.tensor_layers, others, head=not (self.shares_head and server.shares_head))
+
     def _aggregate(self, server: Server, received: Sequence[Received[Any]], now: Round) -> Server:
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
         after = self.aggregation.step(server, received)
+        if self.means.all_sent(now):
+            after = replace(after, has_mean=True)
         if self._measuring.is_in(now):
             return self._measured(after, mean_by_size(received, "importance")[NAME])
         if self.agreement is None or now.phase != "tune":
@@ -268,17 +276,17 @@ class FibecFed(Defaults):
         inner = None if fold is None or type(self)._aggregate is not FibecFed._aggregate else fold(server)
         if inner is None:
             return None
+        if self.means.all_sent(now):
+            inner = Marking(inner)
         if self.agreement is not None and now.phase == "tune":
             return FoldedAgreement(self.agreement, server, self._shared(server), inner, now)
         return self._measuring.folding(inner, self._measured) if self._measuring.is_in(now) else inner
 
     def _answer_like(self, server: Server, now: Round) -> LocalLayers:
         importance = {NAME: torch.zeros(len(server.importance))} if self._measuring.is_in(now) else {}
-        if self.agreement is None:
-            return LocalLayers(self._shared(server), 1, importance)
-        sent = self._broadcast(server, now)
-        halves = {HALVES: torch.zeros(len(server.importance) + 1, 2)}
-        return LocalLayers({**sent.shared, **(sent.rest if sent.all_sent else {})}, 1, importance, halves)
+        halves = {} if self.agreement is None else {HALVES: torch.zeros(len(server.importance) + 1, 2)}
+        kept = self._rest(server) if self.means.all_sent(now) else {}
+        return LocalLayers({**self._shared(server), **kept}, 1, importance, halves)
 
     def _tune(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, LocalLayers]:
         importance, notes = dict[str, Tensor](), dict[str, Any]()
@@ -286,7 +294,7 @@ class FibecFed(Defaults):
             importance[NAME] = self._measuring.of(client, self.personalise(message, client.state))
             notes = noted(importance[NAME])
         found = self._train(client, message, now)
-        sent = message.shared.keys() | (message.rest.keys() if message.all_sent else set[str]())
+        sent = message.shared.keys() | (_kept(client.task, message) if message.all_sent else set[str]())
         answer = LocalLayers(pick(found.params, sent), client.data.train.weight, importance, found.halves)
         return Update(answer, found.state, found.work, found.notes | notes)
 
@@ -337,6 +345,12 @@ def _num_blocks(server: Server) -> int:
     return len(server.importance)
 
 
+def _kept(task: Task, message: GlobalLayers) -> set[str]:
+    """Names of the tensors of trained layers that are not shared, and the head's where it is not."""
+    own, still = set(task.names) - message.shared.keys(), set(untrained(task, message.trained))
+    return {name for name in own if task.layer_of(name) not in message.layers} - still
+
+
 def _among(server: Server) -> Sequence[int]:
     """The layers of which some are global: those that are trained at all."""
     return server.trained or sorted({layer for layer in server.tensor_layers if layer >= 0})
@@ -369,4 +383,5 @@ def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:
         still=FROZEN_A if options.aggregation == "ffa" else NOTHING,
         depth=depth_of(options, context.key.fold("depth"), options.layers),
         agreement=agreement_of(options, context.num_rounds, context.num_clients),
+        means=means_of(options.layers, context.num_rounds),
     )

@@ -12,8 +12,8 @@ from ..core.wire import Tensors, message
 @message
 class GlobalLayers:
     """Server to client: the global aggregation layers (GAL), their tensors and the head's, and by weight what is added to the frozen ones
-    (exact aggregation alone). `trained`: the blocks that are trained, where not all are. With the rule "agreement" alone, `rest`: means of
-    the layers that clients keep, for those without a copy of their own; `all_sent`: every layer is to be sent back."""
+    (exact aggregation alone). `trained`: the blocks that are trained, where not all are. `rest`: means of the layers that
+    clients keep, where there are any, for those without a copy of their own; `all_sent`: every layer is to be sent back."""
 
     layers: tuple[int, ...]
     shared: Tensors
@@ -50,7 +50,7 @@ class Server:
     tensor_layers: the layer of each tensor of `params` in sorted order, -1 for the head. extra, maps, scaling: of the aggregation, as in
     `ServerModel`. trained: blocks that are trained, none where all are or they are not chosen yet. information: "blocks" = Fisher
     information of each, where it was measured. shares_head: False once the rule "agreement" leaves the head to the clients; agreement:
-    what that rule remembers.
+    what that rule remembers. has_mean: the layers that clients keep have been sent and averaged.
     """
 
     params: Tensors
@@ -65,3 +65,4 @@ class Server:
     information: Tensors = field(default_factory=dict[str, Tensor])
     shares_head: bool = True
     agreement: Tensors = field(default_factory=dict[str, Tensor])
+    has_mean: bool = False

@@ -7,6 +7,14 @@ from typing import Any
 
 KEY = "method.preset"
 
+_BEST: dict[str, Any] = {
+    "method.finetune": "validated",
+    "method.head": "agreement",
+    "method.curriculum.pace": "none",
+    "method.layers.rule": "agreement",
+    "method.neurons.rule": "all",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "method.finetune": False,
@@ -18,23 +26,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method.layers.importance_round": "separate",
         "method.neurons.rule": "share",
     },
-    "fast": {
-        "method.finetune": "validated",
-        "method.depth": 0.5,
-        "method.depth_rule": "last",
-        "method.curriculum.scoring": "training",
-        "method.layers.rule": "last",
-        "method.layers.value": 2.0,
-        "method.neurons.every": 4,
-        "resources.activation_cache_mb": 512,
-    },
-    "best": {
-        "method.finetune": "validated",
-        "method.head": "agreement",
-        "method.curriculum.pace": "none",
-        "method.layers.rule": "agreement",
-        "method.neurons.rule": "all",
-    },
+    "fast": {**_BEST, "method.depth": 0.33, "method.depth_rule": "last", "resources.activation_cache_mb": 512},
+    "best": _BEST,
 }
 """Name -> dotted key -> value. docs/methods/fibecfed.md says what each is for, docs/results.md what it brings."""
 
