@@ -130,7 +130,7 @@ class LayerOptions(Options):
         default=None,
         ge=0,
         description="[C] Clients send every layer in every n-th round and in the last one, so that the server has a mean of those that "
-        "are not shared; it is sent down from then on, for new clients and for `pull`. 0 = never. Default: 5 with the rule agreement, else 0.",
+        "are not shared; it is sent down from then on, for new clients and for `pull`. Default: 5 with the rule agreement, else 0 = never.",
     )
     pull: float = Field(
         default=0.0,

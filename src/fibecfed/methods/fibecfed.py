@@ -32,7 +32,7 @@ from .fibecfed_client import MEASURED, ClientPart, Own, Trained
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
-from .means import Marking, Means, means_of
+from .means import NO_MEANS, Marking, Means, means_of
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
@@ -66,7 +66,7 @@ class FibecFed(Defaults):
     still: Names = NOTHING
     depth: Depth | None = None
     agreement: Agreement | None = None
-    means: Means = Means(0, 0.0, 0)
+    means: Means = NO_MEANS
 
     server_state = Server
     client_state = Own

@@ -1,6 +1,7 @@
 """What becomes of the layers that clients keep: a mean of them every few rounds, towards which each client's copy is pulled [C].
 
-The server's mean goes down in every round once there is one: a client without a copy of its own begins with it, and the global model is whole.
+The server's mean goes down in every round once there is one: a client without a copy of its own begins with it, and the global model is
+whole.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Means:
 
     def _between(self, own: Tensor, mean: Tensor) -> Tensor:
         return mean if self.pull == 1 else torch.lerp(own, mean, self.pull)
+
+
+NO_MEANS = Means(0, 0.0, 0)
 
 
 class Marking:
