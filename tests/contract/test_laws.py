@@ -213,7 +213,7 @@ def test_the_law_holds(variant: str, law: Any):
 
 OPEN = {
     "depth by coverage, all rules": "the Fisher information of the clients says how many blocks are trained",
-    **dict.fromkeys(("agreement", "agreement, all rules"), "training says which layers stay on the clients"),
+    **dict.fromkeys(("agreement", "agreement, all rules", "preset best", "preset fast"), "training says which layers stay on the clients"),
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
     "importance in the first round, layer_gap, depth": "the Fisher information says how many blocks are trained",
     "lora, depth by coverage, exact, personal head": "the Fisher information of the clients says how many blocks are trained",

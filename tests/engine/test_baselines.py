@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fibecfed.engine.baselines import remarks
+from fibecfed.core.metrics import METRICS
+from fibecfed.engine.baselines import remarks, rising
 from fibecfed.finish import summaries
 
 
@@ -94,6 +95,36 @@ def test_a_round_that_was_clearly_better_is_named_with_the_key_to_set(best: dict
         if said
         else []
     )
+
+
+@pytest.mark.parametrize(
+    ("scores", "is_said"),
+    [
+        ([0.5, 0.6, 0.7, 0.8], True),
+        ([0.5, 0.7, 0.8, 0.8], False),
+        ([0.5, 0.81, 0.7, 0.8], False),  # not the best
+        ([0.5, 0.6, 0.795, 0.8], False),  # flat since three quarters of the rounds
+        ([0.8], False),
+        ([0.5, float("nan")], False),
+    ],
+)
+def test_a_score_that_still_gets_better_when_training_ends_is_said_to(scores: list[float], is_said: bool):
+    found = rising([(5 * n, score, 1000) for n, score in enumerate(scores, start=1)], METRICS["accuracy"])
+    assert (found is not None) == is_said
+    said = remarks({**summary(), "rising": found})
+    assert len(said) == is_said
+    if is_said:
+        assert "80.0 % after round 20" in said[0] and "after round 15" in said[0] and "federation.rounds" in said[0]
+
+
+def test_the_noise_of_few_examples_is_not_taken_for_a_rise():
+    assert rising([(1, 0.75, 100), (2, 0.78, 100)], METRICS["accuracy"]) is None
+    assert rising([(1, 0.75, 10_000), (2, 0.78, 10_000)], METRICS["accuracy"]) is not None
+
+
+def test_a_lower_loss_is_better():
+    assert rising([(1, 0.9, 10), (2, 0.5, 10)], METRICS["loss"]) is not None
+    assert rising([(1, 0.5, 10), (2, 0.9, 10)], METRICS["loss"]) is None
 
 
 def test_a_client_is_told_its_own_scores_and_nobody_elses():

@@ -74,6 +74,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         *(_no_better(saved, metric) or _no_better_than_untrained(saved, scores.get("untrained"), metric)),
         *_clients_below(summary.get("clients", {}), metric),
         *_better_round(scores, saved, metric),
+        *_still_rising(summary.get("rising"), metric),
     ]
 
 
@@ -121,6 +122,47 @@ def _clients_below(clients: Mapping[str, Mapping[str, Any]], metric: Metric) -> 
     more = f" and {len(below) - _NAMED} more" if len(below) > _NAMED else ""
     verb = "scores" if len(below) == 1 else "score"
     return [f"{len(below)} of {count(len(known), 'client')} {verb} worse than their own most frequent class: {', '.join(examples)}{more}."]
+
+
+def rising(scored: Sequence[tuple[int, float, int]], metric: Metric) -> dict[str, Any] | None:
+    """Whether the score was still getting better when training ended: the last evaluation is the best, and better than every one up to
+    three quarters of the rounds by a point and one standard error, so that no single lucky evaluation decides.
+
+    Args:
+        scored: rounds, personalised score and number of examples of each evaluation of a trained model, in order; without a last local
+            training, which is no further round.
+
+    Returns:
+        The two evaluations, or None.
+    """
+    if len(scored) < 2 or not math.isfinite(scored[-1][1]):
+        return None
+    rounds, last, examples = scored[-1]
+    earlier = [(r, score) for r, score, _ in scored[:-1] if r <= 0.75 * rounds and math.isfinite(score)]
+    others = [score for _, score, _ in scored[:-1] if math.isfinite(score)]
+    if not earlier or any(metric.better(score, last) for score in others):
+        return None
+    best = max(earlier, key=lambda one: (one[1] if metric.higher_is_better else -one[1], one[0]))
+    if not metric.better(last, best[1]) or abs(last - best[1]) < _noise(last, examples, metric):
+        return None
+    return {"rounds": rounds, "score": last, "before_rounds": best[0], "before": best[1]}
+
+
+def _noise(score: float, examples: int, metric: Metric) -> float:
+    """By how much a score must be better to be worth a word: of a share a point and one standard error."""
+    share = min(1.0, max(0.0, score))
+    error = math.sqrt(share * (1 - share) / max(1, examples)) if metric.unit == "%" else _CLEARLY * abs(score)
+    return max(_CLEARLY, error)
+
+
+def _still_rising(found: Mapping[str, Any] | None, metric: Metric) -> list[str]:
+    if not found:
+        return []
+    before, now = metric.text(found["before"]), metric.text(found["score"])
+    return [
+        f"The personalised score was still getting better when training ended ({before} after round {found['before_rounds']}, {now} after "
+        f"round {found['rounds']}): with more federation.rounds or a larger training.learning_rate it may go on."
+    ]
 
 
 def _better_round(scores: Mapping[str, Any], saved: Mapping[str, Any], metric: Metric) -> list[str]:

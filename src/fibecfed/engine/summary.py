@@ -8,8 +8,12 @@ from typing import Any
 from ..core.metrics import Metric, f1, offered_by, precision, recall
 from ..core.records import EvalRecord, RoundRecord
 from ..core.statistics import CONFUSION, Sums, number_of_examples
-from .baselines import Parts, baselines, own_majority
+from .baselines import Parts, baselines, own_majority, rising
 from .evaluation import best_by_validation, every_score, known, scores
+
+
+LAST_TRAINING = "finetune"
+"""The phase after which scores are those of models that clients trained for themselves: no point on the curve of the rounds."""
 
 
 def summarise(
@@ -32,7 +36,7 @@ def summarise(
     `virtual_s`, where time is modelled, is the virtual time at the end of the last round.
     `evaluation.clients` of `evaluation.of` clients are those that the scores are of.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
-    `best_by_validation` is None without validation examples.
+    `best_by_validation` is None without validation examples. `rising` says whether the score was still getting better at the end.
 
     Args:
         metric: the primary one.
@@ -67,6 +71,7 @@ def summarise(
             **_baselines(kept, partition, metric),
             "rounds": saved or len(rounds),
         },
+        "rising": rising(_scored_rounds(trained, rounds, metric), metric),
         "bytes_up": sum(sum(record.bytes_up.values()) for record in rounds),
         "bytes_down": sum(sum(record.bytes_down.values()) for record in rounds),
         "steps": sum(sum(record.steps.values()) for record in rounds),
@@ -89,6 +94,14 @@ def summarise(
         "clients": {client: _of_client(sums, (partition or {}).get(client), metric) for client, sums in kept.clients.items()},
         **_classes(kept, labels),
     }
+
+
+def _scored_rounds(trained: Sequence[EvalRecord], rounds: Sequence[RoundRecord], metric: Metric) -> list[tuple[int, float, int]]:
+    """Rounds, personalised score and examples of the evaluations, without those behind a last local training."""
+    alone = {record.number + 1 for record in rounds if record.phase == LAST_TRAINING}
+    return [
+        (one.rounds, metric.of(one.pooled), number_of_examples(one.pooled)) for one in trained if one.rounds > 0 and one.rounds not in alone
+    ]
 
 
 def _scored(record: EvalRecord, metric: Metric) -> dict[str, Any]:
