@@ -2,6 +2,7 @@
 
 FIBECFED_SITES=FOLDER python benchmarks/study.py run sharing --workers 1 --out runs/study     # resumable; what is done is not made again
 python benchmarks/sharing.py runs/study                                                       # the table of what is done so far
+python benchmarks/sharing.py runs/study presets                                               # presets beside `lora`, seed by seed
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Outcome:
     validation: float
     validation_after: float
     megabytes: float
+    seconds: float
     steps: int
     left: dict[str, int] | None
 
@@ -52,6 +54,7 @@ def outcome(folder: Path) -> Outcome:
         validation=accuracy(before.pooled_validation),
         validation_after=accuracy(after.pooled_validation),
         megabytes=(summary["bytes_up"] + summary["bytes_down"]) / 1e6,
+        seconds=summary["compute_s"],
         steps=summary["steps"],
         left=summary["selected"].get("left_after_round"),
     )
@@ -61,9 +64,30 @@ def mean(outcomes: list[Outcome], name: str) -> float:
     return statistics.mean(getattr(one, name) for one in outcomes)
 
 
+def presets(root: Path) -> None:
+    """Presets beside `lora` on the seeds that both have: scores at the end, the global model's, bytes and clients' CPU seconds over lora's."""
+    print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for task, spread in DATA:
+        for method in ("lora validated", "best", "fast"):
+            here = sorted((root / task / spread / method).glob("*/summary.json"))
+            both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
+            pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]
+            if not pairs:
+                continue
+            ours, lora = ([pair[k] for pair in pairs] for k in (0, 1))
+            scores = " | ".join(
+                f"{mean(*of):.1f}" for of in ((lora, "before"), (lora, "after"), (ours, "after"), (lora, "server"), (ours, "server"))
+            )
+            cost = " | ".join(f"{mean(ours, name) / mean(lora, name):.2f}" for name in ("megabytes", "seconds"))
+            print(f"| {task} | {NAMES[spread]} | {method} | {len(pairs)} | {scores} | {cost} |")
+
+
 def main() -> None:
     """See the module's text."""
     root = Path(sys.argv[1]) / "sharing"
+    if sys.argv[2:] == ["presets"]:
+        return presets(root)
     scores = "personalised | + local training | global | validation | + local training"
     print(f"| data | clients | method | seeds | {scores} | MB | steps | left to the clients |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")

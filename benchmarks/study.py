@@ -111,8 +111,11 @@ SHARING = {
     "default": (),
     "agreement": ("method.layers.rule=agreement", "method.head=agreement"),
     "head kept": ("method.layers.rule=all", "method.head=personal"),
+    "lora validated": ("method.kind=lora", "method.finetune=validated"),
+    "best": ("method.preset=best", "method.finetune=validated"),
+    "fast": ("method.preset=fast", "method.finetune=validated"),
 }
-"""Which layers are shared; each ends with one local training for each client, whose scores are told apart by round."""
+"""Which layers are shared, and the presets; each ends with one local training for each client, whose scores are told apart by round."""
 SPREAD = {"a1": (), "a0.3": ("federation.alpha=0.3",), "even": ("federation.partition=iid",)}
 _SITES = (
     "data.text_column=text", "data.label_column=label", "data.client_column=client", "federation.partition=column", "data.max_length=48",
@@ -128,7 +131,7 @@ def sharing() -> Iterator[Job]:
         for name, overrides in SHARING.items():
             if sites is not None:
                 files = (f"data.path={sites / 'train.parquet'}", f"data.test_path={sites / 'test.parquet'}")
-                mean = ("method.layers.mean_every=4",) if name == "agreement" else ()
+                mean = ("method.layers.mean_every=4",) if name in ("agreement", "best", "fast") else ()
                 yield Job(f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *mean))
         for spread, how in SPREAD.items():
             for task in ("sst2", "trec"):

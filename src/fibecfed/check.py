@@ -23,6 +23,7 @@ from .core.types import Params, Round
 from .core.units import duration
 from .core.wire import encode, field_kinds
 from .effort import Effort, plan_effort
+from .engine.advice import advice
 from .engine.shared_fields import num_shared
 from .engine.traffic import Span, Traffic, by_phase, plan
 from .engine.workers import PAYS_AFTER_S, PAYS_FROM_S
@@ -57,6 +58,8 @@ def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     yield data_section(prepared)
     yield from answers_sections(prepared)
     yield f"Clients: {len(prepared.inputs.data.clients)}", clients_table(prepared)
+    if (said := advice(prepared.inputs.data.partition.table().values())) is not None:
+        yield "Which method", as_table(("",), [(said,)])
     yield from warnings_section(prepared)
     yield messages_section(prepared)
     yield from privacy_section(prepared)

@@ -176,6 +176,8 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     console.print(grid)
     for remark in remarks(summary):
         console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
+    if summary.get("advice"):
+        console.print(Text(escaped(f"which method: {summary['advice']}")), soft_wrap=True)
     classify = f"To classify texts: {shlex.join(['fibecfed', 'predict', str(folder)])} FILE"
     shown = f"To see curves, clients and classes: {shlex.join(['fibecfed', 'report', str(folder)])}"
     hints = [classify if "classes" in summary and (folder / "global").exists() else "To ask a model, see the model card.", shown]

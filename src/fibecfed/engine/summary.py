@@ -8,9 +8,9 @@ from typing import Any
 from ..core.metrics import Metric, f1, offered_by, precision, recall
 from ..core.records import EvalRecord, RoundRecord
 from ..core.statistics import CONFUSION, Sums, number_of_examples
+from .advice import advice
 from .baselines import Parts, baselines, own_majority, rising
 from .evaluation import best_by_validation, every_score, known, scores
-
 
 LAST_TRAINING = "finetune"
 """The phase after which scores are those of models that clients trained for themselves: no point on the curve of the rounds."""
@@ -36,7 +36,8 @@ def summarise(
     `virtual_s`, where time is modelled, is the virtual time at the end of the last round.
     `evaluation.clients` of `evaluation.of` clients are those that the scores are of.
     `failures` counts clients whose answer was not used, in every cohort that was asked.
-    `best_by_validation` is None without validation examples. `rising` says whether the score was still getting better at the end.
+    `best_by_validation` is None without validation examples. `advice` says which method to try on such clients, `rising` whether the
+    score was still getting better at the end.
 
     Args:
         metric: the primary one.
@@ -71,6 +72,7 @@ def summarise(
             **_baselines(kept, partition, metric),
             "rounds": saved or len(rounds),
         },
+        "advice": advice((partition or {}).values()),
         "rising": rising(_scored_rounds(trained, rounds, metric), metric),
         "bytes_up": sum(sum(record.bytes_up.values()) for record in rounds),
         "bytes_down": sum(sum(record.bytes_down.values()) for record in rounds),
