@@ -65,7 +65,7 @@ def mean(outcomes: list[Outcome], name: str) -> float:
 
 
 def presets(root: Path) -> None:
-    """Presets beside `lora` on the seeds that both have: scores at the end, the global model's, bytes and clients' CPU seconds over lora's."""
+    """Presets beside `lora` on the seeds that both have: scores at the end, bytes and clients' CPU seconds over those of `lora`."""
     print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for task, spread in DATA:

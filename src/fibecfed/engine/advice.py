@@ -37,7 +37,7 @@ def advice(partition: Iterable[Parts]) -> str | None:
     if found is None:
         return None
     own, overall = found
-    spread = f"(the most frequent one of each has {own:.0%} of its examples, that of all {overall:.0%})"
+    spread = f"(the most frequent one of each has {100 * own:.0f} % of its examples, that of all {100 * overall:.0f} %)"
     few = (
         " With two clients the agreement rule knows one pair a round, so that chance has more of a say in it; compare the last two rounds."
         if len(parts) == 2
