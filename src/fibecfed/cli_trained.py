@@ -120,23 +120,32 @@ def export(
     merged: Annotated[Path | None, path_option("New folder for the merged weights, which plain transformers loads.", "OUT")] = None,
     onnx: Annotated[Path | None, path_option("New folder for an ONNX model; needs the extra onnx.", "OUT")] = None,
     adapter: Annotated[Path | None, path_option("New folder for a copy of the adapter.", "OUT")] = None,
+    gguf: Annotated[Path | None, path_option("New GGUF file of a model that answers, by llama.cpp's converter.", "OUT")] = None,
+    modelfile: Annotated[Path | None, path_option("New Ollama Modelfile for --merged or --gguf.", "OUT")] = None,
+    llama_cpp: Annotated[Path | None, path_option("Folder of llama.cpp. [default: $LLAMA_CPP]", "DIR")] = None,
     base: _Base = None,
 ) -> None:
     """Write a model for use without fibecfed.
 
-    Each folder has the tokenizer, the names of the classes and a model card with code that classifies a text.
+    Each folder has the tokenizer, what else is needed to use it, and a model card with code that does.
     """
     with exit_codes():
-        given: dict[Form, Path | None] = {"merged": merged, "onnx": onnx, "adapter": adapter}
+        given: dict[Form, Path | None] = {
+            "merged": merged, "onnx": onnx, "adapter": adapter, "gguf": gguf, "modelfile": modelfile,
+        }  # fmt: skip
+
         outs: dict[Form, Path] = {form: out for form, out in given.items() if out is not None}
         if not outs:
-            raise UserError("got no form, expected --merged OUT, --onnx OUT or --adapter OUT; --merged is what most programs load")
+            raise UserError(
+                "got no form, expected --merged OUT, --onnx OUT, --adapter OUT or --gguf OUT; --merged is what most programs load"
+            )
         from .trained.export import export as write
 
-        for note in write(run, client, outs, base=base):
+        for note in write(run, client, outs, base=base, llama_cpp=llama_cpp):
             _tell(note)
         for form, out in outs.items():
-            typer.echo(f"{out} written ({form}); {out / 'README.md'} says how to use it.")
+            how = f"; {out / 'README.md'} says how to use it" if out.is_dir() else ""
+            typer.echo(f"{out} written ({form}){how}.")
 
 
 def generate(
@@ -163,7 +172,7 @@ def generate(
     Always the most likely next token, in the run's chat template and with its system message, up to the end token.
     """
     with exit_codes():
-        from .trained.answers import load, messages_of
+        from .trained.answers import load, messages_of, note_on_base
 
         talks = prompt is None and sys.stdin.isatty()
         if prompt is None and not talks:
@@ -171,6 +180,7 @@ def generate(
         asked = None if prompt is None else messages_of(prompt) if messages else prompt
         model = load(run, client, base=base, device=device)
         _tell(model.found.note)
+        _tell(note_on_base(model.found))
         if asked is not None:
             _write(model, asked, max_new_tokens)
             return

@@ -167,13 +167,17 @@ def _words(prompt: Prompt | None) -> str:
 _USE, _AFTER = "\n## Use it\n", "\n## How it did\n"
 
 
-def merged_card(card: str, code: str, *, onnx: bool) -> str:
+_LABELS = "labels.json holds the classes' names and the length in tokens"
+
+
+def merged_card(card: str, code: str, *, onnx: bool, beside: str = _LABELS) -> str:
     """The card of the merged model, from that of its adapter: how it is used is another thing, how it was made and how it did are not.
 
     Args:
         card: of the adapter; "" where it has none.
         code: that uses the model, in its folder.
         onnx: whether it is an ONNX file, and not weights for transformers.
+        beside: what lies in its folder, as a clause.
     """
     what = "ONNX model" if onnx else "Merged model"
     before, _, rest = card.partition(_USE)
@@ -184,6 +188,9 @@ def merged_card(card: str, code: str, *, onnx: bool) -> str:
     before = before.replace("# Adapter of ", f"# {what} of ", 1)
     weights = r"\nThe weights of `\2` with a \1 adapter merged into them, and their classification head,"
     before = re.sub(r"\nA (\S+) adapter with its classification head for `([^`]*)`,", weights, before, count=1)
+    before = re.sub(
+        r"\nA LoRA adapter for `([^`]*)` that", r"\nThe weights of `\1` with a LoRA adapter merged into them that", before, count=1
+    )
     need = "onnxruntime and transformers" if onnx else "torch and transformers"
-    use = f"In this folder, where {need} are installed; labels.json holds the classes' names and the length in tokens:"
+    use = f"In this folder, where {need} are installed; {beside}:"
     return f"{before}{_USE}\n{use}\n\n```python\n{code}\n```\n{found}{after}"

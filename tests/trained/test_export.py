@@ -178,7 +178,7 @@ def test_nothing_is_overwritten_and_half_a_folder_is_not_left(run: Path, tmp_pat
     for name in ("used", "file"):
         assert "nothing is overwritten" in rejected(run, "--adapter", tmp_path / name)
     assert "there is no folder" in rejected(run, "--adapter", tmp_path / "no" / "out")
-    assert "expected --merged OUT, --onnx OUT or --adapter OUT" in rejected(run)
+    assert "expected --merged OUT, --onnx OUT, --adapter OUT or --gguf OUT" in rejected(run)
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")

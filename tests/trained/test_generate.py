@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from chats import CHATML, SAID, chat_config, rows, save_chat_model, write_lines
+from answer_runs import save_chats, trained
+from chats import CHATML, SAID
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from fibecfed import cli, session
+from fibecfed import cli
 from fibecfed.trained.answers import load, messages_of
 
-FIBECFED = {"kind": "fibecfed", "score_after": 1, "layers": {"importance_clients": 2}}
 TALKS = json.dumps(
     [{"role": "user", "content": "list files"}, {"role": "assistant", "content": "ls"}, {"role": "user", "content": "go home"}]
 )
@@ -28,22 +28,8 @@ TALKS = json.dumps(
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate")
-    save_chat_model(folder / "model")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.mul_(12 if "layers" in name and weight.ndim == 2 else 1)  # what stands before the last token counts
-    model.save_pretrained(folder / "model")
-    write_lines(folder / "rows.jsonl", rows())
+    save_chats(folder)
     return folder
-
-
-def trained(chats: Path, name: str, **tables: Any) -> Path:
-    out = chats / name
-    if not out.exists():
-        tables = {"method": FIBECFED if not tables else {"kind": "lora"}, **tables}
-        session.start(chat_config(chats, **tables), out)
-    return out
 
 
 @pytest.fixture(scope="module")

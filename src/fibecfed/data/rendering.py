@@ -89,6 +89,10 @@ class Template:
             spans.append(AnswerSpan(start, start + found + len(content), len(through)))
         return Rendered(whole, tuple(spans))
 
+    def text(self, messages: Sequence[Message]) -> str:
+        """The text of messages, as they are; see `prompt`."""
+        return self._text([{"role": one.role, "content": one.content} for one in messages])
+
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text that an answer to messages follows, generation prompt included.
 

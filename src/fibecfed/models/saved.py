@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextClassificationPipeline
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TextClassificationPipeline, TextGenerationPipeline
 from transformers.utils import logging as transformers_logging
 
 from ..core.errors import UserError
@@ -86,6 +86,20 @@ def load_answer_task(source: Source, folder: Path, *, pad_token_id: int, device:
         return AnswerTask(adapted, objective=Answers(), device=device)
 
 
+def merged_answers(source: Source, folder: Path, *, pad_token_id: int) -> Any:
+    """The causal language model with the adapter of a folder merged into its weights, float32; embeddings that were tied still are.
+
+    Raises:
+        UserError: as `load_task`.
+    """
+    model, _ = load_model(source, objective=Answers(), pad_token_id=pad_token_id, dropout=0.0, key=Key(0))
+    with _damaged(source, folder):
+        adapted = PeftModel.from_pretrained(model, folder, local_files_only=True)
+        add_delta(adapted, folder)
+        merged: Any = adapted.merge_and_unload()
+    return merged.eval()
+
+
 def with_names(task: TransformerTask, labels: Sequence[str]) -> Any:
     """The merged model of a task as transformers has it, with the names of the classes in its configuration."""
     model: Any = task.model
@@ -109,6 +123,13 @@ def pipeline_of(model: Any, tokenizer: PreTrainedTokenizerBase, max_length: int,
     """A text-classification pipeline that cuts texts where training did."""
     cut: dict[str, Any] = {"truncation": True, "max_length": max_length}
     return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=device, **cut)
+
+
+def answers_pipeline(model: Any, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], device: torch.device) -> Any:
+    """A text-generation pipeline that always takes the most likely next token, up to one of `stop_ids`."""
+    tokenizer.padding_side = "left"
+    model.generation_config = GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=tokenizer.pad_token_id, do_sample=False)
+    return TextGenerationPipeline(model=model, tokenizer=tokenizer, device=device)
 
 
 def save_plain(model: Any, folder: Path) -> None:

@@ -16,8 +16,8 @@ from ..data.conversations import ROLES, Message
 from ..data.options import NO_TEMPLATE, template_text
 from ..data.rendering import Template, Unfit
 from ..models.answer_task import AnswerTask
+from ..models.base_models import Source, load_config, num_positions
 from ..models.base_models import find as find_source
-from ..models.base_models import load_config, num_positions
 from ..models.precision import choose_device
 from ..models.saved import load_answer_task, saved_tokenizer
 from ..models.tokenizers import stop_ids
@@ -31,7 +31,7 @@ BATCH = 8
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenAnswer:
     """What a model wrote.
 
     Attributes:
@@ -45,12 +45,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class AnsweringModel:
-    """A model that a run saved, ready to be asked.
+class ReadingPrompts:
+    """How a model that a run saved reads prompts.
 
     Attributes:
         found: where it lies.
-        task: base model and adapter.
+        source: its base model.
         tokenizer: of the adapter's folder.
         template: None: prompts are read as they are.
         stop_ids: tokens at which an answer ends.
@@ -58,7 +58,7 @@ class AnsweringModel:
     """
 
     found: FoundModel
-    task: AnswerTask
+    source: Source
     tokenizer: Any
     template: Template | None
     stop_ids: tuple[int, ...]
@@ -93,7 +93,18 @@ class AnsweringModel:
             messages.insert(0, Message("system", system))
         return messages
 
-    def answer(self, prompts: Sequence[str | Sequence[Message]], max_new_tokens: int | None = None) -> list[Answer]:
+
+@dataclass(frozen=True)
+class AnsweringModel(ReadingPrompts):
+    """A model that a run saved, ready to be asked.
+
+    Attributes:
+        task: base model and adapter.
+    """
+
+    task: AnswerTask
+
+    def answer(self, prompts: Sequence[str | Sequence[Message]], max_new_tokens: int | None = None) -> list[WrittenAnswer]:
         """The answers to prompts, greedy: always the most likely next token.
 
         Args:
@@ -105,7 +116,7 @@ class AnsweringModel:
         read = [self.tokens(prompt) for prompt in prompts]
         number = self._room(max(map(len, read), default=0), max_new_tokens)
         order = sorted(range(len(read)), key=lambda place: len(read[place]))
-        found, params = dict[int, Answer](), self.task.params()
+        found, params = dict[int, WrittenAnswer](), self.task.params()
         with threads(self.found.config.resources.threads), quiet_libraries():
             for start in range(0, len(order), BATCH):
                 places = order[start : start + BATCH]
@@ -131,10 +142,10 @@ class AnsweringModel:
             )
         return min(MAX_NEW_TOKENS, room) if max_new_tokens is None else max_new_tokens
 
-    def _answer(self, tokens: list[int]) -> Answer:
+    def _answer(self, tokens: list[int]) -> WrittenAnswer:
         ended = bool(tokens) and tokens[-1] in self.stop_ids
         text = self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
-        return Answer(text, tuple(tokens), ended)
+        return WrittenAnswer(text, tuple(tokens), ended)
 
 
 def load(run: str | Path, client: ClientId | None = None, *, base: str | None = None, device: str = "auto") -> AnsweringModel:
@@ -148,7 +159,19 @@ def load(run: str | Path, client: ClientId | None = None, *, base: str | None = 
         UserError: no such model, one that predicts classes, a base model that is missing or another than the run was trained on, or an
             adapter that is damaged.
     """
-    found = find(run, client, base)
+    reading = load_reading(find(run, client, base))
+    with quiet_libraries():
+        pad: Any = reading.tokenizer.pad_token_id
+        task = load_answer_task(reading.source, reading.found.folder, pad_token_id=pad, device=choose_device(device))
+    return AnsweringModel(**vars(reading), task=task)
+
+
+def load_reading(found: FoundModel) -> ReadingPrompts:
+    """All of a model that answers but its weights.
+
+    Raises:
+        UserError: as `load`.
+    """
     reject_classes(found, "generate")
     source = find_source(found.config.model)
     reject_other_weights(found, source)
@@ -159,9 +182,15 @@ def load(run: str | Path, client: ClientId | None = None, *, base: str | None = 
             template = None if named == NO_TEMPLATE else Template(tokenizer, None if named is None else template_text(named))
         except Unfit as error:
             raise UserError(f"data.chat_template: {error}") from None
-        pad: Any = tokenizer.pad_token_id
-        task = load_answer_task(source, found.folder, pad_token_id=pad, device=choose_device(device))
-        return AnsweringModel(found, task, tokenizer, template, stop_ids(source, tokenizer), num_positions(load_config(source)))
+        return ReadingPrompts(found, source, tokenizer, template, stop_ids(source, tokenizer), num_positions(load_config(source)))
+
+
+def note_on_base(found: FoundModel) -> str | None:
+    """What is to be said of a base model that is another here than in training."""
+    kind = found.config.model.quantization
+    if kind is None:
+        return None
+    return f"the adapter was trained beside weights in {kind}, and stands beside those of full precision here; scores may differ a little"
 
 
 def messages_of(text: str) -> list[Message]:

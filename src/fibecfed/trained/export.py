@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from ..build import is_instruction
 from ..core.errors import RunFailed, UserError
-from ..core.files import kind_of, new_folder, write_atomically
+from ..core.files import kind_of, new_folder, write_atomically, write_new
 from ..core.json_text import to_json
 from ..core.types import ClientId
 from ..model_card import merged_card
@@ -16,17 +18,24 @@ from ..models.export import save_tokenizer
 from ..models.onnx import onnx_logits, reject_without_onnx, save_onnx
 from ..models.saved import save_plain
 from ..snippet import Reading, about_labels, merged_snippet, onnx_snippet
-from .find import FoundModel, find, reject_answers
+from .answers import load_reading, note_on_base
+from .export_answers import find_converter, modelfile, reject_forms, write_gguf, write_merged
+from .find import FoundModel, find, reject_classes
 from .model import load
 from .plain import example, plain_model, reject_unmerged, separator
 
-Form = Literal["adapter", "merged", "onnx"]
+Form = Literal["adapter", "merged", "onnx", "gguf", "modelfile"]
 _WAY_OUT = "take --adapter, or use `fibecfed predict`"
 _TOLERANCE = 1e-5
 
 
-def export(run: str | Path, client: ClientId | None, outs: Mapping[Form, Path], *, base: str | None = None) -> tuple[str, ...]:
-    """Write a model in some forms, each into a new folder.
+def export(
+    run: str | Path, client: ClientId | None, outs: Mapping[Form, Path], *, base: str | None = None, llama_cpp: Path | None = None
+) -> tuple[str, ...]:
+    """Write a model in some forms, each into a new folder or file.
+
+    Args:
+        llama_cpp: folder of llama.cpp, for GGUF; None: as the environment says.
 
     Returns:
         What the user has to be told.
@@ -40,27 +49,51 @@ def export(run: str | Path, client: ClientId | None, outs: Mapping[Form, Path], 
         _reject_used(form, out)
     if "onnx" in outs:
         reject_without_onnx()
-    if outs.keys() - {"adapter"}:
-        reject_answers(found, "export --merged")
+    answers = is_instruction(found.config) or "gguf" in outs
+    if answers:
+        reject_forms(found, outs)
+    elif outs.keys() - {"adapter"}:
         reject_unmerged(found, "export", _WAY_OUT)
+    text = _modelfile(found, outs) if "modelfile" in outs else ""
+    converter = find_converter(llama_cpp) if "gguf" in outs else None
     for form, out in outs.items():
         try:
+            if form == "gguf":
+                write_gguf(found, out, cast("Path", converter))
+                continue
+            if form == "modelfile":
+                write_new(out, text.encode())
+                continue
             with new_folder(out) as folder:
                 if form == "adapter":
                     _copy(found, folder)
+                elif answers:
+                    write_merged(found, folder)
                 else:
                     _whole(found, client, base, folder, onnx=form == "onnx")
         except OSError as error:
             raise RunFailed(f"--{form}: {error.filename or out} could not be written ({error.strerror}); nothing is left of it") from error
-    return () if found.note is None else (found.note,)
+    notes = (found.note, note_on_base(found) if outs.keys() & {"merged", "gguf"} else None)
+    return tuple(note for note in notes if note is not None)
 
 
 def _reject_used(form: Form, out: Path) -> None:
     kind = kind_of(out)
+    if form in ("gguf", "modelfile") and (out.is_symlink() or kind is not None):
+        raise UserError(f"--{form}: {out} exists already, and nothing is overwritten; choose another name")
     if out.is_symlink() or kind not in (None, "a folder") or (kind == "a folder" and any(out.iterdir())):
         raise UserError(f"--{form}: {out} exists already and is not an empty folder, and nothing is overwritten; choose another name")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--{form}: {out}: there is no folder {out.absolute().parent}; make it, or choose another name")
+
+
+def _modelfile(found: FoundModel, outs: Mapping[Form, Path]) -> str:
+    reject_classes(found, "export --modelfile")
+    weights = outs.get("gguf", outs.get("merged"))
+    if weights is None:
+        raise UserError("--modelfile: got neither --merged nor --gguf, expected one of them for the weights; give it as well")
+    place = os.path.relpath(weights.absolute(), outs["modelfile"].absolute().parent)
+    return modelfile(load_reading(found), f"./{place}")
 
 
 def _copy(found: FoundModel, folder: Path) -> None:

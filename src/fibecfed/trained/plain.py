@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.options import called
+from ..build import is_instruction
 from ..core.errors import UserError
 from ..core.types import Batch, ClientId
 from ..data.tokenise import pair_separator
-from ..models.saved import can_merge, differs, pipeline_of, with_names
-from .find import FoundModel
+from ..models.precision import choose_device
+from ..models.saved import answers_pipeline, can_merge, differs, merged_answers, pipeline_of, with_names
+from .answers import load_reading
+from .find import FoundModel, find
 from .model import TrainedModel, load
 
 _TOLERANCE = 1e-5
@@ -18,9 +21,10 @@ _TOLERANCE = 1e-5
 
 
 def load_model(run: str | Path, client: ClientId | None = None, *, base: str | None = None, device: str = "auto") -> Any:
-    """The global model of a run, or that of one of its clients, as a text-classification pipeline of transformers.
+    """The global model of a run, or that of one of its clients, as a text-classification or text-generation pipeline of transformers.
 
-    The pipeline's `model` is the merged one with the names of the classes in its configuration; texts are cut where training cut them. Two
+    A text-generation pipeline takes prompts or conversations, and answers by the most likely tokens, up to the end token. The
+    classification's `model` is the merged one with the names of the classes in its configuration; texts are cut where training cut them. Two
     texts are given as {"text": ..., "text_pair": ...}.
 
     Args:
@@ -31,6 +35,11 @@ def load_model(run: str | Path, client: ClientId | None = None, *, base: str | N
         UserError: no such model, or one that is no sequence classifier of plain transformers: an adapter that cannot be merged, or a head
             of label words. `fibecfed predict` uses these too.
     """
+    found = find(run, client, base)
+    if is_instruction(found.config):
+        reading = load_reading(found)
+        merged = merged_answers(reading.source, found.folder, pad_token_id=reading.tokenizer.pad_token_id)
+        return answers_pipeline(merged, reading.tokenizer, reading.stop_ids, choose_device(device))
     model = load(run, client, base=base, device=device, what="a pipeline")
     return pipeline_of(plain_model(model, "a pipeline", "use `fibecfed predict`"), model.tokenizer, model.max_length, model.task.device)
 
