@@ -24,8 +24,8 @@ def load_model(run: str | Path, client: ClientId | None = None, *, base: str | N
     """The global model of a run, or that of one of its clients, as a text-classification or text-generation pipeline of transformers.
 
     A text-generation pipeline takes prompts or conversations, and answers by the most likely tokens, up to the end token. The
-    classification's `model` is the merged one with the names of the classes in its configuration; texts are cut where training cut them. Two
-    texts are given as {"text": ..., "text_pair": ...}.
+    `model` of one that classifies is the merged one with the names of the classes in its configuration; texts are cut where training cut
+    them. Two texts are given as {"text": ..., "text_pair": ...}.
 
     Args:
         base: where the base model lies by now; None: where the run's configuration says.
