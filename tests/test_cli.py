@@ -230,6 +230,7 @@ def test_resume_of_a_comparison_names_the_command_that_goes_on_with_it() -> None
 
 
 def test_init_writes_a_configuration_that_holds_once_the_data_is_there() -> None:
+    assert call("init", "--all", "--out", "all.toml")[0] == 0
     code, text = call("init")
     assert code == 0 and "fibecfed check fibecfed.toml" in text
     written = Path("fibecfed.toml").read_text()

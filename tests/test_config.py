@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,16 @@ def test_the_configuration_for_own_answers_needs_the_data_alone_and_deals_them_o
     Path("my-chats.jsonl").touch()
     found = load(write(text)).config
     assert (found.data.kind, found.federation.partition, found.model.name) == ("instruction", "iid", "smollm2-135m")
+
+
+@pytest.mark.parametrize(("kind", "file"), [("classification", "my-data.csv"), ("instruction", "my-chats.jsonl")])
+def test_the_short_file_has_eight_keys_and_stands_for_the_same_run(kind: str, file: str) -> None:
+    few, every = own_data_toml(kind, few=True), own_data_toml(kind)
+    names = re.findall(r"(?m)^(?:# )?(\w+) =", few)
+    assert len(names) == 8 and set(names) <= set(re.findall(r"(?m)^(?:# )?(\w+) =", every))
+    Path(file).touch()
+    assert load(write(few)).config == load(write(every)).config
+    assert "fibecfed init --all" in few and "init --all" not in every
 
 
 OF_RUNS = [path for path in sorted(CONFIGS.glob("*.toml")) if not is_comparison(path)]  # of comparisons: comparison/runner/test_read.py

@@ -236,12 +236,13 @@ def list_(topic: Annotated[Topic, typer.Argument(help="What to list.", show_defa
 def init(
     out: Annotated[Path, path_option("File to write; it must not exist. [default: fibecfed.toml]")] = Path("fibecfed.toml"),
     task: Annotated[Kind, typer.Option(help="What the data are: texts with classes, or prompts with answers.")] = Kind.classification,
+    every: Annotated[bool, typer.Option("--all", help="Every key that is likely to be changed, not only the eight to set first.")] = False,
 ) -> None:
     """Write a configuration for your own data."""
     with exit_codes():
         from .config import own_data_toml
 
-        text = own_data_toml(task)
+        text = own_data_toml(task, few=not every)
         try:
             with out.open("x", encoding="utf-8") as file:
                 file.write(text)

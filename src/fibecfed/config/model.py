@@ -152,15 +152,29 @@ def federation_toml() -> str:
     return commented_toml(title, chosen, values, off="{key} =")
 
 
-def own_data_toml(kind: str = "classification") -> str:
+_FIRST = (
+    "data.path", "data.text_column", "data.label_column", "data.client_column", "model.name", "federation.clients", "federation.rounds",
+    "training.learning_rate",
+)  # fmt: skip
+_FIRST_FOR_ANSWERS = (
+    "data.kind", "data.path", "data.prompt_column", "data.completion_column", "data.client_column", "model.name", "federation.rounds",
+    "training.learning_rate",
+)  # fmt: skip
+"""What one sets first."""
+
+
+def own_data_toml(kind: str = "classification", *, few: bool = False) -> str:
     """A commented configuration for the user's own data: the keys one is likely to change, at their defaults.
 
     Args:
         kind: of the data, as `data.kind`.
+        few: only those that one sets first.
     """
     answers = kind == "instruction"
-    chosen = [key for key in keys(DEFAULT_KIND) if key.name in (_FOR_ANSWERS if answers else _FOR_OWN_DATA)]
-    values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv", "federation.partition": None}
+    names = (_FIRST_FOR_ANSWERS if answers else _FIRST) if few else _FOR_ANSWERS if answers else _FOR_OWN_DATA
+    chosen = [key for key in keys(DEFAULT_KIND) if key.name in names]
+    values = {key.name: key.default for key in chosen} | {"data.path": "my-data.csv"}
+    values |= {} if few else {"federation.partition": None}
     if answers:
         values |= {"data.kind": kind, "data.path": "my-chats.jsonl", "model.name": "smollm2-135m", "training.learning_rate": 1e-3}
     title = (
@@ -170,4 +184,6 @@ def own_data_toml(kind: str = "classification") -> str:
         "Paths are taken from the folder in which fibecfed is called. Lines that begin with # have no effect; remove the # to set a key.\n"
         "Keys that are not set have their defaults; a run writes every key and value to config.toml in its folder."
     )
+    if few:
+        title += "\n`fibecfed init --all` writes a file with more keys, docs/configuration.md describes every one."
     return commented_toml(title, chosen, values, off="{key} =")
