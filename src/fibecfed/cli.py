@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_trained
+from . import cli_audit, cli_trained
 from .cli_parts import Commands, Quiet, Verbose, path_argument, path_option
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER
@@ -41,6 +41,7 @@ app = Commands(
 flower = Commands(help="Federations across machines, on Flower.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(flower, name="flower")
 cli_trained.add(app)
+cli_audit.add(app)
 
 
 class Topic(enum.StrEnum):
