@@ -31,7 +31,7 @@ def audit(
         from .core.json_text import to_json
 
         out = console()
-        with out.status("computing two rounds again, then attacking what travelled ..."):
+        with out.status("computing two rounds again, then attacking what was sent ..."):
             found = measure(run, clients)
         if json:
             typer.echo(to_json(found, indent=2))

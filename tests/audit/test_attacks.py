@@ -18,7 +18,7 @@ from fibecfed.audit.attacks import (
     within_classes,
     word_scores,
 )
-from fibecfed.audit.figures import Scores, auc
+from fibecfed.audit.figures import MemberScores, auc
 
 
 def drawn(params: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
@@ -66,8 +66,8 @@ def test_members_of_a_trained_update_are_found_and_those_of_none_are_not() -> No
 
     def area(change: dict[str, Tensor]) -> float:
         after = moved(before, change)
-        fell = [example_losses(task, before, part) - example_losses(task, after, part) for part in (mine, others)]
-        found = auc(within_classes(*fell, mine.labels, others.labels))
+        own, rest = (example_losses(task, before, part) - example_losses(task, after, part) for part in (mine, others))
+        found = auc(within_classes(own, rest, mine.labels, others.labels))
         assert found is not None
         return found.value
 
@@ -109,7 +109,7 @@ def test_words_whose_embeddings_moved_the_first_block_are_found() -> None:
     update = {name: embedded[:2] * (place + 1) for place, name in enumerate(names)}
     scores = word_scores(task, update, tokens)
     assert scores is not None and scores[:2].min() > 0.999 > scores[2:].max()
-    found = auc([Scores(scores[:2], scores[2:])])
+    found = auc([MemberScores(scores[:2], scores[2:])])
     assert found is not None and found.value == 1.0
     later = [name for name in task.names if "lora_A" in name and task.layer_of(name) == 1]
     assert word_scores(task, {later[0]: embedded[:2]}, tokens) is None  # its inputs are no embeddings

@@ -1,11 +1,11 @@
-"""Attacks on what travelled, each with nothing but the messages, the frozen base model and examples of the same kind.
+"""Attacks on what was sent, each with nothing but the messages, the frozen base model and examples of the same kind.
 
 They are cheap ones: minutes on the machine that made the run. A better attack may find more; none of their figures is a guarantee.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..core.task import Task
 from ..core.types import ClientData, ClientId, Examples, Params
 from ..local.batches import of_like_length
 from ..local.fisher import squares
-from .figures import Scores
+from .figures import MemberScores
 
 BATCH = 32
 
@@ -67,11 +67,11 @@ def alignments(task: Task, params: Params, updates: Sequence[Params], examples: 
     return found
 
 
-def within_classes(members: Tensor, others: Tensor, of_members: Tensor | None, of_others: Tensor | None) -> list[Scores]:
-    """Scores apart by class, so that an attack that only finds out the class tells nobody from anybody; all together without classes."""
+def within_classes(members: Tensor, others: Tensor, of_members: Tensor | None, of_others: Tensor | None) -> list[MemberScores]:
+    """MemberScores apart by class, so that an attack that only finds out the class tells nobody from anybody; all together without classes."""
     if of_members is None or of_others is None:
-        return [Scores(members, others)]
-    return [Scores(members[of_members == one], others[of_others == one]) for one in of_members.unique()]
+        return [MemberScores(members, others)]
+    return [MemberScores(members[of_members == one], others[of_others == one]) for one in of_members.unique()]
 
 
 def guessed_shares(features: Tensor, shares: Tensor, of: int) -> Tensor:
@@ -97,7 +97,7 @@ def guessed_shares(features: Tensor, shares: Tensor, of: int) -> Tensor:
 
 
 def class_features(task: Task, before: Params, update: Params, texts: Examples) -> Tensor:
-    """What an update does to each class: the change of the head's bias where that travels, else of the mean log-probability on texts that
+    """What an update does to each class: the change of the head's bias where that is sent, else of the mean log-probability on texts that
     anybody may have; shape (classes,)."""
     classes: int = task.num_classes  # pyright: ignore[reportAttributeAccessIssue]
     for name, tensor in update.items():
@@ -120,7 +120,7 @@ def word_scores(task: Task, update: Params, tokens: Tensor) -> Tensor | None:
         tokens: ids, shape (tokens,).
 
     Returns:
-        Between 0 and 1, shape (tokens,); None where no such matrix travels.
+        Between 0 and 1, shape (tokens,); None where no such matrix is sent.
     """
     moves = [tensor.double() for name, tensor in sorted(update.items()) if "lora_A" in name and task.layer_of(name) == 0]
     embedded = task.embed({"input_ids": tokens[None]})[0].detach().double().cpu()
@@ -141,7 +141,7 @@ def tokens_of(examples: Examples) -> set[int]:
     return found
 
 
-def own_words(held: dict[ClientId, set[int]], elsewhere: set[int], of: Iterable[ClientId]) -> tuple[Tensor, Tensor] | None:
+def own_words(held: Mapping[ClientId, set[int]], elsewhere: set[int], of: Iterable[ClientId]) -> tuple[Tensor, Tensor] | None:
     """Tokens that some clients alone hold, and as many kinds of tokens as there are that nobody of them holds; None if there are none.
 
     Args:

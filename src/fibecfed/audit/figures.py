@@ -33,7 +33,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Scores:
+class MemberScores:
     """An attack's scores within one class: higher = rather a member.
 
     Attributes:
@@ -44,7 +44,7 @@ class Scores:
     others: Tensor
 
 
-def auc(strata: Sequence[Scores], seed: int = 0) -> Figure | None:
+def auc(strata: Sequence[MemberScores], seed: int = 0) -> Figure | None:
     """The probability that a member has a higher score than another example of its class; ties count half. None: no class has both.
 
     The interval is that of `RESAMPLES` bootstrap samples of members and of others, within each class.
@@ -52,7 +52,7 @@ def auc(strata: Sequence[Scores], seed: int = 0) -> Figure | None:
     return _resampled(strata, _auc, seed)
 
 
-def true_positives(strata: Sequence[Scores], seed: int = 0) -> Figure | None:
+def true_positives(strata: Sequence[MemberScores], seed: int = 0) -> Figure | None:
     """Fraction of members whose score is above that of all but `FALSE_POSITIVES` of the other examples of their class; interval and None
     as for `auc`."""
     return _resampled(strata, _true_positives, seed)
@@ -61,7 +61,7 @@ def true_positives(strata: Sequence[Scores], seed: int = 0) -> Figure | None:
 _Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-def _resampled(strata: Sequence[Scores], measure: Callable[[Sequence[_Pair]], float], seed: int) -> Figure | None:
+def _resampled(strata: Sequence[MemberScores], measure: Callable[[Sequence[_Pair]], float], seed: int) -> Figure | None:
     used = [(one.members.double(), one.others.double()) for one in strata if len(one.members) and len(one.others)]
     if not used:
         return None

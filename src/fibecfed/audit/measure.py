@@ -14,7 +14,7 @@ from ..core.task import Task
 from ..core.types import ClientId, Examples, Params
 from ..data.text import TableExamples
 from . import attacks
-from .figures import FALSE_POSITIVES, Figure, Scores, auc, mean, true_positives
+from .figures import FALSE_POSITIVES, Figure, MemberScores, auc, mean, true_positives
 from .replay import Observed
 
 FINAL = "final model"
@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         guessing: what somebody who sees nothing reaches.
-        figures: by view; a view that it cannot be tried on, or where nothing of it travels, is not there.
+        figures: by view; a view that it cannot be tried on, or where nothing of it is sent, is not there.
         why: why the row is empty, or None.
     """
 
@@ -75,7 +75,7 @@ class _Audit:
     def attacked(self, one: Observed) -> list[ClientId]:
         return sorted(one.updates)[: self.most_clients]
 
-    def members(self, client: ClientId) -> TableExamples:
+    def members(self, client: ClientId) -> Examples:
         return _some(self.data.client(client).train, MOST_MEMBERS, self.key.fold("members", client))
 
     # ---- label shares
@@ -106,7 +106,7 @@ class _Audit:
     # ---- membership
 
     def membership(self) -> tuple[Row, Row, Row]:
-        by_loss, by_direction = dict[str, list[Scores]](), dict[str, list[Scores]]()
+        by_loss, by_direction = dict[str, list[MemberScores]](), dict[str, list[MemberScores]]()
         linear = True
         for one in self.rounds:
             clients = self.attacked(one)
@@ -137,7 +137,7 @@ class _Audit:
             Row("members named", share, FALSE_POSITIVES, _known({view: true_positives(scores) for view, scores in by_loss.items()})),
         )
 
-    def _apart(self, own: Tensor, others: Tensor, members: Examples) -> list[Scores]:
+    def _apart(self, own: Tensor, others: Tensor, members: Examples) -> list[MemberScores]:
         return attacks.within_classes(own, others, members.labels, self.others.labels)
 
     def _fell(self, before: Params, after: Params, examples: Examples) -> Tensor:
@@ -153,7 +153,7 @@ class _Audit:
                 found[id(update)] = start - attacks.example_losses(self.task, attacks.moved(before, update), self.others)
         return [found[id(update)] for update in updates]
 
-    def _directions(self, one: Observed, tried: Sequence[tuple[str, Params, TableExamples]]) -> Iterator[tuple[str, list[Scores]]]:
+    def _directions(self, one: Observed, tried: Sequence[tuple[str, Params, Examples]]) -> Iterator[tuple[str, list[MemberScores]]]:
         updates = [update for _, update, _ in tried]
         others = attacks.alignments(self.task, one.before, updates, self.others)
         for (view, update, members), of_others in zip(tried, others, strict=True):
@@ -165,7 +165,7 @@ class _Audit:
         name, unit = "words", "AUC of tokens that one client alone has"
         held = {client: attacks.tokens_of(self.data.client(client).train) for client in self.data.clients}
         elsewhere = attacks.tokens_of(self.data.test)
-        figures: dict[str, list[Scores]] = {}
+        figures: dict[str, list[MemberScores]] = {}
         for one in self.rounds:
             single, together = _names(one)
             asked = [(single, one.updates[client], [client]) for client in self.attacked(one)]
@@ -174,15 +174,15 @@ class _Audit:
         final = {name: self.end[name] - self.start[name] for name in self.end if name in self.start}
         figures[FINAL] = self._words(final, held, elsewhere, list(held))
         found = _known({view: auc(scores) for view, scores in figures.items()})
-        return Row(name, unit, 0.5, found, None if found else "the first block's adapter does not travel")
+        return Row(name, unit, 0.5, found, None if found else "the first block's adapter is not sent")
 
-    def _words(self, update: Params, held: Mapping[ClientId, set[int]], elsewhere: set[int], clients: Sequence[ClientId]) -> list[Scores]:
+    def _words(self, update: Params, held: Mapping[ClientId, set[int]], elsewhere: set[int], clients: Sequence[ClientId]) -> list[MemberScores]:
         words = attacks.own_words(held, elsewhere, clients)
         if words is None:
             return []
-        own, others = words
+        own, _ = words
         scores = attacks.word_scores(self.task, update, torch.cat(words))
-        return [] if scores is None else [Scores(scores[: len(own)], scores[len(own) :])]
+        return [] if scores is None else [MemberScores(scores[: len(own)], scores[len(own) :])]
 
 
 def _names(one: Observed) -> tuple[str, str]:
@@ -194,9 +194,9 @@ def _known(figures: Mapping[str, Figure | None]) -> dict[str, Figure]:
     return {view: figure for view, figure in figures.items() if figure is not None}
 
 
-def _some(examples: TableExamples, most: int, key: Key) -> TableExamples:
+def _some(examples: Examples, most: int, key: Key) -> Examples:
     """At most so many of them, drawn at random."""
-    if len(examples) <= most:
+    if len(examples) <= most or not isinstance(examples, TableExamples):
         return examples
     drawn: Tensor = key.permutation(len(examples))[:most].sort().values
     return examples.select(drawn)

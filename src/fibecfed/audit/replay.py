@@ -1,4 +1,4 @@
-"""Rounds of a finished run once more, to see what travelled in them: the same bits, and nothing in the run's folder is changed."""
+"""Rounds of a finished run once more, to see what was sent in them: the same bits, and nothing in the run's folder is changed."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
     config, method = prepared.inputs.config, prepared.method
     if config.federation.schedule != "synchronous":
         raise UserError(
-            f'federation.schedule: got "{config.federation.schedule}", expected "synchronous": in other schedules a round\'s answers depend '
-            "on those of earlier rounds; audit a synchronous run of the same configuration"
+            f'federation.schedule: got "{config.federation.schedule}", expected "synchronous", where each round has '
+            "answers of its own; audit a synchronous run of the same configuration"
         )
     rounds = schedule(method)
     phases = {phase.name: phase for phase in method.phases}
@@ -127,7 +127,11 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
     try:
         before = kept.load(last.number)
     except UserError:
-        return tuple(seen), server, f"round {last.number} is not audited: the checkpoint before it was not kept (resources.keep_checkpoints)"
+        return (
+            tuple(seen),
+            server,
+            f"round {last.number} is not audited: the checkpoint before it was not kept (resources.keep_checkpoints)",
+        )
     return (*seen, _rounds(prepared, out, last.number, before)), server, None
 
 
