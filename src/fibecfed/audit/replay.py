@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,11 @@ from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.checks import expected
 from ..engine.failures import Standing
 from ..engine.loop import run, schedule
+from ..engine.pooled import Pool
 from ..engine.runtime import unframe
 from ..engine.states import OnServer, StatesAt
 from ..engine.transport import Action, Answer, Ticket, Transport
+from ..private_run import pool_of
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,16 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
             f'federation.schedule: got "{config.federation.schedule}", expected "synchronous", where each round has '
             "answers of its own; audit a synchronous run of the same configuration"
         )
-    rounds = schedule(method)
-    phases = {phase.name: phase for phase in method.phases}
-    training = [now for now in rounds if phases[now.phase].trains]
     kept = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints)
     end = kept.load_latest()
-    if end is None or end.number != len(rounds):
-        raise UserError(f"{out}: got a run without its last checkpoint, expected a finished one; finish it with: fibecfed resume {out}")
+    if end is None:
+        raise UserError(f"{out}: got a run without checkpoints, expected a finished run as `fibecfed run` leaves it; run it again")
+    rounds = schedule(method)[: end.number]  # a private run may have ended by its budget
+    phases = {phase.name: phase for phase in method.phases}
+    training = [now for now in rounds if phases[now.phase].trains]
     first, last = training[0], training[-1]
-    seen = [_rounds(prepared, out, first.number, None)]
     server = decode(method.server_state, end.server)
+    seen = [_rounds(prepared, out, first.number, None)]
     if first.number == last.number:
         return tuple(seen), server, None
     try:
@@ -132,19 +135,30 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
             server,
             f"round {last.number} is not audited: the checkpoint before it was not kept (resources.keep_checkpoints)",
         )
-    return (*seen, _rounds(prepared, out, last.number, before)), server, None
+    found = _rounds(prepared, out, last.number, before)
+    return (*seen, replace(found, after=method.server_params(server))), server, None  # with the noise that the run drew, if it drew any
 
 
 def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -> Observed:
     """Round `number`, from a checkpoint or from the start."""
     inputs, method = prepared.inputs, prepared.method
-    options, key, clients = inputs.config.federation, inputs.key.fold("run"), inputs.data.clients
+    key = inputs.key.fold("run")
     states = _Scratch(None if at is None else StatesAt(out / CHECKPOINTS / "clients", at.where))
     begin = 0 if at is None else at.number
     manager = in_process(prepared, states, out, begin)  # pyright: ignore[reportArgumentType]
     transport = _Seen(manager.transport)
     server = method.init(prepared.task, key.fold("init")) if at is None else decode(method.server_state, at.server)
     standing = Standing.from_table({} if at is None else at.extra.get("standing", {}))
+    with TemporaryDirectory() as folder:  # of a private run's noise, which is drawn anew, and a ledger for it: nothing is released
+        return _seen(prepared, number, begin, transport, server, standing, states, pool_of(prepared, Path(folder), key, None))
+
+
+def _seen(
+    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: Pool | None
+) -> Observed:
+    """Compute the rounds up to `number`, and look at that one."""
+    inputs, method = prepared.inputs, prepared.method
+    options, key, clients = inputs.config.federation, inputs.key.fold("run"), inputs.data.clients
     steps = run(
         method,
         transport,
@@ -156,6 +170,7 @@ def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -
         tolerance=options,
         standing=standing,
         kept=OnServer(states),  # pyright: ignore[reportArgumentType]
+        pool=pool,
     )
     for step in steps:
         if step.now.number == number:
