@@ -80,7 +80,7 @@ def test_a_table_at_80_columns_and_the_same_as_json(inputs: Path, tmp_path: Path
         for figure in row["views"].values():
             assert figure["low"] <= figure["value"] <= figure["high"] or row["name"] == "members named"
     names = [row["name"] for row in found["rows"]]
-    assert names == ["label shares", "membership, by loss", "membership, by direction", "members named", "words"]
+    assert names == ["label shares", "members by loss", "members by angle", "members named", "words"]
     assert [row["guessing"] for row in found["rows"][1:]] == [0.5, 0.5, 0.01, 0.5]
     code, again, _ = call(run, "--json")
     assert code == 0 and json.loads(again) == found
@@ -90,8 +90,8 @@ def test_an_adapter_whose_gradients_are_no_linear_maps_is_not_tried_by_direction
     run = made(inputs, tmp_path / "run", "fedprompt")
     assert call(run, "--clients", "1")[0] == 0
     rows = {row["name"]: row for row in json.loads((run / "audit.json").read_text())["rows"]}
-    assert rows["membership, by direction"]["views"] == {} and "not a linear map" in rows["membership, by direction"]["why_empty"]
-    assert rows["membership, by loss"]["views"] and "is not sent" in rows["words"]["why_empty"]
+    assert rows["members by angle"]["views"] == {} and "not a linear map" in rows["members by angle"]["why_empty"]
+    assert rows["members by loss"]["views"] and "is not sent" in rows["words"]["why_empty"]
 
 
 def test_without_the_checkpoint_before_the_last_round_the_first_is_audited_alone(inputs: Path, tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ class _Audit:
         share = f"true positives at {FALSE_POSITIVES:.0%} false ones"
         why = None if linear else "this model trains something that is not a linear map"
         return (
-            Row("membership, by loss", area, 0.5, _known({view: auc(scores) for view, scores in by_loss.items()})),
-            Row("membership, by direction", area, 0.5, _known({v: auc(s) for v, s in by_direction.items()}) if linear else {}, why),
+            Row("members by loss", area, 0.5, _known({view: auc(scores) for view, scores in by_loss.items()})),
+            Row("members by angle", area, 0.5, _known({v: auc(s) for v, s in by_direction.items()}) if linear else {}, why),
             Row("members named", share, FALSE_POSITIVES, _known({view: true_positives(scores) for view, scores in by_loss.items()})),
         )
 
