@@ -116,3 +116,18 @@ def test_what_cannot_be_audited_is_told_in_a_sentence(inputs: Path, tmp_path: Pa
     buffered = made(inputs, tmp_path / "buffered", "lora", federation={"schedule": "buffered"})
     code, _, said = call(buffered)
     assert code == 2 and 'federation.schedule: got "buffered"' in said
+
+
+def test_a_private_run_is_audited_without_a_charge_and_by_what_it_released(inputs: Path, tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "federation": {"on_failure": "drop"},
+        "privacy": {"unit": "client", "noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-3},
+    }
+    run = made(inputs, tmp_path / "run", "lora", **tables)
+    before = files(run)
+    prepared = prepare(run_config(inputs, method={"kind": "lora"}, **tables))
+    (_, last), server, _ = observed(prepared, run)
+    assert files(run) == before  # its ledger above all
+    end = prepared.method.server_params(server)
+    assert all(torch.equal(end[name], tensor) for name, tensor in last.after.items())
+    assert call(run, "--clients", "1")[0] == 0

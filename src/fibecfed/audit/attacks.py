@@ -68,7 +68,7 @@ def alignments(task: Task, params: Params, updates: Sequence[Params], examples: 
 
 
 def within_classes(members: Tensor, others: Tensor, of_members: Tensor | None, of_others: Tensor | None) -> list[MemberScores]:
-    """MemberScores apart by class, so that an attack that only finds out the class tells nobody from anybody; all together without classes."""
+    """MemberScores apart by class, so that finding out the class alone tells nobody from anybody; all together without classes."""
     if of_members is None or of_others is None:
         return [MemberScores(members, others)]
     return [MemberScores(members[of_members == one], others[of_others == one]) for one in of_members.unique()]

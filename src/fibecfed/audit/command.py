@@ -13,14 +13,13 @@ from rich.text import Text
 from ..build import prepare
 from ..config import load
 from ..core.errors import UserError
-from ..core.files import CONFIG, SUMMARY, write_atomically
+from ..core.files import CONFIG, RECORDS, SUMMARY, write_atomically
 from ..core.json_text import to_json
 from ..core.process import kept_memory, threads
 from ..core.streams import quiet_libraries
+from ..engine.log import read_header
 from ..engine.loop import schedule
 from ..provenance import reject_other_inputs
-from ..engine.log import read_header
-from ..core.files import RECORDS
 from .figures import Figure
 from .measure import Row, measured, views_of
 from .replay import observed

@@ -176,7 +176,9 @@ class _Audit:
         found = _known({view: auc(scores) for view, scores in figures.items()})
         return Row(name, unit, 0.5, found, None if found else "the first block's adapter is not sent")
 
-    def _words(self, update: Params, held: Mapping[ClientId, set[int]], elsewhere: set[int], clients: Sequence[ClientId]) -> list[MemberScores]:
+    def _words(
+        self, update: Params, held: Mapping[ClientId, set[int]], elsewhere: set[int], clients: Sequence[ClientId]
+    ) -> list[MemberScores]:
         words = attacks.own_words(held, elsewhere, clients)
         if words is None:
             return []

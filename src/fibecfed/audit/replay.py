@@ -150,10 +150,10 @@ def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -
     server = method.init(prepared.task, key.fold("init")) if at is None else decode(method.server_state, at.server)
     standing = Standing.from_table({} if at is None else at.extra.get("standing", {}))
     with TemporaryDirectory() as folder:  # of a private run's noise, which is drawn anew, and a ledger for it: nothing is released
-        return _seen(prepared, number, begin, transport, server, standing, states, pool_of(prepared, Path(folder), key, None))
+        return _computed(prepared, number, begin, transport, server, standing, states, pool_of(prepared, Path(folder), key, None))
 
 
-def _seen(
+def _computed(
     prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: Pool | None
 ) -> Observed:
     """Compute the rounds up to `number`, and look at that one."""
