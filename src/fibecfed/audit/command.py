@@ -20,8 +20,8 @@ from ..core.streams import quiet_libraries
 from ..engine.log import read_header
 from ..engine.loop import schedule
 from ..provenance import reject_other_inputs
-from .figures import Figure
-from .measure import Row, measured, views_of
+from .figures import Interval
+from .measure import AttackRow, measured, views_of
 from .replay import observed
 
 AUDIT = "audit.json"
@@ -67,8 +67,8 @@ def audit(out: Path, most_clients: int) -> dict[str, Any]:
     return found
 
 
-def _json(row: Row) -> dict[str, Any]:
-    def of(figure: Figure) -> dict[str, float]:
+def _json(row: AttackRow) -> dict[str, Any]:
+    def of(figure: Interval) -> dict[str, float]:
         return {"value": figure.value, "low": figure.low, "high": figure.high}
 
     return {

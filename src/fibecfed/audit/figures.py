@@ -16,7 +16,7 @@ FALSE_POSITIVES = 0.01
 
 
 @dataclass(frozen=True)
-class Figure:
+class Interval:
     """A measured value.
 
     Attributes:
@@ -44,7 +44,7 @@ class MemberScores:
     others: Tensor
 
 
-def auc(strata: Sequence[MemberScores], seed: int = 0) -> Figure | None:
+def auc(strata: Sequence[MemberScores], seed: int = 0) -> Interval | None:
     """The probability that a member has a higher score than another example of its class; ties count half. None: no class has both.
 
     The interval is that of `RESAMPLES` bootstrap samples of members and of others, within each class.
@@ -52,7 +52,7 @@ def auc(strata: Sequence[MemberScores], seed: int = 0) -> Figure | None:
     return _resampled(strata, _auc, seed)
 
 
-def true_positives(strata: Sequence[MemberScores], seed: int = 0) -> Figure | None:
+def true_positives(strata: Sequence[MemberScores], seed: int = 0) -> Interval | None:
     """Fraction of members whose score is above that of all but `FALSE_POSITIVES` of the other examples of their class; interval and None
     as for `auc`."""
     return _resampled(strata, _true_positives, seed)
@@ -61,7 +61,7 @@ def true_positives(strata: Sequence[MemberScores], seed: int = 0) -> Figure | No
 _Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-def _resampled(strata: Sequence[MemberScores], measure: Callable[[Sequence[_Pair]], float], seed: int) -> Figure | None:
+def _resampled(strata: Sequence[MemberScores], measure: Callable[[Sequence[_Pair]], float], seed: int) -> Interval | None:
     used = [(one.members.double(), one.others.double()) for one in strata if len(one.members) and len(one.others)]
     if not used:
         return None
@@ -72,7 +72,7 @@ def _resampled(strata: Sequence[MemberScores], measure: Callable[[Sequence[_Pair
 
     found = [measure([(again(members), again(others)) for members, others in used]) for _ in range(RESAMPLES)]
     low, high = np.percentile(found, (2.5, 97.5))
-    return Figure(measure(used), float(low), float(high))
+    return Interval(measure(used), float(low), float(high))
 
 
 def _auc(strata: Sequence[_Pair]) -> float:
@@ -93,8 +93,8 @@ def _true_positives(strata: Sequence[_Pair]) -> float:
     return above / every
 
 
-def mean(values: Sequence[float]) -> Figure:
+def mean(values: Sequence[float]) -> Interval:
     """Their mean, and 1.96 standard errors to both sides (0 of a single one)."""
     array = np.asarray(values, dtype=np.float64)
     half = 1.96 * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else 0.0
-    return Figure(float(array.mean()), float(array.mean()) - half, float(array.mean()) + half)
+    return Interval(float(array.mean()), float(array.mean()) - half, float(array.mean()) + half)

@@ -14,7 +14,7 @@ from ..core.task import Task
 from ..core.types import ClientId, Examples, Params
 from ..data.text import TableExamples
 from . import attacks
-from .figures import FALSE_POSITIVES, Figure, MemberScores, auc, mean, true_positives
+from .figures import FALSE_POSITIVES, Interval, MemberScores, auc, mean, true_positives
 from .replay import Observed
 
 FINAL = "final model"
@@ -27,7 +27,7 @@ TOO_FEW = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class AttackRow:
     """One attack.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
     name: str
     unit: str
     guessing: float
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Interval]
     why: str | None = None
 
 
@@ -51,7 +51,7 @@ def views_of(rounds: Sequence[Observed]) -> tuple[str, ...]:
     return (*found, FINAL)
 
 
-def measured(prepared: Prepared, rounds: Sequence[Observed], start: Params, end: Params, most_clients: int) -> tuple[Row, ...]:
+def measured(prepared: Prepared, rounds: Sequence[Observed], start: Params, end: Params, most_clients: int) -> tuple[AttackRow, ...]:
     """Every row.
 
     Args:
@@ -80,11 +80,11 @@ class _Audit:
 
     # ---- label shares
 
-    def labels(self) -> Row:
+    def labels(self) -> AttackRow:
         name, unit = "label shares", "mean error of the guessed share of a class"
         if self.data.label_names is None:
-            return Row(name, unit, 0.0, {}, "these examples have no classes")
-        classes, figures, guessing = len(self.data.label_names), dict[str, Figure](), list[float]()
+            return AttackRow(name, unit, 0.0, {}, "these examples have no classes")
+        classes, figures, guessing = len(self.data.label_names), dict[str, Interval](), list[float]()
         for one in self.rounds:
             clients = sorted(one.updates)
             if len(clients) < TOO_FEW:
@@ -100,12 +100,12 @@ class _Audit:
             known = [torch.arange(len(shares)) != place for place in range(len(clients))]
             guessing += [float((shares[others].mean(0) - shares[place]).abs().mean()) for place, others in enumerate(known)]
         if not figures:
-            return Row(name, unit, 0.0, {}, f"fewer than {TOO_FEW} clients take part in a round")
-        return Row(name, unit, sum(guessing) / len(guessing), figures)
+            return AttackRow(name, unit, 0.0, {}, f"fewer than {TOO_FEW} clients take part in a round")
+        return AttackRow(name, unit, sum(guessing) / len(guessing), figures)
 
     # ---- membership
 
-    def membership(self) -> tuple[Row, Row, Row]:
+    def membership(self) -> tuple[AttackRow, AttackRow, AttackRow]:
         by_loss, by_direction = dict[str, list[MemberScores]](), dict[str, list[MemberScores]]()
         linear = True
         for one in self.rounds:
@@ -132,9 +132,9 @@ class _Audit:
         share = f"true positives at {FALSE_POSITIVES:.0%} false ones"
         why = None if linear else "this model trains something that is not a linear map"
         return (
-            Row("members by loss", area, 0.5, _known({view: auc(scores) for view, scores in by_loss.items()})),
-            Row("members by angle", area, 0.5, _known({v: auc(s) for v, s in by_direction.items()}) if linear else {}, why),
-            Row("members named", share, FALSE_POSITIVES, _known({view: true_positives(scores) for view, scores in by_loss.items()})),
+            AttackRow("members by loss", area, 0.5, _known({view: auc(scores) for view, scores in by_loss.items()})),
+            AttackRow("members by angle", area, 0.5, _known({v: auc(s) for v, s in by_direction.items()}) if linear else {}, why),
+            AttackRow("members named", share, FALSE_POSITIVES, _known({view: true_positives(scores) for view, scores in by_loss.items()})),
         )
 
     def _apart(self, own: Tensor, others: Tensor, members: Examples) -> list[MemberScores]:
@@ -161,7 +161,7 @@ class _Audit:
 
     # ---- words
 
-    def words(self) -> Row:
+    def words(self) -> AttackRow:
         name, unit = "words", "AUC of tokens that one client alone has"
         held = {client: attacks.tokens_of(self.data.client(client).train) for client in self.data.clients}
         elsewhere = attacks.tokens_of(self.data.test)
@@ -174,7 +174,7 @@ class _Audit:
         final = {name: self.end[name] - self.start[name] for name in self.end if name in self.start}
         figures[FINAL] = self._words(final, held, elsewhere, list(held))
         found = _known({view: auc(scores) for view, scores in figures.items()})
-        return Row(name, unit, 0.5, found, None if found else "the first block's adapter is not sent")
+        return AttackRow(name, unit, 0.5, found, None if found else "the first block's adapter is not sent")
 
     def _words(
         self, update: Params, held: Mapping[ClientId, set[int]], elsewhere: set[int], clients: Sequence[ClientId]
@@ -192,7 +192,7 @@ def _names(one: Observed) -> tuple[str, str]:
     return single, together
 
 
-def _known(figures: Mapping[str, Figure | None]) -> dict[str, Figure]:
+def _known(figures: Mapping[str, Interval | None]) -> dict[str, Interval]:
     return {view: figure for view, figure in figures.items() if figure is not None}
 
 
