@@ -23,6 +23,7 @@ from .core.units import count, duration
 from .engine.baselines import metric_of, remarks
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
 from .methods.selected import in_short, in_words
+from .privacy.statement import rounded_up
 
 _ROUNDS_PER_LINE = 10
 _RECENT = 0.2  # weight of the newest round in the time a round takes
@@ -163,7 +164,7 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
     facts = {
         "saved": _saved(summary),
         "sent": f"{decimal(summary['bytes_up'])} up, {decimal(summary['bytes_down'])} down",
-        "trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}",
+        **_trained(summary),
         "preset": in_short(summary["preset"]) if "preset" in summary else "",
         **in_words(summary["selected"]),
         "folder": str(folder),
@@ -196,6 +197,14 @@ _COLUMNS = (
 _MAJORITY = (
     "\nMajority class: always the most frequent one of each client's own examples,\nor of all; only what is above it was read from texts."
 )
+
+
+def _trained(summary: Mapping[str, Any]) -> dict[str, str]:
+    """How much was computed; of a private run, which does not record that, what it guarantees."""
+    if (privacy := summary.get("privacy")) is None:
+        return {"trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}"}
+    guarantee = f"({rounded_up(privacy['epsilon'])}, {privacy['delta']:g}) for each {privacy['unit']}; {privacy['ended']}"
+    return {"privacy": guarantee}
 
 
 def _scores(summary: Mapping[str, Any]) -> Table:

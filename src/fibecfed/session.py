@@ -384,6 +384,8 @@ class _Session:
             self.say(Warned(f"client {client} was left out of the evaluation after round {record.rounds}: {reason}"))
         for client in record.recomputed:
             self.say(Warned(computed_again(client, f"the evaluation after round {record.rounds}")))
+        if scores_nothing(self.prepared):
+            return
         found, metric = scores(record, self.prepared.metric), self.prepared.metric
         every_metric = every_score(record, offered_by(record.pooled))
         every = min(len(self.data.clients), self.config.evaluation.clients or len(self.data.clients))

@@ -309,3 +309,24 @@ def with_other_data(client: ClientId) -> Any:
             return DATA.client(other if name == client else name)
 
     return Changed()
+
+
+def test_a_client_that_cannot_train_sends_no_change_and_keeps_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = made_method("fibecfed", rounds=3, clients=4, **METHODS["fibecfed"])
+    world = federation(method, TASK, DATA)
+    world.runtime.clip_norm = C
+    phase, now, client = method.phases[0], schedule(method)[0], DATA.clients[0]
+    broadcast = phase.broadcast(world.server, now)
+    blob = encode(broadcast)
+
+    def fails(*args: Any, **named: Any) -> Any:
+        raise FloatingPointError("the loss of a text that nobody may know of is not finite")
+
+    before = encode(method.init_client(TASK, client, KEY.fold("run", "init")))
+    monkeypatch.setattr("fibecfed.methods.fibecfed_client.fit", fails)
+    reply, notes = world.runtime.train(client, blob, now)
+    assert reply == frame(encode(only_clipped(phase, broadcast, None, C)), Work()) and not notes
+    assert world.states.get(client) == before
+    monkeypatch.undo()
+    trained, notes = world.runtime.train(DATA.clients[1], blob, now)
+    assert len(trained) == len(reply) and trained[-32:] == reply[-32:] and not notes

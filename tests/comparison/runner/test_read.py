@@ -69,6 +69,14 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["base.seed=3"], "base.seed: the comparison sets it.* write `seeds`"),
         (["base.method.kind=lora"], r"base.method: .*write \[method.<name>\]"),
         (["base.data.task=sst2"], "base.data.task: .*write `tasks`"),
+        (
+            ["base.privacy.unit=client", "base.privacy.epsilon=8", "base.federation.on_failure=drop"],
+            'base.privacy.unit: got "client" without scores that could be compared',
+        ),
+        (
+            ["base.privacy.unit=client", "base.privacy.epsilon=8", "base.federation.on_failure=drop", "tuning.trials=3"],
+            'base.privacy.unit: got "client" with `tuning.trials` = 3, whose runs would choose a rate',
+        ),
         (["tuning.trials=4"], "tuning.trials: got 4, expected an odd number.* set 5"),
         (["tuning.trials=3", "base.training.learning_rate=0.1"], "base.training.learning_rate: fixes the rate"),
         (["tuning.trials=3", "task.reviews.training.learning_rate=0.1"], "task.reviews.training.learning_rate: got 0.1, expected none"),

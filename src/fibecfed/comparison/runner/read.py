@@ -187,6 +187,27 @@ def _unknown(key: str, name: str, names: Any, where: str) -> str:
     return f"{key}: got {show(name)}, which is unknown, expected one of {', '.join(names)}; see {where}"
 
 
+def _private(comparison: ComparisonOptions) -> Iterator[str]:
+    """A comparison needs scores, and looking for a rate is a release of its own."""
+    tables = {"base": comparison.base}
+    for above, some in (("task", comparison.task), ("method", comparison.method)):
+        tables |= {f"{above}.{name}": table for name, table in some.items()}
+    found = {name: dict(leaves(table)) for name, table in tables.items()}
+    for name, table in found.items():
+        if table.get("privacy.unit", "none") == "none":
+            continue
+        if comparison.tuning.trials:
+            yield (
+                f"{name}.privacy.unit: got {show(table['privacy.unit'])} with `tuning.trials` = {comparison.tuning.trials}, whose runs "
+                "would choose a rate by the clients' data without being charged; set `tuning.trials` to 0"
+            )
+        if table.get("privacy.evaluation", found["base"].get("privacy.evaluation")) != "exact":
+            yield (
+                f"{name}.privacy.unit: got {show(table['privacy.unit'])} without scores that could be compared; set "
+                'privacy.evaluation = "exact" beside it, which is outside of the guarantee'
+            )
+
+
 def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
     base = dict(leaves(comparison.base))
     for name, instead in _NOT_IN_BASE.items():
@@ -198,6 +219,7 @@ def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
             if (got := table.get("evaluation", {}).get("metric", metric)) != metric:
                 key = f"{above}.{name}.evaluation.metric"
                 yield f"{key}: got {show(got)}, but a comparison has one metric, {metric} here; write it into base.evaluation.metric"
+    yield from _private(comparison)
     tuning = comparison.tuning
     if tuning.trials and tuning.trials % 2 == 0:
         yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; set {tuning.trials + 1}"

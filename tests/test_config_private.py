@@ -1,0 +1,87 @@
+"""What does not go with privacy for clients, as a sentence each, and what `check` says of a plan."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from fibecfed.config import Config, from_table
+from fibecfed.core.errors import UserError
+from fibecfed.privacy.options import PrivacyOptions
+from fibecfed.privacy.plan import plan_of
+from fibecfed.privacy.statement import plan_lines, rounded_up
+
+UNIT = {"unit": "client", "noise_multiplier": 1.0}
+
+
+def config(privacy: dict[str, Any], **tables: Any) -> Config:
+    federation = {"on_failure": "drop", **tables.pop("federation", {})}
+    return from_table({"data": {"task": "sst2"}, "method": {"kind": "lora"}, **tables, "federation": federation, "privacy": privacy})
+
+
+@pytest.mark.parametrize(
+    ("privacy", "tables", "sentence"),
+    [
+        ({"noise_multiplier": 1.0}, {}, 'privacy.noise_multiplier: got 1.0 with `privacy.unit` = "none", so that nothing is protected'),
+        ({"max_epsilon": 8.0}, {}, 'privacy.max_epsilon: got 8.0 with `privacy.unit` = "none"'),
+        ({"unit": "client"}, {}, "privacy.noise_multiplier: got neither, expected it or `privacy.epsilon`"),
+        ({**UNIT, "epsilon": 8.0}, {}, "privacy.noise_multiplier: got 1.0 and `privacy.epsilon` = 8.0"),
+        ({"unit": "client", "epsilon": 8.0, "max_epsilon": 4.0}, {}, "privacy.max_epsilon: got 4.0, expected at least `privacy.epsilon`"),
+        ({**UNIT, "noise_multiplier": -1.0}, {}, "privacy.noise_multiplier: got -1.0, expected a number, above 0"),
+        ({**UNIT, "noise_multiplier": math.nan}, {}, "privacy.noise_multiplier: .*nan"),
+        ({**UNIT, "noise_multiplier": math.inf}, {}, "privacy.noise_multiplier: .*inf"),
+        ({**UNIT, "clip_norm": 0.0}, {}, "privacy.clip_norm: got 0.0, expected a number, above"),
+        ({**UNIT, "delta": 1.0}, {}, "privacy.delta: got 1.0, expected a number, above 0 and below 1"),
+        ({**UNIT, "delta": math.nan}, {}, "privacy.delta: .*nan"),
+        ({**UNIT, "unit": "example"}, {}, 'privacy.unit: got "example", expected one of "none", "client"'),
+        (UNIT, {"federation": {"on_failure": "stop"}}, 'federation.on_failure: got "stop" with `privacy.unit` = "client"'),
+        (UNIT, {"federation": {"quorum": 0.5}}, "federation.quorum: got 0.5 with `privacy.unit`"),
+        (UNIT, {"federation": {"exclude_after": 2}}, "federation.exclude_after: got 2 with `privacy.unit`"),
+        (UNIT, {"federation": {"round_attempts": 2}}, "federation.round_attempts: got 2 with `privacy.unit`"),
+        (UNIT, {"federation": {"max_update_norm": 2.0}}, "federation.max_update_norm: got 2.0 with .* clipped instead"),
+        (UNIT, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit`'),
+        (UNIT, {"federation": {"links": {"latency_ms": 3.0}}}, "federation.links: got a model of time with `privacy.unit`"),
+        (UNIT, {"evaluation": {"save": "best"}, "data": {"path": "x"}}, 'evaluation.save: got "best" with `privacy.unit`'),
+        (UNIT, {"tracking_by_client": True}, "tracking_by_client: got true with `privacy.unit`"),
+        (UNIT, {"method": {"kind": "custom"}}, 'method.kind: got "custom" with `privacy.unit`'),
+        (
+            UNIT,
+            {"federation": {"partition": "machines"}, "data": {"labels": ["a", "b"]}},
+            'federation.partition: got "machines" with `privacy.unit`',
+        ),
+    ],
+)
+def test_it_is_rejected_in_a_sentence(privacy: dict[str, Any], tables: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config(privacy, **tables)
+
+
+def test_noise_or_epsilon_is_enough() -> None:
+    assert config(UNIT).privacy.budget is None
+    assert config({"unit": "client", "epsilon": 4.0}).privacy.budget == 4.0
+
+
+def test_a_plan_says_what_it_costs_and_whether_it_can_learn() -> None:
+    options = PrivacyOptions(unit="client", noise_multiplier=2.0, max_epsilon=8.0)
+    plan = plan_of(options, 50, 5, 40)
+    assert plan is not None and plan.most_rounds == 4 and plan.epsilon(40) == pytest.approx(4.3772, abs=1e-4) and plan.affordable == 40
+    told = dict(plan_lines(plan, 37_634))
+    assert told["takes part"].startswith("4 of 40 rounds at most, 5 of 50 clients")
+    assert told["epsilon"] == "4.378 for every client after 40 rounds; budget 8 holds for 40"
+    assert told["noise to signal"].startswith(
+        "at least 77.6 to 1: the model will not learn. 1 to 1 needs 388 clients per round, or 6 numbers"
+    )
+    few = plan_of(options, 50, 50, 10)
+    assert few is not None and dict(plan_lines(few, 1538))["noise to signal"] == "at least 1.57 to 1"
+
+
+def test_a_budget_ends_a_plan_before_the_first_client_would_pass_it() -> None:
+    plan = plan_of(PrivacyOptions(unit="client", noise_multiplier=2.0, max_epsilon=2.5), 50, 5, 40)
+    assert plan is not None and plan.epsilon(plan.affordable) <= 2.5 < plan.epsilon(plan.affordable + 1)
+    assert f"ends the run after {plan.affordable} of 40 rounds" in dict(plan_lines(plan, 10))["epsilon"]
+
+
+def test_an_epsilon_is_never_shown_below_itself() -> None:
+    assert (rounded_up(1.0), rounded_up(1.0001), rounded_up(0.9999)) == ("1.000", "1.001", "1.000")
