@@ -303,4 +303,10 @@ def test_the_plan_of_a_run_asks_as_many_as_the_schedule_does() -> None:
         options.schedule: [len(clients) for *_, clients in planned(AnySchedule(before=1), CLIENTS, 3, KEY, options)]
         for options in (STOP, OVER, BUFFERED)
     }
-    assert sizes == {"synchronous": [2, 3, 3, 3], "over-select": [2, 5, 5, 5], "buffered": [2, 3, 2, 2]}
+    assert sizes == {"synchronous": [2, 3, 3, 3], "over-select": [3, 5, 5, 5], "buffered": [2, 3, 2, 2]}
+
+
+def test_over_selection_measures_by_the_first_answers_too() -> None:
+    late = {("0", 0): 9.0, ("1", 0): 9.0}
+    steps, _ = rounds(OVER, late, before=1, rounds=1)
+    assert len(steps[0].record.cohort) == 3 and len(steps[0].record.steps) == 2

@@ -60,7 +60,7 @@ def schedule(method: Method[Any, Any]) -> tuple[Round, ...]:
 def cohort(
     phase: Phase[Any, Any, Any, Any],
     clients: Sequence[ClientId],
-    per_round: int,
+    size: int,
     key: Key,
     sampled_before: int,
     attempt: int = 0,
@@ -72,12 +72,10 @@ def cohort(
     happened in earlier rounds. A further attempt at a round samples from the stream below, under its number.
 
     Args:
+        size: how many are asked, see `schedules.plan_of`.
         excluded: their places go to the clients that come next in the order drawn.
     """
-    if phase.cohort == "sampled":
-        size, stream = per_round, key.fold("cohort", sampled_before)
-    else:
-        size, stream = phase.cohort, key.fold("cohort", phase.name)
+    stream = key.fold("cohort", sampled_before) if phase.cohort == "sampled" else key.fold("cohort", phase.name)
     if size >= len(clients):
         return tuple(sorted(client for client in clients if client not in excluded))
     order: list[int] = (stream.fold("attempt", attempt) if attempt else stream).permutation(len(clients)).tolist()

@@ -6,7 +6,8 @@
 | over-select | f m clients, rounded up | m answers | are dropped (Bonawitz et al., MLSys 2019) |
 | buffered | as many as are missing from m at work | k answers | go on (FedBuff: Nguyen et al., AISTATS 2022) |
 
-Phases with a fixed cohort, and those of one round, are synchronous under "buffered"; the first are so under "over-select" too.
+Phases with a fixed cohort, and those of one round, are synchronous under "buffered". Under "over-select" a phase that asks a fixed number
+of clients, as one that measures, ends with the first so many answers too; one that asks everybody waits for all of them.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ def plan_of(phase: Phase[Any, Any, Any, Any], now: Round, options: FederationOpt
     Args:
         per_round: m, clients of a sampled round.
     """
+    wanted = per_round if phase.cohort == "sampled" else phase.cohort
+    if options.schedule == "over-select" and "over-select" in phase.schedules:
+        return RoundPlan(math.ceil(options.over_selection * wanted - 1e-9), wanted)
     if phase.cohort != "sampled":
-        return RoundPlan(phase.cohort, phase.cohort)
-    if options.schedule == "over-select":
-        return RoundPlan(math.ceil(options.over_selection * per_round - 1e-9), per_round)
+        return RoundPlan(wanted, wanted)
     if options.schedule == "buffered" and _is_buffered(phase):
         enough = math.ceil(per_round / 2) if options.buffer_size is None else min(options.buffer_size, per_round)
         return RoundPlan(per_round, enough, goes_on=now.index + 1 < now.num_rounds, buffered=True)
