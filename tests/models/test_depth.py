@@ -221,6 +221,33 @@ def test_a_few_new_rows_are_computed_by_themselves() -> None:
     assert bits(one.params) == bits(fit(plain, noisy(plain), [[other, known, other]], TrainingOptions(), KEY, trained=upper(plain)).params)
 
 
+def test_the_new_rows_of_all_batches_of_a_training_are_computed_together() -> None:
+    task, plain = task_of("bert"), task_of("bert")
+    task.keep_activations(PLENTY)
+    known = padded(TEXTS[:8], 0, total=16, num_classes=2)
+    others = [padded([*TEXTS[:7], TEXTS[i]], 0, total=16, num_classes=2) for i in (8, 9)]
+    sizes: list[int] = []
+    inner: Any = task._network.blocks[0].attention
+    fit(task, noisy(task), [[known] * 2], TrainingOptions(), KEY, trained=upper(task))
+    inner.register_forward_hook(lambda _module, _args, out: sizes.append(len(out[0])))
+    found = [fit(one, noisy(one), [others, others], TrainingOptions(), KEY, trained=upper(one)).params for one in (task, plain)]
+    assert sizes == [4], "two new rows of two batches and two to compare"
+    assert bits(found[0]) == bits(found[1])
+
+
+def test_rows_are_computed_ahead_only_as_far_as_they_can_be_kept_and_are_wanted() -> None:
+    task = task_of("bert")
+    size = task.keep_activations(10**5)
+    assert size is not None
+    some = [padded([text], 0, total=16, num_classes=2) for text in TEXTS[:6]]
+    task.keep_activations(3 * size.of(16))
+    fit(task, noisy(task), [some], TrainingOptions(), KEY, trained=upper(task))
+    assert task.lower_blocks is not None and task.lower_blocks.computed <= 3 + len(some)
+    task.keep_activations(PLENTY)
+    fit(task, noisy(task), [some, some], TrainingOptions(max_steps=2), KEY, trained=upper(task))
+    assert task.lower_blocks.computed == 4, "each of the two once ahead, and once where nothing was there to compare it with"
+
+
 class _Crowded(nn.Module):
     """A block whose rows depend on how many others there are."""
 

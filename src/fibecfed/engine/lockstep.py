@@ -38,6 +38,8 @@ class OwnTask(CountedTask):
         self._ask = ask
         self._stream: object = None
 
+    keep_ahead = None  # joined batches are padded further than those of one client
+
     def gradients(self, wanted: Wanted) -> Gradients:
         """Those of one batch, when all clients have asked."""
         self._count(wanted.params, wanted.batch)

@@ -22,6 +22,9 @@ from .optimisers import Optimiser, row_masks
 from .options import TrainingOptions
 from .tokens import MeanOver, amount_of, counted, is_apart, step_loss
 
+_TOLD = 64
+"""Batches that a task is told of at a time."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -84,7 +87,8 @@ def fit(
     with task.training(key):
         for number, epoch in enumerate(epochs):
             seen: list[tuple[Tensor, int, int]] = []
-            for group in _groups(epoch, options.gradient_accumulation):
+            left = (options.max_steps - num_steps) * options.gradient_accumulation if options.max_steps else None
+            for group in _groups(_ahead(task, work, moving, epoch, left), options.gradient_accumulation):
                 if options.max_steps and num_steps == options.max_steps:
                     break
                 parts: list[tuple[list[Tensor], float]] = []
@@ -111,6 +115,20 @@ def fit(
         raise FloatingPointError(f"the tensor {bad} is not finite after {num_steps} steps")
     mean = total / num_counted if num_counted else 0.0
     return Fit(result, num_steps, num_examples, mean, found.neurons(), found.traces(), found.halves(moving))
+
+
+def _ahead(task: Task, params: Params, moving: Sequence[str], epoch: Iterable[Batch], left: int | None) -> Iterable[Batch]:
+    """The batches of an epoch; a task that keeps activations is told of the next ones, at most `left` in all where that is not None."""
+    keep = getattr(task, "keep_ahead", None)
+    if keep is None:
+        return epoch
+    return _told(partial(keep, params, moving), islice(epoch, left))
+
+
+def _told(tell: Callable[[Sequence[Batch]], None], batches: Iterator[Batch]) -> Iterator[Batch]:
+    while some := list(islice(batches, _TOLD)):
+        tell(some)
+        yield from some
 
 
 def _groups(epoch: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -75,6 +75,10 @@ class Activations:
             return 0
         return (len(self._pool) - len(self._free)) * ActivationSize(self._pool.shape[-1], 0, self._pool.dtype).page
 
+    def has_room(self, rows: int, tokens: int) -> bool:
+        """Whether so many rows of so many tokens can be kept without another one going."""
+        return self._pool is None or len(self._free) >= rows * num_pages(tokens)
+
     def clear(self) -> None:
         """Keep nothing; the pool stays for what comes."""
         self._rows.clear()

@@ -20,10 +20,10 @@ from ..core.rng import Key
 from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
 from ..core.types import Batch, Params
-from .activations import ActivationSize
 from .checkpointing import recomputed
-from .depth import LowerBlocks, begins_of, graph_from
+from .depth import begins_of, graph_from
 from .heads import UnsupportedModel
+from .keeping import KeepsActivations
 from .maps import adapted_weights, low_rank_maps, recorded, removing, trained_linears
 from .network import ADAPTER, AdaptedNetwork
 from .objectives import Objective
@@ -33,7 +33,7 @@ from .turns import KERNELS, lock_of, one_at_a_time
 _NOT_INPUTS = ("labels", "targets", "weights")
 
 
-class AdaptedModel:
+class AdaptedModel(KeepsActivations):
     """A Hugging Face model, usually wrapped by PEFT or with an adapter of ours, for `fibecfed`'s functions; what it predicts is the
     objective's.
 
@@ -86,7 +86,6 @@ class AdaptedModel:
         adapter = self._network.adapter
         front = self.num_layers // 2 if adapter is not None and adapter.from_middle else 0
         self._begins = begins_of(self._layers, self._norms, ADAPTER, front, self.num_layers)
-        self.lower_blocks: LowerBlocks | None = None
         self.recomputes_blocks = False  # in the backward pass, from their inputs: `checkpointing`
         self.linears = trained_linears(self.model, self._name_set)
         self._adapted = adapted_weights(self.model)
@@ -242,26 +241,6 @@ class AdaptedModel:
         self._set_attention("eager")
 
     @one_at_a_time
-    def keep_activations(self, budget: int) -> ActivationSize | None:
-        """From now on keep the output of blocks below all that is trained, see `LowerBlocks`, in at most `budget` bytes.
-
-        Returns:
-            What an example takes; None where nothing can be kept: dropout makes each output another, or the blocks of this model give
-            the next ones more than their output.
-        """
-        if self.dropout:
-            return None
-        lower = LowerBlocks(tuple(self._network.blocks), budget)
-        params, ids = self.params(), self._network.few_tokens(self._objective.mask_id, self._device)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with self._kernels():
-            output = lower.tried(lambda inputs: self._logits(params, inputs, keeps=False), batch, max(1, self.num_layers // 2))
-        if output is None:
-            return None
-        self.lower_blocks = lower
-        return ActivationSize(output.shape[2], output.shape[1] - ids.shape[1], output.dtype)
-
-    @one_at_a_time
     def exact(self) -> Self:
         """The same function in float32, or float64 if the model is, with attention that has second derivatives. A copy."""
         model = copy.deepcopy(self.model)
@@ -287,9 +266,11 @@ class AdaptedModel:
 
         def forward(inputs: Batch) -> Tensor:
             moved = {name: value.to(self._device) for name, value in inputs.items()}
-            return functional_call(self._network, swapped, (moved, embeddings, adapted), tie_weights=False)
+            skipped = 0 if self.lower_blocks is None else self.lower_blocks.skipped
+            own = {name: value for name, value in swapped.items() if self._stands_from(name, skipped)} if skipped else swapped
+            return functional_call(self._network, own, (moved, embeddings, adapted), tie_weights=False)
 
-        inputs = {name: value for name, value in batch.items() if name not in _NOT_INPUTS or name in self._objective.takes}
+        inputs = self._inputs(batch)
         first = self._first_trained(params) if embeddings is None else 0
         lower = self.lower_blocks if keeps and adapted and embeddings is None and not self.model.training else None
         repeated = self._network.blocks if self.recomputes_blocks else ()
@@ -311,6 +292,14 @@ class AdaptedModel:
                 delta = delta.T if weight in self._transposed else delta
                 swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
         return swapped
+
+    def _inputs(self, batch: Batch) -> Batch:
+        return {name: value for name, value in batch.items() if name not in _NOT_INPUTS or name in self._objective.takes}
+
+    def _stands_from(self, swapped: str, block: int) -> bool:
+        """Whether a tensor, by its name in the network, does not lie in a block before number `block`."""
+        layer = self._find_layer(swapped.removeprefix("model."))
+        return layer is None or layer >= block
 
     def _first_trained(self, params: Params) -> int | None:
         """The lowest block in which a tensor that requires a gradient has a part, L if the head alone does; None without gradients."""

@@ -113,6 +113,9 @@ class LowerBlocks:
         self._blocks = blocks
         self._base: _Base | None = None
         self._compared: Counter[tuple[Any, ...]] = Counter()
+        self.skipped = 0
+        """Blocks that do not run in the present call: what is in them and below has no part in it."""
+        self._before = 0  # positions before those of the text in what was kept last
 
     def run(self, forward: Forward, batch: Batch, first: int | None, lower: Callable[[int], Params], attention: str) -> Tensor:
         """`forward(batch)`, with the blocks at the bottom left out if their output is kept.
@@ -138,6 +141,51 @@ class LowerBlocks:
         if len(outputs) == 1 and len(outputs[0]) == len(rows.keys):
             self._learn(base, forward, rows, known, outputs[0].detach())
         return result
+
+    def ahead(self, forward: Forward, batches: Sequence[Batch], first: int, lower: Callable[[int], Params], attention: str) -> None:
+        """Keep what these batches of a training will ask for, as far as it fits without another row going.
+
+        Rows that are missing are computed in batches as large as those, instead of a few at a time beside the kept ones of each.
+
+        Args:
+            first: the lowest block in which anything is trained. The others are those of `run`.
+        """
+        base = self._base_of(first, lower)
+        if base is None or not self.by_row:
+            return
+        alike: dict[Any, list[_Rows]] = {}
+        for batch in batches:
+            rows = _Rows.of(batch, attention, self.by_row)
+            forms = tuple((name, value.shape[1:], value.dtype) for name, value in sorted(batch.items()))
+            alike.setdefault((forms, rows.padded), []).append(rows)
+        for group in alike.values():
+            if not self._fill(base, forward, _Rows.joined(group), max(len(rows.keys) for rows in group)):
+                return
+
+    def _fill(self, base: _Base, forward: Forward, rows: _Rows, size: int) -> bool:
+        """Keep rows that are missing, `size` at a time; whether that went well and there is room for more."""
+        places = {key: row for row, key in reversed(list(enumerate(rows.keys)))}
+        known, missing = ([row for key, row in places.items() if (key in self.kept) is there] for there in (True, False))
+        for start in range(0, len(missing), size):
+            new = missing[start : start + size]
+            beside = known[: len(new) // 4 * 4 + 4 - len(new)] if len(new) < size else []
+            part = rows.part([*new, *beside])
+            if not self.kept.has_room(len(new), part.num_tokens + self._before):
+                return False
+            if part.padded != rows.padded:
+                continue
+            output = self._alone(base, forward, part.batch)
+            if output is None or len(output) != len(part.keys):
+                return False
+            self.computed += len(part.keys)
+            if not beside:
+                self._learn(base, forward, part, (), output)
+            elif self._same(self.kept.rows(part.keys[len(new) :]), output[len(new) :]):
+                self.kept.keep(part.keys, output)
+            if not self.by_row:
+                return False
+            known += new
+        return True
 
     def tried(self, forward: Forward, batch: Batch, first: int) -> Tensor | None:
         """The output of the blocks before number `first`; None where the body needs more of them, so that they cannot be left out."""
@@ -193,6 +241,7 @@ class LowerBlocks:
         if known and not self._same(self.kept.rows([rows.keys[row] for row in known]), output[list(known)]):
             return
         self._compared[rows.shape] += len(known)
+        self._before = output.shape[1] - rows.num_tokens
         if self.by_row and self._compared[rows.shape] < ENOUGH and len(rows.keys) > 1:
             some = sorted(rows.shortest_first()[: min(ENOUGH, len(rows.keys) // 2)])
             alone = self._alone(base, forward, rows.part(some).batch)
@@ -235,12 +284,14 @@ class LowerBlocks:
         """Inside, each of the lower blocks gives `hidden`, whatever it is given."""
         lower = self._blocks[: base.first]
         before = [vars(block).get("forward") for block in lower]
+        self.skipped = base.first
         try:
             for block, form in zip(lower, base.forms, strict=True):
                 assert form is not None
                 block.forward = _giving(form(hidden), block.forward)
             yield
         finally:
+            self.skipped = 0
             for block, own in zip(lower, before, strict=True):
                 vars(block).pop("forward", None)
                 if own is not None:
@@ -286,6 +337,18 @@ class _Rows:
             salt += hashlib.blake2b(table.tobytes(), digest_size=16).digest()
         keys = [hashlib.blake2b(salt + row.tobytes(), digest_size=16).digest() for row in table]
         return cls(batch, keys, padded, (*table.shape, attention, padded))
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Rows]) -> _Rows:
+        """The rows of several batches that are padded alike."""
+        batch = {name: torch.cat([part.batch[name] for part in parts]) for name in parts[0].batch}
+        keys = [key for part in parts for key in part.keys]
+        return cls(batch, keys, parts[0].padded, (len(keys), *parts[0].shape[1:]))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of each row, padding included."""
+        return self.batch["attention_mask"].shape[1]
 
     def shortest_first(self) -> list[int]:
         """Numbers of the rows: in a batch with padding the first of them have some."""
