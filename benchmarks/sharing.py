@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fibecfed.core.records import EvalRecord, read
+from fibecfed.core.records import EvalRecord, RoundRecord, read
 
 from study import SHARING, SPREAD  # isort: skip
 
@@ -35,6 +35,7 @@ class Outcome:
     seconds: float
     steps: int
     left: dict[str, int] | None
+    kept: tuple[int, int, int]
 
 
 def accuracy(statistics: Any) -> float:
@@ -46,7 +47,10 @@ def accuracy(statistics: Any) -> float:
 def outcome(folder: Path) -> Outcome:
     """Of a run's folder."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    before, after = [record for record in read(folder / "records.jsonl")[1] if isinstance(record, EvalRecord)][-2:]
+    records = read(folder / "records.jsonl")[1]
+    before, after = [record for record in records if isinstance(record, EvalRecord)][-2:]
+    notes = [note for record in records if isinstance(record, RoundRecord) for note in record.notes.values()]
+    steps = [note["kept_step"] for note in notes if "kept_step" in note]
     return Outcome(
         before=accuracy(before.pooled),
         after=accuracy(after.pooled),
@@ -57,6 +61,7 @@ def outcome(folder: Path) -> Outcome:
         seconds=summary["compute_s"],
         steps=summary["steps"],
         left=summary["selected"].get("left_after_round"),
+        kept=(steps.count(0.0), steps.count(0.5), steps.count(1.0)),
     )
 
 
@@ -66,8 +71,8 @@ def mean(outcomes: list[Outcome], name: str) -> float:
 
 def presets(root: Path) -> None:
     """Presets beside `lora` on the seeds that both have: scores at the end, bytes and clients' CPU seconds over those of `lora`."""
-    print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU | kept |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for task, spread in DATA:
         for method in ("lora validated", "best", "fast"):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
@@ -79,8 +84,9 @@ def presets(root: Path) -> None:
             scores = " | ".join(
                 f"{mean(*of):.1f}" for of in ((lora, "before"), (lora, "after"), (ours, "after"), (lora, "server"), (ours, "server"))
             )
+            kept = " / ".join(str(sum(one.kept[k] for one in ours)) for k in range(3))
             cost = " | ".join(f"{mean(ours, name) / mean(lora, name):.2f}" for name in ("megabytes", "seconds"))
-            print(f"| {task} | {NAMES[spread]} | {method} | {len(pairs)} | {scores} | {cost} |")
+            print(f"| {task} | {NAMES[spread]} | {method} | {len(pairs)} | {scores} | {cost} | {kept} |")
 
 
 def main() -> None:

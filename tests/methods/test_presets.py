@@ -97,3 +97,15 @@ def test_a_run_with_it_has_the_bits_of_its_keys():
         world.finish()
         ends.append(world.server.params)
     assert same(*ends)
+
+
+@pytest.mark.parametrize("preset", ["fast", "best"])
+@pytest.mark.parametrize("clients", [1, 2])
+def test_one_client_and_two_can_be_trained_with_it(preset: str, clients: int):
+    """With one nothing is known of how far clients agree, and everything stays shared."""
+    data, task = made_data(clients, 12), made_task(2)
+    world = federation(made_method("fibecfed", clients=clients, rounds=3, preset=preset), task, data, per_round=clients)
+    world.finish()
+    assert all(value.isfinite().all() for value in world.server.params.values())
+    if clients == 1:
+        assert not world.method.summary(world.server)["left_after_round"]
