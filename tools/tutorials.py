@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert.exporters import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
+from nbformat.v4 import new_output
 from traitlets.config import Config
 
 SOURCES = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
@@ -60,12 +61,27 @@ def page(source: Path) -> dict[str, str | bytes]:
 
 
 def _shown(outputs: list[Any]) -> Iterator[Any]:
-    """What a cell printed and drew, without what libraries say on standard error."""
+    """What a cell printed, in one piece, and drew; without what libraries say on standard error."""
+    printed: Any = None
     for output in outputs:
-        if output.get("name") == "stdout":
-            output["text"] = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output["text"])
-        if output.get("name") != "stderr":
+        data = output.get("data", {})
+        if data.get("text/html", "").lstrip().startswith("<pre"):  # lines that rich prints
+            output = new_output("stream", name="stdout", text=data["text/plain"])
+        if output.get("name") == "stderr":
+            continue
+        if output["output_type"] != "stream":
+            printed = None
             yield output
+        elif printed is None:
+            printed = output
+            printed["text"] = _plain(output["text"])
+            yield printed
+        else:
+            printed["text"] += _plain(output["text"])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
 def _described(text: str) -> str:

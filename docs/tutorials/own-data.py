@@ -55,7 +55,7 @@ config = {
 # %% [markdown]
 # ## Train
 #
-# `fibecfed.run` is the command `fibecfed run` in Python. It returns what `summary.json` holds.
+# `fibecfed.run` is the command `fibecfed run` in Python; a DataFrame instead of a file is given as `data=`. It returns what `summary.json` holds, and the models.
 
 # %%
 import fibecfed
