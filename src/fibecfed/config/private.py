@@ -55,6 +55,8 @@ def private(config: Tables) -> Iterator[str]:
     for name, default in (("speeds", SpeedOptions()), ("links", LinkOptions())):
         if getattr(federation, name) != default:
             yield f"federation.{name}: got a model of time {unit}, whose records have none: it tells how much each client holds; remove it"
+    if (got := config.resources.cohort_batch) > 1:
+        yield f"resources.cohort_batch: got {got} {unit}: in joined passes a client's texts change others' updates by roundings; remove it"
     if config.evaluation.save == "best":
         yield f'evaluation.save: got "best" {unit}, which would choose a model by validation examples; set "last"'
     if config.tracking_by_client:
