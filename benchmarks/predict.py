@@ -46,7 +46,9 @@ def texts_of_package(number: int) -> list[str]:
     """Sentences, every tenth with the nine before it."""
     data = load_data(DataOptions(task="movie-reviews"), Key(0))
     sentences = [*data.train.texts, *data.test.texts]
-    return [" ".join(sentences[row - 9 : row + 1]) if row % 10 == 9 else sentences[row] for row in range(min(number, len(sentences)))]
+    rows = range(number)
+    around = [sentences[row % len(sentences)] for row in rows]  # more than there are begin again
+    return [" ".join(around[row - 9 : row + 1]) if row % 10 == 9 else around[row] for row in rows]
 
 
 def main(number: int, repetitions: int) -> None:
