@@ -23,7 +23,7 @@ from .options import TrainingOptions
 from .tokens import MeanOver, amount_of, counted, is_apart, step_loss
 
 _TOLD = 64
-"""Batches that a task is told of at a time."""
+"""Batches that a task learns of at a time."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def fit(
 
 
 def _ahead(task: Task, params: Params, moving: Sequence[str], epoch: Iterable[Batch], left: int | None) -> Iterable[Batch]:
-    """The batches of an epoch; a task that keeps activations is told of the next ones, at most `left` in all where that is not None."""
+    """The batches of an epoch; a task that keeps activations gets the next ones ahead, at most `left` in all where that is not None."""
     keep = getattr(task, "keep_ahead", None)
     if keep is None:
         return epoch
