@@ -33,7 +33,7 @@ from .fits import num_clients, reject_misfits
 from .methods import catalogue
 from .models.activations import ActivationSize
 from .models.adapted_model import AdaptedModel
-from .models.answers import Answers
+from .models.answers import Answers, Writing
 from .models.base_models import (
     PretrainedConfig,
     Source,
@@ -337,9 +337,20 @@ def _batch_bytes(inputs: Inputs, size: ActivationSize) -> int:
     return min(len(lengths), inputs.config.training.batch_size) * size.of(int(lengths.max())) if len(lengths) else 0
 
 
+def _writing(inputs: Inputs) -> Writing | None:
+    options, tokenizer = inputs.config.evaluation, inputs.tokenizer
+    if not options.generate:
+        return None
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    return Writing(decode, stop_ids(inputs.source, tokenizer), options.max_new_tokens, options.generate, options.exact_match)
+
+
 def _objective(inputs: Inputs) -> Objective:
     if is_instruction(inputs.config):
-        return Answers()
+        return Answers(_writing(inputs))
     if inputs.prompt is not None:
         return LabelWords(inputs.prompt.token_ids, inputs.prompt.mask_id)
     return ClassHead(len(inputs.data.classes(f'model.head = "{inputs.config.model.head}"')))

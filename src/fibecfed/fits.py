@@ -26,6 +26,13 @@ def reject_misfits(config: Config, model_config: PretrainedConfig, data: Federat
         raise UserError(
             f"data.max_length: got a text of {got} tokens, expected at most {longest - taken}, the model's positions{but}; set it to that"
         )
+    if config.evaluation.generate and longest and len(data.test):
+        room = longest - int(data.test.lengths.max())
+        if config.evaluation.max_new_tokens > room:
+            raise UserError(
+                f"evaluation.max_new_tokens: got {config.evaluation.max_new_tokens} beside test examples of {longest - room} tokens, "
+                f"expected at most {room}, which the model's {longest} positions leave; lower it, or `data.max_length`"
+            )
     window, prompt = sliding_window(model_config), getattr(getattr(config.method, "adapter", None), "num_tokens", 0)
     if window and prompt and got + prompt > window:
         raise UserError(

@@ -251,6 +251,7 @@ class _Session:
             tolerance=tolerance,
             start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
             totals=clients.totals,
+            tests=[data.client(client).test for client in asked] if self.config.evaluation.generate else (),
         )
         evaluator = Unscored(plain(self.prepared.task.statistics.zero)) if scores_nothing(self.prepared) else exact
         rounds = schedule(self.method)

@@ -184,6 +184,7 @@ RULES: list[tuple[dict[str, Any], str]] = [
     ({"method": {"kind": "lora", "head": "personal"}}, 'method.head: got "personal" with `data.kind` = "instruction"'),
     ({"method": {"kind": "self-evolution"}}, 'method.kind: got "self-evolution", which needs the probabilities of classes'),
     ({"method": {"kind": "prompt-tuning"}}, 'method.kind: got "[a-z-]+", whose adapter is trained with a classification head'),
+    ({"evaluation": {"generate": 2}, "data": {"loss_on": "all"}}, 'evaluation.generate: got 2 with `data.loss_on` = "all"'),
     ({"model": {"head": "last"}}, 'model.head: got "last" with `data.kind` = "instruction", which trains no head'),
     (
         {"method": {"curriculum": {"order": "ira", "scoring": "training"}}},
@@ -196,3 +197,25 @@ RULES: list[tuple[dict[str, Any], str]] = [
 def test_keys_that_do_not_go_with_answers_are_refused(tables: dict[str, Any], said: str, folder: Path) -> None:
     with pytest.raises(UserError, match=said):
         chat_config(folder, **tables)
+
+
+def test_answers_are_generated_after_the_last_round_and_only_sums_are_recorded(folder: Path, tmp_path: Path) -> None:
+    plain = chat_config(folder, method=METHODS["fibecfed"])
+    config = chat_config(folder, method=METHODS["fibecfed"], evaluation={"generate": 2, "max_new_tokens": 6})
+    summary = session.start(config, tmp_path / "run")
+    assert summary["adapters"] == session.start(plain, tmp_path / "plain")["adapters"]
+    metrics = summary["scores"]["metrics"]
+    for whose in ("personalised", "global"):
+        assert 0 <= metrics[whose]["exact_match"] <= 1 and 0 <= metrics[whose]["stop_rate"] <= 1
+    last = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()][-1]
+    assert last["pooled"]["generated"] == sum(sums["generated"] for sums in last["clients"].values()) == last["server"]["generated"] > 0
+    assert all(sums["generated"] <= 2 for sums in last["clients"].values())
+    assert set(last["pooled"]) == {"token_nll", "tokens", "correct_tokens", "examples", "generated", "exact", "stopped", "new_tokens"}
+
+
+def test_answers_for_which_the_model_has_no_room_are_refused(folder: Path) -> None:
+    refused(
+        folder,
+        "evaluation.max_new_tokens: got 500 beside test examples of [0-9]+ tokens",
+        evaluation={"generate": 1, "max_new_tokens": 500},
+    )

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from fibecfed.core.task import DELTA
 from fibecfed.models.answer_task import AnswerTask
-from fibecfed.models.answers import Answers
+from fibecfed.models.answers import Answers, Writing
 
 PROMPTS = [[5, 9, 4, 7], [8], [11, 6, 13, 3, 9, 9, 5], [4, 4], [7, 12, 9], [6, 5], [14, 3, 8, 8, 5], [10]]
 
@@ -90,3 +90,34 @@ def test_scores_of_tokens_are_in_float32_under_bf16() -> None:
     task.generate(params, PROMPTS[:2], stop_ids=[2], max_new_tokens=3)
     handle.remove()
     assert seen and set(seen) == {torch.float32}
+
+
+def test_sums_of_written_answers_are_those_of_a_loop_over_texts() -> None:
+    _, params = made()
+    writing = Writing(lambda tokens: " ".join(map(str, tokens)), (2,), 12, 3, "whitespace")
+    task = AnswerTask(answer_model("llama"), objective=Answers(writing))
+    task.model.load_state_dict(made()[0].model.state_dict())
+    texts = [(prompt, [*own(task, params, prompt, [2], 3), 2] if place % 2 else [9, 2]) for place, prompt in enumerate(PROMPTS[:3])]
+
+    class Given:
+        def __len__(self) -> int:
+            return len(texts)
+
+        def batch(self, positions: list[int]) -> dict[str, torch.Tensor]:
+            prompt, answer = texts[positions[0]]
+            ids = torch.tensor([[*prompt, *answer]])
+            labels = ids.clone()
+            labels[:, : len(prompt)] = -100
+            return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+    found = task.written(params, Given())  # pyright: ignore[reportArgumentType]
+    rows = [own(task, params, prompt, [2], 12) for prompt, _ in texts]
+    assert {name: int(value) for name, value in found.items()} == {
+        "generated": 3,
+        "exact": sum(row == answer for row, (_, answer) in zip(rows, texts, strict=True)),
+        "stopped": sum(row[-1] == 2 for row in rows),
+        "new_tokens": sum(map(len, rows)),
+    }
+    texts[0] = (PROMPTS[0], rows[0] if rows[0][-1] == 2 else [*rows[0], 2])
+    texts[1] = (PROMPTS[1], [9, 9])  # cut: it has no end token
+    assert int(task.written(params, Given())["generated"]) == 2  # pyright: ignore[reportArgumentType]

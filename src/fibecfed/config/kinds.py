@@ -74,6 +74,9 @@ def of_kind(config: Tables) -> Iterator[str]:
         for name in _changed(data, _OF_ANSWERS):
             got = getattr(data, name)
             yield f'data.{name}: got {got!r} with `data.kind` = "classification"; set `data.kind` = "instruction", or remove it'
+        if config.evaluation.generate:
+            got = config.evaluation.generate
+            yield f'evaluation.generate: got {got} with `data.kind` = "classification", whose examples have no answers; remove it'
         if ordered == "ira":
             yield 'method.curriculum.order: got "ira", which is of answers, with `data.kind` = "classification"; choose another order'
         return
@@ -89,6 +92,9 @@ def of_kind(config: Tables) -> Iterator[str]:
         for name in _changed(data, _OF_FILES):
             own = "its own columns and test set"
             yield f"data.{name}: got {getattr(data, name)!r} with `data.task`, which has {own}; remove it, or set `data.path`"
+    if config.evaluation.generate and data.loss_on == "all":
+        got = config.evaluation.generate
+        yield f'evaluation.generate: got {got} with `data.loss_on` = "all", which does not tell prompts from answers; set it to "answers"'
     if data.chat_template == NO_TEMPLATE:
         for name in _changed(data, ("system", "system_column")):
             yield f'data.{name}: got {getattr(data, name)!r} with `data.chat_template` = "none", which knows no system message; remove it'

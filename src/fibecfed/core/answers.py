@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .statistics import EXAMPLES, Statistics, Totals
 from .types import Batch
+from .written import EXACT, GENERATED, STOPPED, zero_of_written
 
 IGNORED = -100
 """Label of a token that nothing is learned from, as transformers has it."""
@@ -26,17 +27,21 @@ def targets_of(batch: Batch) -> Int[Tensor, " batch"] | None:
     return None if labels is None or labels.ndim != 2 else predicted(labels).sum(1)
 
 
-def of_answers() -> Statistics:
+def of_answers(written: bool = False) -> Statistics:
     """The sums of predicted answers.
 
     `token_nll` sums -log p of every labelled token given what stands before it, nat; `tokens` counts them, `correct_tokens` those of them
-    that are the most likely ones, `examples` the texts.
+    that are the most likely ones, `examples` the texts. Those of `core.written` are of answers that were generated.
+
+    Args:
+        written: with these.
     """
     zero = {
         TOKEN_NLL: torch.zeros((), dtype=torch.float64),
         TOKENS: torch.zeros((), dtype=torch.int64),
         CORRECT_TOKENS: torch.zeros((), dtype=torch.int64),
         EXAMPLES: torch.zeros((), dtype=torch.int64),
+        **(zero_of_written() if written else {}),
     }
     return Statistics(zero, lambda totals: (int(totals[EXAMPLES]),), _impossible, lambda place: "any kind", "nll")
 
@@ -45,6 +50,13 @@ def _impossible(totals: Totals) -> str | None:
     nll, tokens, correct, examples = float(totals[TOKEN_NLL]), *(int(totals[name]) for name in (TOKENS, CORRECT_TOKENS, EXAMPLES))
     if nll < 0:
         return f"{TOKEN_NLL} is {nll}, expected at least 0"
+    if GENERATED in totals:
+        generated = int(totals[GENERATED])
+        if generated > examples:
+            return f"{GENERATED} is {generated}, expected at most {examples}, the number of examples"
+        for name in (EXACT, STOPPED):
+            if int(totals[name]) > generated:
+                return f"{name} is {int(totals[name])}, expected at most {generated}, the number of generated answers"
     if correct > tokens:
         return f"{CORRECT_TOKENS} is {correct}, expected at most {tokens}, the number of labelled tokens"
     return f"{TOKENS} is {tokens}, expected at least {examples}, the number of examples" if tokens < examples else None

@@ -16,6 +16,7 @@ from .answers import CORRECT_TOKENS, TOKEN_NLL, TOKENS
 from .errors import UserError
 from .statistics import CALIBRATION, CONFUSION, EXAMPLES, NLL, Sums, number_of_examples
 from .units import percent
+from .written import EXACT, GENERATED, STOPPED
 
 Confusion = Sequence[Sequence[int]]
 
@@ -152,6 +153,10 @@ def _perplexity(sums: Sums) -> float:
     return math.exp(nll) if nll < _LARGEST_NLL else math.nan
 
 
+def _of_written(name: str) -> Callable[[Sums], float]:
+    return lambda sums: sums[name] / sums[GENERATED] if sums[GENERATED] else math.nan
+
+
 _LARGEST_NLL = 700.0
 """Nat; the exponential of more is no ordinary number."""
 
@@ -170,6 +175,8 @@ _ROWS = (
     Metric("nll", "NLL per token", (TOKEN_NLL, TOKENS), _per_token(TOKEN_NLL), higher_is_better=False, unit="nat"),
     Metric("perplexity", "perplexity", (TOKEN_NLL, TOKENS), _perplexity, higher_is_better=False, unit=""),
     Metric("token_accuracy", "token accuracy", (CORRECT_TOKENS, TOKENS), _per_token(CORRECT_TOKENS)),
+    Metric("exact_match", "exact match", (EXACT, GENERATED), _of_written(EXACT)),
+    Metric("stop_rate", "stop rate", (STOPPED, GENERATED), _of_written(STOPPED)),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ROWS}
 """Every metric by name. `f1`, `precision` and `recall` are those of the second of two classes, `macro_...` means over the classes."""

@@ -26,7 +26,7 @@ from .gathering import USABLE
 from .options import FederationOptions
 from .requests import Requests, total_bytes
 from .runtime import Changed, Scored, global_params
-from .scoring import totals
+from .scoring import totals, with_written, writes
 from .transport import Action, Transport, exchange
 
 
@@ -48,6 +48,7 @@ class Evaluator:
         tolerance: what becomes of clients that fail; a quorum is not asked for.
         start: stream of the tensors at the start, given where the clients hold all examples and the server none: they then count for the
             global model too.
+        tests: each client's test slice, where answers are generated.
         totals: computes the sums of a model over several sets of examples, given also the batch size; None: in this process.
     """
 
@@ -61,6 +62,7 @@ class Evaluator:
     tolerance: FederationOptions = STOP
     start: Key | None = None
     totals: Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None = None
+    tests: Sequence[Examples] = ()
 
     def after(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> tuple[EvalRecord, Standing]:
         """Scores after the round `now`: an exchange like the others, its bytes and seconds recorded apart.
@@ -98,6 +100,9 @@ class Evaluator:
             of_server = self._added(of_global)
         elif self.start is None and (self.method.is_personal or not complete):
             of_server = self._global(server)
+            if writes(self.task) and now.number + 1 == sum(phase.num_rounds for phase in self.method.phases):
+                params = self.method.server_params(server)
+                of_server = Scored(with_written(self.task, params, self.tests, of_server.test), of_server.validation)
         else:  # the clients have tested that very model, on just these examples
             of_server = pooled
         own = {client: got.own[client] for client in sorted(got.own)}

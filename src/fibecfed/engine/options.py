@@ -170,6 +170,18 @@ class EvaluationOptions(Options):
         "macro_precision, macro_recall, matthews, loss, calibration_error; of two classes f1, precision, recall (of the second one); "
         "of any class f1:NAME, precision:NAME, recall:NAME.",
     )
+    generate: int = Field(
+        default=0,
+        ge=0,
+        description="For instruction: test examples of each client, at most, whose answers are generated after the last round, for "
+        "exact_match and stop_rate; 0 = none.",
+    )
+    max_new_tokens: int = Field(default=128, ge=1, description="For instruction: tokens of a generated answer, at most.")
+    exact_match: Literal["whitespace", "squad", "number"] = Field(
+        default="whitespace",
+        description="For instruction: how answers are made alike before they are compared: whitespace: white space alone; squad: also "
+        "case, punctuation and English articles; number: the last number of each.",
+    )
     save: Literal["last", "best"] = Field(
         default="last",
         description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best "

@@ -17,7 +17,7 @@ from ..core.types import ClientData, ClientId, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
 from .counting import TOKEN_BLOCKS, CountedTask
 from .lockstep import OwnTask, in_lockstep
-from .scoring import totals
+from .scoring import totals, with_written, writes
 from .shared_fields import only_clipped
 from .stopwatch import Stopwatch
 
@@ -237,17 +237,19 @@ class ClientRuntime:
         where = f"client {client}, evaluation after {now.phase} round {now.index}" if now.phase else f"client {client}, evaluation"
         if action == "evaluate_global":
             changed = decode(Changed, blob).params
-            return encode(self._scored(client, {**self.task.init_params(self.key.fold("init")), **changed}, where))
-        own = self._scored(client, self.personal_params(client, blob, now), where)
+            return encode(self._scored(client, {**self.task.init_params(self.key.fold("init")), **changed}, where, now))
+        own = self._scored(client, self.personal_params(client, blob, now), where, now)
         if action == "evaluate":
             return encode(own)
         broadcast = decode(self._phases[now.phase].down, blob)
         shared = global_params(self.method, self.task, broadcast, client, self.key.fold("init"))
-        return encode(BothScored.of(own, self._scored(client, shared, f"{where}, global model")))
+        return encode(BothScored.of(own, self._scored(client, shared, f"{where}, global model", now)))
 
-    def _scored(self, client: ClientId, params: Params, where: str) -> Scored:
+    def _scored(self, client: ClientId, params: Params, where: str, now: Round) -> Scored:
         data = self.data(client)
         test, validation = (totals(self.task, params, part, self.evaluation_batch_size) for part in (data.test, data.validation))
+        if writes(self.task) and now.number + 1 == sum(phase.num_rounds for phase in self.method.phases):
+            test = with_written(self.task, params, [data.test], test)
         for part, sums in (("test", test), ("validation", validation)):
             if (bad := first_not_finite(sums)) is not None:
                 raise NotFinite(f"{where}: the sum of {bad} over its {part} part is not finite")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from ..core.statistics import added
+from ..core.statistics import Totals, added
 from ..core.task import Task
 from ..core.trees import placed
 from ..core.types import Examples, Params
+from ..core.written import GENERATED
 from ..local.batches import length_batches, of_like_length
 
 
@@ -17,6 +19,18 @@ def totals(task: Task, params: Params, examples: Examples, batch_size: int) -> d
     """The task's sums over all examples, in batches of texts of like length."""
     params = placed(params, task.device)
     return added((task.sums(params, batch) for batch in length_batches(examples, batch_size)), task.statistics.zero)
+
+
+def with_written(task: Any, params: Params, examples: Sequence[Examples], sums: Totals) -> dict[str, torch.Tensor]:
+    """Sums of a model, and with them those of answers that it writes to some of each client's examples."""
+    zero = task.statistics.zero
+    written = [{**zero, **task.written(placed(params, task.device), one)} for one in examples]
+    return added([sums, *written], zero)
+
+
+def writes(task: Any) -> bool:
+    """Whether a task answers an evaluation with sums of answers that it has written."""
+    return GENERATED in task.statistics.zero
 
 
 def totals_of_some(task: Task, params: Params, examples: Examples, batch_size: int, part: int, of: int) -> dict[str, torch.Tensor]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..core.types import Params
+from ..core.answers import IGNORED
+from ..core.types import Batch, Examples, Params
+from ..core.written import EXACT, GENERATED, NEW_TOKENS, STOPPED, matches, zero_of_written
 from .adapted_model import AdaptedModel
 from .network import AdaptedNetwork
 from .turns import one_at_a_time
+
+if TYPE_CHECKING:
+    from .answers import Answers
 
 
 class AnswerTask(AdaptedModel):
@@ -46,6 +51,43 @@ class AnswerTask(AdaptedModel):
             writer = _Writer(self._network)
             found: Tensor = functional_call(writer, self._swapped(params), (ids, mask, stops, max_new_tokens), tie_weights=False)
         return [_until(row, set(stop_ids)) for row in found.tolist()]
+
+    def written(self, params: Params, examples: Examples) -> dict[str, Tensor]:
+        """The sums of `core.written` over answers to some of the examples, evenly spread among those whose last answer is whole.
+
+        The last answer of an example is written anew, after all that stands before it. Nothing but sums is returned.
+        """
+        writing = cast("Answers", self.objective).writing
+        totals = zero_of_written()
+        if writing is None:
+            return totals
+        asked = [_last_answer(examples.batch([place])) for place in range(len(examples))]
+        whole = [one for one in asked if one[0] and one[1] and one[1][-1] in writing.stop_ids]
+        number = min(writing.number, len(whole))
+        some = sorted((whole[place * len(whole) // number] for place in range(number)), key=lambda one: len(one[0]))
+        for start in range(0, number, _BATCH):
+            part = some[start : start + _BATCH]
+            prompts = [prompt for prompt, _ in part]
+            rows = self.generate(params, prompts, stop_ids=writing.stop_ids, max_new_tokens=writing.max_new_tokens)
+            for tokens, (_, expected) in zip(rows, part, strict=True):
+                totals[GENERATED] += 1
+                totals[EXACT] += int(matches(writing.decode(tokens), writing.decode(expected), writing.match))
+                totals[STOPPED] += int(tokens[-1] in writing.stop_ids)
+                totals[NEW_TOKENS] += len(tokens)
+        return totals
+
+
+_BATCH = 8
+"""[C] Answers that are generated together."""
+
+
+def _last_answer(batch: Batch) -> tuple[list[int], list[int]]:
+    """Of one example the tokens before its last run of labelled ones, and that run."""
+    number = int(batch["attention_mask"].sum())
+    ids, labelled = batch["input_ids"][0, :number].tolist(), (batch["labels"][0, :number] != IGNORED).tolist()
+    end = max((place + 1 for place, one in enumerate(labelled) if one), default=0)
+    start = max((place + 1 for place in range(end) if not labelled[place]), default=0)
+    return ids[:start], ids[start:end]
 
 
 class _Writer(nn.Module):

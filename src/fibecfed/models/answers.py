@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from ..core.answers import CORRECT_TOKENS, IGNORED, TOKEN_NLL, TOKENS, of_answers, predicted
 from ..core.statistics import EXAMPLES, Statistics
 from ..core.types import Batch
+from ..core.written import Match, zero_of_written
 from .heads import Pooling
 from .label_words import LanguageHead
 from .token_loss import token_losses
@@ -44,6 +45,25 @@ def _every_token(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """How answers are generated to be scored.
+
+    Attributes:
+        decode: tokens -> text, without special tokens.
+        stop_ids: tokens at which an answer ends.
+        max_new_tokens: tokens of an answer, at most.
+        number: test examples of a client that are answered, at most.
+        match: how texts are made alike before they are compared.
+    """
+
+    decode: Callable[[Sequence[int]], str]
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+    number: int
+    match: Match
+
+
+@dataclass(frozen=True)
 class Answers:
     """The labelled tokens of texts, each given all that stands before it; an `objectives.Objective`.
 
@@ -52,6 +72,8 @@ class Answers:
 
     `labels` (batch, token) of a batch are the tokens themselves where they are to be predicted, and -100 elsewhere.
     """
+
+    writing: Writing | None = None
 
     model_class = AutoModelForCausalLM
     draws_head = False
@@ -70,7 +92,7 @@ class Answers:
     @property
     def statistics(self) -> Statistics:
         """Those of answers."""
-        return of_answers()
+        return of_answers(self.writing is not None)
 
     def sums(self, scores: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Loss, tokens and how many of them are the most likely ones."""
@@ -79,6 +101,7 @@ class Answers:
             TOKENS: torch.tensor(len(scores)),
             CORRECT_TOKENS: (scores[:, 1] <= 0).sum().cpu(),
             EXAMPLES: torch.tensor(len(batch["labels"])),
+            **({} if self.writing is None else zero_of_written()),
         }
 
     def own_scores(self, logits: Tensor, input_ids: Tensor) -> Tensor:
