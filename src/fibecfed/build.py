@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -338,14 +339,10 @@ def _batch_bytes(inputs: Inputs, size: ActivationSize) -> int:
 
 
 def _writing(inputs: Inputs) -> Writing | None:
-    options, tokenizer = inputs.config.evaluation, inputs.tokenizer
-    if not options.generate:
-        return None
-
-    def decode(tokens: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    return Writing(decode, stop_ids(inputs.source, tokenizer), options.max_new_tokens, options.generate, options.exact_match)
+    options = inputs.config.evaluation
+    decode: Any = functools.partial(inputs.tokenizer.decode, skip_special_tokens=True)
+    writing = Writing(decode, stop_ids(inputs.source, inputs.tokenizer), options.max_new_tokens, options.generate, options.exact_match)
+    return writing if options.generate else None
 
 
 def _objective(inputs: Inputs) -> Objective:
