@@ -83,9 +83,8 @@ def _json(row: AttackRow) -> dict[str, Any]:
 def show(found: Mapping[str, Any], out: Console) -> None:
     """The table of an audit, at 80 columns."""
     rounds = " and ".join(map(str, found["rounds"]))
-    out.print(
-        f"What this run's messages tell, measured on its own data ({found['method']}, round{'s' * (len(found['rounds']) > 1)} {rounds})\n"
-    )
+    plural = "s" * (len(found["rounds"]) > 1)
+    out.print(f"What the messages of this run tell ({found['method']}; round{plural} {rounds})\n")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("guess", justify="right")

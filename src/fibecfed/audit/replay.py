@@ -22,7 +22,7 @@ from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.checks import expected
 from ..engine.failures import Standing
 from ..engine.loop import run, schedule
-from ..engine.pooled import Pool
+from ..engine.pooled import MeanPool
 from ..engine.runtime import unframe
 from ..engine.states import OnServer, StatesAt
 from ..engine.transport import Action, Answer, Ticket, Transport
@@ -154,7 +154,7 @@ def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -
 
 
 def _computed(
-    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: Pool | None
+    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: MeanPool | None
 ) -> Observed:
     """Compute the rounds up to `number`, and look at that one."""
     inputs, method = prepared.inputs, prepared.method
