@@ -26,7 +26,7 @@ from .engine.evaluation import Evaluator, Unscored, best_by_validation, better_b
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
 from .engine.failures import Standing, computed_again, sentences
 from .engine.held import HeldStates, KeptRequests
-from .engine.log import Log, read_header, read_records
+from .engine.log import Log, read_header, read_records, rounds_recorded
 from .engine.loop import Step, run, schedule
 from .engine.states import OnServer
 from .engine.virtual import VirtualTime, devices
@@ -127,14 +127,6 @@ def resume(
         if checkpoint is None:
             _reject_other_beginning(prepared, out)
         return _Session(prepared, out, on_event, adapters, connect, keep_config=not overrides).go(checkpoint), False
-
-
-def _rounds_recorded(path: Path) -> int:
-    """Lines of rounds in a file of records, whatever else is in it."""
-    try:
-        return path.read_bytes().count(b'{"kind":"round"')
-    except OSError:
-        return 0
 
 
 def _reject_other_beginning(prepared: Prepared, out: Path) -> None:
@@ -257,7 +249,7 @@ class _Session:
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
-        if checkpoint is None and (again := _rounds_recorded(self.out / RECORDS)):
+        if checkpoint is None and (again := rounds_recorded(self.out / RECORDS)):
             where = f"{self.out / CHECKPOINTS} has no checkpoint"
             self.say(Warned(f"{where}: the run starts again, and its {again} recorded rounds are repeated"))
         best: EvalRecord | None = None  # whose models are saved at the end, where they are not those of the last round

@@ -44,7 +44,7 @@ def _checkpointed(block: nn.Module, forward: Callable[..., Any], lock: Any) -> C
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        tensors = {f"block.{name}": value for name, value in block.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {f"block.{name}": value for name, value in block.named_parameters()}
 
         def again(*args: Any) -> Any:
             with lock:
