@@ -56,7 +56,7 @@ def private(config: Tables) -> Iterator[str]:
         if getattr(federation, name) != default:
             yield f"federation.{name}: got a model of time {unit}, whose records have none: it tells how much each client holds; remove it"
     if (got := config.resources.cohort_batch) > 1:
-        yield f"resources.cohort_batch: got {got} {unit}: joined passes make a client's texts change others' updates by roundings; remove it"
+        yield f"resources.cohort_batch: got {got} {unit}: joined passes let a client's texts round others' updates; remove it"
     if config.evaluation.save == "best":
         yield f'evaluation.save: got "best" {unit}, which would choose a model by validation examples; set "last"'
     if config.tracking_by_client:
