@@ -22,6 +22,8 @@ def made(family: CausalFamily = "llama") -> tuple[AnswerTask, dict[str, torch.Te
     with torch.no_grad():
         whole: Any = task.model
         whole.get_base_model().get_output_embeddings().weight.normal_(generator=torch.Generator().manual_seed(1))
+        for name, weight in whole.named_parameters():
+            weight.mul_(30 if "wpe" in name else 1)  # GPT-2's absolute positions count: what padding moves would show
     return task, {name: 5 * value for name, value in noisy(task).items()}
 
 
