@@ -28,6 +28,7 @@ from .data.sources import TextDataset
 from .data.sources import load as load_data
 from .data.tasks import TASKS
 from .engine.pooled import reject_unpooled
+from .engine.robust import reject_not_robust
 from .engine.schedules import reject_schedule
 from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
@@ -286,10 +287,11 @@ def _privacy(inputs: Inputs, method: Method[Any, Any]) -> PrivacyPlan | None:
         UserError: it cannot be promised, or the method cannot be run so.
     """
     config, clients = inputs.config, num_clients(inputs.config, inputs.data)
+    kind, cohort = config.method.model_dump()["kind"], config.federation.cohort_size(clients)
+    reject_not_robust(method, kind, config.federation, cohort)
     if config.privacy.unit != "none":
-        reject_unpooled(method, config.method.model_dump()["kind"])
-    rounds = sum(phase.num_rounds for phase in method.phases)
-    return plan_of(config.privacy, clients, config.federation.cohort_size(clients), rounds)
+        reject_unpooled(method, kind)
+    return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
 
 
 def _workers(inputs: Inputs, task: AdaptedModel) -> int:

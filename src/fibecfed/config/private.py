@@ -13,6 +13,7 @@ _NOT_USED = {
     "round_attempts": "since a round must not depend on who can answer",
     "exclude_after": "since who is excluded would tell of data",
     "max_samples": "since no client tells how much it holds",
+    "aggregation": "since noise is fitted to the mean",
     "max_update_norm": "since updates are clipped instead (`privacy.clip_norm`)",
 }
 

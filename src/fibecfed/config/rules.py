@@ -165,6 +165,10 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
             f"federation.clients_per_round: got {federation.clients_per_round}, expected at most `federation.clients` "
             f"= {federation.clients}; lower it, or raise `federation.clients`"
         )
+    if federation.on_excess == "clip" and not federation.max_update_norm:
+        yield 'federation.on_excess: got "clip" without `federation.max_update_norm`, so that nothing exceeds it; set it, or remove this'
+    if federation.aggregation != "trimmed-mean" and federation.trim != FederationOptions.model_fields["trim"].default:
+        yield f'federation.trim: got {federation.trim} with `federation.aggregation` = "{federation.aggregation}"; set "trimmed-mean"'
     if federation.partition == "machines":
         yield from _machines(federation, data)
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -101,9 +101,11 @@ def checked(reply: bytes, expect: Expected, tolerance: FederationOptions, declar
         raise Refused(f"a reply of {len(reply)} bytes, expected at most {expect.max_bytes}")
     encoded, work = unframe(reply)
     message = decode(expect.up, encoded, copy)
+    unlike = _unlike(message, expect.like) or not_finite(message)
+    if unlike is None and tolerance.on_excess == "clip":
+        message = _nearer(message, expect, tolerance.max_update_norm)
     problem = (
-        _unlike(message, expect.like)
-        or not_finite(message)
+        unlike
         or _bad_work(work)
         or _bad_number_of_examples(message, tolerance.max_samples, declared)
         or _too_far(message, expect, tolerance.max_update_norm)
@@ -227,6 +229,26 @@ def _bad_number_of_examples(message: Any, most: int, declared: int | None) -> st
     return None
 
 
+def _nearer(message: Any, expect: Expected, most: float) -> Any:
+    """The message with its update scaled down to the norm `most`, if it is larger and there is a limit."""
+    if not most or _too_far(message, expect, most) is None:
+        return message
+    far: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+    for field, tensors in tensors_of(message).items():
+        for name, tensor in tensors.items() if field in expect.sent else ():
+            base = _compared(tensor, expect.sent[field].get(name), expect.like.get(field, {}).get(name))
+            base = torch.zeros((), dtype=torch.float64) if base is None else base.detach().double().cpu()
+            far[field, name] = base, tensor.detach().double().cpu() - base
+    largest = max(float(part.abs().max()) for _, part in far.values() if part.numel())
+    factor = most * (1 - 2**-20) / (largest * math.sqrt(math.fsum(float((part / largest).square().sum()) for _, part in far.values())))
+    kinds, changed = field_kinds(type(message)), dict[str, Any]()
+    for field, tensors in tensors_of(message).items():
+        if field in expect.sent:
+            part = {name: (far[field, name][0] + factor * far[field, name][1]).to(tensor) for name, tensor in tensors.items()}
+            changed[field] = part if kinds[field] == "tensors" else part[""]
+    return replace(message, **changed)
+
+
 def _too_far(message: Any, expect: Expected, most: float) -> str | None:
     if not most:
         return None
@@ -247,9 +269,14 @@ def _too_far(message: Any, expect: Expected, most: float) -> str | None:
     )
 
 
+def _compared(tensor: Tensor, *others: Tensor | None) -> Tensor | None:
+    """The first of `others` of the same shape."""
+    return next((other for other in others if other is not None and other.shape == tensor.shape), None)
+
+
 def _difference(tensor: Tensor, *others: Tensor | None) -> float:
     """The squared L2 norm of the difference to the first of `others` of the same shape; to 0 if there is none."""
-    known = next((other for other in others if other is not None and other.shape == tensor.shape), None)
+    known = _compared(tensor, *others)
     difference = tensor.to("cpu", torch.float64) - (0.0 if known is None else known.to("cpu", torch.float64))
     return float(difference.square().sum())
 

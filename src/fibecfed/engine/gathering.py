@@ -91,10 +91,10 @@ class _Held:
 
     def aggregated(self) -> Any:
         answers = [Received(client, self._messages[client], self._before(client)) for client in sorted(self._messages)]
-        where = _answers_of(self._now, sorted(self._messages))
-        with _aggregating(where):
+        where = answers_of(self._now, sorted(self._messages))
+        with aggregating(where):
             after = self._phase.aggregate(self._server, answers, self._now)
-        _check_finite(after, where)
+        check_finite(after, where)
         if self._phase.keep is not None:
             for client, blob in {answer.client: encode(self._next(answer)) for answer in answers}.items():
                 self._kept.put(client, blob)
@@ -131,26 +131,27 @@ class _Folded:
     def aggregated(self) -> Any:
         for client in self._turns:  # who never answered has no message
             self._fold(client)
-        where = _answers_of(self._now, self._folded)
-        with _aggregating(where):
+        where = answers_of(self._now, self._folded)
+        with aggregating(where):
             after = self._folding.state()
-        _check_finite(after, where)
+        check_finite(after, where)
         return after
 
     def _fold(self, client: ClientId) -> None:
         message = self._early.pop(client, None)
         if message is not None:
             self._folded.append(client)
-            with _aggregating(_answers_of(self._now, self._folded)):
+            with aggregating(answers_of(self._now, self._folded)):
                 self._folding.add(Received(client, message))
 
 
-def _answers_of(now: Round, clients: Sequence[ClientId]) -> str:
+def answers_of(now: Round, clients: Sequence[ClientId]) -> str:
+    """Which answers an error is about."""
     return f"{now.phase} round {now.index}, answers of {', '.join(clients)}"
 
 
 @contextmanager
-def _aggregating(where: str) -> Iterator[None]:
+def aggregating(where: str) -> Iterator[None]:
     """Errors of a method's arithmetic become sentences."""
     try:
         yield
@@ -160,7 +161,7 @@ def _aggregating(where: str) -> Iterator[None]:
         raise RunFailed(f"{where}: they cannot be aggregated ({type(error).__name__}: {error}). {USABLE}") from error
 
 
-def _check_finite(after: Any, where: str) -> None:
+def check_finite(after: Any, where: str) -> None:
     """Each answer may be finite and their sum not: such a state must not reach a checkpoint."""
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:

@@ -21,10 +21,11 @@ from ..privacy.participation import cyclic
 from .checks import expected
 from .collecting import Arrived, collect
 from .failures import NEW, REPEATS, STOP, Standing
-from .gathering import USABLE, InMemory, Kept, gather
+from .gathering import USABLE, Gathering, InMemory, Kept, gather
 from .options import FederationOptions
 from .pooled import MeanPool, pooled_round
 from .requests import Requests
+from .robust import RobustGathering
 from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
 from .transport import Ticket, Transport
 
@@ -199,7 +200,9 @@ def _round(
         present = Sent(now, broadcast, requests.common)
         tickets = transport.send("train", now, requests, tolerance.timeout_s, expect.max_bytes)
         at_work = {**before, **dict.fromkeys(tickets, present)}
-        gathering = gather(phase, server, now, [ticket.client for ticket in at_work], expect.usual_bytes, kept)
+        gathering: Gathering = RobustGathering(phase, server, broadcast, now, tolerance)
+        if tolerance.aggregation == "mean":
+            gathering = gather(phase, server, now, [ticket.client for ticket in at_work], expect.usual_bytes, kept)
         going_on: dict[Ticket, Sent] = {}
         try:
             got = collect(transport, at_work, phase, server, present, expect, plan, tolerance, standing, gathering)

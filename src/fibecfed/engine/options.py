@@ -18,6 +18,7 @@ EXPECTED_NAME = "expected at most 64 letters, digits, `_`, `-`, `.` and `@`"
 
 
 Schedule: TypeAlias = Literal["synchronous", "over-select", "buffered"]
+RobustMean: TypeAlias = Literal["mean", "trimmed-mean", "median", "centred-clipping"]
 
 
 class _Slowness(Options):
@@ -117,6 +118,19 @@ class FederationOptions(Options):
         default=0.0,
         ge=0,
         description="Reject updates whose L2 distance from the tensors the client was sent exceeds this; 0 = no limit.",
+    )
+    on_excess: Literal["reject", "clip"] = Field(
+        default="reject",
+        description="What becomes of an update that exceeds `max_update_norm`: it is rejected, or scaled down to that norm.",
+    )
+    aggregation: RobustMean = Field(
+        default="mean",
+        description="What is made of the clients' updates: their mean, weighted by examples; or, against a minority of hostile or broken "
+        'clients, of each number on its own the "median" or the mean without the largest and smallest values ("trimmed-mean"), or the '
+        'mean after clipping each update around the median ("centred-clipping"). The robust ones weigh all clients alike.',
+    )
+    trim: float = Field(
+        default=0.2, gt=0, lt=0.5, description='With aggregation = "trimmed-mean": fraction of the values cut off at either end.'
     )
     schedule: Schedule = Field(
         default="synchronous",

@@ -75,7 +75,7 @@ def reject_unpooled(method: Method[Any, Any], kind: str) -> None:
         UserError: naming the method and the stage.
     """
     for phase in method.phases:
-        if not phase.pools or not _can_pool(phase):
+        if not phase.pools or not can_pool(phase):
             raise UserError(
                 f'privacy.unit: got "client", which the method {kind} cannot be run with: in its stage "{phase.name}" the server uses more '
                 "of the clients' answers than their mean; choose another method, such as lora, or leave that stage out "
@@ -83,7 +83,7 @@ def reject_unpooled(method: Method[Any, Any], kind: str) -> None:
             )
 
 
-def _can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
+def can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
     """Whether a phase's message can be made of a mean alone, and every client is sent the same."""
     shared = pooled_fields(phase)
     always = {one.name for one in fields(phase.up) if one.default is MISSING and one.default_factory is MISSING}
