@@ -185,7 +185,7 @@ def set_up(folder: Path, pip: str) -> subprocess.CompletedProcess[str]:
     for name, text in (("python", "exit 0"), ("pip", pip)):
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / "bin" / name).chmod(0o755)
-    command = ["make", f"VENV={folder}", f"PIP={folder}/bin/pip", f"{folder}/.demo"]
+    command = ["make", "--no-print-directory", f"VENV={folder}", f"PIP={folder}/bin/pip", f"{folder}/.demo"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

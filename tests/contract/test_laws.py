@@ -33,7 +33,8 @@ ALL = {"layers": {"rule": "all"}, "neurons": {"rule": "all"}, "curriculum": {"pa
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora"},
     "lora, then personal": {"kind": "lora", "finetune": True},
-    "lora-finetune": {"kind": "lora-finetune", "finetune": "validated"},
+    "lora-finetune": {"kind": "lora-finetune"},
+    "lora, last training validated": {"kind": "lora", "finetune": "validated"},
     "lora, exact, personal head": {"kind": "lora", "aggregation": "exact", "head": "personal"},
     "exact global layers": {"aggregation": "exact", "layers": {"importance_clients": 2}},
     "exact global layers, closing round": {"aggregation": "exact", "closing_round": True, "layers": {"importance_clients": 2}},
@@ -149,6 +150,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "agreement, all rules": _SCORES,
         "means of what stays": _SCORES,
         "a mean in the first round": _SCORES,
+        "lora, last training validated": "its last training is kept as far as the validation part speaks for it",
         "preset best": "its last training is kept as far as the validation part speaks for it",
         "preset fast": "which blocks are trained comes with the message",
         "depth by position, exact": _SCORES,
@@ -162,6 +164,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     "newcomers": {
         "lora, then personal": "its last phase asks everybody",
         "lora-finetune": "its last phase asks everybody",
+        "lora, last training validated": "its last phase asks everybody",
         "ffa on global layers, personal head, then personal": "its last phase asks everybody",
         **dict.fromkeys(["fedpeptao", *(one for one in DEPTH if "position" not in one)], "its first phase asks everybody"),
         "importance in the first round, last layers, exact": "its last phase asks everybody",

@@ -71,7 +71,7 @@ def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
 ) -> None:
     one = job(compared(f'methods=["{method}"]'), tmp_path / "run", "reviews", method, 0)
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
-    name = (source, "AutoModelForSequenceClassification")
+    name = (source, "AutoModelForSequenceClassification", "float32")
     first, _ = load_model(source, objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
     kept = weights.find(name, source.files)
     assert kept is not None
@@ -88,7 +88,7 @@ def test_kept_weights_are_in_memory_once_and_no_run_writes_them(
 def test_a_changed_file_is_read_again(inputs: Path) -> None:
     source, weights = find(ModelOptions(name=str(inputs / "backbone"))), KeptWeights()
     load_model(source, objective=ClassHead(2), pad_token_id=0, dropout=0.0, key=Key(0), weights=weights)
-    name = (source, "AutoModelForSequenceClassification")
+    name = (source, "AutoModelForSequenceClassification", "float32")
     assert weights.find(name, source.files) is not None
     (file,) = source.files
     file.touch()
