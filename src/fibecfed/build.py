@@ -213,11 +213,8 @@ def data_warnings(inputs: Inputs) -> tuple[str, ...]:
     positions = num_positions(inputs.model_config)
     taken = positions_used(getattr(inputs.config.method, "adapter", None))
     longest = getattr(inputs.tokenizer, "model_max_length", None)
-    limits = [*([positions - taken] if positions else []), *([longest] if longest and longest < _ENDLESS else [])]
+    limits = [*([positions - taken] if positions else []), *([longest] if longest and longest < 10**9 else [])]  # without one it is 10^30
     return warnings(inputs.data, min(limits, default=None))
-
-
-_ENDLESS = 10**9  # transformers gives a tokenizer without a limit one of 10^30 tokens
 
 
 def _known(

@@ -19,7 +19,7 @@ from ..engine.options import (
     SpeedOptions,
 )
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
-from ..methods.options import FibecFedOptions, LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
+from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
 from .adapting import adapting
@@ -330,8 +330,9 @@ def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
         yield 'method.finetune: got false with method.kind = "lora-finetune", which is `lora` then; set `method.kind` = "lora"'
     if model.head == "label-words" and (kept := getattr(method, "head", "shared")) != "shared":
         yield f'method.head: got "{kept}" with `model.head` = "label-words", which trains no head; remove it'
-    if isinstance(method, FibecFedOptions) and method.head == "agreement" and method.layers.rule != "agreement":
-        yield f'method.head: got "agreement" with `method.layers.rule` = "{method.layers.rule}"; set both, or this to "shared"'
+    rule = getattr(getattr(method, "layers", None), "rule", "agreement")
+    if getattr(method, "head", None) == "agreement" and rule != "agreement":
+        yield f'method.head: got "agreement" with `method.layers.rule` = "{rule}"; set both, or this to "shared"'
     if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):
         return
     if changed := [name for name in ServerOptions.model_fields if getattr(method.server, name) != getattr(ServerOptions(), name)]:
