@@ -6,14 +6,13 @@ import json
 import sys
 import tomllib
 import types
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from saved import run_config, save_backbone, write_reviews
+from saved import run_config, save_inputs
 
 import fibecfed
 from fibecfed import api
@@ -23,12 +22,7 @@ from fibecfed.trained.run import FinishedRun
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("api")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("api"))
 
 
 def table(place: Path) -> dict[str, Any]:

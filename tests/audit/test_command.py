@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from saved import run_config, save_backbone, write_reviews
+from saved import run_config, save_inputs
 from typer.testing import CliRunner
 
 from fibecfed import cli, session
@@ -22,12 +21,7 @@ from fibecfed.engine.events import RoundDone
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def made(inputs: Path, out: Path, kind: str, **tables: Any) -> Path:

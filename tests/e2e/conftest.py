@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-from saved import run_config, save_backbone, write_reviews
+from saved import run_config, save_inputs
 
 from fibecfed import session
 
@@ -15,12 +14,7 @@ from fibecfed import session
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backbone and reviews."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="session")

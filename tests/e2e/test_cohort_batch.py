@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from saved import adapter_files, interrupted_at, run_config, save_backbone, write_reviews
+from saved import adapter_files, interrupted_at, run_config, save_inputs
 
 from fibecfed import session
 from fibecfed.core.errors import UserError
@@ -17,10 +17,7 @@ from fibecfed.core.errors import UserError
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def made(inputs: Path, out: Path, size: int, kind: str = "fibecfed", listen: Any = lambda event: None) -> Path:

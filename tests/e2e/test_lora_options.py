@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from chats import chat_config, rows, save_chat_model, write_lines
+from chats import chat_config, save_chats_and_reviews
 from peft import PeftModel
 from ran import counted_by_plain_peft
-from saved import run_config, save_backbone, write_reviews
+from saved import run_config
 from transformers import AutoModelForCausalLM
 
 from fibecfed import session
@@ -38,12 +38,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lora")
-    save_chat_model(folder / "model")
-    write_lines(folder / "rows.jsonl", rows())
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_chats_and_reviews(tmp_path_factory.mktemp("lora"))
 
 
 @pytest.mark.parametrize("kind", ON_LORA)

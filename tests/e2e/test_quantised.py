@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from chats import chat_config, rows, save_chat_model, write_lines
+from chats import chat_config, save_chats_and_reviews
 from rich.console import Console
-from saved import adapter_files, interrupted_at, run_config, save_backbone, write_reviews
+from saved import adapter_files, interrupted_at, run_config
 from torch import nn
 
 from fibecfed import check, session
@@ -22,12 +22,7 @@ FIBECFED = {"kind": "fibecfed", "score_after": 1, "layers": {"importance_clients
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantised")
-    save_chat_model(folder / "model")
-    write_lines(folder / "rows.jsonl", rows())
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_chats_and_reviews(tmp_path_factory.mktemp("quantised"))
 
 
 def needing(model: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from saved import save_inputs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -82,3 +83,10 @@ def chat_config(folder: Path, **tables: Any) -> Config:
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values} if isinstance(values, dict) else values
     return from_table(table)
+
+
+def save_chats_and_reviews(folder: Path) -> Path:
+    """A model that answers with its rows, and a classifier's backbone with its reviews."""
+    save_chat_model(folder / "model")
+    write_lines(folder / "rows.jsonl", rows())
+    return save_inputs(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])  # pyright: ignore[reportAttributeAccessIssue]
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+def save_inputs(folder: Path, reviews: int = 120) -> Path:
+    """A backbone and so many reviews in `folder`: all that a small run reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save_backbone(folder / "backbone")
+    write_reviews(folder / "reviews.csv", reviews)
+    return folder
 
 
 def write_reviews(path: Path, count: int = 120) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from chats import chat_config, rows, save_chat_model, write_lines
-from saved import run_config, save_backbone, write_reviews
+from chats import chat_config, save_chat_model, save_chats_and_reviews
+from saved import run_config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
@@ -32,12 +32,7 @@ KINDS = ("nf4", "int8")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantised")
-    save_chat_model(folder / "model")
-    write_lines(folder / "rows.jsonl", rows())
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_chats_and_reviews(tmp_path_factory.mktemp("quantised"))
 
 
 def dequantised(model: nn.Module) -> nn.Module:

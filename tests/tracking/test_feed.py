@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved import interrupted_at, run_config, save_backbone, write_reviews
+from saved import interrupted_at, run_config, save_inputs
 
 from fibecfed import session
 from fibecfed.core.errors import UserError
@@ -40,10 +40,7 @@ class Remembers:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

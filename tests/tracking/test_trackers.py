@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved import interrupted_at, run_config, save_backbone, write_reviews
+from saved import interrupted_at, run_config, save_inputs
 
 from fibecfed import session
 from fibecfed.core.metrics import METRICS
@@ -98,10 +98,7 @@ READERS: dict[str, Callable[[Path], Found]] = {"tensorboard": tensorboard, "mlfl
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv")
-    return folder
+    return save_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(params=READERS)

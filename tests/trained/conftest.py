@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved import run_config, save_backbone, save_language_model, write_reviews
+from saved import run_config, save_inputs, save_language_model
 
 from fibecfed import session
 
@@ -18,13 +18,11 @@ TEXTS = {"good": "great story is great is witty", "bad": "bad the scene bad stal
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with backbones and reviews, with and without a second text, and all runs."""
-    folder = tmp_path_factory.mktemp("trained")
+    folder = save_inputs(tmp_path_factory.mktemp("trained"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
         save_language_model(folder / "masked", masked=True)
         save_language_model(folder / "causal", masked=False)
-    write_reviews(folder / "reviews.csv")
     lines = (folder / "reviews.csv").read_text().splitlines()
     (folder / "pairs.csv").write_text("\n".join([f"more,{lines[0]}", *(f"the film,{line}" for line in lines[1:])]) + "\n")
     return folder

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from saved import save_backbone, write_reviews
+from saved import save_inputs
 from sums import sums
 
 from fibecfed.comparison.runner.options import ComparisonOptions
@@ -45,11 +44,7 @@ workers = 1
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a backbone, reviews, and a comparison of two methods on them."""
-    folder = tmp_path_factory.mktemp("inputs")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_backbone(folder / "backbone")
-    write_reviews(folder / "reviews.csv", 80)
+    folder = save_inputs(tmp_path_factory.mktemp("inputs"), 80)
     (folder / "compare.toml").write_text(FILE.format(folder=folder))
     return folder
 
