@@ -29,7 +29,7 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         ({"unit": "client"}, {}, "privacy.noise_multiplier: got neither, expected it or `privacy.epsilon`"),
         ({**UNIT, "epsilon": 8.0}, {}, "privacy.noise_multiplier: got 1.0 and `privacy.epsilon` = 8.0"),
         ({"unit": "client", "epsilon": 8.0, "max_epsilon": 4.0}, {}, "privacy.max_epsilon: got 4.0, expected at least `privacy.epsilon`"),
-        ({**UNIT, "noise_multiplier": -1.0}, {}, "privacy.noise_multiplier: got -1.0, expected a number, above 0"),
+        ({**UNIT, "noise_multiplier": -1.0}, {}, "privacy.noise_multiplier: got -1.0, expected a number, at least 0.001"),
         ({**UNIT, "noise_multiplier": math.nan}, {}, "privacy.noise_multiplier: .*nan"),
         ({**UNIT, "noise_multiplier": math.inf}, {}, "privacy.noise_multiplier: .*inf"),
         ({**UNIT, "clip_norm": 0.0}, {}, "privacy.clip_norm: got 0.0, expected a number, above"),

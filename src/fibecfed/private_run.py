@@ -8,7 +8,9 @@ from typing import Any
 
 from .build import Prepared
 from .core.errors import RunFailed
+from .core.files import RECORDS
 from .core.rng import Key
+from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
 from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
@@ -29,7 +31,8 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
         return None
     z, clip_norm = plan.noise_multiplier, plan.clip_norm
     terms = Terms(config.privacy.unit, plan.clients, plan.size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
-    return MeanPool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, Ledger(out, terms, kept=kept))
+    ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS))
+    return MeanPool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, ledger)
 
 
 def scores_nothing(prepared: Prepared) -> bool:

@@ -12,7 +12,7 @@ from made import KEY, made_data, made_method, made_task
 from made import federation as begun
 from torch import Tensor
 
-from fibecfed.core.errors import UserError
+from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.types import ClientId, Failure
 from fibecfed.core.wire import decode, encode
 from fibecfed.data.planted import planted_federation
@@ -46,6 +46,15 @@ def test_clients_that_agree_are_what_comes_out_and_their_order_does_not_matter(k
     updates = drawn(7)
     torch.testing.assert_close(robust_mean(updates.flip(0), kind), robust_mean(updates, kind))
     torch.testing.assert_close(robust_mean(updates + 3, kind), robust_mean(updates, kind) + 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clients", [3, 4, 5])
+def test_one_hostile_client_of_a_few_moves_it_no_further(kind: RobustMean, clients: int) -> None:
+    honest = drawn(clients - 1)
+    among = torch.cat([honest, torch.full((1, honest.shape[1]), 1e6, dtype=torch.float64)])
+    spread = float((honest - honest.mean(0)).norm(dim=1).max())
+    assert float((robust_mean(among, kind) - honest.mean(0)).norm()) <= 2 * spread
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,11 +148,25 @@ def test_too_large_updates_are_scaled_down_to_the_limit_instead_of_rejected() ->
     assert all(torch.equal(below[name], tensor) for name, tensor in whole.items())
 
 
+def test_a_round_with_fewer_answers_than_one_can_be_outvoted_of_is_not_aggregated() -> None:
+    class Silent(Around):
+        def receive(self, tickets: Collection[Ticket]) -> Iterator[Answer]:
+            for answer in super().receive(tickets):
+                yield answer if answer.ticket.client in ("0", "1") else replace(answer, reply=Failure("gone"))
+
+    options = FederationOptions(aggregation="median", on_failure="drop")
+    made = begun(made_method("lora", rounds=1), made_task(layers=2), made_data(), per_round=5, wrap=Silent)
+    with pytest.raises(RunFailed, match="2 of 5 clients gave a usable answer, expected at least 3"):
+        made.finish(tolerance=options)
+
+
 def test_what_cannot_be_made_robust_is_told_before_anything_runs() -> None:
     options = FederationOptions(aggregation="median")
     for kind in ("fedex-lora", "hetlora", "scaffold", "fibecfed"):
         with pytest.raises(UserError, match=rf"federation.aggregation: .*the method {kind} cannot be run with: in its stage"):
             reject_not_robust(made_method(kind), kind, options, 5)
+    with pytest.raises(UserError, match='in its stage "finetune" clients send no update'):
+        reject_not_robust(made_method("lora", finetune=True), "lora", options, 5)
     with pytest.raises(UserError, match="with 2 clients per round, expected at least 3"):
         reject_not_robust(made_method("lora"), "lora", options, 2)
     reject_not_robust(made_method("fibecfed", layers={"rule": "last"}), "fibecfed", options, 5)

@@ -111,10 +111,11 @@ def edited(blob: bytes) -> list[bytes]:
         first + b"{}\n",
         first + second + b"\xff\n",
         blob.replace(b'"code": "', b'"code": "0', 1),
+        blob.replace(b'"code": "', b'"code": "\xff', 1),
     ]
 
 
-@pytest.mark.parametrize("which", range(9))
+@pytest.mark.parametrize("which", range(10))
 def test_an_edited_ledger_is_rejected(tmp_path: Path, which: int) -> None:
     ledger = Ledger(tmp_path, TERMS)
     ledger.charge(release(0))
@@ -123,6 +124,21 @@ def test_an_edited_ledger_is_rejected(tmp_path: Path, which: int) -> None:
     path.write_bytes(edited(path.read_bytes())[which])
     with pytest.raises(UserError, match=r"line \d was changed, or is of another run"):
         Ledger(tmp_path, TERMS)
+
+
+def test_charges_that_records_know_of_cannot_be_removed_before_the_first_checkpoint(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, TERMS)
+    ledger.charge(release(0))
+    ledger.charge(release(1))
+    path = tmp_path / LEDGER
+    whole = path.read_bytes()
+    assert Ledger(tmp_path, TERMS, recorded=2).charged(1)
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match="charges of this run are missing: it has those of 1 rounds, and 2 are recorded"):
+        Ledger(tmp_path, TERMS, recorded=2)
+    path.unlink()
+    with pytest.raises(UserError, match="charges of this run are missing: it is empty or missing"):
+        Ledger(tmp_path, TERMS, recorded=2)
 
 
 def test_a_foreign_ledger_is_rejected(tmp_path: Path) -> None:

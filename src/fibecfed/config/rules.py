@@ -167,6 +167,11 @@ def _federation(federation: FederationOptions, data: DataOptions) -> Iterator[st
         )
     if federation.on_excess == "clip" and not federation.max_update_norm:
         yield 'federation.on_excess: got "clip" without `federation.max_update_norm`, so that nothing exceeds it; set it, or remove this'
+    if federation.aggregation != "mean" and federation.schedule == "buffered":
+        yield (
+            f'federation.aggregation: got "{federation.aggregation}" with `federation.schedule` = "buffered", which aggregates few '
+            'answers at a time, so that nobody is outvoted; set "mean", or another schedule'
+        )
     if federation.aggregation != "trimmed-mean" and federation.trim != FederationOptions.model_fields["trim"].default:
         yield f'federation.trim: got {federation.trim} with `federation.aggregation` = "{federation.aggregation}"; set "trimmed-mean"'
     if federation.partition == "machines":

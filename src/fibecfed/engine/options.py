@@ -160,8 +160,8 @@ class FederationOptions(Options):
         return self.schedule != "synchronous" or self.speeds != SpeedOptions() or self.links != LinkOptions()
 
     def needed(self, asked: int) -> int:
-        """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked))."""
-        return max(1, math.ceil(self.quorum * asked - 1e-9))
+        """Usable answers that a round with so many clients needs: max(1, ceil(quorum asked)), for a robust mean at least 3."""
+        return max(1 if self.aggregation == "mean" else 3, math.ceil(self.quorum * asked - 1e-9))
 
     def cohort_size(self, clients: int) -> int:
         """How many of so many clients are sampled in a round."""

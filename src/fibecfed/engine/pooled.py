@@ -68,27 +68,35 @@ class MeanPool:
         return self.ledger.charged(number) or self.ledger.affords(self.cohort(number), self.noise_multiplier)
 
 
+def why_unpooled(method: Method[Any, Any]) -> str | None:
+    """Why the server cannot be given one answer that stands for all of a round, as part of a sentence; None: it can."""
+    for phase in method.phases:
+        if not pooled_fields(phase):
+            return f'in its stage "{phase.name}" clients send no update of what they got, which is not supported so far'
+        if not phase.pools or not _can_pool(phase):
+            return f'in its stage "{phase.name}" the server uses more of the clients\' answers than the mean of their updates'
+    return None
+
+
 def reject_unpooled(method: Method[Any, Any], kind: str) -> None:
     """A method whose server needs more of the answers than their mean.
 
     Raises:
         UserError: naming the method and the stage.
     """
-    for phase in method.phases:
-        if not phase.pools or not can_pool(phase):
-            raise UserError(
-                f'privacy.unit: got "client", which the method {kind} cannot be run with: in its stage "{phase.name}" the server uses more '
-                "of the clients' answers than their mean; choose another method, such as lora, or leave that stage out "
-                "(docs/privacy.md says how)"
-            )
+    if (why := why_unpooled(method)) is not None:
+        raise UserError(
+            f'privacy.unit: got "client", which the method {kind} cannot be run with: {why}; choose another method, such as lora, or leave '
+            "that stage out (docs/privacy.md says how)"
+        )
 
 
-def can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
+def _can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:
     """Whether a phase's message can be made of a mean alone, and every client is sent the same."""
     shared = pooled_fields(phase)
     always = {one.name for one in fields(phase.up) if one.default is MISSING and one.default_factory is MISSING}
     same = phase.cohort == "sampled" and phase.address is None and phase.keep is None and phase.problem is None
-    return same and bool(shared) and always <= {*shared, "num_samples"}
+    return same and always <= {*shared, "num_samples"}
 
 
 def pooled_round(

@@ -22,11 +22,14 @@ from ..core.method import Method, Phase, Received
 from ..core.types import ClientId, Round
 from .gathering import aggregating, answers_of, check_finite
 from .options import FederationOptions, RobustMean
-from .pooled import can_pool
+from .pooled import why_unpooled
 from .shared_fields import pooled_fields, shared_of, with_shared
 
 STEPS = 3
 """Of centred clipping."""
+
+FEWEST = 3
+"""Answers of which one can be outvoted."""
 
 TOGETHER = "robust mean"
 """What the one answer is called that a method aggregates."""
@@ -37,7 +40,7 @@ def robust_mean(updates: Tensor, kind: RobustMean, trim: float = 0.2) -> Tensor:
 
     Args:
         updates: one a row, shape (clients, numbers), finite.
-        trim: fraction of the values of a number that is cut off at either end, rounded down; at least one is left.
+        trim: fraction of the values of a number that is cut off at either end, rounded down; at least one is, where one or two are left.
 
     Returns:
         Shape (numbers,), in the dtype of the updates.
@@ -46,7 +49,7 @@ def robust_mean(updates: Tensor, kind: RobustMean, trim: float = 0.2) -> Tensor:
         return updates.mean(0)
     ordered, clients = updates.sort(0).values, len(updates)
     if kind == "trimmed-mean":
-        cut = min(math.floor(trim * clients + 1e-9), (clients - 1) // 2)
+        cut = min(max(1, math.floor(trim * clients + 1e-9)), (clients - 1) // 2)
         return ordered[cut : clients - cut].mean(0)
     middle = (ordered[(clients - 1) // 2] + ordered[clients // 2]) / 2
     if kind == "median":
@@ -67,18 +70,16 @@ def reject_not_robust(method: Method[Any, Any], kind: str, options: FederationOp
     """
     if options.aggregation == "mean":
         return
-    if cohort < 3:
+    if cohort < FEWEST:
         raise UserError(
-            f'federation.aggregation: got "{options.aggregation}" with {cohort} clients per round, expected at least 3, of which one '
-            "can be outvoted; raise federation.clients_per_round, or remove it"
+            f'federation.aggregation: got "{options.aggregation}" with {cohort} clients per round, expected at least {FEWEST}, of which '
+            "one can be outvoted; raise federation.clients_per_round, or remove it"
         )
-    for phase in method.phases:
-        if not phase.pools or not can_pool(phase):
-            raise UserError(
-                f'federation.aggregation: got "{options.aggregation}", which the method {kind} cannot be run with: in its stage '
-                f'"{phase.name}" the server uses more of the clients\' answers than the mean of their updates; choose another method, such '
-                "as lora, or leave that stage out (docs/privacy.md says how)"
-            )
+    if (why := why_unpooled(method)) is not None:
+        raise UserError(
+            f'federation.aggregation: got "{options.aggregation}", which the method {kind} cannot be run with: {why}; choose another '
+            "method, such as lora, or leave that stage out (docs/privacy.md says how)"
+        )
 
 
 class RobustGathering:
@@ -98,6 +99,7 @@ class RobustGathering:
 
     def aggregated(self) -> Any:
         """As `Gathering.aggregated`."""
+        assert len(self._messages) >= FEWEST, "the loop asks for so many usable answers"
         names = pooled_fields(self._phase)
         sent = shared_of(self._broadcast, names)
         where = answers_of(self._now, sorted(self._messages))

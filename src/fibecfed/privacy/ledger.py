@@ -86,6 +86,7 @@ class Ledger:
         folder: of the run.
         draw: where the secret comes from; None: the operating system, as always but in tests.
         kept: as `mark` gave it for the checkpoint that a run is resumed from; None: there is no checkpoint.
+        recorded: rounds that the run's records hold, each of which was charged before it was released.
 
     Raises:
         UserError: a ledger that is another run's, was edited, or lacks lines or the secret.
@@ -98,6 +99,7 @@ class Ledger:
         *,
         kept: Mapping[str, Any] | None = None,
         draw: Callable[[int], bytes] | None = None,
+        recorded: int = 0,
     ) -> None:
         self.path, self.terms = folder / LEDGER, terms
         self._secret_path = folder / CHECKPOINTS / SECRET
@@ -107,7 +109,7 @@ class Ledger:
         self._code, self._lines = "", 0
         blob = self.path.read_bytes() if self.path.exists() else b""
         if b"\n" not in blob:  # stopped before its first line was whole, and so before anything was released
-            if kept is not None:
+            if kept is not None or recorded:
                 raise _lost(self.path, "it is empty or missing")
             self._secret = (draw or secrets.token_bytes)(_SIZE)
             self.path.unlink(missing_ok=True)
@@ -115,6 +117,8 @@ class Ledger:
         else:
             self._secret = self._read_secret()
             self._read(blob, kept)
+            if kept is None and len(self._attempts) < recorded:
+                raise _lost(self.path, f"it has those of {len(self._attempts)} rounds, and {recorded} are recorded")
 
     @property
     def mu2_max(self) -> float:
@@ -262,7 +266,7 @@ class Ledger:
     def _verified(self, raw: bytes, number: int) -> dict[str, Any]:
         text, mark, code = raw.decode(errors="replace").rpartition(f', "{_CODE}": ')
         expected = self._code_of(text + "}")
-        if not mark or not hmac.compare_digest(code, f'"{expected}"}}'):
+        if not mark or not hmac.compare_digest(code.encode(), f'"{expected}"}}'.encode()):
             raise UserError(
                 f"{self.path}: line {number + 1} was changed, or is of another run; restore the file, or start a new run, whose charges "
                 "add to those of this one"

@@ -9,6 +9,10 @@ from pydantic import Field
 from ..core.options import Options
 from .gaussian import MOST_NOISE
 
+LEAST_NOISE = 1e-3
+MOST_EPSILON = 1e6
+"""Beyond these nothing is protected."""
+
 
 class PrivacyOptions(Options):
     """Differential privacy: what it protects and how much noise is added; docs/privacy.md."""
@@ -19,12 +23,12 @@ class PrivacyOptions(Options):
     )
     noise_multiplier: float | None = Field(
         default=None,
-        gt=0,
+        ge=LEAST_NOISE,
         le=MOST_NOISE,
         description="z, standard deviation of the noise on a sum of updates over the clip norm. Either this or `epsilon`.",
     )
     epsilon: float | None = Field(
-        default=None, gt=0, description="The guarantee after all rounds, from which the noise multiplier is computed."
+        default=None, gt=0, le=MOST_EPSILON, description="The guarantee after all rounds, from which the noise multiplier is computed."
     )
     clip_norm: float = Field(
         default=0.1, gt=1e-30, lt=1e30, description="C, L2 norm over all shared tensors to which each client's update is scaled down."
@@ -36,7 +40,10 @@ class PrivacyOptions(Options):
         description="Probability with which the guarantee may fail; at most 1 over the number of clients.",
     )
     max_epsilon: float | None = Field(
-        default=None, gt=0, description="The budget: a run ends before the round that would pass it. Default: `epsilon`, if that is set."
+        default=None,
+        gt=0,
+        le=MOST_EPSILON,
+        description="The budget: a run ends before the round that would pass it. Default: `epsilon`, if that is set.",
     )
     participation: Literal["cyclic"] = Field(
         default="cyclic",

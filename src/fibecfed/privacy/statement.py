@@ -10,7 +10,8 @@ from .plan import PrivacyPlan
 
 OUTSIDE = (
     "It does not cover: the server itself, which sees clipped updates; what stays on the clients or is of one client alone (the folders "
-    "checkpoints and clients); that clients take part, and when; whether and when a run was stopped; what the settings were chosen by."
+    "checkpoints and clients); that clients take part, and when, and which of them did not answer; whether and when a run was stopped; "
+    "what the settings were chosen by; what `fibecfed audit` measures afterwards (audit.json)."
 )
 EXACT = (
     "It does not cover the evaluation either, which was exact: scores, confusion matrices, and counts and checksums of examples in "
