@@ -80,6 +80,20 @@ def test_a_pair_for_it_takes_the_place_of_the_files_keys(tmp_path: Any):
     assert found.notes == ("method.preset=best sets method.head, method.layers.rule: dropped from the file's settings",)
 
 
+@pytest.mark.parametrize("old", ["best", "fast", "paper"])
+@pytest.mark.parametrize("new", ["method.preset=best", "method.preset=paper", "method.kind=lora", "method.kind=fedavgm"])
+def test_what_a_run_has_written_out_of_its_preset_does_not_outlive_it(old: str, new: str, tmp_path: Any):
+    """config.toml of a run has the name and the keys; with another kind it is what a run suggests to compare with."""
+    data, plain, resolved = tmp_path / "a.csv", tmp_path / "plain.toml", tmp_path / "config.toml"
+    data.write_text("text,label\na,0\n")
+    plain.write_text(f'[data]\npath = "{data}"\n')
+    resolved.write_text(to_toml(load(plain, [f"method.preset={old}", "method.layers.mu=0.25"]).config))
+    got, expected = load(resolved, [new]).config, load(plain, [new]).config
+    if "kind" not in new:  # a key of the user's own stays
+        expected = load(plain, [new, "method.layers.mu=0.25"]).config
+    assert got == expected
+
+
 def test_records_name_it_with_its_values_and_those_beside_it():
     said = in_force(config({"preset": "best", "neurons": {"rule": "random"}}))
     assert said is not None and said["name"] == "best" and said["beside"] == {"method.neurons.rule": "random"}

@@ -148,22 +148,32 @@ def _drop_foreign(table: dict[str, Any], kind: Any) -> list[str]:
     foreign = {key.name for origin in origins for key in keys(origin)} - {key.name for key in keys(kind)}
     # A key that no method has stays, to be reported as the misspelling it is.
     dropped = [name for name, _ in leaves({"method": method}) if name in foreign]
+    dropped += [name for name in _of_its_preset(table) if name not in dropped]
     for name in dropped:
         delete(table, name)
         above = name.rpartition(".")[0]
-        while above != "method" and not get(table, above):  # a table that is empty now goes with its keys
+        while above not in ("method", "") and not get(table, above):  # a table that is empty now goes with its keys
             delete(table, above)
             above = above.rpartition(".")[0]
     return [f"method.kind={kind} does not have {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+
+
+def _of_its_preset(table: Mapping[str, Any]) -> list[str]:
+    """Keys of a file that hold what the preset it names stands for: a run writes them out beside the preset's name."""
+    preset = dict(leaves(table)).get(KEY)
+    values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    return [name for name, value in leaves(table) if name in values and value == values[name]]
 
 
 def _drop_preset(table: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
     preset = pairs.get(KEY, "").strip().strip('"')
     given = {name for name, _ in leaves(table)}
     dropped = [name for name in PRESETS.get(preset, {}) if name in given and name not in pairs]
-    for name in dropped:
+    before = [name for name in (_of_its_preset(table) if KEY in pairs else ()) if name not in dropped and name not in pairs]
+    for name in (*dropped, *before):
         delete(table, name)
-    return [f"{KEY}={preset} sets {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+    notes = [f"{KEY}={preset} sets {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+    return [*notes, *([f"the file's own preset had set {', '.join(before)}: dropped from its settings"] if before else [])]
 
 
 def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:
