@@ -70,14 +70,14 @@ def run(
 def _loaded(config: Config | Mapping[str, Any] | str | Path, paths: Mapping[str, Path]) -> Config:
     """The configuration, with the data where they were written."""
     places = {key: str(path.absolute()) for key, path in paths.items()}
-    if places and "test_path" not in places:
-        places["test_path"] = ""
     if not isinstance(config, Mapping | Config):
         return load(expanded(config), [f"data.{key}={value}" for key, value in places.items()]).config
     if not places:
         return config if isinstance(config, Config) else from_table(config)
     table = dict(config.model_dump() if isinstance(config, Config) else config)
-    table["data"] = {**table.get("data", {}), **{key: value or None for key, value in places.items()}}
+    if not isinstance(table.get("data", {}), Mapping):
+        return from_table(table)  # which says what is wrong with it
+    table["data"] = {**table.get("data", {}), **places}
     return from_table(table)
 
 

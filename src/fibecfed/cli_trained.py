@@ -176,7 +176,7 @@ def generate(
 
         talks = prompt is None and sys.stdin.isatty()
         if prompt is None and not talks:
-            prompt = sys.stdin.read().removesuffix("\n")
+            prompt = sys.stdin.buffer.read().decode(errors="surrogateescape").removesuffix("\n")
         asked = None if prompt is None else messages_of(prompt) if messages else prompt
         model = load(run, client, base=base, device=device)
         _tell(model.found.note)

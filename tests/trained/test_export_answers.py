@@ -145,11 +145,23 @@ def test_what_changes_base_weights_too_is_exported_merged_alone(chats: Path, tmp
     assert (run / "global" / "delta.safetensors").is_file()
     assert "--adapter: the method fedex-lora changes the base model's weights as well" in rejected(run, "--adapter", tmp_path / "a")
     assert call(run, "--merged", tmp_path / "m")[0] == 0
-    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     reading = load(run)
-    ids = reading.tokens("go home")
-    tokens = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12)
-    assert tuple(tokens[0, len(ids) :].tolist()) == reading.answer(["go home"], 12)[0].tokens
+    ids = torch.tensor([reading.tokens("go home")])
+    base: Any = AutoModelForCausalLM.from_pretrained(chats / "model", dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, run / "global").eval()
+    with torch.no_grad():
+        without = plain(ids).logits
+        weights = dict(plain.named_parameters())
+        for name, change in safetensors.torch.load_file(
+            run / "global" / "delta.safetensors"
+        ).items():
+            weights[name] += change
+        expected, merged = plain(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits
+    scale = expected.abs().max()
+    assert (without - expected).abs().max() > 1e-3 * scale  # it does something
+    assert (merged - expected).abs().max() < 1e-5 * scale
+    tokens = plain.generate(input_ids=ids, do_sample=False, max_new_tokens=12)
+    assert tuple(tokens[0, ids.shape[1] :].tolist()) == reading.answer(["go home"], 12)[0].tokens
 
 
 CONVERTER = """

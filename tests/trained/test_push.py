@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from typer.testing import CliRunner
@@ -91,6 +93,17 @@ def test_what_the_hub_says_is_a_sentence(error: Exception, code: int, problem: s
     hub.error = error
     found, said = call(run, "owner/name")
     assert found == code and problem in said
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_a_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    real = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: real(endpoint=f"http://127.0.0.1:{port}", token="hf_none"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    code, said = call(run, "owner/name")
+    assert code == 1 and "the hub cannot be reached" in said and "Traceback" not in said
 
 
 def test_a_run_without_the_model_asks_the_hub_for_nothing(run: Path, hub: FakeHub) -> None:

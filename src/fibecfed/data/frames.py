@@ -26,7 +26,7 @@ def as_parquet(name: str, data: Any) -> bytes:
     """
     try:
         table = _table(name, data)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{name}: the rows cannot be written as a table ({said}); give each column values of one kind") from error
     if not table.num_rows:

@@ -49,9 +49,14 @@ def publish(folder: Path, repo: str, *, private: bool, update: bool, message: st
         if code in (401, 403):
             raise UserError(f"REPO: the hub does not let you write to {repo} ({code}); {_LOG_IN}, or choose a name of your own") from error
         raise RunFailed(f"REPO: {repo}: {_first(error)}; nothing was published, or run the same command again") from error
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
+            raise
         raise RunFailed(f"REPO: the hub cannot be reached ({_first(error)}); run the same command again, or set HF_ENDPOINT") from error
 
+
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "requests")
+"""What the hub's client asks through, by its version; their errors of a connection have no class in common."""
 
 _LOG_IN = "set HF_TOKEN, or run: hf auth login"
 

@@ -70,6 +70,9 @@ class ReadingPrompts:
         Raises:
             UserError: a conversation without a template, or one that the template rejects; nothing to read.
         """
+        for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
+            if text.encode(errors="replace").decode() != text:
+                raise UserError("prompt: got bytes or characters that are no UTF-8, expected whole characters; write it in UTF-8")
         if self.template is None:
             if not isinstance(prompt, str):
                 raise UserError('prompt: got messages, but this run has `data.chat_template` = "none", expected a text; give one')
@@ -202,7 +205,7 @@ def messages_of(text: str) -> list[Message]:
     expected = 'expected a JSON list of messages such as [{"role": "user", "content": "..."}]'
     try:
         table = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--messages: got no JSON ({error}), {expected}; fix it") from None
     if not isinstance(table, list) or not table:
         raise UserError(f"--messages: got {'an empty list' if table == [] else type(table).__name__}, {expected}; fix it")

@@ -47,6 +47,8 @@ def export(
     found = find(run, client, base)
     for form, out in outs.items():
         _reject_used(form, out)
+    if len({out.absolute() for out in outs.values()}) < len(outs):
+        raise UserError(f"--{', --'.join(outs)}: got one name for two of them, expected a name for each; choose another one")
     if "onnx" in outs:
         reject_without_onnx()
     answers = is_instruction(found.config) or "gguf" in outs
