@@ -70,6 +70,8 @@ def config(**data: Any) -> Config:
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
         ({"method": {"layers": {"rule": "agreement", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"pull": 0.5}}}, "method.layers.pull: got 0.5 without `method.layers.mean_every`"),
+        ({"method": {"aggregation": "exact", "layers": {"mean_every": 3}}}, 'method.aggregation: got "exact" with a mean of the layers'),
+        ({"method": {"aggregation": "exact", "preset": "best"}}, 'method.aggregation: got "exact" with a mean of the layers'),
         ({"method": {"layers": {"rule": "all", "mean_every": 3}}}, "method.layers.mean_every: got 3 with .* nothing stays with a client"),
         (
             {"federation": {"rounds": 3}, "method": {"layers": {"rule": "agreement", "after": 3}}},

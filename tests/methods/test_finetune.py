@@ -45,7 +45,7 @@ def test_each_client_keeps_the_step_with_the_lowest_loss_on_its_validation_part(
         expected = between(before, trained, best)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert bool(state.tuned) == bool(best)
-    assert kept
+    assert kind == "lora" or len(kept) > 1  # here clients differ in what they keep, so that it is a choice
 
 
 @pytest.mark.parametrize("kind", ["hetlora", "slora", "fedalt", "fedex-lora", "prompt-tuning", "scaffold"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from made import KEY, federation, made_data, made_method, made_task, names_of_layers, same
 
+from fibecfed.core.method import Received
 from fibecfed.core.types import Round
 from fibecfed.core.wire import decode
 from fibecfed.methods.fibecfed_messages import GlobalLayers, LocalLayers
@@ -29,6 +30,17 @@ def models(world: Any) -> list[Any]:
     down = world.method.phases[-1].broadcast(world.server, world.last.now)
     own = [world.state(client) or world.method.init_client(TASK, client, KEY.fold("run", "init")) for client in DATA.clients]
     return [*(world.method.personalise(down, state) for state in own), world.method.server_params(world.server)]
+
+
+def test_a_round_that_is_folded_leaves_the_same_mark():
+    method = made_method("fibecfed", rounds=5, layers={**LAST, "mean_every": 2})
+    phase, server = method.phases[-1], method.init(TASK, KEY)
+    for index, marked in ((0, False), (1, True)):
+        now = Round("tune", index, 5, index)
+        answer = Received("0", phase.template(server, now))
+        folding = phase.fold(server, now)
+        folding.add(answer)
+        assert folding.state().has_mean == phase.aggregate(server, [answer], now).has_mean == marked
 
 
 @pytest.mark.parametrize("head", ["shared", "personal"])

@@ -152,9 +152,7 @@ def test_what_changes_base_weights_too_is_exported_merged_alone(chats: Path, tmp
     with torch.no_grad():
         without = plain(ids).logits
         weights = dict(plain.named_parameters())
-        for name, change in safetensors.torch.load_file(
-            run / "global" / "delta.safetensors"
-        ).items():
+        for name, change in safetensors.torch.load_file(run / "global" / "delta.safetensors").items():
             weights[name] += change
         expected, merged = plain(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits
     scale = expected.abs().max()

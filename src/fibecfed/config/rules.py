@@ -19,6 +19,7 @@ from ..engine.options import (
     SpeedOptions,
 )
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..methods.means import means_of
 from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
@@ -335,7 +336,13 @@ def _parts(method: MethodOptions, model: ModelOptions) -> Iterator[str]:
         yield 'method.finetune: got false with method.kind = "lora-finetune", which is `lora` then; set `method.kind` = "lora"'
     if model.head == "label-words" and (kept := getattr(method, "head", "shared")) != "shared":
         yield f'method.head: got "{kept}" with `model.head` = "label-words", which trains no head; remove it'
-    rule = getattr(getattr(method, "layers", None), "rule", "agreement")
+    layers = getattr(method, "layers", None)
+    rule = getattr(layers, "rule", "agreement")
+    if layers is not None and getattr(method, "aggregation", "mean") == "exact" and rule != "all" and means_of(layers, 1).every:
+        yield (
+            'method.aggregation: got "exact" with a mean of the layers that clients keep (`method.layers.mean_every`), which is one of the '
+            'factors; set `method.layers.mean_every` = 0, or this to "mean"'
+        )
     if getattr(method, "head", None) == "agreement" and rule != "agreement":
         yield f'method.head: got "agreement" with `method.layers.rule` = "{rule}"; set both, or this to "shared"'
     if not isinstance(method, LoraParts) or method.aggregation.startswith("fed"):
