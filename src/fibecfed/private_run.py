@@ -9,6 +9,7 @@ from typing import Any
 from .build import Prepared
 from .core.errors import RunFailed
 from .core.files import RECORDS
+from .core.json_text import to_json
 from .core.rng import Key
 from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
@@ -31,8 +32,10 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
         return None
     z, clip_norm = plan.noise_multiplier, plan.clip_norm
     terms = Terms(config.privacy.unit, plan.clients, plan.size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
-    ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS))
-    return MeanPool(prepared.inputs.data.clients, plan.size, key, z, clip_norm, ledger)
+    data = prepared.inputs.data
+    held = to_json([data.checksum(), *data.clients])
+    ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
+    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger)
 
 
 def scores_nothing(prepared: Prepared) -> bool:

@@ -125,3 +125,9 @@ def test_a_private_run_is_audited_without_a_charge_and_by_what_it_released(input
     end = prepared.method.server_params(server)
     assert all(torch.equal(end[name], tensor) for name, tensor in last.after.items())
     assert call(run, "--clients", "1")[0] == 0
+    assert "not covered by its guarantee" in json.loads((run / "audit.json").read_text())["note"]
+    short = {**tables, "federation": {"on_failure": "drop", "rounds": 1}}
+    once = made(inputs, tmp_path / "once", "lora", **short)
+    (only,), server, _ = observed(prepare(run_config(inputs, method={"kind": "lora"}, **short)), once)
+    end = prepared.method.server_params(server)
+    assert all(torch.equal(end[name], tensor) for name, tensor in only.after.items())  # the noise that was released

@@ -126,6 +126,14 @@ def test_an_edited_ledger_is_rejected(tmp_path: Path, which: int) -> None:
         Ledger(tmp_path, TERMS)
 
 
+def test_a_ledger_of_other_clients_or_data_is_rejected(tmp_path: Path) -> None:
+    Ledger(tmp_path, TERMS, data="a").charge(release(0))
+    before = (tmp_path / LEDGER).read_bytes()
+    with pytest.raises(UserError, match="got clients or data that are not those which the ledger was begun with"):
+        Ledger(tmp_path, TERMS, data="b")
+    assert (tmp_path / LEDGER).read_bytes() == before and Ledger(tmp_path, TERMS, data="a").charged(0)
+
+
 def test_charges_that_records_know_of_cannot_be_removed_before_the_first_checkpoint(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, TERMS)
     ledger.charge(release(0))

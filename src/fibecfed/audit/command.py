@@ -25,6 +25,10 @@ from .measure import AttackRow, measured, views_of
 from .replay import observed
 
 AUDIT = "audit.json"
+PRIVATE = (
+    "This run is private for clients. Single updates are what its server saw before the noise; the mean of the first round has noise drawn "
+    "anew, of the same size. These figures follow from the clients' data without noise, so they are not covered by its guarantee."
+)
 WARNING = "These attacks are simple; a better one may find more. No row is a guarantee."
 
 
@@ -60,7 +64,7 @@ def audit(out: Path, most_clients: int) -> dict[str, Any]:
         "clients": {str(one.now.number): sorted(one.updates) for one in rounds},
         "views": list(views_of(rounds)),
         "rows": [_json(row) for row in rows],
-        "note": missing,
+        "note": " ".join(filter(None, (missing, None if prepared.privacy is None else PRIVATE))) or None,
         "warning": WARNING,
     }
     write_atomically(out / AUDIT, (to_json(found, indent=2) + "\n").encode())

@@ -126,7 +126,7 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
     server = decode(method.server_state, end.server)
     seen = [_rounds(prepared, out, first.number, None)]
     if first.number == last.number:
-        return tuple(seen), server, None
+        return (replace(seen[0], after=method.server_params(server)),), server, None
     try:
         before = kept.load(last.number)
     except UserError:

@@ -86,6 +86,7 @@ class Ledger:
         folder: of the run.
         draw: where the secret comes from; None: the operating system, as always but in tests.
         kept: as `mark` gave it for the checkpoint that a run is resumed from; None: there is no checkpoint.
+        data: what identifies the clients and what they hold; the ledger has a code of it that only the secret's holder can check.
         recorded: rounds that the run's records hold, each of which was charged before it was released.
 
     Raises:
@@ -100,13 +101,14 @@ class Ledger:
         kept: Mapping[str, Any] | None = None,
         draw: Callable[[int], bytes] | None = None,
         recorded: int = 0,
+        data: str = "",
     ) -> None:
         self.path, self.terms = folder / LEDGER, terms
         self._secret_path = folder / CHECKPOINTS / SECRET
         self._spent: dict[ClientId, float] = {}
         self._releases: dict[tuple[int, str], int] = {}  # round and code of its sum -> attempt
         self._attempts: dict[int, int] = {}
-        self._code, self._lines = "", 0
+        self._code, self._lines, self._data = "", 0, data
         blob = self.path.read_bytes() if self.path.exists() else b""
         if b"\n" not in blob:  # stopped before its first line was whole, and so before anything was released
             if kept is not None or recorded:
@@ -213,7 +215,7 @@ class Ledger:
         finally:
             os.close(file)
         sync_folder(self._secret_path.parent)
-        self._write({"ledger": VERSION, **asdict(self.terms), "mu2_max": 0.0, **self._standing(0.0)})
+        self._write({"ledger": VERSION, **asdict(self.terms), "data_code": self._data_code(), "mu2_max": 0.0, **self._standing(0.0)})
         sync_folder(self.path.parent)
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -230,6 +232,9 @@ class Ledger:
         finally:
             os.close(file)
         self._code, self._lines = code, self._lines + 1
+
+    def _data_code(self) -> str:
+        return key_of(self._secret, "data", self._data).hex()
 
     def _code_of(self, text: str) -> str:
         return key_of(self._secret, "line", self._code, text).hex()
@@ -281,6 +286,11 @@ class Ledger:
                     f"{self.path}: {name}: got {value}, expected {line.get(name)}, which the ledger was begun with; set it back, or start "
                     "a new run"
                 )
+        if line.get("data_code") != self._data_code():
+            raise UserError(
+                f"{self.path}: got clients or data that are not those which the ledger was begun with, so that others would be charged; "
+                "restore the data, or start a new run"
+            )
 
 
 def forget(folder: Path) -> None:
