@@ -181,7 +181,7 @@ def test_summing_in_blocks_changes_no_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(got[name], expected[name]) and got[name].dtype == dtype for name in expected)
 
 
-@given(st.integers(1, 6), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.integers(0, 2**31))
+@given(st.integers(1, 10), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.integers(0, 2**31))
 def test_a_running_sum_has_the_weighted_mean_up_to_rounding(count: int, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     trees = [
@@ -197,6 +197,16 @@ def test_a_running_sum_has_the_weighted_mean_up_to_rounding(count: int, dtype: t
         exact = sum(weight * tree[name].double() for tree, weight in zip(trees, weights, strict=True)) / sum(weights)
         room = torch.finfo(dtype).eps * exact.abs() + 1e-14  # pyright: ignore[reportAttributeAccessIssue]
         assert bool(((got[name].double() - exact).abs() <= room).all()) and bool(((value.double() - exact).abs() <= room).all())
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 9])
+def test_trees_that_wait_are_added_in_their_order(count: int) -> None:
+    trees = [{"a": torch.randn(300_000, generator=torch.Generator().manual_seed(k)) * 10.0**k} for k in range(count)]
+    total, expected = WeightedSum(), torch.zeros(300_000, dtype=torch.float64)
+    for k, tree in enumerate(trees):
+        total.add(tree, k + 1)
+        expected.add_(tree["a"], alpha=k + 1)
+    assert torch.equal(total.mean()["a"], (expected / sum(range(1, count + 1))).float())
 
 
 def test_a_running_sum_writes_into_no_tree() -> None:

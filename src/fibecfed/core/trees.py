@@ -16,6 +16,9 @@ from .types import Params
 _BLOCK = 2**17
 """Numbers that are summed together: in float64 they stay in the processor's cache, and take no new memory for each tensor."""
 
+_WAITING = 4
+"""Trees that are added to a sum together: of large ones the sum's own float64 numbers then pass through memory once for all of them."""
+
 
 def weighted_mean(trees: Sequence[Params], weights: Sequence[float]) -> dict[str, Tensor]:
     """sum_k w_k tree_k / sum_k w_k, summed in float64 in the order given, in each tensor's own dtype.
@@ -44,7 +47,7 @@ def weighted_mean(trees: Sequence[Params], weights: Sequence[float]) -> dict[str
 
 
 class WeightedSum:
-    """sum_k w_k tree_k in float64, of trees that come one after the other and need not be kept.
+    """sum_k w_k tree_k in float64, of trees that come one after the other and need not be kept; the last few are, until they are added.
 
     Its mean is `weighted_mean` of the same trees in the same order up to the rounding of float64: the division comes last, since the sum
     of the weights is not known before.
@@ -54,6 +57,7 @@ class WeightedSum:
         self._total = 0.0
         self._like: Params = {}  # shapes and dtypes
         self._sums: dict[str, list[Tensor]] = {}  # in blocks: so large a piece as a whole tensor would be memory new to the process
+        self._waiting: list[tuple[Params, float]] = []
         self._count = 0
 
     def add(self, tree: Params, weight: float) -> None:
@@ -66,11 +70,20 @@ class WeightedSum:
             self._like = {name: value.to("meta") for name, value in tree.items()}
             self._sums = {name: [torch.zeros(len(b), dtype=torch.float64) for b in _blocks(value)] for name, value in tree.items()}
         _check_alike(self._like, tree, self._count)
-        for name, targets in self._sums.items():
-            for target, block in zip(targets, _blocks(tree[name]), strict=True):
-                target.add_(block, alpha=weight)
+        self._waiting.append((tree, weight))
         self._total += weight
         self._count += 1
+        if len(self._waiting) == _WAITING:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Add the trees that wait, in their order, block by block."""
+        for name, targets in self._sums.items():
+            blocks = [_blocks(tree[name]) for tree, _ in self._waiting]
+            for place, target in enumerate(targets):
+                for block, (_, weight) in zip(blocks, self._waiting, strict=True):
+                    target.add_(block[place], alpha=weight)
+        self._waiting.clear()
 
     def mean(self) -> dict[str, Tensor]:
         """sum_k w_k tree_k / sum_k w_k, in each tensor's own dtype.
@@ -79,6 +92,7 @@ class WeightedSum:
             ValueError: the weights do not sum to a positive, finite number.
         """
         total = _positive(self._total)
+        self._fold()
         mean: dict[str, Tensor] = {}
         for name in sorted(self._sums):
             out = torch.empty(self._like[name].shape, dtype=self._like[name].dtype)
