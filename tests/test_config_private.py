@@ -47,11 +47,6 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (UNIT, {"resources": {"cohort_batch": 2}}, "resources.cohort_batch: got 2 with `privacy.unit`"),
         (UNIT, {"tracking_by_client": True}, "tracking_by_client: got true with `privacy.unit`"),
         (UNIT, {"method": {"kind": "custom"}}, 'method.kind: got "custom" with `privacy.unit`'),
-        (
-            UNIT,
-            {"federation": {"partition": "machines"}, "data": {"labels": ["a", "b"]}},
-            'federation.partition: got "machines" with `privacy.unit`',
-        ),
     ],
 )
 def test_it_is_rejected_in_a_sentence(privacy: dict[str, Any], tables: dict[str, Any], sentence: str) -> None:

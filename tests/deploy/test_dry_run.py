@@ -54,6 +54,12 @@ def test_clients_that_have_names_are_shown_by_them(file: Path) -> None:
     assert "clients 3: north, south, west" in invoked("check", str(file), 'federation.client_names=["north", "south", "west"]')
 
 
+def test_what_a_private_federation_costs_is_said_without_data(file: Path) -> None:
+    private = "method.kind=lora federation.on_failure=drop privacy.unit=client privacy.noise_multiplier=1 privacy.delta=1e-3"
+    shown = invoked("check", str(file), *private.split())
+    assert "2 of 3 rounds at most, 2 of 3 clients at a time" in shown and "4.846 for every client after 3 rounds" in shown
+
+
 @pytest.mark.parametrize("method", ["fibecfed", "lora", "hetlora", "fedpeptao"])
 def test_the_messages_are_those_of_a_simulation_of_the_same_method(file: Path, method: str) -> None:
     config = load(file, [f"method.kind={method}"]).config

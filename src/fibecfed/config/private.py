@@ -46,11 +46,6 @@ def private(config: Tables) -> Iterator[str]:
             f'federation.on_failure: got "{federation.on_failure}" {unit}, which counts a client without an answer as one that changed '
             'nothing; set "drop"'
         )
-    if federation.partition == "machines":
-        yield (
-            f'federation.partition: got "machines" {unit}, which only clients on one machine are trained with so far; set another '
-            'one, such as "column"'
-        )
     if federation.schedule != "synchronous":
         yield f'federation.schedule: got "{federation.schedule}" {unit}, which asks the clients whose turn it is; set "synchronous"'
     for name, default in (("speeds", SpeedOptions()), ("links", LinkOptions())):

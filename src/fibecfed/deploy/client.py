@@ -122,7 +122,7 @@ def _config(options: ClientArguments) -> Config:
 
 
 def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, say: Callable[[str], None]) -> Resident:
-    inputs = prepared.inputs
+    inputs, private = prepared.inputs, prepared.privacy
 
     def save_own(where: Path, params: Params, summary: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         save(prepared, where, name, params, summary, header)
@@ -141,6 +141,8 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         keep_states=states_kept(inputs.config),
         save=save_own,
         say=say,
+        clip_norm=None if private is None else private.clip_norm,
+        scored=private is None or private.evaluation != "off",
     )
 
 

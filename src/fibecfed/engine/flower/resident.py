@@ -25,6 +25,9 @@ from .round_states import RoundStates
 _RUN = re.compile(r"[0-9a-f]{16}")  # it becomes the name of a folder here
 _START = "start.safetensors"
 
+FAILED_IN_PRIVATE = "its work failed; its own log says why"
+"""What is said of every failure in a run that is private for clients: a reason may follow from a text."""
+
 
 @message
 class Start:
@@ -47,6 +50,9 @@ class Resident:
         config: what it must have in common with the server.
         folder: for its states and adapters, one folder in it for each run.
         keep_states: how many states of a run are kept.
+        clip_norm: C, where the run is private for clients: then nothing leaves this client but clipped updates, and why it failed stays
+            here.
+        scored: whether it answers evaluations.
         say: called with a sentence about what happens; nothing in it can steer a terminal, although the server chose parts of it.
     """
 
@@ -63,6 +69,8 @@ class Resident:
     keep_states: int
     save: SaveAdapter
     say: Callable[[str], None]
+    clip_norm: float | None = None
+    scored: bool = True
 
     def answer(self, blob: bytes) -> bytes:
         """The reply to a request."""
@@ -73,6 +81,8 @@ class Resident:
         status, reason, payload = self._handle(request)
         where = f"{request.phase[:40]} round {request.index}: " if request.phase else ""
         self._tell(f"{request.action[:40]}: {where}{status}" + (f" ({reason})" if reason else ""))
+        if status == "failed" and self.clip_norm is not None:
+            reason = FAILED_IN_PRIVATE
         return encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
 
     def _tell(self, text: str) -> None:
@@ -115,13 +125,16 @@ class Resident:
             reply, _ = self._runtime(request, now.number).train(self.name, payload, now)  # notes stay here
             return "done", "", reply
         if request.action in ("evaluate", "evaluate_both", "evaluate_global"):
+            if not self.scored:
+                return "refused", 'nothing is scored here: `privacy.evaluation` = "off"', b""
             return "done", "", self._runtime(request, now.number + 1).evaluate(request.action, self.name, payload, now)
         if request.action == "finish":
             return "done", "", self._finish(request, decode(Finish, payload))
         return "refused", f"unknown action {request.action[:40]!r}; use the same fibecfed on both sides", b""
 
     def _finish(self, request: Request, last: Finish) -> bytes:
-        """Save the personal adapter if it is another than the global one; its checksum. Nothing for a client that never trained."""
+        """Save the personal adapter if it is another than the global one; its checksum. Nothing for a client that never trained, or where
+        the run is private."""
         runtime = self._runtime(request, request.number + 1)
         if runtime.states.get(self.name) is None:
             return b""
@@ -131,13 +144,13 @@ class Resident:
             folder = self._run_folder(request) / "adapter"
             self.save(folder, params, table_of(last.summary), table_of(last.header))
             self._tell(f"its own model is in {folder}")
-        return found.encode()
+        return b"" if self.clip_norm is not None else found.encode()  # by a checksum a guess of what is private could be confirmed
 
     def _runtime(self, request: Request, now: int) -> ClientRuntime:
         states = self._states(request)
         states.now = now
         task = cast(Task, _Started(self.task, self._start(request)))
-        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, self.evaluation_batch_size)
+        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, self.evaluation_batch_size, self.clip_norm)
 
     def _states(self, request: Request) -> RoundStates:
         return RoundStates(self._run_folder(request), self.keep_states, self.method.client_state)
