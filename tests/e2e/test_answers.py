@@ -206,11 +206,39 @@ def test_answers_are_generated_after_the_last_round_and_only_sums_are_recorded(f
     assert summary["adapters"] == session.start(plain, tmp_path / "plain")["adapters"]
     metrics = summary["scores"]["metrics"]
     for whose in ("personalised", "global"):
-        assert 0 <= metrics[whose]["exact_match"] <= 1 and 0 <= metrics[whose]["stop_rate"] <= 1
+        assert all(0 <= metrics[whose][name] <= 1 for name in ("exact_match", "rouge_l", "stop_rate"))
     last = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()][-1]
     assert last["pooled"]["generated"] == sum(sums["generated"] for sums in last["clients"].values()) == last["server"]["generated"] > 0
     assert all(sums["generated"] <= 2 for sums in last["clients"].values())
-    assert set(last["pooled"]) == {"token_nll", "tokens", "correct_tokens", "examples", "generated", "exact", "stopped", "new_tokens"}
+    assert set(last["pooled"]) == {
+        "token_nll",
+        "tokens",
+        "correct_tokens",
+        "examples",
+        "generated",
+        "exact",
+        "stopped",
+        "new_tokens",
+        "rouge_l",
+    }
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "sentence"),
+    [
+        ({"metric": "rouge_l"}, 'evaluation.metric: got "rouge_l", which is of generated answers, with `evaluation.generate` = 0; set'),
+        ({"metric": "stop_rate", "generate": 1, "save": "best"}, 'evaluation.metric: got "stop_rate" with `evaluation.save` = "best", but'),
+    ],
+)
+def test_a_primary_metric_of_answers_that_nobody_generates_is_rejected(evaluation: dict[str, Any], sentence: str, folder: Path) -> None:
+    refused(folder, sentence, evaluation=evaluation)
+
+
+def test_a_run_may_be_judged_by_the_answers_that_are_generated_at_its_end(folder: Path, tmp_path: Path) -> None:
+    summary = session.start(chat_config(folder, evaluation={"metric": "rouge_l", "generate": 2, "max_new_tokens": 6}), tmp_path / "run")
+    scores = summary["scores"]
+    assert (summary["metric"], summary["higher_is_better"]) == ("rouge_l", True)
+    assert scores["pooled_personalised"] == scores["metrics"]["personalised"]["rouge_l"] and scores["untrained"]["global"] is None
 
 
 def test_answers_for_which_the_model_has_no_room_are_refused(folder: Path) -> None:

@@ -11,6 +11,7 @@ from texts import noisy
 from torch.func import functional_call
 
 from fibecfed.core.task import DELTA
+from fibecfed.core.written import rouge_l
 from fibecfed.models.answer_task import AnswerTask
 from fibecfed.models.answers import Answers, Writing
 
@@ -114,6 +115,8 @@ def test_sums_of_written_answers_are_those_of_a_loop_over_texts() -> None:
 
     found = task.written(params, Given())  # pyright: ignore[reportArgumentType]
     rows = [own(task, params, prompt, [2], 12) for prompt, _ in texts]
+    rouge = sum(rouge_l(writing.decode(row), writing.decode(answer)) for row, (_, answer) in zip(rows, texts, strict=True))
+    assert float(found.pop("rouge_l")) == rouge > 0
     assert {name: int(value) for name, value in found.items()} == {
         "generated": 3,
         "exact": sum(row == answer for row, (_, answer) in zip(rows, texts, strict=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from ..core.metrics import OF_WRITTEN
 from ..data.instruction_sets import INSTRUCTION_SETS
 from ..data.options import NO_TEMPLATE, DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
@@ -95,6 +96,7 @@ def of_kind(config: Tables) -> Iterator[str]:
     if config.evaluation.generate and data.loss_on == "all":
         got = config.evaluation.generate
         yield f'evaluation.generate: got {got} with `data.loss_on` = "all", which does not tell prompts from answers; set it to "answers"'
+    yield from _of_written(config)
     if data.chat_template == NO_TEMPLATE:
         for name in _changed(data, ("system", "system_column")):
             yield f'data.{name}: got {getattr(data, name)!r} with `data.chat_template` = "none", which knows no system message; remove it'
@@ -121,6 +123,23 @@ def of_kind(config: Tables) -> Iterator[str]:
         yield (
             f'method.kind: got "{kind}", whose adapter is trained with a classification head, with `data.kind` = "instruction"; choose a '
             "LoRA method"
+        )
+
+
+def _of_written(config: Tables) -> Iterator[str]:
+    """What a primary metric of generated answers needs."""
+    evaluation = config.evaluation
+    if (metric := evaluation.metric) not in OF_WRITTEN:
+        return
+    if not evaluation.generate:
+        yield (
+            f'evaluation.metric: got "{metric}", which is of generated answers, with `evaluation.generate` = 0; set `evaluation.generate` '
+            "to the test examples of each client that are to be answered, or choose nll"
+        )
+    if evaluation.save == "best":
+        yield (
+            f'evaluation.metric: got "{metric}" with `evaluation.save` = "best", but answers are generated after the last round alone; '
+            "choose nll, by which rounds can be told apart, or save the last"
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .statistics import EXAMPLES, Statistics, Totals
 from .types import Batch
-from .written import EXACT, GENERATED, STOPPED, zero_of_written
+from .written import EXACT, GENERATED, ROUGE_L, STOPPED, zero_of_written
 
 IGNORED = -100
 """Label of a token that nothing is learned from, as transformers has it."""
@@ -57,6 +57,8 @@ def _impossible(totals: Totals) -> str | None:
         for name in (EXACT, STOPPED):
             if int(totals[name]) > generated:
                 return f"{name} is {int(totals[name])}, expected at most {generated}, the number of generated answers"
+        if not 0 <= float(totals[ROUGE_L]) <= generated:
+            return f"{ROUGE_L} is {float(totals[ROUGE_L])}, expected 0 to {generated}, the number of generated answers"
     if correct > tokens:
         return f"{CORRECT_TOKENS} is {correct}, expected at most {tokens}, the number of labelled tokens"
     return f"{TOKENS} is {tokens}, expected at least {examples}, the number of examples" if tokens < examples else None

@@ -16,7 +16,7 @@ from .answers import CORRECT_TOKENS, TOKEN_NLL, TOKENS
 from .errors import UserError
 from .statistics import CALIBRATION, CONFUSION, EXAMPLES, NLL, Sums, number_of_examples
 from .units import percent
-from .written import EXACT, GENERATED, STOPPED
+from .written import EXACT, GENERATED, ROUGE_L, STOPPED
 
 Confusion = Sequence[Sequence[int]]
 
@@ -157,6 +157,9 @@ def _of_written(name: str) -> Callable[[Sums], float]:
     return lambda sums: sums[name] / sums[GENERATED] if sums[GENERATED] else math.nan
 
 
+OF_WRITTEN = ("exact_match", "rouge_l", "stop_rate")
+"""Metrics of answers that were generated, which is done after the last round, for test examples."""
+
 _LARGEST_NLL = 700.0
 """Nat; the exponential of more is no ordinary number."""
 
@@ -176,6 +179,7 @@ _ROWS = (
     Metric("perplexity", "perplexity", (TOKEN_NLL, TOKENS), _perplexity, higher_is_better=False, unit=""),
     Metric("token_accuracy", "token accuracy", (CORRECT_TOKENS, TOKENS), _per_token(CORRECT_TOKENS)),
     Metric("exact_match", "exact match", (EXACT, GENERATED), _of_written(EXACT)),
+    Metric("rouge_l", "Rouge-L", (ROUGE_L, GENERATED), _of_written(ROUGE_L)),
     Metric("stop_rate", "stop rate", (STOPPED, GENERATED), _of_written(STOPPED)),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ROWS}

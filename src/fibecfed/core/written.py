@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-GENERATED, EXACT, STOPPED, NEW_TOKENS = "generated", "exact", "stopped", "new_tokens"
-"""Names of the sums: answers that were generated, those that match, those that came to their end token, and their tokens."""
-WRITTEN = (GENERATED, EXACT, STOPPED, NEW_TOKENS)
+GENERATED, EXACT, STOPPED, NEW_TOKENS, ROUGE_L = "generated", "exact", "stopped", "new_tokens", "rouge_l"
+"""Names of the sums: answers that were generated, those that match, those that came to their end token, their tokens, and their Rouge-L."""
+COUNTED = (GENERATED, EXACT, STOPPED, NEW_TOKENS)
 
 Match: TypeAlias = Literal["whitespace", "squad", "number"]
 """How texts are made alike before they are compared; see `normalised`."""
@@ -20,7 +20,8 @@ Match: TypeAlias = Literal["whitespace", "squad", "number"]
 
 def zero_of_written() -> dict[str, Tensor]:
     """The sums over no answers."""
-    return {name: torch.zeros((), dtype=torch.int64) for name in WRITTEN}
+    counts = {name: torch.zeros((), dtype=torch.int64) for name in COUNTED}
+    return {**counts, ROUGE_L: torch.zeros((), dtype=torch.float64)}
 
 
 def normalised(text: str, how: Match) -> str | None:
@@ -48,3 +49,17 @@ def matches(written: str, expected: str, how: Match) -> bool:
     """Whether an answer is the expected one; never where the expected one has no number that it needs."""
     found = normalised(expected, how)
     return found is not None and normalised(written, how) == found
+
+
+def rouge_l(written: str, expected: str) -> float:
+    """Rouge-L of an answer: F1 of the longest common subsequence of words (Lin 2004), in [0, 1].
+
+    torchmetrics' score, as rouge-score's without stemming: words are runs of the letters a to z and digits, in small letters. It says
+    nothing about texts in other scripts.
+
+    >>> rouge_l("the cat sat", "The cat is sitting.")  # the, cat: two of three words, and two of four
+    0.5714285969734192
+    """
+    from torchmetrics.functional.text import rouge_score  # imports for a second
+
+    return float(rouge_score(written, expected, rouge_keys="rougeL")["rougeL_fmeasure"])

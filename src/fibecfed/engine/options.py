@@ -182,13 +182,14 @@ class EvaluationOptions(Options):
         default=None,
         description="Primary metric, used for scores, tables, targets and the best round. Default: accuracy. Others: macro_f1, "
         "macro_precision, macro_recall, matthews, loss, calibration_error; of two classes f1, precision, recall (of the second one); "
-        "of any class f1:NAME, precision:NAME, recall:NAME.",
+        "of any class f1:NAME, precision:NAME, recall:NAME. For instruction: nll (default), perplexity, token_accuracy; of generated "
+        "answers exact_match, rouge_l, stop_rate.",
     )
     generate: int = Field(
         default=0,
         ge=0,
         description="For instruction: test examples of each client, at most, whose answers are generated after the last round, for "
-        "exact_match and stop_rate; 0 = none.",
+        "exact_match, rouge_l and stop_rate; 0 = none.",
     )
     max_new_tokens: int = Field(default=128, ge=1, description="For instruction: tokens of a generated answer, at most.")
     exact_match: Literal["whitespace", "squad", "number"] = Field(

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ..core.answers import IGNORED
 from ..core.types import Batch, Examples, Params
-from ..core.written import EXACT, GENERATED, NEW_TOKENS, STOPPED, matches, zero_of_written
+from ..core.written import EXACT, GENERATED, NEW_TOKENS, ROUGE_L, STOPPED, matches, rouge_l, zero_of_written
 from .adapted_model import AdaptedModel
 from .network import AdaptedNetwork
 from .turns import one_at_a_time
@@ -70,8 +70,10 @@ class AnswerTask(AdaptedModel):
             prompts = [prompt for prompt, _ in part]
             rows = self.generate(params, prompts, stop_ids=writing.stop_ids, max_new_tokens=writing.max_new_tokens)
             for tokens, (_, expected) in zip(rows, part, strict=True):
+                answer, right = writing.decode(tokens), writing.decode(expected)
                 totals[GENERATED] += 1
-                totals[EXACT] += int(matches(writing.decode(tokens), writing.decode(expected), writing.match))
+                totals[EXACT] += int(matches(answer, right, writing.match))
+                totals[ROUGE_L] += rouge_l(answer, right)
                 totals[STOPPED] += int(tokens[-1] in writing.stop_ids)
                 totals[NEW_TOKENS] += len(tokens)
         return totals

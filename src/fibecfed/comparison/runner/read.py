@@ -20,6 +20,7 @@ from ...config.read import is_comparison as is_comparison_table
 from ...config.read import is_run, missing_files, read_as, read_pairs, read_toml, read_value, rejection, table_at
 from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
+from ...core.metrics import OF_WRITTEN
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
 from ...tracking.sinks import reject_missing
@@ -234,6 +235,11 @@ def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
                 f"task.{name}.training.learning_rate: got {got}, expected none, since `tuning.trials` looks for one rate for all tasks; "
                 "remove it, or set `tuning.trials` to 0"
             )
+    if tuning.trials and metric in OF_WRITTEN:
+        yield (
+            f"base.evaluation.metric: got {show(metric)}, which is of answers to test examples, but rates are tuned by validation ones; "
+            "choose nll, or set `tuning.trials` to 0"
+        )
     if tuning.trials and base.get("data.validation_fraction") == 0:
         yield "base.data.validation_fraction: got 0, but tuning needs validation examples; raise it, or set `tuning.trials` to 0"
 
