@@ -55,8 +55,8 @@ class Size:
 
 SIZES: Mapping[str, Size] = {
     "nl2bash": Size(clients=8, train=48, test=16, rounds=8, cohort=4, max_length=160, new_tokens=48),
-    "shakespeare": Size(clients=8, train=48, test=12, rounds=8, cohort=4, max_length=192, new_tokens=48),
-    "medquad": Size(clients=8, train=48, test=12, rounds=8, cohort=4, max_length=224, new_tokens=64),
+    "shakespeare": Size(clients=6, train=32, test=10, rounds=6, cohort=3, max_length=160, new_tokens=48),
+    "medquad": Size(clients=6, train=32, test=10, rounds=6, cohort=3, max_length=224, new_tokens=64),
 }
 GENERATED = 8
 """Test examples of each client whose answers are generated at the end."""
