@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+DEVICE ?= auto
 RUN ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run docs test test-docs test-flower lint format release smollm2 constraints clean
+.PHONY: help run docs test test-docs test-flower test-gpu lint format release smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -75,6 +76,9 @@ $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt torch hatchling editables
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower]' 'flwr[simulation]' pytest hypothesis
 	@touch $@
+
+test-gpu: $(VENV)/.dev ## Run the tests that need a GPU; DEVICE=cpu runs them small on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m gpu --device $(DEVICE) tests/gpu tests/engine/test_runtime.py
 
 format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,10 @@ for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "T
     os.environ.pop(name, None)  # what rich reads: sentences are compared as they are printed at the usual width
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="auto", help="what tests/gpu computes on: cuda, mps, or cpu; auto: the GPU that is there")
+
+
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no run starts worker processes by itself: many tests look at what happens in their own process."""

@@ -114,6 +114,7 @@ def test_seconds_of_a_client_are_those_in_which_the_processor_worked_for_it(
     assert work.compute_clock == "cpu" and least <= work.compute_s < most
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_wall_clock_waits_for_what_was_started():
     device = torch.device("cuda")

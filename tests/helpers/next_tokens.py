@@ -46,6 +46,9 @@ class NextTokens:
     def head(self, model: nn.Module, body: nn.Module) -> Any:
         return EveryToken(model)
 
+    def beside(self, inputs: Batch) -> Batch:
+        return {}
+
     def losses(self, scores: Tensor, batch: Batch) -> Tensor:
         where = _before_another(batch["attention_mask"])
         next_tokens = batch["input_ids"].roll(-1, dims=1)[where]

@@ -140,7 +140,15 @@ def pick(params: Params, names: Collection[str]) -> dict[str, Tensor]:
 
 def placed(params: Params, device: torch.device) -> dict[str, Tensor]:
     """The same tensors on `device`: once, for work that takes many passes; those that are there already are not copied."""
-    return {name: value.to(device) for name, value in params.items()}
+    return {name: moved(value, device) for name, value in params.items()}
+
+
+def moved(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on a device that computes. A GPU is not waited for: it gets the copy behind all that it has been asked for before."""
+    return value.to(device, value.dtype if dtype is None else dtype, non_blocking=device.type not in _WAITED_FOR)
+
+
+_WAITED_FOR = ("cpu", "mps")  # a copy from one of these, or to MPS, may be read before it is whole
 
 
 def first_not_finite(params: Params) -> str | None:

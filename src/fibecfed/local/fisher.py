@@ -15,7 +15,8 @@ vmap.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from ..core.classification import Classification, classification
 from ..core.task import Tape, Task, TracedLinear
-from ..core.trees import placed
+from ..core.trees import moved, placed
 from ..core.types import Batch, Params
 from .tokens import Normalise, information_scale
 
@@ -131,6 +132,9 @@ def squares(
         if wanted(name, trace_over):
             traces.append(trace)
 
+    if each is not None:
+        output = tape.linears[0].output
+        each = moved(each, output.device, torch.promote_types(output.dtype, torch.float32))
     for linear, x, e in _uses(tape, output_gradients):
         e = e if each is None else e * each.to(e)[:, None, None]
         trace, row, column = _weight_squares(linear.weight, x, e, wanted(linear.weight, rows_of))
@@ -285,16 +289,17 @@ def fisher_pass(
     classes = classification(task, 'labels = "model"', 'set "true"') if labels == "model" else None
     leaves = {name: tensor.detach().requires_grad_(name in trainable) for name, tensor in placed(params, task.device).items()}
     traces: list[Tensor] = []
-    sums = NeuronSums()
+    sums, finite = NeuronSums(), _Finite()
     for index, batch in enumerate(batches):
         if classes is None:
-            found = _batch_squares(task, leaves, batch, trace_over, None, index, information_scale(batch, normalise))
+            found = _batch_squares(task, leaves, batch, trace_over, None, index, finite, information_scale(batch, normalise))
         else:
-            found = _expected_squares(classes, leaves, batch, trace_over, index)
+            found = _expected_squares(classes, leaves, batch, trace_over, index, finite)
         traces.append(found.trace)
         sums.add(found)
     if not traces:
         raise ValueError("no batches: there is nothing to take the Fisher information of")
+    finite.check()
     return FisherPass(torch.cat(traces).to("cpu", torch.float32), sums.mean(), sums.num_examples)
 
 
@@ -313,6 +318,41 @@ def per_example_fisher_trace(
     return fisher_pass(task, params, batches, labels, over, normalise=normalise).trace
 
 
+class _Finite:
+    """Whether the losses and squares of all batches are finite. Read once, at the end: a GPU would be waited for each time."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[int, list[tuple[str, int]]]] = []
+        self._found: list[Tensor] = []
+
+    def add(self, batch: int, losses: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Look at a batch."""
+        self._batches.append((batch, [(name, len(row)) for name, row in rows.items()]))
+        (bad_loss, position), of_rows = _first_not_finite(losses), _first_not_finite(torch.cat(list(rows.values())))
+        loss = losses.index_select(0, position)
+        self._found.append(torch.cat([bad_loss, position, loss, *of_rows]))  # in the dtype of the losses, whatever device has it
+
+    def check(self) -> None:
+        """Raise FloatingPointError for the first batch of which something is not finite."""
+        for (batch, tensors), (bad_loss, position, loss, bad_row, place) in zip(
+            self._batches, torch.stack(self._found).tolist() if self._found else [], strict=True
+        ):
+            if bad_loss:
+                raise FloatingPointError(f"batch {batch}: the loss of its example {int(position)} is {loss}; expected a finite number")
+            if bad_row:
+                ends = itertools.accumulate(size for _, size in tensors)
+                name = next(name for (name, _), end in zip(tensors, ends, strict=True) if place < end)
+                raise FloatingPointError(
+                    f"batch {batch}, tensor {name}: its squared gradients are not finite; look for divergence in the training before"
+                )
+
+
+def _first_not_finite(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a number of a vector is not finite, and the place of the first one; each as a tensor of one number."""
+    found = (~torch.isfinite(values)).byte().max(0, keepdim=True)
+    return found.values, found.indices
+
+
 def _batch_squares(
     task: Task,
     leaves: Params,
@@ -320,36 +360,31 @@ def _batch_squares(
     trace_over: Collection[str] | None,
     weights: Tensor | None,
     index: int,
+    finite: _Finite,
     each: Tensor | None = None,
 ) -> Squares:
     """Squares of one batch at its labels; each example's times its weight, by weighting its loss with the square root."""
     losses, tape = task.traced(leaves, batch)
     tape = Tape(tuple(linear for linear in tape.linears if linear.output.requires_grad))
-    kept = losses.detach()
-    if not torch.isfinite(kept).all():
-        position = int((~torch.isfinite(kept)).nonzero()[0])
-        raise FloatingPointError(f"batch {index}: the loss of its example {position} is {float(kept[position])}; expected a finite number")
     total = losses.sum() if weights is None else (losses * weights.sqrt()).sum()
     gradients = torch.autograd.grad(total, [linear.output for linear in tape.linears], allow_unused=True)
     found = squares(tape, gradients, trace_over=trace_over, each=each)
-    if not torch.isfinite(torch.cat(list(found.rows.values()))).all():
-        name = next(name for name, row in found.rows.items() if not torch.isfinite(row).all())
-        raise FloatingPointError(
-            f"batch {index}, tensor {name}: its squared gradients are not finite; look for divergence in the training before"
-        )
+    finite.add(index, losses.detach(), found.rows)
     return found
 
 
-def _expected_squares(task: Classification, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int) -> Squares:
+def _expected_squares(
+    task: Classification, leaves: Params, batch: Batch, trace_over: Collection[str] | None, index: int, finite: _Finite
+) -> Squares:
     """sum_y p(y | x) times the squares at label y: the classes are labels of the same examples, so their squares add up.
 
     p is over the classes: a language model's over their words, which in its whole vocabulary have a small fraction of the mass.
     """
     weights = task.logits(leaves, batch).softmax(-1)
-    parts = [
-        _batch_squares(task, leaves, {**batch, "labels": torch.full_like(batch["labels"], label)}, trace_over, weights[:, label], index)
-        for label in range(task.num_classes)
-    ]
+    parts = []
+    for label in range(task.num_classes):
+        labelled = {**batch, "labels": torch.full_like(batch["labels"], label)}
+        parts.append(_batch_squares(task, leaves, labelled, trace_over, weights[:, label], index, finite))
     total = parts[0]
     for part in parts[1:]:
         total = Squares(total.trace + part.trace, _sum(total.rows, part.rows), _sum(total.columns, part.columns))

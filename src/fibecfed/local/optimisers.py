@@ -45,8 +45,8 @@ class Optimiser:
         self.inner = (
             MAKERS[options.optimizer](leaves, lr=options.learning_rate, weight_decay=0.0, foreach=True, **momentum) if leaves else None
         )
-        rate, one = options.learning_rate * options.weight_decay, torch.ones(())
-        self.decay = [(one.to(leaf) if mask is None else mask) * -rate + 1 for leaf, mask in zip(leaves, masks, strict=True)]
+        rate = options.learning_rate * options.weight_decay
+        self.decay = [(leaf.new_ones(()) if mask is None else mask) * -rate + 1 for leaf, mask in zip(leaves, masks, strict=True)]
 
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor]) -> None:

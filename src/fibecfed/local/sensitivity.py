@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.answers import predicted
 from ..core.task import Task
-from ..core.trees import placed
+from ..core.trees import moved, placed
 from ..core.types import Batch, Params
 
 
@@ -116,7 +116,7 @@ def layer_sensitivity(
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"got max_examples = {max_examples}; expected at least 1, or None for all")
     params = placed(params, task.device)
-    total = torch.zeros(task.num_layers, dtype=torch.float64)
+    sums = list[Tensor]()
     num_examples = 0
     for batch in batches:
         if "attention_mask" not in batch:
@@ -124,12 +124,15 @@ def layer_sensitivity(
         if max_examples is not None:
             batch = {name: tensor[: max_examples - num_examples] for name, tensor in batch.items()}
         changes = _relative_changes(task, params, batch, noise_scale, norm)
-        total += changes.sum(dim=1).to("cpu", torch.float64)
+        sums.append(changes.sum(dim=1))
         num_examples += changes.shape[1]
         if num_examples == max_examples:
             break
     if num_examples == 0:
         raise ValueError("got no examples; expected at least one to measure the layers' importance on")
+    total = torch.zeros(task.num_layers, dtype=torch.float64)
+    for part in torch.stack(sums).to("cpu", torch.float64):  # read once: a GPU would be waited for each time
+        total += part
     mean = (total / num_examples).float()
     return increments(mean, noise_scale) if importance == "increment" else mean
 
@@ -154,14 +157,14 @@ def _relative_changes(task: Task, params: Params, batch: Batch, noise_scale: flo
         leaf = embeddings.clone().requires_grad_()
         # The sum: no example's loss depends on another's embeddings, so each row of the gradient is that example's own.
         (gradient,) = torch.autograd.grad(task.losses(params, batch, embeddings=leaf).sum(), leaf)
-    mask = batch["attention_mask"].to(embeddings.device)
+    mask = moved(batch["attention_mask"], embeddings.device)
     with torch.no_grad():
         noise = worst_noise(gradient, embeddings, mask, noise_scale, norm).to(embeddings.dtype)
         clean = task.hidden_states(params, batch, embeddings=embeddings)
         noisy = task.hidden_states(params, batch, embeddings=embeddings + noise)
         before = _before_answers(batch)
         if before is not None:
-            before = before.to(mask.device)
+            before = moved(before, mask.device)
             return torch.stack([_change_by_position(a, b, before) for a, b in zip(clean, noisy, strict=True)])
         padding = (mask == 0).unsqueeze(-1)
         return torch.stack([_relative_change(a, b, padding) for a, b in zip(clean, noisy, strict=True)])

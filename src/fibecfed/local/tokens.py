@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.answers import targets_of
+from ..core.trees import moved
 from ..core.types import Batch
 
 MeanOver: TypeAlias = Literal["token", "example"]
@@ -23,12 +24,12 @@ def step_loss(losses: Float[Tensor, " batch"], batch: Batch, over: MeanOver) -> 
     """
     targets, weights = targets_of(batch), batch.get("weights")
     if targets is not None and over == "token":
-        total = losses.sum() if weights is None else (losses * weights.to(losses)).sum()
+        total = losses.sum() if weights is None else (losses * moved(weights, losses.device, losses.dtype)).sum()
         return total / (amount_of(batch, len(losses), over) or 1.0)
-    each = losses if targets is None else losses / targets.clamp(min=1).to(losses)
+    each = losses if targets is None else losses / moved(targets.clamp(min=1), losses.device, losses.dtype)
     if weights is None:
         return each.mean()
-    here = weights.to(each)
+    here = moved(weights, each.device, each.dtype)
     return (each * here).sum() / here.sum()
 
 

@@ -19,6 +19,7 @@ from ..adapters.make import norms
 from ..core.rng import Key
 from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
+from ..core.trees import moved
 from ..core.types import Batch, Params
 from .checkpointing import recomputed
 from .depth import begins_of, graph_from
@@ -188,7 +189,7 @@ class AdaptedModel(KeepsActivations):
     @torch.no_grad()
     def embed(self, batch: Batch) -> Float[Tensor, "batch token hidden"]:
         """Input embeddings of the tokens, before positions or anything else is added to them."""
-        return self._network.body.get_input_embeddings()(batch["input_ids"].to(self._device))
+        return self._network.body.get_input_embeddings()(moved(batch["input_ids"], self._device))
 
     @one_at_a_time
     def hidden_states(
@@ -265,10 +266,10 @@ class AdaptedModel(KeepsActivations):
         swapped = self._swapped(params)
 
         def forward(inputs: Batch) -> Tensor:
-            moved = {name: value.to(self._device) for name, value in inputs.items()}
+            here = {name: moved(value, self._device) for name, value in {**inputs, **self._objective.beside(inputs)}.items()}
             skipped = 0 if self.lower_blocks is None else self.lower_blocks.skipped
             own = {name: value for name, value in swapped.items() if self._stands_from(name, skipped)} if skipped else swapped
-            return functional_call(self._network, own, (moved, embeddings, adapted), tie_weights=False)
+            return functional_call(self._network, own, (here, embeddings, adapted), tie_weights=False)
 
         inputs = self._inputs(batch)
         first = self._first_trained(params) if embeddings is None else 0
@@ -286,11 +287,11 @@ class AdaptedModel(KeepsActivations):
         """What stands in the network during a call, by name inside it."""
         if params.keys() != self._name_set:
             self._check_names(params)
-        swapped = {f"model.{name}": value.to(self._device) for name, value in params.items() if not name.endswith(DELTA)}
+        swapped = {f"model.{name}": moved(value, self._device) for name, value in params.items() if not name.endswith(DELTA)}
         for weight in self._adapted if len(params) > len(self._names) else ():
             if (delta := params.get(weight + DELTA)) is not None:
                 delta = delta.T if weight in self._transposed else delta
-                swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + delta.to(self._device)
+                swapped[f"model.{weight}"] = swapped.get(f"model.{weight}", self._adapted[weight]) + moved(delta, self._device)
         return swapped
 
     def _inputs(self, batch: Batch) -> Batch:

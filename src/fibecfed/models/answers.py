@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ..core.answers import CORRECT_TOKENS, IGNORED, TOKEN_NLL, TOKENS, of_answers, predicted
 from ..core.statistics import EXAMPLES, Statistics
+from ..core.trees import moved
 from ..core.types import Batch
 from ..core.written import Match, zero_of_written
 from .heads import Pooling
@@ -33,9 +34,12 @@ class AnswerHead(nn.Module):
 
         Without labels among the inputs every token but a text's first is one.
         """
-        labels = inputs["labels"] if "labels" in inputs else _every_token(inputs["input_ids"], inputs["attention_mask"])
-        where = predicted(labels)
-        return token_losses(self.head, hidden[:, :-1][where], labels[:, 1:][where])
+        rows, places = inputs[_ROWS], inputs[_PLACES]
+        return token_losses(self.head, hidden[rows, places], inputs[_TARGETS])
+
+
+_ROWS, _PLACES, _TARGETS = "answers.rows", "answers.places", "answers.targets"
+"""Of each token that is to be predicted: its text, the position before it, and the token."""
 
 
 def _every_token(ids: Tensor, mask: Tensor) -> Tensor:
@@ -84,9 +88,16 @@ class Answers:
         """The model's own."""
         return AnswerHead(model)
 
+    def beside(self, inputs: Batch) -> Batch:
+        """Which tokens are to be predicted, and where."""
+        labels = inputs["labels"] if "labels" in inputs else _every_token(inputs["input_ids"], inputs["attention_mask"])
+        where = predicted(labels)
+        rows, places = where.nonzero(as_tuple=True)
+        return {_ROWS: rows, _PLACES: places, _TARGETS: labels[:, 1:][where]}
+
     def losses(self, scores: Tensor, batch: Batch) -> Tensor:
         """Sums over the labelled tokens of each example."""
-        where = predicted(batch["labels"]).to(scores.device)
+        where = moved(predicted(batch["labels"]), scores.device)
         return scores.new_zeros(where.shape).masked_scatter(where, scores[:, 0]).sum(1)
 
     @property

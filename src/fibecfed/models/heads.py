@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -104,10 +104,10 @@ class PooledHead(nn.Module):
     Args:
         head: (batch, hidden) -> (batch, scores).
         pooling: which vector.
-        places: from the inputs the mask for `pool`; by default the attention mask.
+        places: name of the mask for `pool` among the inputs.
     """
 
-    def __init__(self, head: nn.Module, pooling: Pooling, places: Callable[[Mapping[str, Tensor]], Tensor] | None = None) -> None:
+    def __init__(self, head: nn.Module, pooling: Pooling, places: str = "attention_mask") -> None:
         super().__init__()
         self.head = head
         self.pooling: Pooling = pooling
@@ -115,5 +115,4 @@ class PooledHead(nn.Module):
 
     def forward(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """(batch, token, hidden) -> (batch, scores)."""
-        mask = inputs["attention_mask"] if self._places is None else self._places(inputs)
-        return self.head(pool(hidden, mask, self.pooling))
+        return self.head(pool(hidden, inputs[self._places], self.pooling))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..core.trees import moved
 from ..core.types import Batch
 from .heads import PooledHead, UnsupportedModel
 from .objectives import SumsByClass
@@ -49,14 +50,22 @@ class LabelWords(SumsByClass):
     def head(self, model: nn.Module, body: nn.Module) -> PooledHead:
         """The model's own, at the word's position."""
         pooling = "last" if self.mask_id is None else "mask"
-        return PooledHead(LanguageHead(model), pooling, functools.partial(_word_positions, words=self))
+        return PooledHead(LanguageHead(model), pooling, _PLACES)
+
+    def beside(self, inputs: Batch) -> Batch:
+        """Where the word is predicted.
+
+        Raises:
+            ValueError: as `word_positions`.
+        """
+        return {_PLACES: word_positions(inputs["input_ids"], inputs["attention_mask"], self)}
 
     def losses(self, scores: Tensor, batch: Batch) -> Tensor:
         """Cross entropy over the vocabulary."""
         ids = _on(scores.device, self.token_ids)
         if "targets" in batch:
-            return -(batch["targets"].to(scores.device) * log_softmax(scores, dim=-1)[:, ids]).sum(-1)
-        return cross_entropy(scores, ids[batch["labels"].to(scores.device)], reduction="none")
+            return -(moved(batch["targets"], scores.device) * log_softmax(scores, dim=-1)[:, ids]).sum(-1)
+        return cross_entropy(scores, ids[moved(batch["labels"], scores.device)], reduction="none")
 
     def of_classes(self, scores: Tensor) -> Tensor:
         """Those of their words."""
@@ -67,13 +76,12 @@ class LabelWords(SumsByClass):
         return logits[:, -1] if self.mask_id is None else logits[input_ids == self.mask_id]
 
 
+_PLACES = "label-words.places"
+
+
 @functools.lru_cache(maxsize=8)
 def _on(device: torch.device, token_ids: tuple[int, ...]) -> Tensor:
     return torch.tensor(token_ids, device=device)
-
-
-def _word_positions(inputs: Mapping[str, Tensor], words: LabelWords) -> Tensor:
-    return word_positions(inputs["input_ids"], inputs["attention_mask"], words)
 
 
 def is_masked(config: PretrainedConfig) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from ..core.statistics import Statistics, class_sums, of_classes
+from ..core.trees import moved
 from ..core.types import Batch
 from .heads import PooledHead, Pooling, classifier_head
 
@@ -59,6 +60,11 @@ class Objective(Protocol):
         Raises:
             UnsupportedModel: of a kind that is not known here.
         """
+        ...
+
+    def beside(self, inputs: Batch) -> Batch:
+        """What the head takes of a text besides, by names of its own, found before the inputs are on the device: whoever reads a tensor
+        there waits for all that is computed before it."""
         ...
 
     def losses(self, scores: Tensor, batch: Batch) -> Tensor:
@@ -123,13 +129,17 @@ class ClassHead(SumsByClass):
     draws_head = True
     mask_id = None
 
+    def beside(self, inputs: Batch) -> Batch:
+        """Nothing."""
+        return {}
+
     def head(self, model: nn.Module, body: nn.Module) -> PooledHead:
         """The classifier's own."""
         return PooledHead(*classifier_head(model, body))
 
     def losses(self, scores: Tensor, batch: Batch) -> Tensor:
         """Cross entropy over the classes."""
-        return cross_entropy(scores, batch.get("targets", batch["labels"]).to(scores.device), reduction="none")
+        return cross_entropy(scores, moved(batch.get("targets", batch["labels"]), scores.device), reduction="none")
 
     def of_classes(self, scores: Tensor) -> Tensor:
         """They are."""
