@@ -30,6 +30,7 @@ from .data.tasks import TASKS
 from .engine.pooled import reject_unpooled
 from .engine.robust import reject_not_robust
 from .engine.schedules import reject_schedule
+from .engine.summed import reject_unsummed
 from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
 from .methods import catalogue
@@ -52,6 +53,8 @@ from .models.objectives import ClassHead, Objective
 from .models.quantised import reject_unpacked
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
+from .privacy.cohorts import Cohorts, cohorts_of
+from .privacy.fixed import MOST, Adding, ClippedGrid, FixedPoint
 from .privacy.plan import PrivacyPlan, plan_of
 
 
@@ -82,6 +85,8 @@ class Prepared:
         metric: the primary one.
         activation: what an example takes of `resources.activation_cache_mb`; None where there is no cache.
         privacy: the guarantee that is planned; None where nothing is protected.
+        cohorts: what secure aggregation asks of them; None without it.
+        adding: how clients' answers then become words that are summed.
     """
 
     inputs: Inputs
@@ -91,6 +96,8 @@ class Prepared:
     metric: Metric = METRICS["accuracy"]
     activation: ActivationSize | None = None
     privacy: PrivacyPlan | None = None
+    cohorts: Cohorts | None = None
+    adding: Adding | None = None
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)
@@ -251,7 +258,7 @@ def prepare(
     inputs = read_inputs(config, read_data)
     pad = inputs.tokenizer.pad_token_id
     made_method = build_method(inputs, method)
-    privacy = _privacy(inputs, made_method)
+    privacy, cohorts = _privacy(inputs, made_method), _cohorts(inputs, made_method)
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
         hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is rejected when its task is made
@@ -274,7 +281,9 @@ def prepare(
     reject_schedule(made_method, config.federation, config.method.model_dump()["kind"])
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
-    return Prepared(inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy)
+    return Prepared(
+        inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy, cohorts, _adding(config, privacy, cohorts)
+    )
 
 
 def _privacy(inputs: Inputs, method: Method[Any, Any]) -> PrivacyPlan | None:
@@ -289,6 +298,32 @@ def _privacy(inputs: Inputs, method: Method[Any, Any]) -> PrivacyPlan | None:
     if config.privacy.unit != "none":
         reject_unpooled(method, kind)
     return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
+
+
+def _cohorts(inputs: Inputs, method: Method[Any, Any]) -> Cohorts | None:
+    """What secure aggregation asks of cohorts; None without it.
+
+    Raises:
+        UserError: they are too small, or the method cannot be run so.
+    """
+    config, clients = inputs.config, num_clients(inputs.config, inputs.data)
+    cohorts = cohorts_of(config.privacy, min(config.federation.cohort_size(clients), clients))
+    if cohorts is not None:
+        reject_unsummed(method, config.method.model_dump()["kind"])
+        if (most := MOST // cohorts.size) < config.federation.max_samples:
+            raise UserError(
+                f"federation.max_samples: got {config.federation.max_samples} for {cohorts.size} clients per round, expected at most "
+                f"{most}, so that their sum has 32 bits; lower it: clients with more examples weigh as much as one with so many"
+            )
+    return cohorts
+
+
+def _adding(config: Config, privacy: PrivacyPlan | None, cohorts: Cohorts | None) -> Adding | None:
+    if cohorts is None:
+        return None
+    if privacy is not None:
+        return ClippedGrid(privacy.clip_norm)
+    return FixedPoint(config.privacy.range, cohorts.size, config.federation.max_samples)
 
 
 def _workers(inputs: Inputs, task: AdaptedModel) -> int:

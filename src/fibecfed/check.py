@@ -32,7 +32,7 @@ from .inspection import Section, as_table, clients_table, data_section, examples
 from .methods.presets import in_force
 from .models.options import ModelOptions
 from .models.quantised import frozen_size
-from .privacy.statement import plan_lines
+from .privacy.statement import cohort_lines, plan_lines
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
 
@@ -63,6 +63,7 @@ def _sections(prepared: Prepared, set_up: float) -> Iterator[Section]:
     yield from warnings_section(prepared)
     yield messages_section(prepared)
     yield from privacy_section(prepared)
+    yield from sums_section(prepared)
     yield "Estimates for this machine", as_table(("", ""), _estimates(prepared, params, set_up))
 
 
@@ -145,7 +146,7 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     private, key = prepared.privacy is not None, inputs.key.fold("run")
     if private:
         num_samples = dict.fromkeys(clients, 1)  # which no client tells
-    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, key, inputs.config.federation, private))
+    return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, key, inputs.config.federation, private, prepared.adding))
 
 
 def _messages(traffic: list[Traffic]) -> list[tuple[str, ...]]:
@@ -175,6 +176,12 @@ def privacy_section(prepared: Prepared) -> Iterator[Section]:
         f"delta {plan.delta:g}"
     )
     yield title, as_table(("", ""), plan_lines(plan, max(sizes)))
+
+
+def sums_section(prepared: Prepared) -> Iterator[Section]:
+    """What the server would get instead of updates; nothing without secure aggregation."""
+    if prepared.cohorts is not None:
+        yield "Secure aggregation: the server gets sums alone", as_table(("", ""), cohort_lines(prepared.cohorts, prepared.adding))
 
 
 # ---- memory, disk and time

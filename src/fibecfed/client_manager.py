@@ -136,4 +136,5 @@ def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt) -
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
     clip_norm = None if prepared.privacy is None else prepared.privacy.clip_norm
-    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, inputs.key.fold("run"), size, clip_norm)
+    key = inputs.key.fold("run")
+    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, key, size, clip_norm, prepared.adding)

@@ -24,7 +24,7 @@ from .engine.requests import Requests
 from .engine.states import StatesAt
 from .engine.summary import summarise
 from .methods.presets import in_force
-from .private_run import about
+from .private_run import about, about_sums, took_part
 from .saving import save
 
 
@@ -87,6 +87,8 @@ def finish(
         ),
     }
     summary |= prepared.beforehand.summary
+    if prepared.cohorts is not None:
+        summary |= {"secure_aggregation": about_sums(prepared, records), "clients_that_took_part": took_part(records)}
     if pool is not None:
         summary |= {"privacy": about(prepared, pool, last.number + 1), "clients_that_took_part": pool.ledger.clients}
     if (preset := in_force(flat(config))) is not None:
@@ -100,7 +102,7 @@ def finish(
         return Requests(phase, server, broadcast, names)
 
     own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
-    if pool is not None:
+    if pool is not None or prepared.cohorts is not None:
         own = {}  # a checksum of what is private would let a guess of it be confirmed
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
     every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()

@@ -103,8 +103,8 @@ Settings; what is not named has its default:
 
 
 def steps_of(summary: Mapping[str, Any]) -> str:
-    """Optimiser steps of a run, where they are known: a private run does not tell."""
-    return "" if "privacy" in summary else f"{summary['steps']:,} optimiser steps, "
+    """Optimiser steps of a run, where they are known: a private run does not tell, nor one of sums."""
+    return "" if summary.keys() & {"privacy", "secure_aggregation"} else f"{summary['steps']:,} optimiser steps, "
 
 
 def at_revision(base: Base) -> str:

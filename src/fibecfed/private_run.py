@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ from .build import Prepared
 from .core.errors import RunFailed
 from .core.files import RECORDS
 from .core.json_text import to_json
+from .core.records import EvalRecord, RoundRecord
 from .core.rng import Key
 from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
+from .engine.summed import SUMMED
+from .engine.summing import SumPool, unmasked
 from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
 
@@ -35,12 +38,19 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
     data = prepared.inputs.data
     held = to_json([data.checksum(), *data.clients])
     ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
-    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger)
+    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared))
+
+
+def sums_of(prepared: Prepared) -> SumPool | None:
+    """How answers are summed where the server is to see no single one; None where it sees them."""
+    if prepared.adding is None or prepared.cohorts is None:
+        return None
+    return unmasked(prepared.adding, prepared.cohorts)
 
 
 def scores_nothing(prepared: Prepared) -> bool:
     """Whether no model of the run is scored."""
-    return prepared.privacy is not None and prepared.privacy.evaluation == "off"
+    return (prepared.privacy is not None or prepared.cohorts is not None) and prepared.inputs.config.privacy.evaluation == "off"
 
 
 def ends_after(pool: MeanPool | None, completed: int, planned: int) -> int:
@@ -81,3 +91,27 @@ def about(prepared: Prepared, pool: MeanPool, rounds: int) -> dict[str, Any]:
         "ledger": LEDGER,
         "statement": statement(plan, ledger.epsilon, ledger.releases),
     }
+
+
+def about_sums(prepared: Prepared, records: Sequence[RoundRecord | EvalRecord]) -> dict[str, Any]:
+    """What summary.json says of secure aggregation.
+
+    Args:
+        records: of the run.
+    """
+    cohorts, rounds = prepared.cohorts, [record for record in records if isinstance(record, RoundRecord)]
+    assert cohorts is not None
+    return {
+        "clients_per_round": cohorts.size,
+        "least": cohorts.least,
+        "colluders": cohorts.colluders,
+        "dropouts": cohorts.dropouts,
+        "beyond_range": sum(record.notes.get(SUMMED, {}).get("beyond_range", 0) for record in rounds),
+        "evaluation": prepared.inputs.config.privacy.evaluation,
+    }
+
+
+def took_part(records: Sequence[RoundRecord | EvalRecord]) -> int:
+    """Clients whose answer came into a sum."""
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    return len({client for record in rounds for client in record.cohort if client not in record.failures})

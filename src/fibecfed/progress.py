@@ -200,7 +200,9 @@ _MAJORITY = (
 
 
 def _trained(summary: Mapping[str, Any]) -> dict[str, str]:
-    """How much was computed; of a private run, which does not record that, what it guarantees."""
+    """How much was computed; of a private run, which does not record that, what it guarantees; of one of sums, of how many they were."""
+    if "privacy" not in summary and (sums := summary.get("secure_aggregation")) is not None:
+        return {"secure aggregation": f"sums of at least {sums['least']} of {sums['clients_per_round']} clients"}
     if (privacy := summary.get("privacy")) is None:
         return {"trained": f"{summary['steps']:,} steps on {summary['examples']:,} examples in {duration(summary['seconds'])}"}
     guarantee = f"({rounded_up(privacy['epsilon'])}, {privacy['delta']:g}) for each {privacy['unit']}; {privacy['ended']}"

@@ -33,7 +33,7 @@ from .engine.virtual import VirtualTime, devices
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .privacy.ledger import forget
-from .private_run import ends_after, pool_of, reject_nothing, scores_nothing
+from .private_run import ends_after, pool_of, reject_nothing, scores_nothing, sums_of
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
@@ -287,6 +287,7 @@ class _Session:
                 kept=OnServer(states),
                 asked=requests.restored(),
                 pool=pool,
+                sums=sums_of(self.prepared) if pool is None else None,
             )
             phase, last = None, number
             for now in rounds[number:]:
@@ -302,7 +303,7 @@ class _Session:
                 last = step.number
                 is_last = last == ends_after(pool, last, len(rounds))
                 standing = replace(step.standing, counted=standing.counted)
-                if self._due(step) or (pool is not None and is_last):
+                if self._due(step) or ((pool is not None or self.prepared.cohorts is not None) and is_last):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
                     self._evaluated(log, scored, is_last)
                     best = better_by_validation(best, scored, self.prepared.metric)
@@ -352,7 +353,7 @@ class _Session:
 
     def _due(self, step: Step) -> bool:
         """After every so many rounds of a phase in which clients train, and after its last."""
-        if not any(step.record.steps.values()) and self.pool is None:
+        if not any(step.record.steps.values()) and self.pool is None and self.prepared.cohorts is None:
             return False
         return (step.now.index + 1) % self.config.evaluation.every == 0 or step.now.index + 1 == step.now.num_rounds
 

@@ -115,6 +115,11 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
             f'federation.schedule: got "{config.federation.schedule}", expected "synchronous", where each round has '
             "answers of its own; audit a synchronous run of the same configuration"
         )
+    if prepared.cohorts is not None:
+        raise UserError(
+            "privacy.secure_aggregation: got true, expected false: an audit looks at single updates, which this run has none of; audit a "
+            "run of the same configuration without it"
+        )
     kept = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints)
     end = kept.load_latest()
     if end is None:

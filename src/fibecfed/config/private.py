@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..engine.options import FederationOptions, LinkOptions, SpeedOptions
 from ..privacy.options import PrivacyOptions
 from .kinds import Tables
+from .secure import KEYS, secure
 
 _NOT_USED = {
     "quorum": "since a round must not depend on who can answer",
@@ -21,9 +22,11 @@ _NOT_USED = {
 def private(config: Tables) -> Iterator[str]:
     """Contradictions of the table [privacy] with itself and with the other tables, as sentences."""
     options, federation = config.privacy, config.federation
+    yield from secure(config)
     if options.unit == "none":
+        free = {"secure_aggregation", *KEYS, *(("evaluation",) if options.secure_aggregation else ())}
         for name in PrivacyOptions.model_fields:
-            if (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
+            if name not in free and (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
                 yield (
                     f'privacy.{name}: got {got!r} with `privacy.unit` = "none", so that nothing is protected; set `privacy.unit` = '
                     '"client", or remove it'

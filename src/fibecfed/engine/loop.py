@@ -27,6 +27,8 @@ from .pooled import MeanPool, pooled_round
 from .requests import Requests
 from .robust import RobustGathering
 from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
+from .summed import summed_round
+from .summing import SumPool
 from .transport import Ticket, Transport
 
 logger = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ def run(
     kept: Kept | None = None,
     asked: Sequence[UnderWay] = (),
     pool: MeanPool | None = None,
+    sums: SumPool | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -134,6 +137,7 @@ def run(
         kept: where phases keep something of each client; left out, in memory alone.
         asked: the requests that were under way before round `start`.
         pool: how answers are pooled where the run is private for clients; it ends before a round that would pass its budget.
+        sums: how they are summed where the server sees no single one, and nothing is noised.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -151,6 +155,12 @@ def run(
                 server, record = pooled_round(phase, transport, server, now, tolerance.timeout_s, pool)
             except BudgetSpent:
                 return
+            yield Step(now.number + 1, now, server, record, standing)
+            continue
+        if sums is not None:
+            chosen = cohort(phase, clients, per_round, key, sampled)
+            server, record = summed_round(phase, transport, chosen, server, now, tolerance, sums)
+            sampled += 1
             yield Step(now.number + 1, now, server, record, standing)
             continue
         plan = plan_of(phase, now, tolerance, per_round)

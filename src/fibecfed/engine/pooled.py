@@ -9,7 +9,7 @@ counts as one that changed nothing: the round goes on as if nothing had happened
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Params, Round
 from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
 from ..privacy.clip import Integers, clipped, digest, grid_step, nothing, on_grid
+from ..privacy.fixed import ClippedGrid, NotASum
 from ..privacy.ledger import BudgetSpent, Ledger, Release
 from ..privacy.noise import noised
 from ..privacy.participation import cyclic
@@ -31,6 +32,7 @@ from .gathering import USABLE
 from .requests import Requests
 from .runtime import frame, named, unframe
 from .shared_fields import pooled_fields, shared_of, with_shared
+from .summing import Asked, SumPool
 from .transport import Transport, exchange
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class MeanPool:
         noise_multiplier: z.
         clip_norm: C.
         ledger: where each release is charged.
+        sums: how the clients' updates are summed where the server sees no single one; None: it clips and adds them.
     """
 
     clients: Sequence[ClientId]
@@ -58,6 +61,7 @@ class MeanPool:
     noise_multiplier: float
     clip_norm: float
     ledger: Ledger
+    sums: SumPool | None = None
 
     def cohort(self, number: int) -> tuple[ClientId, ...]:
         """Who takes part in round `number` of the run."""
@@ -114,19 +118,13 @@ def pooled_round(
         raise BudgetSpent
     broadcast = phase.broadcast(server, now)
     sent = shared_of(broadcast, pooled_fields(phase))
-    requests = Requests(phase, server, broadcast, chosen)
-    likeness = frame(encode(with_shared(phase, sent)), Work())
-    total, heard = nothing(sent), set[ClientId]()
-    for client, reply in exchange(transport, "train", now, requests, timeout_s, len(likeness) + OVERHEAD_BYTES):
-        if isinstance(reply, Failure) or client in heard or client not in chosen:
-            continue
-        heard.add(client)
-        update = _update(phase, reply, sent, pool.clip_norm)
-        if update is None:
-            logger.info("%s round %d: the answer of client %s cannot be used and counts as no change", now.phase, now.index, client)
-            continue
-        for name, value in update.items():
-            total[name] += value
+    asked = Asked(server, broadcast, sent, chosen)
+    got = (
+        _added(phase, transport, now, asked, timeout_s, pool)
+        if pool.sums is None
+        else _summed(phase, transport, now, asked, timeout_s, pool.sums)
+    )
+    total, heard = got.total, got.heard
     silent = {client: f"client {client}: no answer" for client in chosen if client not in heard}
     if not heard:
         raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients answered. {USABLE}")
@@ -146,16 +144,15 @@ def pooled_round(
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:
             raise Diverged(f"{now.phase} round {now.index}: {named(field, bad)} of the server's state is not finite after it. {USABLE}")
-    up = payload_bytes(with_shared(phase, sent), len(likeness))
     record = RoundRecord(
         phase=now.phase,
         index=now.index,
         number=now.number,
         cohort=chosen,
-        bytes_down=requests.sizes(),
-        bytes_up=dict.fromkeys(sorted(heard), len(likeness)),
-        fields_down=_times(next(iter(requests.fields().values())), len(chosen)),
-        fields_up=_times(up, len(heard)),
+        bytes_down=got.bytes_down,
+        bytes_up=got.bytes_up,
+        fields_down=got.fields_down,
+        fields_up=got.fields_up,
         steps={},
         examples={},
         loss={},
@@ -165,6 +162,60 @@ def pooled_round(
         seconds=0.0,  # of the wall: they tell how much the clients hold
     )
     return after, record
+
+
+@dataclass(frozen=True)
+class _Total:
+    """The sum of a round's clipped updates, in steps of the grid; who is in it; bytes by client and by field."""
+
+    total: Integers
+    heard: Collection[ClientId]
+    bytes_down: Mapping[ClientId, int]
+    bytes_up: Mapping[ClientId, int]
+    fields_down: Mapping[str, int]
+    fields_up: Mapping[str, int]
+
+
+def _added(
+    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, pool: MeanPool
+) -> _Total:
+    """Clipped and added by the server."""
+    sent, chosen = asked.sent, asked.cohort
+    requests = Requests(phase, asked.server, asked.broadcast, chosen)
+    likeness = frame(encode(with_shared(phase, sent)), Work())
+    total, heard = nothing(sent), set[ClientId]()
+    for client, reply in exchange(transport, "train", now, requests, timeout_s, len(likeness) + OVERHEAD_BYTES):
+        if isinstance(reply, Failure) or client in heard or client not in chosen:
+            continue
+        heard.add(client)
+        update = _update(phase, reply, sent, pool.clip_norm)
+        if update is None:
+            logger.info("%s round %d: the answer of client %s cannot be used and counts as no change", now.phase, now.index, client)
+            continue
+        for name, value in update.items():
+            total[name] += value
+    up = payload_bytes(with_shared(phase, sent), len(likeness))
+    return _Total(
+        total,
+        heard,
+        requests.sizes(),
+        dict.fromkeys(sorted(heard), len(likeness)),
+        _times(next(iter(requests.fields().values())), len(chosen)),
+        _times(up, len(heard)),
+    )
+
+
+def _summed(
+    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, sums: SumPool
+) -> _Total:
+    """Clipped by the clients, and summed so that the server sees no single one: the same integers."""
+    assert isinstance(sums.adding, ClippedGrid)
+    got = sums.sum_of(phase, transport, now, asked, timeout_s, "drop")
+    try:
+        total = sums.adding.integers(got.total, asked.sent)
+    except NotASum as error:
+        raise RunFailed(f"{now.phase} round {now.index}: what came does not add up to a sum of updates: {error}. {USABLE}") from None
+    return _Total(total, got.clients, got.bytes_down, got.bytes_up, *got.fields(asked))
 
 
 def mean_of(total: Integers, sent: Params, release: Release) -> dict[str, torch.Tensor]:

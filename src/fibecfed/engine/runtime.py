@@ -15,11 +15,13 @@ from ..core.task import Task
 from ..core.trees import first_not_finite
 from ..core.types import ClientData, ClientId, Params, Round
 from ..core.wire import Tensors, WireError, decode, encode, field_kinds, message, tensors_of
+from ..privacy.fixed import Adding
 from .counting import TOKEN_BLOCKS, CountedTask
 from .lockstep import OwnTask, in_lockstep
 from .scoring import totals, with_written, writes
 from .shared_fields import only_clipped
 from .stopwatch import Stopwatch
+from .summands import summand_of
 
 _WORK = struct.Struct("<QQdd")
 """Every reply ends in these 32 bytes: steps, examples, loss, compute_s. A fixed size keeps the recorded bytes the same in every run."""
@@ -132,6 +134,7 @@ class ClientRuntime:
         key: the run's key, the same on every machine.
         clip_norm: C, where the run is private for clients: an answer then holds its shared tensors, at most C from those that were sent,
             and nothing else; None: it is as its method makes it.
+        adding: how answers become words that are summed; None: they are sent as they are.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class ClientRuntime:
         key: Key,
         evaluation_batch_size: int,
         clip_norm: float | None = None,
+        adding: Adding | None = None,
     ) -> None:
         self.method = method
         self.task = task
@@ -151,6 +155,7 @@ class ClientRuntime:
         self.key = key
         self.evaluation_batch_size = evaluation_batch_size
         self.clip_norm = clip_norm
+        self.adding = adding
         self._phases = {phase.name: phase for phase in method.phases}
 
     def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
@@ -210,6 +215,8 @@ class ClientRuntime:
             raise NotFinite(f"client {client}, {now.phase} round {now.index}: {error}") from error
         check_finite(update.message, phase, client, now)
         after = encode(update.state)
+        if self.adding is not None:
+            return TrainedClient(summand_of(phase, broadcast, update.message, self.adding), after, {})
         work = replace(update.work, compute_s=watch.seconds(), compute_clock=watch.kind)
         notes = {**update.notes, TOKEN_BLOCKS: task.token_blocks} if any(task.token_blocks) else update.notes
         return TrainedClient(encode(update.message, after=packed(work)), after, notes)
@@ -221,6 +228,8 @@ class ClientRuntime:
         failed = update is None or not_finite(update.message) is not None
         message = only_clipped(phase, broadcast, None if failed or update is None else update.message, self.clip_norm)
         after = before if failed or update is None else update.state
+        if self.adding is not None:
+            return TrainedClient(summand_of(phase, broadcast, message, self.adding), encode(after), {})
         return TrainedClient(encode(message, after=packed(Work())), encode(after), {})
 
     def evaluate(self, action: str, client: ClientId, blob: bytes, now: Round) -> bytes:

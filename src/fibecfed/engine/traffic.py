@@ -14,11 +14,14 @@ from ..core.rng import Key
 from ..core.task import Task
 from ..core.types import ClientId, Round
 from ..core.wire import encoded_size, field_kinds, plain_value, tensors_of
+from ..privacy.fixed import Adding
 from .checks import expected
 from .failures import STOP
 from .loop import planned
 from .options import FederationOptions
 from .runtime import frame
+from .shared_fields import pooled_fields, shared_of
+from .summands import summand_bytes
 
 _LONGEST: dict[type, Any] = {float: -1.7976931348623157e308, int: 2**62, bool: False}
 """Values that no other takes more characters than. What text and lists in an answer hold is not known, and counts as nothing."""
@@ -79,6 +82,7 @@ def plan(
     key: Key,
     options: FederationOptions = STOP,
     private: bool = False,
+    adding: Adding | None = None,
 ) -> Iterator[Exchange]:
     """Every round of a run, in order.
 
@@ -89,6 +93,7 @@ def plan(
         key: of the run; it draws the cohorts.
         options: when a round ends; every client that is asked is taken to answer.
         private: whether the run is private for clients, which then take part in turn.
+        adding: how answers become words that are summed; None: they are sent as they are. What masks take beside them is not in it.
     """
     clients = tuple(num_samples)
     server = method.init(task, key.fold("init"))
@@ -104,7 +109,7 @@ def plan(
                 if phase.address is not None or size not in known:
                     sent = broadcast if phase.address is None else phase.address(state, broadcast, client)
                     length, steps = encoded_size(sent), round(method.load(size, now, chance).steps)
-                    known[size] = Span(length, length), _reply(phase, sent, like, {"num_samples": size, "steps": steps})
+                    known[size] = Span(length, length), _reply(phase, sent, like, {"num_samples": size, "steps": steps}, adding)
                 for found, span in zip((down, up), known[size], strict=True):
                     found[client] = found.get(client, span) | span
         yield Exchange(now, down, up)
@@ -121,8 +126,17 @@ def by_phase(rounds: Iterator[Exchange]) -> list[Traffic]:
     return found
 
 
-def _reply(phase: Phase[Any, Any, Any, Any], sent: Any, like: Mapping[str, Mapping[str, Tensor]], known: Mapping[str, int]) -> Span:
+def _reply(
+    phase: Phase[Any, Any, Any, Any],
+    sent: Any,
+    like: Mapping[str, Mapping[str, Tensor]],
+    known: Mapping[str, int],
+    adding: Adding | None,
+) -> Span:
     """A client's reply: tensors like those expected, or where their size is left open, like those that it was sent."""
+    if adding is not None:
+        length = summand_bytes(adding, shared_of(sent, pooled_fields(phase)))
+        return Span(length, length)
     before, least, most = tensors_of(sent), dict[str, Any](), dict[str, Any]()
     defaults = {one.name: one.default for one in fields(phase.up) if one.default is not MISSING}
     for field, kind in field_kinds(phase.up).items():

@@ -55,6 +55,27 @@ class PrivacyOptions(Options):
         "experiments on data that need no protection.",
     )
 
+    secure_aggregation: bool = Field(
+        default=False,
+        description="Whether the server gets nothing of the clients' updates but their sum: each is masked, and the masks cancel. In a "
+        "simulation the same sum is computed without masks.",
+    )
+    range: float = Field(
+        default=0.5,
+        gt=1e-30,
+        lt=1e30,
+        description="With secure_aggregation: the largest change of a number that is not cut off; 24 to 30 bits are spread over it.",
+    )
+    min_clients: int = Field(
+        default=4, ge=2, description="With secure_aggregation: clients that a sum must be of; smaller cohorts are rejected."
+    )
+    colluders: int = Field(
+        default=1, ge=0, description="With secure_aggregation: clients of a cohort that may work with the server and learn no more by it."
+    )
+    dropouts: int = Field(
+        default=1, ge=0, description="With secure_aggregation: clients that a round may lose; with more it fails, and nothing is told."
+    )
+
     @property
     def budget(self) -> float | None:
         """The epsilon that must not be passed; None: the planned rounds alone are the limit."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .cohorts import Cohorts
+from .fixed import Adding, FixedPoint
 from .plan import PrivacyPlan
 
 OUTSIDE = (
@@ -57,6 +59,22 @@ def plan_lines(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
         ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every client after {ends} rounds{within}"),
         ("noise to signal", f"at least {ratio:.3g} to 1{verdict}"),
     ]
+
+
+def cohort_lines(cohorts: Cohorts, adding: Adding | None) -> list[tuple[str, str]]:
+    """What `fibecfed check` says of secure aggregation, as rows of two cells."""
+    n, c, d = cohorts.size, cohorts.colluders, cohorts.dropouts
+    rows = [
+        (
+            "a sum is of",
+            f"at least {cohorts.least} of {n} clients; with {c} who work with the server, it hides at least {cohorts.least - c}",
+        ),
+        ("lost clients", f"{d} per round at most; with more the round fails"),
+    ]
+    if isinstance(adding, FixedPoint):
+        each = f"whole steps of {adding.range / adding.most:.3g} for a client with {adding.max_samples} examples"
+        rows.append(("numbers", f"changes of at most {adding.range:g}, in {each}"))
+    return rows
 
 
 LEARNS_NOTHING = 10.0

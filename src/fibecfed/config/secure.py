@@ -1,0 +1,58 @@
+"""What goes with secure aggregation and what does not. Each rule gives a sentence that begins with the key to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..engine.options import FederationOptions, LinkOptions, SpeedOptions
+from ..privacy.options import PrivacyOptions
+from .kinds import Tables
+
+KEYS = ("range", "min_clients", "colluders", "dropouts")
+"""Of [privacy], which only secure aggregation looks at."""
+
+_WITH = "with `privacy.secure_aggregation`"
+_NOT_USED = {
+    "quorum": "whose rounds need all clients but `privacy.dropouts`",
+    "round_attempts": "since a client joins one sum in a round",
+    "exclude_after": "since no single update can be rejected",
+    "max_update_norm": "since the server sees no single update; clients cut theirs off at `privacy.range`",
+    "aggregation": "since the server has a sum and nothing else",
+}
+
+
+def secure(config: Tables) -> Iterator[str]:
+    """Contradictions of `privacy.secure_aggregation` with the other keys, as sentences."""
+    options, federation = config.privacy, config.federation
+    if not options.secure_aggregation:
+        for name in KEYS:
+            if (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
+                yield (
+                    f"privacy.{name}: got {got!r} without `privacy.secure_aggregation`, which alone uses it; set "
+                    "`privacy.secure_aggregation` = true, or remove it"
+                )
+        return
+    if federation.partition == "machines":
+        yield (
+            f'federation.partition: got "machines" {_WITH}, which only clients on one machine are trained with so far; set another one, '
+            'such as "column"'
+        )
+    if options.unit == "client":
+        return  # whose own rules say the rest
+    for name, why in _NOT_USED.items():
+        if (got := getattr(federation, name)) != FederationOptions.model_fields[name].default:
+            yield f"federation.{name}: got {got if not isinstance(got, str) else repr(got)} {_WITH}, {why}; remove it"
+    if not federation.max_samples:
+        yield (
+            f"federation.max_samples: got 0 {_WITH}, expected the number of training examples from which on clients weigh the same: "
+            "weights are whole parts of it; set it"
+        )
+    if federation.schedule != "synchronous":
+        yield f'federation.schedule: got "{federation.schedule}" {_WITH}, whose cohort is fixed before a round; set "synchronous"'
+    for name, default in (("speeds", SpeedOptions()), ("links", LinkOptions())):
+        if getattr(federation, name) != default:
+            yield f"federation.{name}: got a model of time {_WITH}, whose records have none of single clients; remove it"
+    if config.evaluation.save == "best" and options.evaluation == "off":
+        yield f'evaluation.save: got "best" {_WITH}, where nothing is scored; set `privacy.evaluation` = "exact", or "last"'
+    if config.tracking_by_client:
+        yield f"tracking_by_client: got true {_WITH}, which lets nothing be known of single clients; remove it"
