@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from typing import Any
 
 import pytest
 
-from fibecfed.config import Config, from_table
+from fibecfed.config import Config, from_table, to_toml
 from fibecfed.core.errors import UserError
 from fibecfed.privacy.options import PrivacyOptions
 from fibecfed.privacy.plan import plan_of
@@ -81,3 +82,32 @@ def test_a_budget_ends_a_plan_before_the_first_client_would_pass_it() -> None:
 
 def test_an_epsilon_is_never_shown_below_itself() -> None:
     assert (rounded_up(1.0), rounded_up(1.0001), rounded_up(0.9999)) == ("1.000", "1.001", "1.000")
+
+
+DIGITS = {name: name * 64 for name in "abcde"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "federation", "sentence"),
+    [
+        ({}, {}, r"privacy.keys: got 0 keys for 5 clients \(federation.clients\), expected one for each"),
+        ({**DIGITS, "f": "f" * 64}, {}, "privacy.keys: got 6 keys for 5 clients"),
+        (DIGITS, {"client_names": ["a", "b", "c", "d", "x"]}, "privacy.keys: got no key of client x, expected one for each"),
+        ({**DIGITS, "a": "00"}, {}, "privacy.keys: got 'a' = '00', expected a client's name and 64 hexadecimal digits"),
+        ({**DIGITS, "a": "b" * 64}, {}, "privacy.keys: got one key for two names, expected one for each client"),
+    ],
+)
+def test_every_client_of_machines_has_a_pinned_key(keys: dict[str, str], federation: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        pinning(keys, **federation)
+
+
+def test_pinned_keys_are_a_table_and_written_again() -> None:
+    made = pinning(DIGITS)
+    assert made.privacy.pinned == DIGITS and from_table(tomllib.loads(to_toml(made))) == made
+
+
+def pinning(keys: dict[str, str], **federation: Any) -> Config:
+    tables = {"partition": "machines", "clients": 5, "max_samples": 9, **federation}
+    table = {"data": {"labels": ["x", "y"]}, "method": {"kind": "lora"}, "federation": tables}
+    return from_table({**table, "privacy": {"secure_aggregation": True, "keys": keys}})

@@ -272,6 +272,10 @@ def client(
     device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
+    show_key: Annotated[
+        bool,
+        typer.Option("--show-key", help="Only print the line that pins this client's key under [privacy.keys], for secure aggregation."),
+    ] = False,
     verbose: Verbose = 0,
 ) -> None:
     """Run one client of a federation across machines.
@@ -281,6 +285,7 @@ def client(
     with exit_codes(), shown(verbose), terminated_like_interrupted():
         from .deploy.client import ClientArguments, try_out
         from .deploy.client import run as be_client
+        from .deploy.client import show_key as own_key
 
         own = {
             "data.path": data,
@@ -294,7 +299,9 @@ def client(
         overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
         place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
         options = ClientArguments(config, overrides, socket, place, name)
-        if check:
+        if show_key:
+            typer.echo(own_key(options))
+        elif check:
             try_out(options, console())
         else:
             be_client(options, _now, console())

@@ -35,6 +35,11 @@ class ClientManager(Protocol):
     @property
     def transport(self) -> Transport: ...
 
+    @property
+    def masked_run(self) -> str | None:
+        """Name of the run for clients that mask what is summed; None: they are simulated, and masks would hide nothing."""
+        ...
+
     def finish(
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
@@ -79,6 +84,7 @@ class InProcess:
     transport: Simulator
     states: ClientStates | HeldStates | StatesAt
     out: Path
+    masked_run = None
 
     def finish(
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool

@@ -20,12 +20,13 @@ from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
 
 
-def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None) -> MeanPool | None:
+def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None, run: str | None = None) -> MeanPool | None:
     """How answers are pooled, with the ledger in the run's folder; None where nothing is protected.
 
     Args:
         key: of the run.
         kept: what the checkpoint holds of the ledger; None: there is none.
+        run: as for `sums_of`.
 
     Raises:
         UserError: the ledger is not that of this run, or lacks something.
@@ -38,14 +39,28 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
     data = prepared.inputs.data
     held = to_json([data.checksum(), *data.clients])
     ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
-    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared))
+    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared, run))
 
 
-def sums_of(prepared: Prepared) -> SumPool | None:
-    """How answers are summed where the server is to see no single one; None where it sees them."""
-    if prepared.adding is None or prepared.cohorts is None:
+def sums_of(prepared: Prepared, run: str | None) -> SumPool | None:
+    """How answers are summed where the server is to see no single one; None where it sees them.
+
+    Args:
+        run: name of a run across machines, whose answers are masked; None: it is simulated.
+    """
+    adding, cohorts = prepared.adding, prepared.cohorts
+    if adding is None or cohorts is None:
         return None
-    return unmasked(prepared.adding, prepared.cohorts)
+    if run is None:
+        return unmasked(adding, cohorts)
+    from .engine.masking import Masked  # needs `cryptography`, which the extra flower brings
+
+    return SumPool(adding, cohorts, Masked(adding, cohorts, run, raw_keys(prepared.inputs.config.privacy.pinned)))
+
+
+def raw_keys(pinned: Mapping[str, str]) -> dict[str, bytes]:
+    """The bytes of keys in hexadecimal digits."""
+    return {name: bytes.fromhex(key) for name, key in pinned.items()}
 
 
 def scores_nothing(prepared: Prepared) -> bool:

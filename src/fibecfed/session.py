@@ -230,7 +230,7 @@ class _Session:
             transport = clients.transport
         self.at_end.callback(clients.close)
         standing = Standing.from_table(extra.get("standing", {}))
-        self.pool = pool = pool_of(self.prepared, self.out, self.key, extra.get("privacy"))
+        self.pool = pool = pool_of(self.prepared, self.out, self.key, extra.get("privacy"), clients.masked_run)
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
         exact = Evaluator(
             method=self.method,
@@ -287,7 +287,7 @@ class _Session:
                 kept=OnServer(states),
                 asked=requests.restored(),
                 pool=pool,
-                sums=sums_of(self.prepared) if pool is None else None,
+                sums=sums_of(self.prepared, clients.masked_run) if pool is None else None,
             )
             phase, last = None, number
             for now in rounds[number:]:

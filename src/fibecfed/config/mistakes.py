@@ -9,10 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..core.options import Options
+from ..core.options import Options, entries_of
 from ..methods import presets
 from ..methods.catalogue import BROKEN, METHODS
-from ..models.options import entries_of
 from .kinds import default_partition
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .rules import contradictions
@@ -72,6 +71,8 @@ def _derive(table: dict[str, Any]) -> None:
     """Set what follows from other keys where it is not given itself; a table of patterns becomes the list of its entries."""
     if isinstance(model := table.get("model"), dict):
         model.update({name: entries_of(model[name]) for name in ("rank_pattern", "alpha_pattern") if name in model})
+    if isinstance(privacy := table.get("privacy"), dict) and "keys" in privacy:
+        privacy["keys"] = entries_of(privacy["keys"])
     data, federation = table["data"], table.setdefault("federation", {})
     if not isinstance(data, dict) or not isinstance(federation, dict):
         return  # reported as such

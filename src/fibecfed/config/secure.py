@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from ..engine.options import FederationOptions, LinkOptions, SpeedOptions
+from ..engine.options import CLIENT_NAME, FederationOptions, LinkOptions, SpeedOptions
 from ..privacy.options import PrivacyOptions
 from .kinds import Tables
 
-KEYS = ("range", "min_clients", "colluders", "dropouts")
+KEYS = ("range", "min_clients", "colluders", "dropouts", "keys")
 """Of [privacy], which only secure aggregation looks at."""
 
 _WITH = "with `privacy.secure_aggregation`"
@@ -32,11 +33,7 @@ def secure(config: Tables) -> Iterator[str]:
                     "`privacy.secure_aggregation` = true, or remove it"
                 )
         return
-    if federation.partition == "machines":
-        yield (
-            f'federation.partition: got "machines" {_WITH}, which only clients on one machine are trained with so far; set another one, '
-            'such as "column"'
-        )
+    yield from _pinned(options, federation)
     if options.unit == "client":
         return  # whose own rules say the rest
     for name, why in _NOT_USED.items():
@@ -56,3 +53,27 @@ def secure(config: Tables) -> Iterator[str]:
         yield f'evaluation.save: got "best" {_WITH}, where nothing is scored; set `privacy.evaluation` = "exact", or "last"'
     if config.tracking_by_client:
         yield f"tracking_by_client: got true {_WITH}, which lets nothing be known of single clients; remove it"
+
+
+def _pinned(options: PrivacyOptions, federation: FederationOptions) -> Iterator[str]:
+    """Keys that no client across machines could check others by."""
+    for name, key in options.pinned.items():
+        if not re.fullmatch(CLIENT_NAME, name) or not re.fullmatch("[0-9a-f]{64}", key):
+            yield (
+                f"privacy.keys: got {name[:80]!r} = {key[:80]!r}, expected a client's name and 64 hexadecimal digits; copy the line that "
+                "`fibecfed client --show-key` prints there"
+            )
+    if len(set(options.pinned.values())) < len(options.pinned):
+        yield "privacy.keys: got one key for two names, expected one for each client; have each make its own"
+    if federation.partition != "machines":
+        return
+    if lacking := sorted(set(federation.client_names or ()) - options.pinned.keys()):
+        yield (
+            f"privacy.keys: got no key of client {lacking[0]}, expected one for each of federation.client_names; add the line that "
+            "`fibecfed client --show-key` prints there"
+        )
+    elif len(options.pinned) < federation.clients or (federation.client_names is None and len(options.pinned) != federation.clients):
+        yield (
+            f"privacy.keys: got {len(options.pinned)} keys for {federation.clients} clients (federation.clients), expected one for each; "
+            "add the lines that `fibecfed client --show-key` prints there"
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -10,3 +13,10 @@ class Options(BaseModel):
     source) or [C] (our choice)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=False, validate_default=True)
+
+
+def entries_of(value: Any) -> Any:
+    """A table as its entries "name = value", in its order; a list of entries as it is."""
+    if isinstance(value, Mapping):
+        return tuple(f"{pattern} = {number}" for pattern, number in value.items())
+    return tuple(value) if isinstance(value, list) else value

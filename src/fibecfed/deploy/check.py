@@ -72,6 +72,7 @@ def _sections(prepared: Prepared) -> Iterator[Section]:
     yield "Data and clients", as_table(("", ""), _clients(config))
     yield check.messages_section(prepared)
     yield from check.privacy_section(prepared)
+    yield from check.sums_section(prepared)
     yield "Estimates, on a machine like this one", as_table(("", ""), _estimates(prepared))
 
 

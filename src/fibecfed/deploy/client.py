@@ -27,9 +27,12 @@ from ..core.types import ClientId, Params
 from ..engine.checkpoint import run_lock
 from ..engine.flower.resident import Resident
 from ..engine.flower.sockets import SocketError, listening, serve
+from ..engine.masking import OwnSums
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..inspection import show
+from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
+from ..secure import identity
 from .check import data_sections, site_sections, states_kept
 
 logger = logging.getLogger(__name__)
@@ -142,8 +145,28 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         save=save_own,
         say=say,
         clip_norm=None if private is None else private.clip_norm,
-        scored=private is None or private.evaluation != "off",
+        scored=not scores_nothing(prepared),
+        sums=_sums(prepared, name, folder),
     )
+
+
+def _sums(prepared: Prepared, name: ClientId, folder: Path) -> OwnSums | None:
+    """A client's part of masked sums; None without secure aggregation."""
+    if prepared.adding is None or prepared.cohorts is None:
+        return None
+    pinned = prepared.inputs.config.privacy.pinned
+    return OwnSums(name, identity.own(folder, name, pinned), raw_keys(pinned), prepared.adding, prepared.cohorts)
+
+
+def show_key(options: ClientArguments) -> str:
+    """The line that pins this client's key, which is made where there is none. The configuration is not looked at: it may lack keys.
+
+    Raises:
+        UserError: whatever the user can fix.
+    """
+    with _writable(options.folder):
+        name, _ = _who(options, None)
+        return f'"{name}" = "{identity.public(identity.made(options.folder))}"'
 
 
 @contextlib.contextmanager
@@ -164,20 +187,20 @@ def _known(options: ClientArguments) -> dict[str, Any]:
     return before
 
 
-def _name(options: ClientArguments, config: Config, before: Mapping[str, Any]) -> ClientId | None:
+def _name(options: ClientArguments, config: Config | None, before: Mapping[str, Any]) -> ClientId | None:
     """The client's name, of --name or of its folder; None: one is still to be drawn."""
     name = options.name or before.get("name")
     if before and name != before["name"]:
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
     if name is not None and not re.fullmatch(CLIENT_NAME, name):
         raise UserError(f"--name: got {name!r}, {EXPECTED_NAME}; choose another one")
-    names = config.federation.client_names
+    names = None if config is None else config.federation.client_names
     if names is not None and name not in names:
         raise UserError(f"--name: got {name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")
     return name
 
 
-def _who(options: ClientArguments, config: Config) -> tuple[ClientId, str]:
+def _who(options: ClientArguments, config: Config | None) -> tuple[ClientId, str]:
     """Name and identity of this client: those of its folder, or new ones that are written there."""
     before = _known(options)
     name = _name(options, config, before) or f"client-{secrets.token_hex(4)}"

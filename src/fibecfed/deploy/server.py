@@ -43,6 +43,7 @@ class Machines:
 
     transport: FlowerTransport
     names: Sequence[ClientId]
+    masked_run: str | None = None
     totals = None  # the examples are the clients'
 
     def finish(
@@ -95,13 +96,14 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
 
     transport = FlowerTransport(grid, run, common(config, checksum_of_files(find(config.model))), versions(), completed, say)
     options = config.federation
-    names = transport.wait_for(options.clients, known.get("clients") or options.client_names, float(settings["wait-s"]))
+    expected = known.get("clients") or options.client_names or tuple(sorted(config.privacy.pinned)) or None
+    names = transport.wait_for(options.clients, expected, float(settings["wait-s"]))
 
     def connect(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
         told = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
         write_atomically(out / FLOWER, (to_json(told, indent=2) + "\n").encode())
-        return Machines(transport, names)
+        return Machines(transport, names, run)
 
     if again:
         session.resume(out, progress, read_data=nobody(names), connect=connect)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ..core.options import Options
-
-
-def entries_of(value: Any) -> Any:
-    """A table as its entries, in its order, which is that in which patterns are tried."""
-    if isinstance(value, Mapping):
-        return tuple(f"{pattern} = {number}" for pattern, number in value.items())
-    return tuple(value) if isinstance(value, list) else value
-
+from ..core.options import Options, entries_of
 
 Pattern = Annotated[tuple[str, ...], BeforeValidator(entries_of)]
 """Names of linear maps, or regular expressions for them, each with a number: a table, or its entries as strings "name = number"."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from ..core.options import Options
+from ..core.options import Options, entries_of
 from .gaussian import MOST_NOISE
 
 LEAST_NOISE = 1e-3
 MOST_EPSILON = 1e6
 """Beyond these nothing is protected."""
+
+
+Keys = Annotated[tuple[str, ...], BeforeValidator(entries_of)]
+"""Names with a text each: a table, or its entries as strings "name = text"."""
 
 
 class PrivacyOptions(Options):
@@ -75,6 +79,17 @@ class PrivacyOptions(Options):
     dropouts: int = Field(
         default=1, ge=0, description="With secure_aggregation: clients that a round may lose; with more it fails, and nothing is told."
     )
+
+    keys: Keys = Field(
+        default=(),
+        description="With secure_aggregation across machines: the public key of every client, as `fibecfed client --show-key` prints it: a "
+        "table of names with 64 hexadecimal digits each. Copied by hand, so that no server can put its own in their place.",
+    )
+
+    @property
+    def pinned(self) -> dict[str, str]:
+        """Name of a client -> its public key, 64 hexadecimal digits."""
+        return {name: key for entry in self.keys for name, _, key in [entry.rpartition(" = ")]}
 
     @property
     def budget(self) -> float | None:

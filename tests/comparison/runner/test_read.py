@@ -70,6 +70,10 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
         (["base.method.kind=lora"], r"base.method: .*write \[method.<name>\]"),
         (["base.data.task=sst2"], "base.data.task: .*write `tasks`"),
         (
+            ["base.privacy.secure_aggregation=true", "base.federation.max_samples=9"],
+            "base.privacy.secure_aggregation: got true without scores that could be compared",
+        ),
+        (
             ["base.privacy.unit=client", "base.privacy.epsilon=8", "base.federation.on_failure=drop"],
             'base.privacy.unit: got "client" without scores that could be compared',
         ),

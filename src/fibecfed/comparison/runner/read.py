@@ -195,6 +195,12 @@ def _private(comparison: ComparisonOptions) -> Iterator[str]:
         tables |= {f"{above}.{name}": table for name, table in some.items()}
     found = {name: dict(leaves(table)) for name, table in tables.items()}
     for name, table in found.items():
+        exact = table.get("privacy.evaluation", found["base"].get("privacy.evaluation")) == "exact"
+        if table.get("privacy.secure_aggregation") is True and not exact:
+            yield (
+                f'{name}.privacy.secure_aggregation: got true without scores that could be compared; set privacy.evaluation = "exact" '
+                "beside it, which sends each client's counts"
+            )
         if table.get("privacy.unit", "none") == "none":
             continue
         if comparison.tuning.trials:
@@ -202,7 +208,7 @@ def _private(comparison: ComparisonOptions) -> Iterator[str]:
                 f"{name}.privacy.unit: got {show(table['privacy.unit'])} with `tuning.trials` = {comparison.tuning.trials}, whose runs "
                 "would choose a rate by the clients' data without being charged; set `tuning.trials` to 0"
             )
-        if table.get("privacy.evaluation", found["base"].get("privacy.evaluation")) != "exact":
+        if not exact:
             yield (
                 f"{name}.privacy.unit: got {show(table['privacy.unit'])} without scores that could be compared; set "
                 'privacy.evaluation = "exact" beside it, which is outside of the guarantee'

@@ -16,7 +16,9 @@ from ...core.task import Task
 from ...core.trees import checksum
 from ...core.types import ClientData, ClientId, Params
 from ...core.wire import Tensors, WireError, decode, encode, message
+from ...secure.client import Misled
 from ..failures import printable
+from ..masking import STEPS, OwnSums
 from ..runtime import ClientRuntime, NotFinite
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
@@ -53,6 +55,7 @@ class Resident:
         clip_norm: C, where the run is private for clients: then nothing leaves this client but clipped updates, and why it failed stays
             here.
         scored: whether it answers evaluations.
+        sums: its part of masked sums; then no update leaves it but in one. None: updates are sent as they are.
         say: called with a sentence about what happens; nothing in it can steer a terminal, although the server chose parts of it.
     """
 
@@ -71,6 +74,7 @@ class Resident:
     say: Callable[[str], None]
     clip_norm: float | None = None
     scored: bool = True
+    sums: OwnSums | None = None
 
     def answer(self, blob: bytes) -> bytes:
         """The reply to a request."""
@@ -98,6 +102,8 @@ class Resident:
             return "refused", f"the request is for {request.client[:80]!r}, and this is {self.name!r}", b""
         try:
             return self._hello(request, own) if request.action == "hello" else self._work(request)
+        except Misled as error:
+            return "refused", str(error), b""
         except (NotFinite, WireError) as error:
             return "failed", str(error), b""
         except Exception as error:  # a bug or a full disk here must not end the client, nor be hidden from the server
@@ -121,6 +127,13 @@ class Resident:
             self._run_folder(request).mkdir(parents=True, exist_ok=True)
             write_atomically(self._run_folder(request) / _START, payload)
             return "done", "", b""
+        if self.sums is not None and request.action in ("train", *STEPS):
+            folder, runtime = self._run_folder(request), self._runtime(request, now.number)
+
+            def train(broadcast: bytes) -> bytes:
+                return runtime.train(self.name, broadcast, now)[0]
+
+            return "done", "", self.sums.answer(request.action, request.run, now, payload, folder, train)
         if request.action == "train":
             reply, _ = self._runtime(request, now.number).train(self.name, payload, now)  # notes stay here
             return "done", "", reply
@@ -144,13 +157,16 @@ class Resident:
             folder = self._run_folder(request) / "adapter"
             self.save(folder, params, table_of(last.summary), table_of(last.header))
             self._tell(f"its own model is in {folder}")
-        return b"" if self.clip_norm is not None else found.encode()  # by a checksum a guess of what is private could be confirmed
+        return (
+            b"" if self.clip_norm is not None or self.sums is not None else found.encode()
+        )  # by a checksum a guess of what is private could be confirmed
 
     def _runtime(self, request: Request, now: int) -> ClientRuntime:
         states = self._states(request)
         states.now = now
         task = cast(Task, _Started(self.task, self._start(request)))
-        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, self.evaluation_batch_size, self.clip_norm)
+        adding, size = None if self.sums is None else self.sums.adding, self.evaluation_batch_size
+        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, size, self.clip_norm, adding)
 
     def _states(self, request: Request) -> RoundStates:
         return RoundStates(self._run_folder(request), self.keep_states, self.method.client_state)

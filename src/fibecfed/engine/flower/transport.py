@@ -119,7 +119,7 @@ class FlowerTransport:
             timeout_s: an answer that comes later is never read.
             max_bytes: not used: Flower has taken in the whole reply before it shows it.
         """
-        at = now.number if action == "train" else now.number + 1
+        at = now.number + 1 if action.startswith("evaluate") else now.number
         self._connections.at = max(self._connections.at, at)  # an older round is asked for again where its answers were under way
         return self._ask(action, now, requests, DAY_S if timeout_s is None else timeout_s)
 

@@ -1,0 +1,284 @@
+"""Sums by the protocol of `secure`: its two halves as bytes of an exchange each, over any transport.
+
+| action | to the client | from the client |
+|---|---|---|
+| train | `Opening`: the broadcast, for whom, and which attempt | its keys, once it has trained |
+| share | `Told`: everybody's keys | shares for each other client |
+| mask | shares for it | a `Summand`: its masked words |
+| confirm | the survivors | a signature of them |
+| reveal | everybody's signatures | shares that take the masks off |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import RunFailed
+from ..core.files import write_atomically
+from ..core.json_text import from_json, to_json
+from ..core.method import Phase
+from ..core.types import ClientId, Failure, Round
+from ..core.wire import WireError, decode, encode, message
+from ..privacy.cohorts import Cohorts
+from ..privacy.fixed import Adding, Words
+from ..secure.client import Misled, SumClient
+from ..secure.context import Context, digest_of_broadcast
+from ..secure.server import NoSum, SumServer
+from .checks import OVERHEAD_BYTES
+from .gathering import USABLE
+from .requests import OnDemand, Requests
+from .summands import Summand, summand, summand_bytes, words_of
+from .summing import Asked, Sum
+from .transport import Action, Transport, exchange
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+STEPS: tuple[Action, ...] = ("share", "mask", "confirm", "reveal")
+"""Actions after "train"."""
+
+SUMS = "sums.json"
+"""In a client's folder of a run: which sums it has helped to unmask."""
+
+
+@message
+class Opening:
+    """Server to client: what it is to train from, and for which sum.
+
+    Attributes:
+        broadcast: uint8, the encoded message of the method.
+        cohort: every client of the sum, sorted.
+        attempt: at this round.
+    """
+
+    broadcast: Tensor
+    cohort: tuple[str, ...]
+    attempt: int
+
+
+@message
+class Told:
+    """Names of clients, and a text of or for each."""
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...] = ()
+
+
+def told(table: Mapping[str, str]) -> bytes:
+    """The bytes of a `Told`."""
+    return encode(Told(tuple(table), tuple(table.values())))
+
+
+def table_of(blob: bytes) -> dict[str, str]:
+    """What `told` encoded.
+
+    Raises:
+        WireError: something else.
+    """
+    got = decode(Told, blob)
+    if len(got.names) != len(got.texts) or len(set(got.names)) != len(got.names):
+        raise WireError(f"got {len(got.texts)} texts for {len(got.names)} names, expected one for each")
+    return dict(zip(got.names, got.texts, strict=True))
+
+
+# ---- the server's half
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Implements `summing.Summing` by the protocol.
+
+    Attributes:
+        run: its name; a client keeps different runs apart.
+        pinned: name -> raw public key of each client.
+    """
+
+    adding: Adding
+    cohorts: Cohorts
+    run: str
+    pinned: Mapping[ClientId, bytes]
+
+    def __call__(self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, /) -> Sum:
+        """As `Summing`; each exchange may take `timeout_s`.
+
+        Raises:
+            RunFailed: too few clients answered one of them.
+        """
+        blob = Requests(phase, asked.server, asked.broadcast, asked.cohort).common
+        assert blob is not None, "why_unpooled lets no phase with addressed messages be summed"
+        digest = digest_of_broadcast(blob)
+        context = Context(self.run, now.number, 0, asked.cohort, digest, self.cohorts.least, self.cohorts.colluders)
+        sum_ = SumServer(context, self.pinned)
+        post = _Post(transport, now, timeout_s)
+        opening = encode(Opening(_bytes(blob), asked.cohort, context.attempt))
+        longest, length = summand_bytes(self.adding, asked.sent) + OVERHEAD_BYTES, self.adding.length(asked.sent)
+        summands = 0
+        try:
+            roster = told(sum_.advertised(post.texts("train", dict.fromkeys(asked.cohort, opening))))
+            sealed = sum_.shared(post.tables("share", dict.fromkeys(sum_.roster, roster)))
+            for client, reply in post.ask("mask", OnDemand(list(sealed), lambda to: told(sealed[to])), longest):
+                try:
+                    sum_.add(client, words_of(reply, self.adding, length))
+                    summands += 1
+                except WireError as error:
+                    sum_.wrong[client] = str(error)
+            survivors = encode(Told(sum_.arrived()))
+            signed = sum_.confirmed(post.texts("confirm", dict.fromkeys(sum_.survivors, survivors)))
+            total = sum_.total(post.tables("reveal", dict.fromkeys(signed, told(signed))))
+        except NoSum as error:
+            first = f"; {post.failures[min(post.failures)]}" if post.failures else ""
+            raise RunFailed(f"{now.phase} round {now.index}: secure aggregation {error}{first}. {USABLE}") from None
+        failures = {**post.failures, **{client: f"client {client}: {reason}" for client, reason in sum_.wrong.items()}}
+        return Sum(total, sum_.survivors, failures, post.down, post.up, summands)
+
+
+@dataclass
+class _Post:
+    """The exchanges of one sum: bytes by client, and who failed in which."""
+
+    transport: Transport
+    now: Round
+    timeout_s: float | None
+    down: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
+    up: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
+    failures: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
+
+    def ask(self, action: Action, requests: Mapping[ClientId, bytes], longest: int = 2**26) -> Iterable[tuple[ClientId, bytes]]:
+        for client, blob in requests.items():
+            self.down[client] = self.down.get(client, 0) + len(blob)
+        silent = dict.fromkeys(requests)
+        for client, reply in exchange(self.transport, action, self.now, requests, self.timeout_s, longest):
+            silent.pop(client, None)
+            if isinstance(reply, Failure):
+                self.failures[client] = reply.reason
+            else:
+                self.up[client] = self.up.get(client, 0) + len(reply)
+                yield client, reply
+        self.failures |= {client: f"client {client}: no answer" for client in silent}
+
+    def texts(self, action: Action, requests: Mapping[ClientId, bytes]) -> dict[ClientId, str]:
+        return {client: reply.decode(errors="replace") for client, reply in self.ask(action, requests)}
+
+    def tables(self, action: Action, requests: Mapping[ClientId, bytes]) -> dict[ClientId, dict[str, str]]:
+        found: dict[ClientId, dict[str, str]] = {}
+        for client, reply in self.ask(action, requests):
+            try:
+                found[client] = table_of(reply)
+            except WireError as error:
+                self.failures[client] = f"client {client}: {error}"
+        return found
+
+
+# ---- a client's half
+
+
+@dataclass
+class OwnSums:
+    """A client's part of the sums of a run: one at a time.
+
+    Attributes:
+        identity: its pinned key.
+        pinned: name -> raw public key of each client of the federation, from its own configuration.
+        adding, cohorts: from its own configuration as well.
+    """
+
+    name: ClientId
+    identity: Ed25519PrivateKey
+    pinned: Mapping[ClientId, bytes]
+    adding: Adding
+    cohorts: Cohorts
+    _open: _Open | None = None
+
+    def answer(self, action: str, run: str, now: Round, payload: bytes, folder: Path, train: Callable[[bytes], bytes]) -> bytes:
+        """The reply to an action of a sum.
+
+        Args:
+            folder: the client's, of this run.
+            train: makes the client's `Summand` of a broadcast.
+
+        Raises:
+            Misled: the server asks for what an honest one would not; nothing was told, and this sum is over for the client.
+            WireError: bytes that are not the action's.
+        """
+        if action == "train":
+            self._open = None
+            self._open = self._begin(run, now, payload, folder, train)
+            return self._open.sum.advertise().encode()
+        held = self._open
+        if held is None or (held.sum.context.run, held.sum.context.round) != (run, now.number):
+            raise Misled(f"the server asks for step {action!r} of a sum of round {now.number} that this client is in no more, or never was")
+        if action == "share":
+            return told(held.sum.share(table_of(payload)))
+        if action == "mask":
+            return summand(held.sum.masked(held.taken(), table_of(payload)))
+        if action == "confirm":
+            return held.sum.confirm(decode(Told, payload).names).encode()
+        found = held.sum.reveal(table_of(payload))
+        remember(folder, now.number, held.about, held.sum.survivors)  # before anything of it leaves
+        self._open = None
+        return told(found)
+
+    def _begin(self, run: str, now: Round, payload: bytes, folder: Path, train: Callable[[bytes], bytes]) -> _Open:
+        opening = decode(Opening, payload)
+        if len(opening.cohort) != self.cohorts.size:
+            raise Misled(
+                f"the server asks for a sum of {len(opening.cohort)} clients, expected {self.cohorts.size} (federation.clients_per_round)"
+            )
+        broadcast = opening.broadcast.numpy().tobytes()
+        digest, known = digest_of_broadcast(broadcast), remembered(folder).get(str(now.number), {})
+        if known and known["broadcast"] != digest:
+            raise Misled(f"the server asks for a second sum of round {now.number}, of another model: one round is summed once")
+        before = tuple(known.get("survivors", ()))
+        least, colluders = self.cohorts.least, self.cohorts.colluders
+        context = Context(run, now.number, opening.attempt, opening.cohort, digest, least, colluders)
+        sum_ = SumClient(self.name, self.identity, self.pinned, context, before)
+        blob = train(broadcast)
+        words = _own_words(blob, self.adding)
+        about = {"broadcast": digest, "words": hashlib.sha256(words.tobytes()).hexdigest()}
+        if known and known["words"] != about["words"]:
+            raise Misled(f"a second sum of round {now.number} would have other numbers of this client in it: one round is summed once")
+        return _Open(sum_, words, about)
+
+
+@dataclass
+class _Open:
+    """A sum that a client is in."""
+
+    sum: SumClient
+    words: Words | None
+    about: Mapping[str, str]
+
+    def taken(self) -> Words:
+        """The words, once."""
+        words, self.words = self.words, None
+        if words is None:
+            raise Misled("the server asks for masked words a second time")
+        return words
+
+
+def remembered(folder: Path) -> dict[str, Any]:
+    """Round -> the sum of it that the client helped to unmask."""
+    path = folder / SUMS
+    return from_json(path.read_text()) if path.exists() else {}
+
+
+def remember(folder: Path, round_number: int, about: Mapping[str, str], survivors: tuple[str, ...]) -> None:
+    """Add a sum to those that were unmasked; returns once it is on the disk."""
+    table = {**remembered(folder), str(round_number): {**about, "survivors": list(survivors)}}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SUMS, (to_json(table) + "\n").encode())
+
+
+def _own_words(blob: bytes, adding: Adding) -> Words:
+    return words_of(blob, adding, len(decode(Summand, blob, copy=False).words)).copy()
+
+
+def _bytes(blob: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(blob), dtype=torch.uint8)
