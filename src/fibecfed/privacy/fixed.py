@@ -1,4 +1,4 @@
-"""Answers as whole numbers that add up modulo 2^32 or 2^64, so that a sum can be computed of which nobody sees the terms.
+"""Answers as integers that add up modulo 2^32 or 2^64, so that a sum can be computed of which nobody sees the terms.
 
 Integers add up to the same bits in any order, masked or not: the simulator, which adds them as they are, and a federation whose server gets
 them masked end in the same model.
