@@ -172,7 +172,7 @@ def test_a_server_that_names_other_survivors_is_named_by_its_clients(
 
     with pytest.raises(RunFailed, match="secure aggregation got the signatures of 2 of 3 clients, expected at least 3"):
         serve(here, tmp_path / "runs", clients, instead={"a": lied_to})
-    assert any("refused (the server goes on with the answers of 2 clients, expected at least 3)" in text for text in told["a"])
+    assert any("refused (the server continues with the answers of 2 clients, expected at least 3)" in text for text in told["a"])
     assert not any(remembered(folder) for name in NAMES for folder in (tmp_path / name).iterdir() if folder.is_dir())
 
 

@@ -116,7 +116,7 @@ def test_too_few_clients_are_refused_at_every_step(step: str) -> None:
         return few if at == "confirm" else {name: value for name, value in sent.items() if name in few}
 
     sum_ = played(change=change)
-    misled(sum_, r"the server goes on with the (keys|shares|answers|signatures) of 3 clients, expected at least 4")
+    misled(sum_, r"the server continues with the (keys|shares|answers|signatures) of 3 clients, expected at least 4")
     assert not sum_.revealed
 
 
@@ -163,7 +163,7 @@ def test_no_two_sets_of_survivors_get_signatures_enough() -> None:
     sum_.change = lambda step, client, sent: (
         half[client] if step == "confirm" else {c: s for c, s in sent.items() if half[c] == half[client]} if step == "reveal" else sent
     )
-    misled(sum_, "goes on with the signatures of 5 clients, expected at least 8")
+    misled(sum_, "continues with the signatures of 5 clients, expected at least 8")
     assert not sum_.revealed
 
 

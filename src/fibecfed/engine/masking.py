@@ -35,7 +35,7 @@ from .checks import OVERHEAD_BYTES
 from .gathering import USABLE
 from .requests import OnDemand, Requests
 from .summands import Summand, summand, summand_bytes, words_of
-from .summing import Asked, Sum
+from .summing import Sum, SumRequest
 from .transport import Action, Transport, exchange
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ class Masked:
     run: str
     pinned: Mapping[ClientId, bytes]
 
-    def __call__(self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, /) -> Sum:
+    def __call__(
+        self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: SumRequest, timeout_s: float | None, /
+    ) -> Sum:
         """As `Summing`; each exchange may take `timeout_s`.
 
         Raises:
@@ -204,7 +206,7 @@ class OwnSums:
             train: makes the client's `Summand` of a broadcast.
 
         Raises:
-            Misled: the server asks for what an honest one would not; nothing was told, and this sum is over for the client.
+            Misled: the server asks for what an honest one would not; nothing was revealed, and this sum is over for the client.
             WireError: bytes that are not the action's.
         """
         if action == "train":

@@ -32,7 +32,7 @@ from .gathering import USABLE
 from .requests import Requests
 from .runtime import frame, named, unframe
 from .shared_fields import pooled_fields, shared_of, with_shared
-from .summing import Asked, SumPool
+from .summing import SumPool, SumRequest
 from .transport import Transport, exchange
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def pooled_round(
         raise BudgetSpent
     broadcast = phase.broadcast(server, now)
     sent = shared_of(broadcast, pooled_fields(phase))
-    asked = Asked(server, broadcast, sent, chosen)
+    asked = SumRequest(server, broadcast, sent, chosen)
     got = (
         _added(phase, transport, now, asked, timeout_s, pool)
         if pool.sums is None
@@ -177,7 +177,7 @@ class _Total:
 
 
 def _added(
-    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, pool: MeanPool
+    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: SumRequest, timeout_s: float | None, pool: MeanPool
 ) -> _Total:
     """Clipped and added by the server."""
     sent, chosen = asked.sent, asked.cohort
@@ -206,7 +206,7 @@ def _added(
 
 
 def _summed(
-    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, sums: SumPool
+    phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: SumRequest, timeout_s: float | None, sums: SumPool
 ) -> _Total:
     """Clipped by the clients, and summed so that the server sees no single one: the same integers."""
     assert isinstance(sums.adding, ClippedGrid)

@@ -18,7 +18,7 @@ from .options import FederationOptions
 from .pooled import why_unpooled
 from .runtime import named
 from .shared_fields import pooled_fields, shared_of, with_shared
-from .summing import Asked, SumPool
+from .summing import SumPool, SumRequest
 from .transport import Transport
 
 SUMMED = "sum"
@@ -58,7 +58,7 @@ def summed_round(
     broadcast = phase.broadcast(server, now)
     names = pooled_fields(phase)
     sent = shared_of(broadcast, names)
-    asked = Asked(server, broadcast, sent, cohort)
+    asked = SumRequest(server, broadcast, sent, cohort)
     got = pool.sum_of(phase, transport, now, asked, tolerance.timeout_s, tolerance.on_failure)
     try:
         mean = pool.adding.mean(got.total, sent, len(got.clients))

@@ -23,7 +23,7 @@ from .transport import Transport, exchange
 
 
 @dataclass(frozen=True)
-class Asked:
+class SumRequest:
     """What the clients of a round are asked.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sum:
     bytes_up: Mapping[ClientId, int]
     summands: int
 
-    def fields(self, asked: Asked) -> tuple[dict[str, int], dict[str, int]]:
+    def fields(self, asked: SumRequest) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes down and up by message field, over the cohort."""
         sizes = payload_bytes(asked.broadcast, 0)
         down = {field: size * len(asked.cohort) for field, size in sizes.items() if field != "overhead"}
@@ -71,7 +71,9 @@ class Sum:
 class Summing(Protocol):
     """How a sum is had."""
 
-    def __call__(self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, /) -> Sum:
+    def __call__(
+        self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: SumRequest, timeout_s: float | None, /
+    ) -> Sum:
         """Ask the clients, and add what they answer.
 
         Raises:
@@ -99,7 +101,7 @@ class SumPool:
         phase: Phase[Any, Any, Any, Any],
         transport: Transport,
         now: Round,
-        asked: Asked,
+        asked: SumRequest,
         timeout_s: float | None,
         on_failure: Literal["stop", "drop"],
     ) -> Sum:
@@ -126,7 +128,9 @@ class Unmasked:
 
     adding: Adding
 
-    def __call__(self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: Asked, timeout_s: float | None, /) -> Sum:
+    def __call__(
+        self, phase: Phase[Any, Any, Any, Any], transport: Transport, now: Round, asked: SumRequest, timeout_s: float | None, /
+    ) -> Sum:
         """As `Summing`."""
         requests = Requests(phase, asked.server, asked.broadcast, asked.cohort)
         length = self.adding.length(asked.sent)

@@ -56,7 +56,7 @@ class NotASum(ValueError):
 
 
 @dataclass(frozen=True)
-class Mean:
+class WeightedMean:
     """What a sum says.
 
     Attributes:
@@ -114,7 +114,7 @@ class FixedPoint:
         found[at:] = weight, min(saturated, self.most)
         return found.view(np.uint32)
 
-    def mean(self, total: Words, sent: Params, clients: int) -> Mean:
+    def mean(self, total: Words, sent: Params, clients: int) -> WeightedMean:
         """What the sum of the words of so many clients says.
 
         Raises:
@@ -135,7 +135,7 @@ class FixedPoint:
                 raise NotASum(f"{name} is beyond {limit:.6g} steps, the most that answers within the range add up to")
             update[name] = (part * (self.step / num_samples)).reshape(tuple(sent[name].shape))
             at += part.size
-        return Mean(update, num_samples, saturated)
+        return WeightedMean(update, num_samples, saturated)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class PrivacyOptions(Options):
         default=1, ge=0, description="With secure_aggregation: clients of a cohort that may work with the server and learn no more by it."
     )
     dropouts: int = Field(
-        default=1, ge=0, description="With secure_aggregation: clients that a round may lose; with more it fails, and nothing is told."
+        default=1, ge=0, description="With secure_aggregation: clients that a round may lose; with more it fails, and nothing is revealed."
     )
 
     keys: Keys = Field(

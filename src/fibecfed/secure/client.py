@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 
 class Misled(Exception):
-    """The server asks for what an honest one would not, or somebody else's message is not theirs. The text says which; nothing was told."""
+    """The server asks for what an honest one would not, or somebody else's message is not theirs. The text says which."""
 
 
 def _once(
@@ -52,7 +52,7 @@ def _once(
 
 
 class SumClient:
-    """One client in one sum; each step is taken once, in order, and none after a refusal.
+    """One client in one sum; each step is taken once, in order, and none after a rejected one.
 
     Args:
         name: the client's.
@@ -200,7 +200,7 @@ class SumClient:
 
     def _enough(self, found: Mapping[str, Any] | Sequence[str], what: str) -> None:
         if len(found) < self.context.least:
-            raise Misled(f"the server goes on with the {what} of {len(found)} clients, expected at least {self.context.least}")
+            raise Misled(f"the server continues with the {what} of {len(found)} clients, expected at least {self.context.least}")
 
     def _opened(self, client: str, statement: str) -> dict[str, Any]:
         try:
