@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run docs test test-docs test-flower test-gpu lint format release smollm2 constraints clean
+.PHONY: help run docs test test-docs test-flower test-gpu test-network lint format release smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,7 +51,7 @@ run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie review
 	@echo "And with your own data: . $(VENV)/bin/activate, then fibecfed init (docs/quick-start.md)"
 
 test: lint ## Run everything that must pass: lint, types, import contracts, all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not docs"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not docs and not network"
 
 docs: $(VENV)/.docs ## Write the documentation site to site/; needs no network
 	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --strict
@@ -68,6 +68,9 @@ lint: $(VENV)/.dev ## Check style, types and import contracts
 
 test-flower: $(VENV)-flower/.ready ## Run the tests of federations across machines, in an environment of their own with Flower
 	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -rs -m flower tests/engine/flower tests/deploy
+
+test-network: $(VENV)-flower/.ready ## Run a federation in network namespaces of this machine, over links that are slow and fail; needs root
+	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -s -q -rs -m network tests/network
 
 # Flower holds typer, rich, click and protobuf back; torch, transformers and PEFT are those of constraints.txt, so the bits are the same.
 $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt

@@ -73,21 +73,9 @@ def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machine
     assert machines.log("node-stranger") and "SuperNode ID" not in machines.log("node-stranger")
 
 
-def begun(machines: Machines, rounds: int) -> Path:
-    """The folder of a new run, as soon as so many of its rounds are in a checkpoint."""
-    runs = machines.app / "runs"
-    before = set(runs.glob("*"))
-    machines.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
-    end = time.monotonic() + WAIT_S
-    while not (new := set(runs.glob("*")) - before) or not list(next(iter(new)).glob(f"checkpoints/*{rounds:05}.json")):
-        assert time.monotonic() < end, machines.log("flwr")
-        time.sleep(0.2)
-    return new.pop()
-
-
 def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_part_again(simulated: Path, machines: Machines) -> None:
     gone, other = next(r for r in rounds_of(simulated) if r.number == 2).cohort
-    out = begun(machines, 2)
+    out = machines.begun(2)
     for name in (gone, other):  # so that neither has answered when one of them dies
         machines.running[f"client-{name}"].send_signal(signal.SIGSTOP)
     time.sleep(12)  # Flower asks for messages every few seconds and starts a relay, which hands the message over
@@ -105,7 +93,7 @@ def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_pa
 
 
 def test_a_killed_server_app_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
-    out = begun(machines, 2)
+    out = machines.begun(2)
     (server,) = machines.pids("flwr-serverapp")
     os.kill(server, signal.SIGKILL)
     assert not (out / "summary.json").exists()
@@ -116,7 +104,7 @@ def test_a_killed_server_app_and_then_resume_end_with_the_same_adapters(finished
 
 
 def test_a_killed_superlink_and_client_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:
-    out = begun(machines, 2)
+    out = machines.begun(2)
     machines.stop("link", signal.SIGKILL)
     machines.stop("client-a", signal.SIGKILL)
     machines.stop("flwr", signal.SIGKILL)

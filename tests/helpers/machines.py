@@ -14,6 +14,7 @@ from typing import Any
 
 BIN = Path(sys.executable).parent
 WAIT_S = 240
+_CURVE = ("ec", "-pkeyopt", "ec_paramgen_curve:P-384")
 
 
 def free_port() -> int:
@@ -25,9 +26,9 @@ def free_port() -> int:
 class Machines:
     """A SuperLink, SuperNodes and resident clients, and their folder; the federation's own is `fed` in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder, self.app = folder, folder / "fed"
-        self.port = free_port()
+        self.host, self.port = host, free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.before: dict[str, int] = {}
         source = str(Path(__file__).resolve().parents[2] / "src")
@@ -37,18 +38,28 @@ class Machines:
             "FLWR_HOME": str(self.app / ".flwr"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
 
+    def on(self, machine: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        """The command as it is run on a client's machine, or the "server"'s: here there is one alone."""
+        return command
+
     def run(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=2 * WAIT_S
+            self.on("server", command),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=2 * WAIT_S,
         )
         assert done.returncode == 0 or not check, done.stdout
         return done.stdout
 
-    def start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str, machine: str = "server") -> None:
         path = self.folder / f"{name}.log"
         self.before[name] = len(self.log(name)) if path.exists() else 0
         with path.open("ab") as log:
-            self.running[name] = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen(self.on(machine, command), cwd=self.folder, env=self.environment, stdout=log, stderr=log)
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
         process = self.running.pop(name)
@@ -58,6 +69,10 @@ class Machines:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def ended(self, name: str) -> None:
+        """Wait until a process has ended by itself."""
+        self.running.pop(name).wait(WAIT_S)
 
     def pids(self, words: str = "") -> list[int]:
         """Every process that was started for this federation, by whomever, and has `words` in its command line."""
@@ -89,12 +104,32 @@ class Machines:
             assert time.monotonic() < end, f"{name} does not say {text!r}: {self.log(name)[-2000:]}"
             time.sleep(0.2)
 
+    def begun(self, rounds: int) -> Path:
+        """Start a run; its folder, as soon as so many of its rounds are in a checkpoint."""
+        runs = self.app / "runs"
+        before = set(runs.glob("*"))
+        self.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
+        end = time.monotonic() + WAIT_S
+        while not (new := set(runs.glob("*")) - before):
+            assert time.monotonic() < end, self.log("flwr")
+            time.sleep(0.2)
+        (out,) = new
+        self.until_round(out, rounds)
+        return out
+
+    def until_round(self, out: Path, rounds: int) -> None:
+        """Wait until so many rounds of a run are in a checkpoint."""
+        end = time.monotonic() + WAIT_S
+        while not list(out.glob(f"checkpoints/*{rounds:05}.json")):
+            assert time.monotonic() < end, self.log("flwr")
+            time.sleep(0.1)
+
     def make(self) -> None:
         """The federation's folder, its connection to the SuperLink, and certificates."""
         self.run(sys.executable, "-m", "fibecfed", "flower", "init", "fed")
         connections = self.app / ".flwr" / "config.toml"
-        connections.write_text(connections.read_text().replace("127.0.0.1:8000", f"127.0.0.1:{self.port}"))
-        certificates(self.app / "certificates", self.run)
+        connections.write_text(connections.read_text().replace("127.0.0.1:8000", f"{self.host}:{self.port}"))
+        certificates(self.app / "certificates", self.run, self.host)
 
     def key(self, name: str) -> None:
         self.run("ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-C", "", "-f", f"{name}-key")
@@ -105,7 +140,7 @@ class Machines:
     def link(self) -> None:
         certificates = self.app / "certificates"
         self.start(
-            "link", str(BIN / "flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port), "--enable-supernode-auth",
+            "link", str(BIN / "flower-superlink"), "--host", self.host, "--port", str(self.port), "--enable-supernode-auth",
             "--ssl-ca-certfile", str(certificates / "ca.crt"), "--ssl-certfile", str(certificates / "server.crt"),
             "--ssl-keyfile", str(certificates / "server.key"), "--database", str(self.app / "superlink.db"),
         )  # fmt: skip
@@ -114,28 +149,46 @@ class Machines:
     def client(self, name: str, *columns: str, program: tuple[str, ...] = ("-m", "fibecfed"), socket: str = "") -> None:
         self.start(
             f"client-{name}", sys.executable, *program, "client", "--config", "fed/federation.toml", "--data", f"{name}-train.csv",
-            "--test-data", f"{name}-test.csv", "--socket", socket or f"{name}.sock", "--name", name, *columns,
+            "--test-data", f"{name}-test.csv", "--socket", socket or f"{name}.sock", "--name", name, *columns, machine=name,
         )  # fmt: skip
 
     def node(self, name: str) -> None:
         self.start(
-            f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()),
+            f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"{self.host}:{self.port}", "--port", str(free_port()),
             "--root-certificates", str(self.app / "certificates" / "ca.crt"), "--auth-supernode-private-key", f"{name}-key",
-            "--node-config", f'socket="{name}.sock"',
+            "--node-config", f'socket="{name}.sock"', machine=name,
         )  # fmt: skip
 
 
-def certificates(folder: Path, run: Any) -> None:
-    """As in docs/deploy.md."""
+def certificates(folder: Path, run: Any, host: str) -> None:
+    """An authority and the server's certificate, as in docs/deploy.md, for `host`."""
     folder.mkdir()
-    curve = ("ec", "-pkeyopt", "ec_paramgen_curve:P-384")
     ca, server = folder / "ca", folder / "server"
-    (folder / "san.cnf").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
     run(
-        "openssl", "req", "-x509", "-newkey", *curve, "-nodes", "-days", "2", "-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-subj", "/CN=ca"
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        *_CURVE,
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        f"{ca}.key",
+        "-out",
+        f"{ca}.crt",
+        "-subj",
+        "/CN=ca",
     )
-    run("openssl", "req", "-newkey", *curve, "-nodes", "-keyout", f"{server}.key", "-out", f"{server}.csr", "-subj", "/CN=localhost")
+    run("openssl", "req", "-newkey", *_CURVE, "-nodes", "-keyout", f"{server}.key", "-out", f"{server}.csr", "-subj", "/CN=localhost")
+    sign(folder, run, f"DNS:localhost,IP:{host}")
+
+
+def sign(folder: Path, run: Any, names: str, days: int = 2) -> None:
+    """A certificate of the server for these names, in place of the one that it has; -1 day: it has expired."""
+    ca, server = folder / "ca", folder / "server"
+    (folder / "san.cnf").write_text(f"subjectAltName={names}")
     run(
-        "openssl", "x509", "-req", "-in", f"{server}.csr", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", "2",
+        "openssl", "x509", "-req", "-in", f"{server}.csr", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-CAcreateserial", "-days", str(days),
         "-extfile", str(folder / "san.cnf"), "-out", f"{server}.crt",
     )  # fmt: skip

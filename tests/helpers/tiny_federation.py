@@ -53,9 +53,11 @@ def write_data(folder: Path) -> None:
                 writer.writerows(row for row in some if name in ("all", row["site"]))
 
 
-def make_tiny(folder: Path, every: int = 2, **federation: Any) -> Machines:
+def make_tiny(
+    folder: Path, every: int = 2, here: Machines | None = None, rank: int = 4, timeout_s: int = 120, **federation: Any
+) -> Machines:
     """Backbone, data, the federation's folder, and `sim.toml` for the simulator; keys of [federation] on top of both."""
-    here = Machines(folder)
+    here = here or Machines(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_backbone(folder / "backbone")
@@ -64,10 +66,11 @@ def make_tiny(folder: Path, every: int = 2, **federation: Any) -> Machines:
     data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
     keys = "\n".join(f"{key} = {value}" for key, value in {"on_failure": '"drop"', **federation}.items())
     for path, data_keys, more in (
-        (here.app / "federation.toml", "", 'partition = "machines"\nround_timeout_s = 120.0'),
+        (here.app / "federation.toml", "", f'partition = "machines"\nround_timeout_s = {timeout_s}.0'),
         (folder / "sim.toml", data, 'partition = "column"'),
     ):
-        path.write_text(COMMON.format(backbone=folder / "backbone", every=every, data=data_keys, federation=f"{keys}\n{more}"))
+        text = COMMON.format(backbone=folder / "backbone", every=every, data=data_keys, federation=f"{keys}\n{more}")
+        path.write_text(text.replace("rank = 4", f"rank = {rank}"))
     return here
 
 

@@ -12,13 +12,18 @@ from .. import check
 from ..answers_shown import answers_sections
 from ..build import Prepared, assumed, max_length, prepare
 from ..config import Config
+from ..core.clock import Network
 from ..core.process import threads
 from ..core.units import duration
 from ..effort import plan_effort
+from ..engine.flower.pace import ASKS_EVERY_S, network_seconds
 from ..estimate import measure
 from ..inspection import Section, as_table, data_section, show, warnings_section
 from ..rehearsal import rehearse
 from ..tracking.sinks import reject_missing
+
+LINKS = (Network(), Network(1.0, 1.0, 200.0))
+"""[C] What the seconds of a round are shown for: that which a report assumes, and a slow one."""
 
 EXAMPLES = 1000
 """[C] Training examples of each client that steps and time are estimated for."""
@@ -101,7 +106,23 @@ def _estimates(prepared: Prepared) -> list[tuple[str, ...]]:
             "time",
             f"about {duration(seconds)} for training, without network and evaluations; a step takes {step_ms:.0f} ms here",
         ),
+        *_ways(prepared),
         ("memory of a client", f"about {decimal(rehearse(prepared))} at the peak"),
         ("disk of a client", f"about {decimal(kept * state + size)}: up to {kept} states of {decimal(state)} or more, and its own adapter"),
         ("disk of the server", f"about {decimal((config.resources.keep_checkpoints + 1) * size)}: checkpoints and the global adapter"),
     ]
+
+
+def _ways(prepared: Prepared) -> list[tuple[str, ...]]:
+    """Seconds of the largest round's messages on their way, over links of several kinds."""
+    largest = max(check.plan_traffic(prepared), key=lambda traffic: traffic.down.most + traffic.up.most)
+    down, up = largest.down.most, largest.up.most
+    rows = [
+        (
+            f"network, {link.up_mbit:g}/{link.down_mbit:g} Mbit/s",
+            f"about {duration(network_seconds(down, up, link))} a round, at {link.latency_ms:g} ms in each direction",
+        )
+        for link in LINKS
+    ]
+    pauses = f"a SuperNode asks every {ASKS_EVERY_S:g} s, and starts a process for each message"
+    return [*rows, ("Flower", f"about {duration(2 * ASKS_EVERY_S)} a round beside these: {pauses}")]

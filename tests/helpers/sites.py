@@ -1,0 +1,26 @@
+"""The processes of a federation in a network: the SuperLink on one machine, each client with its SuperNode on another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from machines import Machines
+from namespaces import SERVER, Network
+from tiny_federation import NAMES
+
+
+class Sites(Machines):
+    """As `Machines`, in the namespaces of a network; what is on no site is on the server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.network = Network(NAMES, folder)
+        super().__init__(folder, self.network.address(SERVER))
+
+    def on(self, machine: str, command: tuple[str, ...]) -> tuple[str, ...]:
+        return self.network.on(machine, *command)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.network.close()

@@ -1,0 +1,134 @@
+"""Rounds over shaped links: the seconds that they take beside those predicted, and a server that comes back after bad certificates."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+from namespaces import PLAIN, Shape
+
+from fibecfed.core.clock import Network, round_seconds
+from fibecfed.core.records import RoundRecord
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+LINKS = {
+    "10/50 Mbit/s, 30 ms": Shape(10, 50, 30),
+    "1 Mbit/s, 200 ms, 1 % loss": Shape(1, 1, 200, 0.01),
+}
+BEFORE, SHAPED = 3, {"10/50 Mbit/s, 30 ms": 4, "1 Mbit/s, 200 ms, 1 % loss": 3}
+"""Rounds on cables without a limit, and then on each link."""
+
+
+BAD = {
+    "expired": ("IP:{}", -1, "certificate has expired"),
+    "another name": ("DNS:another.example", 2, "IP address mismatch"),
+}
+"""Certificates of the server: for whom, for how many days from now, and what a site's SuperNode says."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happened in a run."""
+
+    out: Path
+    rounds: list[RoundRecord]
+    said: dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def story(sites: Any) -> Story:
+    """Rounds without a limit, then over each link; then the server is killed, and started with bad certificates before a good one."""
+    from machines import sign
+    from tiny_federation import NAMES, rounds_of
+
+    def shape(link: Shape) -> None:
+        for seed, name in enumerate(NAMES):
+            sites.network.shape(name, link, seed)
+
+    completed = 1 + BEFORE  # the first one measures importance
+    out = sites.begun(completed)
+    for label, link in LINKS.items():
+        shape(link)
+        completed += SHAPED[label]
+        sites.until_round(out, completed)
+    shape(PLAIN)
+    rounds = rounds_of(out)[:completed]
+    for name in ("link", "flwr"):
+        sites.stop(name, signal.SIGKILL)
+    folder, said = sites.app / "certificates", {}
+    for problem, (names, days, words) in BAD.items():
+        sign(folder, sites.run, names.format(sites.host), days)
+        sites.link()
+        for name in NAMES:  # the first time those that were connected: flwr 1.41 says why, and neither goes on nor ends
+            sites.until(f"node-{name}", words)
+        for name in NAMES:
+            sites.stop(f"node-{name}")
+            sites.node(name)
+        for name in NAMES:
+            sites.until(f"node-{name}", words)
+            sites.stop(f"node-{name}")
+        said[problem] = {name: sites.log(f"node-{name}")[sites.before[f"node-{name}"] :] for name in NAMES}
+        sites.stop("link", signal.SIGKILL)
+        for name in NAMES:
+            sites.node(name)
+    sign(folder, sites.run, f"DNS:localhost,IP:{sites.host}")
+    sites.link()  # the nodes have been trying since
+    sites.run(sys.executable, "-m", "fibecfed", "resume", str(out))
+    return Story(out, rounds, said)
+
+
+def test_rounds_take_what_is_predicted_for_their_link(story: Story, sites: Any) -> None:
+    """What is predicted: the network's seconds, which `check` shows, on top of what rounds take without any limit."""
+    from fibecfed.engine.flower.pace import network_seconds
+
+    unshaped, *others = split(story.rounds, [1 + BEFORE, *SHAPED.values()])
+    own, own_error = mean_and_error(unshaped)
+    print(
+        f"\nlinks shaped by {sites.network.shaped_by}; seconds a round; without limits {own:.1f} ± {own_error:.1f}, {len(unshaped)} rounds"
+    )
+    print("| link | rounds | bytes down, up | network: report | network: check | predicted | measured | ratio |\n|" + "---|" * 8)
+    misses = []
+    for (label, link), rounds in zip(LINKS.items(), others, strict=True):
+        network = Network(link.up_mbit, link.down_mbit, link.delay_ms, client_speed=1e9)  # computing is in what they take without limits
+        report = mean(round_seconds(record, network) for record in rounds)
+        down, up = max(rounds[0].bytes_down.values()), max(rounds[0].bytes_up.values())
+        check = network_seconds(down, up, network)
+        measured, error = mean_and_error(rounds)
+        cells = (f"{down}, {up}", f"{report:.1f}", f"{check:.1f}", f"{own + check:.1f}", f"{measured:.1f} ± {error:.1f}")
+        print(f"| {label} | {len(rounds)} |", " | ".join(cells), f"| {measured / (own + check):.2f} |")
+        if abs(measured - own - check) > 0.2 * (own + check) + 2 * (own_error**2 + error**2) ** 0.5:
+            misses.append(label)
+    assert not misses
+
+
+def split(rounds: list[RoundRecord], sizes: list[int]) -> list[list[RoundRecord]]:
+    rest = iter(rounds)
+    return [list(islice(rest, size)) for size in sizes]
+
+
+def mean_and_error(rounds: list[RoundRecord]) -> tuple[float, float]:
+    """Seconds of a round: the mean, and its standard error, Flower asking only every few seconds."""
+    seconds = [record.seconds for record in rounds]
+    return mean(seconds), stdev(seconds) / len(seconds) ** 0.5
+
+
+def test_no_answer_is_lost_and_the_bits_are_the_simulators(story: Story, sites: Any) -> None:
+    from tiny_federation import facts, outcome
+
+    sites.run(sys.executable, "-m", "fibecfed", "run", "sim.toml", "--out", "sim")
+    assert facts(story.out) == facts(sites.folder / "sim")
+    assert outcome(story.out) == outcome(sites.folder / "sim")
+
+
+@pytest.mark.parametrize("problem", BAD)
+def test_a_site_does_not_connect_to_a_server_with_a_bad_certificate_and_says_why(story: Story, problem: str) -> None:
+    for name, told in story.said[problem].items():
+        assert BAD[problem][-1] in told, (name, told[-1500:])
+        assert "SuperNode ID" not in told
