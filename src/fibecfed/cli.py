@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_audit, cli_trained
+from . import cli_audit, cli_client, cli_trained
 from .cli_parts import Commands, Quiet, Verbose, path_argument, path_option
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER
@@ -42,6 +42,7 @@ flower = Commands(help="Federations across machines, on Flower.", no_args_is_hel
 app.add_typer(flower, name="flower")
 cli_trained.add(app)
 cli_audit.add(app)
+cli_client.add(app)
 
 
 class Topic(enum.StrEnum):
@@ -254,59 +255,6 @@ def init(
         typer.echo(f"{out} written. Set data.path and the columns in it; then:\n  fibecfed check {out}\n  fibecfed run {out}")
 
 
-@app.command()
-def client(
-    config: Annotated[Path, path_option("The federation's configuration, the same file on every machine.")],
-    data: Annotated[Path, path_option("This client's CSV, JSON lines or parquet file.")],
-    test_data: Annotated[Path | None, path_option("A file with its test examples; without it, some of --data are held out.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
-    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
-    socket: Annotated[Path, path_option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
-        "fibecfed.sock"
-    ),
-    folder: Annotated[Path | None, path_option("Folder for its states and its own model. [default: beside the socket]")] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The client's name, which must not change. [default: that of its folder, or a new one]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
-    show_key: Annotated[
-        bool,
-        typer.Option("--show-key", help="Only print the line that pins this client's key under [privacy.keys], for secure aggregation."),
-    ] = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Run one client of a federation across machines.
-
-    Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
-    """
-    with exit_codes(), shown(verbose), terminated_like_interrupted():
-        from .deploy.client import ClientArguments, try_out
-        from .deploy.client import run as be_client
-        from .deploy.client import show_key as own_key
-
-        own = {
-            "data.path": data,
-            "data.test_path": test_data,
-            "data.text_column": text_column,
-            "data.pair_column": pair_column,
-            "data.label_column": label_column,
-            "training.device": device,
-            "resources.threads": threads,
-        }
-        overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
-        place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
-        options = ClientArguments(config, overrides, socket, place, name)
-        if show_key:
-            typer.echo(own_key(options))
-        elif check:
-            try_out(options, console())
-        else:
-            be_client(options, _now, console())
-
-
 @flower.command("init")
 def flower_init(folder: Annotated[Path, path_argument("FOLDER", "A new or empty folder.")]) -> None:
     """Write the Flower app of a federation and its configuration."""
@@ -319,11 +267,6 @@ def flower_init(folder: Annotated[Path, path_argument("FOLDER", "A new or empty 
             f"{folder} written. Set data.labels in {config} and copy that file to every client; then, as in docs/deploy.md:\n"
             f"  . {environment}\n  flwr run {folder} production --stream"
         )
-
-
-def _now(text: str) -> None:
-    """A line of a log, at once even into a file."""
-    print(escaped(text), flush=True)
 
 
 def _print_version(wanted: bool) -> None:

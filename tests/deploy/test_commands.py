@@ -85,7 +85,7 @@ def test_brackets_in_a_help_text_are_not_escaped(tmp_path: Path) -> None:
 
 
 def test_the_units_start_the_commands_of_the_text_again_whenever_they_end() -> None:
-    assert [Path(shlex.split(unit["Service"]["ExecStart"])[0]).name for unit in units()] == ["fibecfed", "flower-supernode"]
+    assert [Path(shlex.split(unit["Service"]["ExecStart"])[0]).name for unit in units()] == ["fibecfed"]
     for unit in units():
         assert unit["Service"]["Restart"] == "always"
         _, *words = shlex.split(unit["Service"]["ExecStart"])

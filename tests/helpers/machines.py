@@ -152,6 +152,19 @@ class Machines:
             "--test-data", f"{name}-test.csv", "--socket", socket or f"{name}.sock", "--name", name, *columns, machine=name,
         )  # fmt: skip
 
+    def alone(self, name: str, called: str = "", superlink: str = "") -> list[str]:
+        """The command of a client that starts its own SuperNode; it has the data of a.
+
+        Args:
+            called: the name that it claims.
+        """
+        return [
+            sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", "a-train.csv",
+            "--test-data", "a-test.csv", "--socket", f"{name}.sock", "--name", called or name,
+            "--superlink", superlink or f"127.0.0.1:{self.port}", "--key", f"{name}-key",
+            "--root-certificates", str(self.app / "certificates" / "ca.crt"),
+        ]  # fmt: skip
+
     def node(self, name: str) -> None:
         self.start(
             f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"{self.host}:{self.port}", "--port", str(free_port()),

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Error, Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.task_identity import TaskIdentity
 from made import KEY, made_data, made_method, made_task
 
@@ -43,6 +44,7 @@ class Grid:
         takes_s: seconds until an answer can be fetched, by node; 0 for the others.
         sent: kind of message and node, in order.
         late: messages that were not answered.
+        names: with which keys are registered, by node.
     """
 
     def __init__(self, nodes: Mapping[int, Callable[[bytes], bytes] | None]) -> None:
@@ -50,12 +52,13 @@ class Grid:
         self.takes_s: dict[int, float] = {}
         self.sent: list[tuple[str, int]] = []
         self.late: list[Message] = []
+        self.names: dict[int, str] = {}
         self._ready: dict[str, tuple[float, Message]] = {}
         self._expires: dict[str, float] = {}
         self._count = 0
 
-    def get_node_ids(self) -> list[int]:
-        return sorted(self.nodes)
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self.names.get(node), public_key=b"of the node") for node in sorted(self.nodes)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         numbers = []
@@ -150,7 +153,7 @@ def connected(
     """A transport to residents behind nodes 1, 2, ...; and what it says."""
     grid = Grid({number: resident.answer for number, resident in enumerate(clients.values(), start=1)})
     told: list[str] = []
-    transport = FlowerTransport(grid, RUN, config, {"torch": "1"}, completed, told.append)
+    transport = FlowerTransport(grid, RUN, config, {"torch": "1"}, completed, told.append, unregistered_names=True)
     transport.start_from((task or made_task()).init_params(KEY.fold("run", "init")))
     return transport, grid, told
 

@@ -34,6 +34,8 @@ from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
 from ..secure import identity
 from .check import data_sections, site_sections, states_kept
+from .superlink import SuperLink, checked, expires_soon, expiry
+from .supernode import SuperNode, node_config, program
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class ClientArguments:
         socket: where relays find it.
         folder: for its states and its own model.
         name: its stable name; None: the one it had before, else a new one.
+        link: where the server is, for a SuperNode of its own; None: somebody starts one beside it.
     """
 
     config: Path
@@ -61,6 +64,7 @@ class ClientArguments:
     socket: Path
     folder: Path
     name: str | None
+    link: SuperLink | None = None
 
 
 def run(options: ClientArguments, say: Callable[[str], None], console: Console) -> None:
@@ -70,6 +74,8 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
         UserError: whatever the user can fix; nothing was answered then.
     """
     config, say = _config(options), _logged(say)
+    if options.link is not None:
+        _look_at(options.link, options.socket, say)
     with contextlib.ExitStack() as held:
         with _writable(options.folder):
             held.enter_context(run_lock(options.folder))
@@ -88,9 +94,44 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
         try:
             with listening(options.socket) as server:
                 say(f"client {name}: listening at {options.socket} (process {os.getpid()})")
-                serve(server, resident.answer, say)
+                with _connected(options, say):
+                    serve(server, resident.answer, say)
         except SocketError as error:
             raise UserError(f"--socket: {error}") from None
+
+
+def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> None:
+    """Find mistakes before data and model are loaded.
+
+    Raises:
+        UserError: one that the user or the server's operator can fix.
+    """
+    checked(link)
+    program("flower-supernode")
+    node_config(client_socket, link.plain_http)
+    end, away = expiry(link)
+    if away is not None:
+        say(f"{link.address} cannot be reached now ({away}); this client goes on trying")
+    if (warning := expires_soon(end, time.time())) is not None:
+        say(warning)
+
+
+@contextlib.contextmanager
+def _connected(options: ClientArguments, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, the client's own SuperNode runs, where it has one."""
+    if options.link is None:
+        yield
+        return
+    node = SuperNode(options.link, options.socket, options.folder, say, lambda connected, restarts: None)
+    node.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if node.problem is not None:
+            raise UserError(node.problem) from None
+        raise
+    finally:
+        node.stop()
 
 
 def _logged(say: Callable[[str], None]) -> Callable[[str], None]:

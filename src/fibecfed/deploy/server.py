@@ -22,6 +22,7 @@ from ..core.streams import without_library_warnings
 from ..core.terminal import escaped
 from ..core.types import ClientId, Round
 from ..engine.events import Warned, logged
+from ..engine.flower import names
 from ..engine.flower.apps import server_app
 from ..engine.flower.envelope import Finish, packed
 from ..engine.flower.transport import FlowerTransport
@@ -94,21 +95,23 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     def say(text: str) -> None:
         logged(progress)(Warned(text))
 
-    transport = FlowerTransport(grid, run, common(config, checksum_of_files(find(config.model))), versions(), completed, say)
+    shared = common(config, checksum_of_files(find(config.model)))
+    chosen = settings.get(names.OPTION) is True or bool(settings.get("socket"))  # nodes of Flower's simulation have no keys
+    transport = FlowerTransport(grid, run, shared, versions(), completed, say, unregistered_names=chosen)
     options = config.federation
     expected = known.get("clients") or options.client_names or tuple(sorted(config.privacy.pinned)) or None
-    names = transport.wait_for(options.clients, expected, float(settings["wait-s"]))
+    clients = transport.wait_for(options.clients, expected, float(settings["wait-s"]))
 
     def connect(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
-        told = {"run": run, "clients": list(names), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
+        told = {"run": run, "clients": list(clients), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
         write_atomically(out / FLOWER, (to_json(told, indent=2) + "\n").encode())
-        return Machines(transport, names, run)
+        return Machines(transport, clients, run)
 
     if again:
-        session.resume(out, progress, read_data=nobody(names), connect=connect)
+        session.resume(out, progress, read_data=nobody(clients), connect=connect)
     else:
-        session.start(config, out, progress, read_data=nobody(names), connect=connect)
+        session.start(config, out, progress, read_data=nobody(clients), connect=connect)
 
 
 def _check(config: Config) -> None:

@@ -28,7 +28,7 @@ def test_a_message_of_its_own_for_each_of_many_clients_is_made_when_it_is_sent(a
     be_an_app()
     monkeypatch.setattr(transport_module, "POLL_S", 0.0)
     grid = Grid({number: answering(name) for number, name in enumerate(NAMES, start=1)})
-    transport = FlowerTransport(grid, RUN, CONFIG, {}, 0, lambda text: None)
+    transport = FlowerTransport(grid, RUN, CONFIG, {}, 0, lambda text: None, unregistered_names=True)
     transport.start_from({})
     assert transport.wait_for(100, NAMES, 5.0) == NAMES
     made: list[str] = []

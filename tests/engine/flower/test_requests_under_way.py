@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def connected(*takes_s: float) -> tuple[FlowerTransport, Grid]:
     """A transport to clients that take so long for every answer."""
     grid = Grid({number: answering(name) for number, name in enumerate(NAMES, start=1)})
-    transport = FlowerTransport(grid, RUN, CONFIG, {}, 0, lambda text: None)
+    transport = FlowerTransport(grid, RUN, CONFIG, {}, 0, lambda text: None, unregistered_names=True)
     transport.start_from({})
     assert transport.wait_for(len(NAMES), NAMES, 5.0) == NAMES
     grid.takes_s = dict(enumerate(takes_s, start=1))

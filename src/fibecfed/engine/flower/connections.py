@@ -15,6 +15,7 @@ from ...core.wire import WireError, decode, encode
 from ..options import CLIENT_NAME, EXPECTED_NAME
 from .agreement import disagreements, shown, table_of
 from .envelope import Hello, Reply, unpacked
+from .names import Node, misnamed
 from .post import Letter, Post
 from .resident import Start
 
@@ -58,13 +59,15 @@ class Connections:
         notes: bytes of initial tensors that clients had to be sent.
     """
 
-    def __init__(self, post: Post, versions: Mapping[str, str], at: int, say: Callable[[str], None]) -> None:
+    def __init__(self, post: Post, versions: Mapping[str, str], at: int, say: Callable[[str], None], unregistered_names: bool) -> None:
         self.at = at
         self.strangers: dict[int, str] = {}
         self.notes: dict[ClientId, Mapping[str, Any]] = {}
         self._post = post
         self._versions = dict(versions)
         self._say = say
+        self._unregistered_names = unregistered_names
+        self._nodes: Mapping[int, Node] = {}
         self._connections: dict[ClientId, Connection] = {}
         self._open: dict[str, Letter] = {}
         self._rested: dict[int, float] = {}  # when a handshake may be repeated
@@ -137,7 +140,8 @@ class Connections:
 
     def handshake(self) -> None:
         """Start a handshake with every connected SuperNode that needs one."""
-        now, nodes = time.monotonic(), self._post.nodes()
+        now, self._nodes = time.monotonic(), self._post.nodes()
+        nodes = set(self._nodes)
         self._forget_all_but(nodes)
         self._expire(now)
         busy = {letter.node for letter in self._open.values()}
@@ -230,6 +234,8 @@ class Connections:
             return f"client {reply.client[:80]} rejected: {reply.reason}"
         if not re.fullmatch(CLIENT_NAME, hello.name):
             return f"a client calls itself {hello.name[:80]!r}, {EXPECTED_NAME}; start it with another --name"
+        if (foreign := misnamed(self._nodes[node], hello.name, self._unregistered_names)) is not None:
+            return foreign
         differing = disagreements(self._post.config, table_of(hello.config))
         if differing:
             return f"client {hello.name} has another configuration: {differing}"

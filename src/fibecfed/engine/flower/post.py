@@ -13,6 +13,7 @@ from ...core.types import ClientId, Failure, Round
 from ...core.wire import WireError, decode, encode
 from .agreement import digest, disagreements, table_of
 from .envelope import Reply, Request, packed, unpacked
+from .names import Node
 from .relay import OPTIONS, blob_of, content
 
 _KINDS = {"train": "train", **dict.fromkeys(("evaluate", "evaluate_both", "evaluate_global"), "evaluate")}
@@ -27,7 +28,7 @@ _MARGIN_S = 5.0
 class Grid(Protocol):
     """What is used of Flower's grid."""
 
-    def get_node_ids(self) -> Any: ...
+    def get_nodes(self) -> Any: ...
 
     def push_messages(self, messages: Any) -> Any: ...
 
@@ -65,9 +66,9 @@ class Post:
         self._grid = grid
         self._hash = digest(self.config)
 
-    def nodes(self) -> set[int]:
-        """The SuperNodes that Flower holds for connected; it notices after about a minute that one is gone."""
-        return set(self._grid.get_node_ids())
+    def nodes(self) -> dict[int, Node]:
+        """The SuperNodes that Flower holds for connected, by number; it notices after about a minute that one is gone."""
+        return {node.node_id: Node(node.node_id, node.name, node.public_key) for node in self._grid.get_nodes()}
 
     def request(self, action: str, client: ClientId, now: Round, payload: bytes) -> Request:
         """A request of this run."""

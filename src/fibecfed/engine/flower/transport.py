@@ -59,14 +59,22 @@ class FlowerTransport:
         config: the configuration's keys and values that a client must share.
         completed: rounds completed before.
         say: called with a sentence that the user should know.
+        unregistered_names: whether clients may choose their names where Flower's database has none for their keys.
     """
 
     def __init__(
-        self, grid: Grid, run: str, config: Mapping[str, Any], versions: Mapping[str, str], completed: int, say: Callable[[str], None]
+        self,
+        grid: Grid,
+        run: str,
+        config: Mapping[str, Any],
+        versions: Mapping[str, str],
+        completed: int,
+        say: Callable[[str], None],
+        unregistered_names: bool = False,
     ) -> None:
         self.say: Callable[[str], None] = lambda text: say(printable(text))  # clients chose parts of it
         self._post = Post(grid, run, config)
-        self._connections = connections.Connections(self._post, versions, completed, lambda text: self.say(text))
+        self._connections = connections.Connections(self._post, versions, completed, lambda text: self.say(text), unregistered_names)
         self._count = 0
         self._waiting: dict[Ticket, _Errand] = {}  # not sent yet: their clients are not there
         self._asked: dict[str, tuple[Letter, _Errand]] = {}  # by Flower's number

@@ -1,0 +1,101 @@
+"""The command that a client of a federation across machines runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .cli_parts import Commands, Verbose, path_option
+from .core.errors import UserError
+from .core.terminal import escaped
+from .exits import console, exit_codes, terminated_like_interrupted
+from .logs import shown
+
+if TYPE_CHECKING:
+    from .deploy.superlink import SuperLink
+
+
+def add(app: Commands) -> None:
+    """Add it to a program."""
+    app.command()(client)
+
+
+def client(
+    config: Annotated[Path, path_option("The federation's configuration, the same file on every machine.")],
+    data: Annotated[Path, path_option("This client's CSV, JSON lines or parquet file.")],
+    test_data: Annotated[Path | None, path_option("A file with its test examples; without it, some of --data are held out.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
+    pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
+    socket: Annotated[Path, path_option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
+        "fibecfed.sock"
+    ),
+    folder: Annotated[Path | None, path_option("Folder for its states and its own model. [default: beside the socket]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The client's name, which must not change. [default: that of its folder, or a new one]")
+    ] = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The server's address: starts the SuperNode as well. [default: another process does]"),
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, path_option("With --superlink: who signed the server's certificate, ca.crt. [default: whom this system trusts]")
+    ] = None,
+    key: Annotated[Path | None, path_option("With --superlink: this client's private key, whose public half the server knows.")] = None,
+    allow_plain_http: Annotated[
+        bool, typer.Option("--allow-plain-http", help="With --superlink: without TLS and key; only where another layer encrypts.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
+    show_key: Annotated[
+        bool,
+        typer.Option("--show-key", help="Only print the line that pins this client's key under [privacy.keys], for secure aggregation."),
+    ] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run one client of a federation across machines.
+
+    Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
+    """
+    with exit_codes(), shown(verbose), terminated_like_interrupted():
+        from .deploy.client import ClientArguments, try_out
+        from .deploy.client import run as be_client
+        from .deploy.client import show_key as own_key
+
+        own = {
+            "data.path": data,
+            "data.test_path": test_data,
+            "data.text_column": text_column,
+            "data.pair_column": pair_column,
+            "data.label_column": label_column,
+            "training.device": device,
+            "resources.threads": threads,
+        }
+        overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
+        place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
+        options = ClientArguments(config, overrides, socket, place, name, _link(superlink, root_certificates, key, allow_plain_http))
+        if show_key:
+            typer.echo(own_key(options))
+        elif check:
+            try_out(options, console())
+        else:
+            be_client(options, _now, console())
+
+
+def _link(address: str | None, root_certificates: Path | None, key: Path | None, plain_http: bool) -> SuperLink | None:
+    from .deploy.superlink import SuperLink
+
+    if address is not None:
+        return SuperLink(address, root_certificates, key, plain_http)
+    for option, given in (("--root-certificates", root_certificates), ("--key", key), ("--allow-plain-http", plain_http)):
+        if given:
+            raise UserError(f"{option}: got it without --superlink HOST:PORT, the server's address; add it, or start a SuperNode yourself")
+    return None
+
+
+def _now(text: str) -> None:
+    """A line of a log, at once even into a file."""
+    print(escaped(text), flush=True)
