@@ -74,10 +74,10 @@ test-network: $(VENV)-flower/.ready ## Run a federation in network namespaces of
 
 # Flower holds typer, rich, click and protobuf back; torch, transformers and PEFT are those of constraints.txt, so the bits are the same.
 $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt
-	@echo "Setting up $(VENV)-flower with [demo,flower] and Ray; a few minutes the first time"
+	@echo "Setting up $(VENV)-flower with [demo,flower,metrics] and Ray; a few minutes the first time"
 	@test -x $(VENV)-flower/bin/python || $(PYTHON) -m venv $(VENV)-flower
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt torch hatchling editables
-	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower]' 'flwr[simulation]' pytest hypothesis
+	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower,metrics]' 'flwr[simulation]' pytest hypothesis
 	@touch $@
 
 test-gpu: $(VENV)/.dev ## Run the tests that need a GPU; DEVICE=cpu runs them small on the CPU

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,10 @@ import typer
 
 from .cli_parts import Commands, Verbose, path_option
 from .core.errors import UserError
+from .core.json_log import json_lines
 from .core.terminal import escaped
-from .exits import console, exit_codes, terminated_like_interrupted
-from .logs import shown
+from .exits import FAILED, console, exit_codes, terminated_like_interrupted
+from .logs import LogFormat, shown
 
 if TYPE_CHECKING:
     from .deploy.superlink import SuperLink
@@ -23,8 +25,8 @@ def add(app: Commands) -> None:
 
 
 def client(
-    config: Annotated[Path, path_option("The federation's configuration, the same file on every machine.")],
-    data: Annotated[Path, path_option("This client's CSV, JSON lines or parquet file.")],
+    config: Annotated[Path | None, path_option("The federation's configuration, the same file on every machine. [required]")] = None,
+    data: Annotated[Path | None, path_option("This client's CSV, JSON lines or parquet file. [required]")] = None,
     test_data: Annotated[Path | None, path_option("A file with its test examples; without it, some of --data are held out.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
@@ -47,6 +49,10 @@ def client(
     allow_plain_http: Annotated[
         bool, typer.Option("--allow-plain-http", help="With --superlink: without TLS and key; only where another layer encrypts.")
     ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for Prometheus; 0: any free one. [default: none]")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="json: what happens as one JSON object a line, and nothing else.")] = LogFormat.text,
     device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
@@ -54,13 +60,35 @@ def client(
         bool,
         typer.Option("--show-key", help="Only print the line that pins this client's key under [privacy.keys], for secure aggregation."),
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Only say what the client with this --socket or --folder is doing; 1 if it is not well.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
     verbose: Verbose = 0,
 ) -> None:
     """Run one client of a federation across machines.
 
     Loads model and data once and runs until it is stopped with Ctrl-C or SIGTERM.
     """
-    with exit_codes(), shown(verbose), terminated_like_interrupted():
+    place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
+    if status:
+        with exit_codes():
+            from .deploy.status import report
+
+            if not report(place, console(), json):
+                raise typer.Exit(FAILED)
+        return
+    as_json = log_format is LogFormat.json
+    with (
+        exit_codes(),
+        json_lines(logging.DEBUG if verbose > 1 else logging.INFO) if as_json else shown(verbose),
+        terminated_like_interrupted(),
+    ):
+        if config is None or data is None:
+            missing = "--config" if config is None else "--data"
+            raise UserError(f"{missing}: not given; give the federation's configuration with --config, and this client's data with --data")
+        if json:
+            raise UserError("--json: got it without --status; did you mean --log-format json?")
         from .deploy.client import ClientArguments, try_out
         from .deploy.client import run as be_client
         from .deploy.client import show_key as own_key
@@ -75,14 +103,14 @@ def client(
             "resources.threads": threads,
         }
         overrides = [f"{key}={value}" for key, value in own.items() if value is not None]
-        place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
-        options = ClientArguments(config, overrides, socket, place, name, _link(superlink, root_certificates, key, allow_plain_http))
+        link = _link(superlink, root_certificates, key, allow_plain_http)
+        options = ClientArguments(config, overrides, socket, place, name, link, metrics_port)
         if show_key:
             typer.echo(own_key(options))
         elif check:
             try_out(options, console())
         else:
-            be_client(options, _now, console())
+            be_client(options, _nothing if as_json else _now, console(quiet=as_json))
 
 
 def _link(address: str | None, root_certificates: Path | None, key: Path | None, plain_http: bool) -> SuperLink | None:
@@ -94,6 +122,10 @@ def _link(address: str | None, root_certificates: Path | None, key: Path | None,
         if given:
             raise UserError(f"{option}: got it without --superlink HOST:PORT, the server's address; add it, or start a SuperNode yourself")
     return None
+
+
+def _nothing(text: str) -> None:
+    """Where the log says it."""
 
 
 def _now(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,13 @@ from contextlib import contextmanager
 
 from .core.errors import UserError
 from .core.terminal import escaped
+
+
+class LogFormat(enum.StrEnum):
+    """How a command that runs for long says what happens."""
+
+    text = "text"
+    json = "json"
 
 
 class _StandardError(logging.Handler):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
@@ -22,7 +23,7 @@ from fibecfed.config import federation_toml
 pytestmark = pytest.mark.flower
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+TEXT = "\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("deploy.md", "operating.md"))
 BIN = Path(sys.executable).parent
 OURS = ("fibecfed", "flwr", "flower-superlink", "flower-supernode")
 
@@ -34,10 +35,10 @@ def blocks(language: str = "") -> list[str]:
 
 def units() -> list[configparser.ConfigParser]:
     found = []
-    for text in blocks("ini"):
-        unit = configparser.ConfigParser(interpolation=None)
+    for path in sorted((ROOT / "deployment" / "systemd").iterdir()):
+        unit = configparser.ConfigParser(interpolation=None, strict=False)
         unit.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
-        unit.read_string(text)
+        unit.read_string(path.read_text(encoding="utf-8"))
         found.append(unit)
     return found
 
@@ -48,6 +49,8 @@ def commands() -> Iterator[list[str]]:
         name = Path(line.partition(" ")[0]).name
         if name in OURS:
             yield [name, *shlex.split(line, comments=True)[1:]]
+    services = yaml.safe_load((ROOT / "deployment" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    yield from (service["command"] for service in services.values())
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -82,15 +85,6 @@ def test_every_option_of_every_command_is_one_that_the_program_has(tmp_path: Pat
 def test_brackets_in_a_help_text_are_not_escaped(tmp_path: Path) -> None:
     shown = help_of(["fibecfed", "client"], tmp_path)
     assert "[required]" in shown and "\\" not in shown
-
-
-def test_the_units_start_the_commands_of_the_text_again_whenever_they_end() -> None:
-    assert [Path(shlex.split(unit["Service"]["ExecStart"])[0]).name for unit in units()] == ["fibecfed"]
-    for unit in units():
-        assert unit["Service"]["Restart"] == "always"
-        _, *words = shlex.split(unit["Service"]["ExecStart"])
-        program = Path(shlex.split(unit["Service"]["ExecStart"])[0]).name
-        assert [program, *words] in list(commands())[: -len(units())]
 
 
 def test_folder_certificates_and_keys_are_made_by_the_lines_of_the_text(tmp_path: Path) -> None:

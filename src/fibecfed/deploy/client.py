@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
 from ..secure import identity
 from .check import data_sections, site_sections, states_kept
+from .metrics import HOST, served
+from .status import IDLE, Status
 from .superlink import SuperLink, checked, expires_soon, expiry
 from .supernode import SuperNode, node_config, program
 
@@ -57,6 +59,7 @@ class ClientArguments:
         folder: for its states and its own model.
         name: its stable name; None: the one it had before, else a new one.
         link: where the server is, for a SuperNode of its own; None: somebody starts one beside it.
+        metrics_port: where Prometheus can ask on this machine; None: nowhere.
     """
 
     config: Path
@@ -65,6 +68,7 @@ class ClientArguments:
     folder: Path
     name: str | None
     link: SuperLink | None = None
+    metrics_port: int | None = None
 
 
 def run(options: ClientArguments, say: Callable[[str], None], console: Console) -> None:
@@ -74,12 +78,16 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
         UserError: whatever the user can fix; nothing was answered then.
     """
     config, say = _config(options), _logged(say)
-    if options.link is not None:
-        _look_at(options.link, options.socket, say)
+    ends = None if options.link is None else _look_at(options.link, options.socket, say)
     with contextlib.ExitStack() as held:
         with _writable(options.folder):
             held.enter_context(run_lock(options.folder))
             name, identity = _who(options, config)
+            status = Status(options.folder, superlink=options.link and options.link.address, certificate_ends=ends)
+            status.update(name=name, connected=None if options.link is None else False)
+        if options.metrics_port is not None:
+            port = held.enter_context(served(status, options.metrics_port))
+            say(f"client {name}: metrics at http://{HOST}:{port}/metrics")
         held.enter_context(threads(config.resources.threads))
         held.enter_context(kept_memory())
         began = time.perf_counter()
@@ -90,18 +98,20 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
             f"client {name}: loaded {prepared.inputs.source.published} in {time.perf_counter() - began:.1f} s; {len(data.train)} training, "
             f"{len(data.validation)} validation and {len(data.test)} test examples"
         )
-        resident = _resident(prepared, name, identity, options.folder, say)
+        resident = replace(_resident(prepared, name, identity, options.folder, say), begun=status.begun, ended=status.ended)
         try:
             with listening(options.socket) as server:
                 say(f"client {name}: listening at {options.socket} (process {os.getpid()})")
-                with _connected(options, say):
+                examples = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
+                status.update(doing=IDLE, since=time.time(), examples=examples)
+                with _connected(options, say, status):
                     serve(server, resident.answer, say)
         except SocketError as error:
             raise UserError(f"--socket: {error}") from None
 
 
-def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> None:
-    """Find mistakes before data and model are loaded.
+def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> float | None:
+    """Find mistakes before data and model are loaded; when the server's certificate ends, where that can be seen.
 
     Raises:
         UserError: one that the user or the server's operator can fix.
@@ -114,15 +124,16 @@ def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -
         say(f"{link.address} cannot be reached now ({away}); this client goes on trying")
     if (warning := expires_soon(end, time.time())) is not None:
         say(warning)
+    return end
 
 
 @contextlib.contextmanager
-def _connected(options: ClientArguments, say: Callable[[str], None]) -> Iterator[None]:
+def _connected(options: ClientArguments, say: Callable[[str], None], status: Status) -> Iterator[None]:
     """Inside, the client's own SuperNode runs, where it has one."""
     if options.link is None:
         yield
         return
-    node = SuperNode(options.link, options.socket, options.folder, say, lambda connected, restarts: None)
+    node = SuperNode(options.link, options.socket, options.folder, say, lambda up, restarts: status.update(connected=up, restarts=restarts))
     node.start()
     try:
         yield

@@ -71,6 +71,7 @@ connection = "production"  # of .flwr/config.toml: where `fibecfed resume` start
 wait-s = 600.0  # how long clients are waited for at the start, and when a run is resumed
 allow-unregistered-names = false  # true: clients whose keys were registered without a name may choose one
 allow-plain-http = false  # true: the server app works without TLS beyond this machine too; it does not speak for the clients
+log-format = "text"  # json: one JSON object a line
 socket = ""  # for Flower's simulation alone, e.g. "/tmp/clients/{{}}.sock"; {{}} = number of the node
 """
 

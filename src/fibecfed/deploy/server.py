@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ..client_manager import NOTHING_USED, Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
 from ..core.files import CONFIG, FLOWER, write_atomically
+from ..core.json_log import json_lines
 from ..core.json_text import to_json
 from ..core.streams import without_library_warnings
 from ..core.terminal import escaped
@@ -33,6 +36,8 @@ from ..models.base_models import find
 from ..progress import Progress
 from ..saving import checksum_of_files, versions
 from .again import about
+
+logger = logging.getLogger(__name__)
 
 FINISH_S = 600.0
 """How long clients have to save their own models at the end."""
@@ -74,12 +79,16 @@ def serve(grid: Any, settings: Mapping[str, Any]) -> None:
         RuntimeError: with the sentence that was said before; Flower then marks the run as failed.
     """
     without_library_warnings()
-    with Progress(Console(highlight=False, width=160)) as progress:
+    as_json = settings.get("log-format") == "json"
+    with json_lines() if as_json else nullcontext(), Progress(Console(highlight=False, width=160, quiet=as_json)) as progress:
         try:
             _run(grid, settings, progress)
         except (UserError, RunFailed) as error:
             text = escaped(str(error))  # Flower logs it as well
-            print(f"error: {text}", flush=True)
+            if as_json:
+                logger.error("%s", text)
+            else:
+                print(f"error: {text}", flush=True)
             raise RuntimeError(text) from None
 
 

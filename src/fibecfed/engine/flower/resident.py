@@ -56,6 +56,7 @@ class Resident:
             here.
         scored: whether it answers evaluations.
         sums: its part of masked sums; then no update leaves it but in one. None: updates are sent as they are.
+        begun, ended: called before a request is worked on, and after with its status and the bytes of request and answer.
         say: called with a sentence about what happens; nothing in it can steer a terminal, although the server chose parts of it.
     """
 
@@ -75,6 +76,8 @@ class Resident:
     clip_norm: float | None = None
     scored: bool = True
     sums: OwnSums | None = None
+    begun: Callable[[Request], None] = lambda request: None
+    ended: Callable[[Request, str, int, int], None] = lambda request, status, received, sent: None
 
     def answer(self, blob: bytes) -> bytes:
         """The reply to a request."""
@@ -82,12 +85,15 @@ class Resident:
             request = decode(Request, blob)
         except WireError as error:
             return encode(Reply("refused", str(error), "", "", self.name, 0, packed(b"")))
+        self.begun(request)
         status, reason, payload = self._handle(request)
         where = f"{request.phase[:40]} round {request.index}: " if request.phase else ""
         self._tell(f"{request.action[:40]}: {where}{status}" + (f" ({reason})" if reason else ""))
         if status == "failed" and self.clip_norm is not None:
             reason = FAILED_IN_PRIVATE
-        return encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
+        reply = encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
+        self.ended(request, status, len(blob), len(reply))
+        return reply
 
     def _tell(self, text: str) -> None:
         self.say(printable(text))
