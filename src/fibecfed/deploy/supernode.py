@@ -83,7 +83,10 @@ class SuperNode:
     def _keep(self) -> None:
         rest, restarts = 1.0, 0
         while not self._stopping.is_set():
-            last, connected = self._once(restarts)
+            try:
+                last, connected = self._once(restarts)
+            except OSError as error:  # no process or no file to be had now
+                last, connected = [f"{error.filename or 'it'}: {error.strerror}"], False
             if self._stopping.is_set():
                 return
             self._changed(False, restarts)
@@ -138,7 +141,7 @@ class SuperNode:
         return [str(self._program), "--superlink", link.address, *secured, *port, "--node-config", self._node_config]
 
     def _environment(self) -> dict[str, str]:
-        home = {"FLWR_HOME": os.environ.get("FLWR_HOME", str(self._folder / ".flwr"))}
+        home = {"FLWR_HOME": os.environ.get("FLWR_HOME", str((self._folder / ".flwr").absolute()))}
         path = f"{self._program.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts flower-superexec by its name
         return {**os.environ, **ENVIRONMENT, **home, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
