@@ -98,6 +98,7 @@ def serve(
 ) -> Path:
     """The server app's work, from the start or resumed; the run's folder."""
     grid = Grid({number: instead.get(name, clients[name].answer) for number, name in enumerate(NAMES, start=1)})
+    grid.names = dict(enumerate(NAMES, start=1))
     settings: dict[str, Any] = {"config": str(here / "federation.toml"), "runs": str(runs), "wait-s": 5.0}
     with Progress(Console(quiet=True)) as progress:
         server._run(grid, settings | ({} if again is None else {"run": str(again)}), progress)
