@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,3 +109,8 @@ def test_metrics_are_for_this_machine_alone_and_a_port_in_use_is_told(status: St
         port = taken.getsockname()[1]
         with served(status, port):
             pass
+
+
+def test_who_asks_every_minute_loads_no_library_that_computes() -> None:
+    code = "import sys, fibecfed.cli, fibecfed.deploy.status; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'flwr')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
