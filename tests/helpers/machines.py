@@ -161,7 +161,7 @@ class Machines:
         return [
             sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", "a-train.csv",
             "--test-data", "a-test.csv", "--socket", f"{name}.sock", "--name", called or name,
-            "--superlink", superlink or f"127.0.0.1:{self.port}", "--key", f"{name}-key",
+            "--superlink", superlink or f"{self.host}:{self.port}", "--key", f"{name}-key",
             "--root-certificates", str(self.app / "certificates" / "ca.crt"),
         ]  # fmt: skip
 
