@@ -55,7 +55,7 @@ def test_a_client_that_runs_says_what_it_does_and_is_well(status: Status, tmp_pa
             assert part in shown
         code, text = asked(tmp_path, "--json")
     table = json.loads(text)
-    assert code == 0 and table["running"] and table["well"] and table["requests"]["train"] == {"done": 2, "failed": 1, "refused": 0}
+    assert code == 0 and table["running"] and table["well"] and table["requests"]["train"] == {"done": 2, "failed": 1, "rejected": 0}
     assert (table["received_bytes"], table["sent_bytes"]) == (3000, 30)
 
 

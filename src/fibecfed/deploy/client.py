@@ -121,7 +121,7 @@ def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -
     node_config(client_socket, link.plain_http)
     end, away = expiry(link)
     if away is not None:
-        say(f"{link.address} cannot be reached now ({away}); this client goes on trying")
+        say(f"{link.address} cannot be reached now ({away}); this client keeps trying")
     if (warning := expires_soon(end, time.time())) is not None:
         say(warning)
     return end

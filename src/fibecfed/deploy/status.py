@@ -46,7 +46,7 @@ class Status:
         name, process, started: who it is.
         doing: "loading", "waiting for the server", or the request that it works on; `since`: from when.
         examples: by part.
-        requests: action -> "done", "failed" or "refused" -> how many.
+        requests: action -> "done", "failed" or "rejected" -> how many.
         seconds: action -> computed in all.
         received_bytes, sent_bytes: of requests and answers, with their envelopes.
         last_request: when the last answer was given.
@@ -90,8 +90,8 @@ class Status:
         """A request was answered."""
         with self._changed():
             now, action = time.time(), _known(request.action)
-            counts = self.requests.setdefault(action, {"done": 0, "failed": 0, "refused": 0})
-            counts[status] += 1
+            counts = self.requests.setdefault(action, {"done": 0, "failed": 0, "rejected": 0})
+            counts["rejected" if status == "refused" else status] += 1  # the word of the messages between machines
             self.seconds[action] = self.seconds.get(action, 0.0) + now - self.since
             self.received_bytes, self.sent_bytes = self.received_bytes + received, self.sent_bytes + sent
             self.doing, self.since, self.last_request = IDLE, now, now

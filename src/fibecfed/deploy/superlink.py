@@ -13,10 +13,10 @@ from pathlib import Path
 from ..core.errors import UserError
 
 PATIENCE_S = 5.0
-"""How long the server's machine may take to answer; where it does not, Flower's SuperNode goes on trying."""
+"""How long the server's machine may take to answer; where it does not, Flower's SuperNode keeps trying."""
 
 SOON_S = 14 * 86400.0
-"""A certificate that expires within this time is told of."""
+"""A certificate that expires within this time is reported."""
 
 _MAKE_A_KEY = 'make one, ssh-keygen -t ecdsa -b 384 -N "" -f client -C "", and send client.pub to the server\'s operator'
 _NEW = "ask the server's operator for a new one (docs/deploy.md)"
