@@ -15,6 +15,7 @@ from fibecfed.privacy.plan import plan_of
 from fibecfed.privacy.statement import plan_lines, rounded_up
 
 UNIT = {"unit": "client", "noise_multiplier": 1.0}
+EXAMPLE = {"unit": "example", "noise_multiplier": 1.0}
 
 
 def config(privacy: dict[str, Any], **tables: Any) -> Config:
@@ -36,7 +37,15 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         ({**UNIT, "clip_norm": 0.0}, {}, "privacy.clip_norm: got 0.0, expected a number, above"),
         ({**UNIT, "delta": 1.0}, {}, "privacy.delta: got 1.0, expected a number, above 0 and below 1"),
         ({**UNIT, "delta": math.nan}, {}, "privacy.delta: .*nan"),
-        ({**UNIT, "unit": "example"}, {}, 'privacy.unit: got "example", expected one of "none", "client"'),
+        ({**UNIT, "unit": "person"}, {}, 'privacy.unit: got "person", expected one of "none", "client", "example"'),
+        (EXAMPLE, {"federation": {"round_attempts": 2}}, "federation.round_attempts: got 2 with .* clients take part in turn"),
+        (EXAMPLE, {"federation": {"exclude_after": 2}}, "federation.exclude_after: got 2 with .* clients take part in turn"),
+        (EXAMPLE, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit` = "example"'),
+        ({**EXAMPLE, "secure_aggregation": True}, {}, "privacy.secure_aggregation: got true with"),
+        (EXAMPLE, {"training": {"dropout": 0.1}}, "training.dropout: got 0.1 with"),
+        (EXAMPLE, {"training": {"class_weights": "balanced"}}, "training.class_weights: got 'balanced' with .* weigh the same"),
+        (EXAMPLE, {"resources": {"activation_cache_mb": 100}}, "resources.activation_cache_mb: got 100 with"),
+        (EXAMPLE, {"data": {"kind": "instruction", "task": "nl2bash"}}, 'data.kind: got "instruction" with .* needs examples with a class'),
         (UNIT, {"federation": {"on_failure": "stop"}}, 'federation.on_failure: got "stop" with `privacy.unit` = "client"'),
         (UNIT, {"federation": {"quorum": 0.5}}, "federation.quorum: got 0.5 with `privacy.unit`"),
         (UNIT, {"federation": {"exclude_after": 2}}, "federation.exclude_after: got 2 with `privacy.unit`"),

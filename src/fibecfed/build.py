@@ -17,6 +17,7 @@ from .core.method import Method
 from .core.metrics import METRICS, Metric, primary
 from .core.process import environment
 from .core.rng import Key
+from .core.task import Use
 from .core.types import ClientId
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
@@ -27,12 +28,10 @@ from .data.prompt import Prompt, make_prompt, template_and_words
 from .data.sources import TextDataset
 from .data.sources import load as load_data
 from .data.tasks import TASKS
-from .engine.pooled import reject_unpooled
-from .engine.robust import reject_not_robust
 from .engine.schedules import reject_schedule
-from .engine.summed import reject_unsummed
 from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
+from .guarantee import adding_of, guarantee, sums_asked
 from .methods import catalogue
 from .models.activations import ActivationSize
 from .models.adapted_model import AdaptedModel
@@ -53,9 +52,10 @@ from .models.objectives import ClassHead, Objective
 from .models.quantised import reject_unpacked
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
-from .privacy.cohorts import Cohorts, cohorts_of
-from .privacy.fixed import MOST, Adding, ClippedGrid, FixedPoint
-from .privacy.plan import PrivacyPlan, plan_of
+from .privacy.cohorts import Cohorts
+from .privacy.example_plan import ExamplePlan
+from .privacy.fixed import Adding
+from .privacy.plan import PrivacyPlan
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Prepared:
     beforehand: catalogue.Preparation = catalogue.NOTHING
     metric: Metric = METRICS["accuracy"]
     activation: ActivationSize | None = None
-    privacy: PrivacyPlan | None = None
+    privacy: PrivacyPlan | ExamplePlan | None = None
     cohorts: Cohorts | None = None
     adding: Adding | None = None
 
@@ -258,7 +258,8 @@ def prepare(
     inputs = read_inputs(config, read_data)
     pad = inputs.tokenizer.pad_token_id
     made_method = build_method(inputs, method)
-    privacy, cohorts = _privacy(inputs, made_method), _cohorts(inputs, made_method)
+    privacy = guarantee(config, made_method, inputs.data, num_clients(config, inputs.data), inputs.key)
+    cohorts = sums_asked(config, made_method, num_clients(config, inputs.data))
     beforehand, made = catalogue.beforehand(config.method), catalogue.NOTHING
     if beforehand is not None:
         hidden = getattr(inputs.model_config.get_text_config(), "hidden_size", 0)  # a model without is rejected when its task is made
@@ -273,7 +274,7 @@ def prepare(
         adapter=getattr(config.method, "adapter", None),
         weights=weights,
         sources=made.tensors,
-        uses={*getattr(made_method, "uses", ()), *(("joined passes",) if config.resources.cohort_batch > 1 else ())},
+        uses={*getattr(made_method, "uses", ()), *_used(config)},
     )
     reject_unjoined(task.together().unjoined, config.resources.cohort_batch, config.method.model_dump()["kind"])
     _leaves_room(inputs, made_method)
@@ -282,48 +283,14 @@ def prepare(
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
     return Prepared(
-        inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy, cohorts, _adding(config, privacy, cohorts)
+        inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy, cohorts, adding_of(config, privacy, cohorts)
     )
 
 
-def _privacy(inputs: Inputs, method: Method[Any, Any]) -> PrivacyPlan | None:
-    """What `privacy` promises.
-
-    Raises:
-        UserError: it cannot be promised, or the method cannot be run so.
-    """
-    config, clients = inputs.config, num_clients(inputs.config, inputs.data)
-    kind, cohort = config.method.model_dump()["kind"], config.federation.cohort_size(clients)
-    reject_not_robust(method, kind, config.federation, cohort)
-    if config.privacy.unit != "none":
-        reject_unpooled(method, kind)
-    return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
-
-
-def _cohorts(inputs: Inputs, method: Method[Any, Any]) -> Cohorts | None:
-    """What secure aggregation asks of cohorts; None without it.
-
-    Raises:
-        UserError: they are too small, or the method cannot be run so.
-    """
-    config, clients = inputs.config, num_clients(inputs.config, inputs.data)
-    cohorts = cohorts_of(config.privacy, min(config.federation.cohort_size(clients), clients))
-    if cohorts is not None:
-        reject_unsummed(method, config.method.model_dump()["kind"])
-        if (most := MOST // cohorts.size) < config.federation.max_samples:
-            raise UserError(
-                f"federation.max_samples: got {config.federation.max_samples} for {cohorts.size} clients per round, expected at most "
-                f"{most}, so that their sum has 32 bits; lower it: clients with more examples weigh as much as one with so many"
-            )
-    return cohorts
-
-
-def _adding(config: Config, privacy: PrivacyPlan | None, cohorts: Cohorts | None) -> Adding | None:
-    if cohorts is None:
-        return None
-    if privacy is not None:
-        return ClippedGrid(privacy.clip_norm)
-    return FixedPoint(config.privacy.range, cohorts.size, config.federation.max_samples)
+def _used(config: Config) -> set[Use]:
+    """What the run needs of a task, whatever its method does."""
+    found: dict[Use, bool] = {"joined passes": config.resources.cohort_batch > 1, "per-example gradients": config.privacy.unit == "example"}
+    return {use for use, needed in found.items() if needed}
 
 
 def _workers(inputs: Inputs, task: AdaptedModel) -> int:

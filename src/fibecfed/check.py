@@ -32,6 +32,9 @@ from .inspection import Section, as_table, clients_table, data_section, examples
 from .methods.presets import in_force
 from .models.options import ModelOptions
 from .models.quantised import frozen_size
+from .privacy.example_plan import ExamplePlan
+from .privacy.example_statement import example_plan_lines, example_title
+from .privacy.plan import PrivacyPlan
 from .privacy.statement import cohort_lines, plan_lines
 from .rehearsal import rehearse
 from .tracking.sinks import reject_missing
@@ -143,7 +146,7 @@ def plan_traffic(prepared: Prepared) -> list[Traffic]:
     clients = inputs.data.clients
     num_samples = dict(zip(clients, examples_by_client(prepared, "train"), strict=True))
     per_round = inputs.config.federation.cohort_size(len(clients))
-    private, key = prepared.privacy is not None, inputs.key.fold("run")
+    private, key = isinstance(prepared.privacy, PrivacyPlan), inputs.key.fold("run")
     if private:
         num_samples = dict.fromkeys(clients, 1)  # which no client tells
     return by_phase(plan(prepared.method, prepared.task, num_samples, per_round, key, inputs.config.federation, private, prepared.adding))
@@ -168,6 +171,9 @@ def privacy_section(prepared: Prepared) -> Iterator[Section]:
     plan = prepared.privacy
     if plan is None:
         return
+    if isinstance(plan, ExamplePlan):
+        yield example_title(plan), as_table(("", ""), example_plan_lines(plan, num_trained(prepared)))
+        return
     method = prepared.method
     server = method.init(prepared.task, prepared.inputs.key)
     sizes = [num_shared(phase, phase.broadcast(server, Round(phase.name, 0, phase.num_rounds, 0))) for phase in method.phases]
@@ -182,6 +188,14 @@ def sums_section(prepared: Prepared) -> Iterator[Section]:
     """What the server would get instead of updates; nothing without secure aggregation."""
     if prepared.cohorts is not None:
         yield "Secure aggregation: the server gets sums alone", as_table(("", ""), cohort_lines(prepared.cohorts, prepared.adding))
+
+
+def num_trained(prepared: Prepared) -> int:
+    """Numbers that a client's step moves, at the start."""
+    method, key = prepared.method, prepared.inputs.key
+    params, asked = prepared.task.init_params(key), getattr(method, "trains", None)
+    names = prepared.task.names if asked is None else asked(prepared.task, method.init(prepared.task, key))
+    return num_values([params[name] for name in names])
 
 
 # ---- memory, disk and time

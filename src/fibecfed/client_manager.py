@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from .build import Prepared, most_workers
+from .core.files import CHECKPOINTS
 from .core.statistics import Totals
 from .core.trees import checksum
 from .core.types import ClientId, Examples, Params, Round
 from .engine.held import HeldStates
+from .engine.private_examples import ExampleTraining
 from .engine.runtime import ClientRuntime
 from .engine.simulator import SideBySide, Simulator
 from .engine.states import ClientStates, StatesAt
 from .engine.transport import Transport
 from .engine.workers import Workers
+from .privacy.example_plan import ExamplePlan
+from .privacy.examples import ClientLedgers
+from .privacy.ledger import LEDGERS, SECRETS
+from .privacy.plan import PrivacyPlan
 from .saving import folder_names, save
 
 Messages: TypeAlias = Callable[[Sequence[ClientId]], Mapping[ClientId, bytes]]
@@ -115,15 +121,21 @@ class InProcess:
             self.transport.close()
 
 
-def in_process(prepared: Prepared, states: ClientStates | HeldStates | StatesAt, out: Path, completed: int) -> InProcess:
-    """Clients that are simulated in this process alone."""
-    return InProcess(prepared, Simulator(_runtime(prepared, states)), states, out)
+def in_process(
+    prepared: Prepared, states: ClientStates | HeldStates | StatesAt, out: Path, completed: int, *, anew: bool = False
+) -> InProcess:
+    """Clients that are simulated in this process alone.
+
+    Args:
+        anew: whether clients of a private run begin new ledgers, though they took part before: where nothing is released.
+    """
+    return InProcess(prepared, Simulator(_runtime(prepared, states, out, anew)), states, out)
 
 
 def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> InProcess:
     """Clients that are simulated here, in as many processes as `resources.workers` says, or with their passes joined as
     `resources.cohort_batch` says."""
-    most, runtime, resources = most_workers(prepared), _runtime(prepared, states), prepared.inputs.config.resources
+    most, runtime, resources = most_workers(prepared), _runtime(prepared, states, out), prepared.inputs.config.resources
     if resources.cohort_batch > 1:
         return InProcess(prepared, SideBySide(runtime, resources.cohort_batch), states, out)
     if most == 1:
@@ -138,9 +150,18 @@ def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, 
     return InProcess(prepared, transport, states, out)
 
 
-def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt) -> ClientRuntime:
+def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt, out: Path, anew: bool = False) -> ClientRuntime:
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
-    clip_norm = None if prepared.privacy is None else prepared.privacy.clip_norm
-    key = inputs.key.fold("run")
-    return ClientRuntime(prepared.method, prepared.task, inputs.data.client, states, key, size, clip_norm, prepared.adding)
+    plan, key, examples = prepared.privacy, inputs.key.fold("run"), None
+    clip_norm = plan.clip_norm if isinstance(plan, PrivacyPlan) else None
+    if isinstance(plan, ExamplePlan):
+        examples = ExampleTraining(ClientLedgers(plan.terms, _ledgers(prepared, out), anew), plan.batch_size)
+    method, task = prepared.method, prepared.task
+    return ClientRuntime(method, task, inputs.data.client, states, key, size, clip_norm, prepared.adding, examples)
+
+
+def _ledgers(prepared: Prepared, out: Path) -> Callable[[ClientId], tuple[Path, Path]]:
+    """Each client's own ledger, and its secret, which lies where nobody is given anything."""
+    names = folder_names(prepared.inputs.data.clients)
+    return lambda client: (out / LEDGERS / names[client], out / CHECKPOINTS / SECRETS / names[client])

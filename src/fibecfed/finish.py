@@ -24,7 +24,8 @@ from .engine.requests import Requests
 from .engine.states import StatesAt
 from .engine.summary import summarise
 from .methods.presets import in_force
-from .private_run import about, about_sums, took_part
+from .privacy.ledger import forget
+from .private_run import Private, about, about_sums, took_part
 from .saving import save
 
 
@@ -56,7 +57,7 @@ def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]
 
 
 def finish(
-    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: MeanPool | None = None
+    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: Private | None = None
 ) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 
@@ -102,14 +103,14 @@ def finish(
         return Requests(phase, server, broadcast, names)
 
     own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
-    if pool is not None or prepared.cohorts is not None:
+    if isinstance(pool, MeanPool) or prepared.cohorts is not None:
         own = {}  # a checksum of what is private would let a guess of it be confirmed
     digests = [f"{client} {own[client]}" for client in sorted(own) if own[client] != shared]
     every = hashlib.sha256("\n".join([f"global {shared}", *digests]).encode()).hexdigest()
     summary["adapters"] = {"personal": len(digests), "sha256": every}
     write_atomically(out / SUMMARY, (to_json(summary, indent=2) + "\n").encode())
     if pool is not None:
-        pool.ledger.forget()
+        forget(out)
     if not adapters:
         shutil.rmtree(out / CHECKPOINTS)
     return summary

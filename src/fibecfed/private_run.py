@@ -1,10 +1,10 @@
-"""A run that is private for clients: its pool and ledger, when it ends, and what its summary says of it."""
+"""A run that is private for clients or for examples: its ledger, when it ends, and what its summary says of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .build import Prepared
 from .core.errors import RunFailed
@@ -14,14 +14,20 @@ from .core.records import EvalRecord, RoundRecord
 from .core.rng import Key
 from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
+from .engine.private_examples import ExampleRounds
 from .engine.summed import SUMMED
 from .engine.summing import SumPool, unmasked
+from .privacy.example_plan import ExamplePlan
+from .privacy.example_statement import example_statement
 from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
 
+Private: TypeAlias = MeanPool | ExampleRounds
 
-def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None, run: str | None = None) -> MeanPool | None:
-    """How answers are pooled, with the ledger in the run's folder; None where nothing is protected.
+
+def private_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None, run: str | None = None) -> Private | None:
+    """How answers are pooled where the run is private for clients, or what rounds may cost where it is for examples, with the ledger in
+    the run's folder; None where nothing is protected.
 
     Args:
         key: of the run.
@@ -35,11 +41,23 @@ def pool_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | N
     if plan is None:
         return None
     z, clip_norm = plan.noise_multiplier, plan.clip_norm
-    terms = Terms(config.privacy.unit, plan.clients, plan.size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
+    units, size = (plan.units, plan.batch_size) if isinstance(plan, ExamplePlan) else (plan.clients, plan.size)
+    terms = Terms(config.privacy.unit, units, size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
     data = prepared.inputs.data
     held = to_json([data.checksum(), *data.clients])
     ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
+    if isinstance(plan, ExamplePlan):
+        return ExampleRounds([(tuple(one.clients), one.times) for one in plan.asked], ledger)
     return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared, run))
+
+
+def held_by(prepared: Prepared, private: Private | None, run: str | None) -> dict[str, Any]:
+    """How the rounds of a run are held, as the arguments of `engine.loop.run` for it; `run` as for `sums_of`."""
+    return {
+        "pool": private if isinstance(private, MeanPool) else None,
+        "examples": private if isinstance(private, ExampleRounds) else None,
+        "sums": sums_of(prepared, run) if private is None else None,
+    }
 
 
 def sums_of(prepared: Prepared, run: str | None) -> SumPool | None:
@@ -68,12 +86,12 @@ def scores_nothing(prepared: Prepared) -> bool:
     return (prepared.privacy is not None or prepared.cohorts is not None) and prepared.inputs.config.privacy.evaluation == "off"
 
 
-def ends_after(pool: MeanPool | None, completed: int, planned: int) -> int:
+def ends_after(pool: Private | None, completed: int, planned: int) -> int:
     """After how many rounds a run ends, as far as is known after `completed`: where its budget cannot pay for the next one, now."""
     return completed if pool is not None and completed < planned and not pool.affords(completed) else planned
 
 
-def reject_nothing(pool: MeanPool | None, completed: int) -> None:
+def reject_nothing(pool: Private | None, completed: int) -> None:
     """A run that ends with no round completed has no model to save.
 
     Raises:
@@ -86,14 +104,15 @@ def reject_nothing(pool: MeanPool | None, completed: int) -> None:
         )
 
 
-def about(prepared: Prepared, pool: MeanPool, rounds: int) -> dict[str, Any]:
+def about(prepared: Prepared, pool: Private, rounds: int) -> dict[str, Any]:
     """What summary.json says of a run's privacy.
 
     Args:
         rounds: completed ones.
     """
     plan, ledger = prepared.privacy, pool.ledger
-    assert plan is not None, "a pool is made of a plan"
+    assert plan is not None, "a ledger is made of a plan"
+    of_examples = isinstance(plan, ExamplePlan)
     return {
         "unit": ledger.terms.unit,
         "epsilon": ledger.epsilon,
@@ -104,7 +123,7 @@ def about(prepared: Prepared, pool: MeanPool, rounds: int) -> dict[str, Any]:
         "evaluation": plan.evaluation,
         "ended": "after its last round" if rounds == plan.rounds else f"stopped by its budget after {rounds} of {plan.rounds} rounds",
         "ledger": LEDGER,
-        "statement": statement(plan, ledger.epsilon, ledger.releases),
+        "statement": example_statement(plan, ledger.epsilon) if of_examples else statement(plan, ledger.epsilon, ledger.releases),
     }
 
 

@@ -33,7 +33,7 @@ from .engine.virtual import VirtualTime, devices
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .privacy.ledger import forget
-from .private_run import ends_after, pool_of, reject_nothing, scores_nothing, sums_of
+from .private_run import ends_after, held_by, private_of, reject_nothing, scores_nothing
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
@@ -230,7 +230,7 @@ class _Session:
             transport = clients.transport
         self.at_end.callback(clients.close)
         standing = Standing.from_table(extra.get("standing", {}))
-        self.pool = pool = pool_of(self.prepared, self.out, self.key, extra.get("privacy"), clients.masked_run)
+        self.pool = pool = private_of(self.prepared, self.out, self.key, extra.get("privacy"), clients.masked_run)
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
         exact = Evaluator(
             method=self.method,
@@ -286,8 +286,7 @@ class _Session:
                 standing=standing,
                 kept=OnServer(states),
                 asked=requests.restored(),
-                pool=pool,
-                sums=sums_of(self.prepared, clients.masked_run) if pool is None else None,
+                **held_by(self.prepared, pool, clients.masked_run),
             )
             phase, last = None, number
             for now in rounds[number:]:
@@ -360,11 +359,13 @@ class _Session:
     def _round(self, log: Log, step: Step, cpu_s: float) -> None:
         chosen = dict(self.method.summary(step.server)) if step.now.phase != "tune" else {}
         of_workers, recomputed = self.clients.used()
-        record = replace(step.record, server=chosen, cpu_s=0.0 if self.pool else cpu_s + of_workers, recomputed=recomputed)
+        record = replace(step.record, server=chosen, cpu_s=cpu_s + of_workers, recomputed=recomputed)
+        if self.pool is not None:
+            record = replace(record, cpu_s=0.0, seconds=0.0, loss={}, compute_s={})  # they follow from texts
         log.write(record)
         self.tracking.add(record, lambda: self.method.summary(step.server))
         seen = sum(record.examples.values())
-        loss = sum(record.loss[c] * record.examples[c] for c in record.loss) / seen if seen else None
+        loss = sum(record.loss[c] * record.examples[c] for c in record.loss) / seen if seen and record.loss else None
         for text in sentences(record):
             self.say(Warned(text))
         up, down = sum(record.bytes_up.values()), sum(record.bytes_down.values())

@@ -23,10 +23,11 @@ from ..engine.checks import expected
 from ..engine.failures import Standing
 from ..engine.loop import run, schedule
 from ..engine.pooled import MeanPool
+from ..engine.private_examples import ExampleRounds
 from ..engine.runtime import unframe
 from ..engine.states import OnServer, StatesAt
 from ..engine.transport import Action, Answer, Ticket, Transport
-from ..private_run import pool_of
+from ..private_run import Private, private_of
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,16 @@ def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -
     key = inputs.key.fold("run")
     states = _Scratch(None if at is None else StatesAt(out / CHECKPOINTS / "clients", at.where))
     begin = 0 if at is None else at.number
-    manager = in_process(prepared, states, out, begin)  # pyright: ignore[reportArgumentType]
-    transport = _Seen(manager.transport)
     server = method.init(prepared.task, key.fold("init")) if at is None else decode(method.server_state, at.server)
     standing = Standing.from_table({} if at is None else at.extra.get("standing", {}))
-    with TemporaryDirectory() as folder:  # of a private run's noise, which is drawn anew, and a ledger for it: nothing is released
-        return _computed(prepared, number, begin, transport, server, standing, states, pool_of(prepared, Path(folder), key, None))
+    with TemporaryDirectory() as folder:  # of a private run's noise, which is drawn anew, and ledgers for it: nothing is released
+        manager = in_process(prepared, states, Path(folder), begin, anew=True)  # pyright: ignore[reportArgumentType]
+        transport = _Seen(manager.transport)
+        return _computed(prepared, number, begin, transport, server, standing, states, private_of(prepared, Path(folder), key, None))
 
 
 def _computed(
-    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: MeanPool | None
+    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: Private | None
 ) -> Observed:
     """Compute the rounds up to `number`, and look at that one."""
     inputs, method = prepared.inputs, prepared.method
@@ -175,7 +176,8 @@ def _computed(
         tolerance=options,
         standing=standing,
         kept=OnServer(states),  # pyright: ignore[reportArgumentType]
-        pool=pool,
+        pool=pool if isinstance(pool, MeanPool) else None,
+        examples=pool if isinstance(pool, ExampleRounds) else None,
     )
     for step in steps:
         if step.now.number == number:

@@ -17,6 +17,10 @@ _NOT_USED = {
     "aggregation": "since noise is fitted to the mean",
     "max_update_norm": "since updates are clipped instead (`privacy.clip_norm`)",
 }
+_NOT_USED_BY_EXAMPLE = {
+    "round_attempts": "since clients take part in turn, each in as many rounds as was planned",
+    "exclude_after": "since clients take part in turn, each in as many rounds as was planned",
+}
 
 
 def private(config: Tables) -> Iterator[str]:
@@ -29,7 +33,7 @@ def private(config: Tables) -> Iterator[str]:
             if name not in free and (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
                 yield (
                     f'privacy.{name}: got {got!r} with `privacy.unit` = "none", so that nothing is protected; set `privacy.unit` = '
-                    '"client", or remove it'
+                    '"client" or "example", or remove it'
                 )
         return
     if (options.noise_multiplier is None) == (options.epsilon is None):
@@ -41,10 +45,13 @@ def private(config: Tables) -> Iterator[str]:
             "is computed; raise it, or lower the other"
         )
     unit = f'with `privacy.unit` = "{options.unit}"'
-    for name, why in _NOT_USED.items():
+    not_used = _NOT_USED if options.unit == "client" else _NOT_USED_BY_EXAMPLE
+    for name, why in not_used.items():
         if (got := getattr(federation, name)) != FederationOptions.model_fields[name].default:
             yield f"federation.{name}: got {got} {unit}, {why}; remove it"
-    if federation.on_failure != "drop":
+    if options.unit == "example":
+        yield from _by_example(config)
+    elif federation.on_failure != "drop":
         yield (
             f'federation.on_failure: got "{federation.on_failure}" {unit}, which counts a client without an answer as one that changed '
             'nothing; set "drop"'
@@ -62,3 +69,23 @@ def private(config: Tables) -> Iterator[str]:
         yield f"tracking_by_client: got true {unit}, which lets nothing be known of single clients; remove it"
     if config.method.model_dump()["kind"] == "custom":
         yield f'method.kind: got "custom" {unit}, for which no object of your own can be vouched; choose a method of the package'
+
+
+def _by_example(config: Tables) -> Iterator[str]:
+    """What goes on among a client's examples while it trains: under `privacy.unit` = "example" none may move another one's step."""
+    unit, training, resources = 'with `privacy.unit` = "example"', config.training, config.resources
+    if config.data.kind == "instruction":
+        yield f'data.kind: got "instruction" {unit}, which needs examples with a class so far; leave the table [privacy] out'
+    if config.federation.partition == "machines":
+        yield (f'federation.partition: got "machines" {unit}, which needs clients on one machine so far; set another one, such as "column"')
+    if config.privacy.secure_aggregation:
+        yield f"privacy.secure_aggregation: got true {unit}, which it does not go with so far; set it to false"
+    if training.class_weights is not None:
+        yield f"training.class_weights: got {training.class_weights!r} {unit}, where all examples weigh the same; remove it"
+    if training.dropout:
+        yield (
+            f"training.dropout: got {training.dropout} {unit}: its draws are known to everybody and depend on how long the other texts "
+            "of a batch are; set it to 0"
+        )
+    if resources.activation_cache_mb:
+        yield f"resources.activation_cache_mb: got {resources.activation_cache_mb} {unit}, which keeps no activations so far; set it to 0"

@@ -43,6 +43,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from .private import PrivateTraining
 from .rng import Key
 from .task import Task, Use
 from .types import ClientData, ClientId, Params, Round
@@ -64,6 +65,7 @@ class ClientView(Generic[C]):
         data: its own training, validation and test examples.
         state: its own state, from the last round in which it took part.
         key: the random stream of this client in this round; the same on any engine.
+        private: where the run is private for examples, what a training goes through; None: nothing is protected, or clients are.
     """
 
     id: ClientId
@@ -71,6 +73,7 @@ class ClientView(Generic[C]):
     data: ClientData
     state: C
     key: Key
+    private: PrivateTraining | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,8 @@ class Phase(Generic[S, C, D, U]):
             tensors plus a weighted change (`engine.schedules.moved`).
         pools: whether `aggregate` depends on the answers only by the mean, weighted by `num_samples`, of the tensors that they have in
             common with the broadcast, so that it can be given that mean as a single answer: what privacy for clients asks for.
+        sums: under privacy for examples, in how many noised sums each training example is in a round of it, at most; None: what clients
+            make of their examples in it does not all go through `ClientView.private`, so that it cannot be held.
     """
 
     name: str
@@ -194,6 +199,7 @@ class Phase(Generic[S, C, D, U]):
     fold: Callable[[S, Round], Folding[S, U] | None] | None = None
     schedules: tuple[str, ...] = ("synchronous", "over-select")
     pools: bool = False
+    sums: Callable[[Round], int] | None = None
 
 
 class Method(Protocol[S, C]):

@@ -30,6 +30,7 @@ from ..engine.flower.sockets import SocketError, listening, serve
 from ..engine.masking import OwnSums
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..inspection import show
+from ..privacy.plan import PrivacyPlan
 from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
 from ..secure import identity
@@ -196,7 +197,7 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         keep_states=states_kept(inputs.config),
         save=save_own,
         say=say,
-        clip_norm=None if private is None else private.clip_norm,
+        clip_norm=private.clip_norm if isinstance(private, PrivacyPlan) else None,
         scored=not scores_nothing(prepared),
         sums=_sums(prepared, name, folder),
     )

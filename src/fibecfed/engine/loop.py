@@ -24,6 +24,7 @@ from .failures import NEW, REPEATS, STOP, Standing
 from .gathering import USABLE, Gathering, InMemory, Kept, gather
 from .options import FederationOptions
 from .pooled import MeanPool, pooled_round
+from .private_examples import ExampleRounds
 from .requests import Requests
 from .robust import RobustGathering
 from .schedules import RoundPlan, Sent, UnderWay, plan_of, sent_again, under_way
@@ -125,6 +126,7 @@ def run(
     asked: Sequence[UnderWay] = (),
     pool: MeanPool | None = None,
     sums: SumPool | None = None,
+    examples: ExampleRounds | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -138,6 +140,7 @@ def run(
         asked: the requests that were under way before round `start`.
         pool: how answers are pooled where the run is private for clients; it ends before a round that would pass its budget.
         sums: how they are summed where the server sees no single one, and nothing is noised.
+        examples: what each round may cost where the run is private for examples; it ends likewise.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -164,11 +167,22 @@ def run(
             yield Step(now.number + 1, now, server, record, standing)
             continue
         plan = plan_of(phase, now, tolerance, per_round)
+        choose: Callable[[int, Collection[ClientId]], tuple[ClientId, ...]]
         choose = partial(cohort, phase, clients, plan.at_work - len(at_work), key, sampled)
+        if examples is not None:
+            try:
+                examples.charge(now)
+            except BudgetSpent:
+                return
+            choose = partial(_in_turn, examples, now.number)
         held = _round(phase, transport, choose, server, now, plan, tolerance, standing, kept, at_work)
         server, standing, at_work = held.server, held.standing, held.at_work
         sampled += phase.cohort == "sampled"
         yield Step(now.number + 1, now, server, held.record, standing, under_way(at_work))
+
+
+def _in_turn(examples: ExampleRounds, number: int, attempt: int, excluded: Collection[ClientId]) -> tuple[ClientId, ...]:
+    return examples.cohort(number)
 
 
 @dataclass(frozen=True)

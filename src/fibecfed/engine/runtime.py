@@ -95,7 +95,11 @@ def unframe(blob: bytes) -> tuple[memoryview, Work]:
     return memoryview(blob)[: -_WORK.size], work
 
 
-class NotFinite(Exception):
+class NoAnswer(Exception):
+    """A client has no answer, and would have none if it were asked again; the text says why."""
+
+
+class NotFinite(NoAnswer):
     """A loss or an update that is not finite; the text says where."""
 
 
@@ -106,6 +110,22 @@ class TrainedClient:
     reply: bytes
     state: bytes
     notes: Mapping[str, Any]
+
+
+class PrivateExamples(Protocol):
+    """How the clients of a run that is private for examples train."""
+
+    def train(self, phase: Phase[Any, Any, Any, Any], view: ClientView[Any], broadcast: Any, now: Round, again: bool) -> TrainedClient:
+        """A client's part of a round, charged to its ledger before it is returned.
+
+        Args:
+            again: whether it took part before.
+
+        Raises:
+            NoAnswer: its budget is spent.
+            NotFinite: what it trained is not.
+        """
+        ...
 
 
 class States(Protocol):
@@ -135,6 +155,7 @@ class ClientRuntime:
         clip_norm: C, where the run is private for clients: an answer then holds its shared tensors, at most C from those that were sent,
             and nothing else; None: it is as its method makes it.
         adding: how answers become words that are summed; None: they are sent as they are.
+        examples: where the run is private for examples, how clients train.
     """
 
     def __init__(
@@ -147,6 +168,7 @@ class ClientRuntime:
         evaluation_batch_size: int,
         clip_norm: float | None = None,
         adding: Adding | None = None,
+        examples: PrivateExamples | None = None,
     ) -> None:
         self.method = method
         self.task = task
@@ -156,6 +178,7 @@ class ClientRuntime:
         self.evaluation_batch_size = evaluation_batch_size
         self.clip_norm = clip_norm
         self.adding = adding
+        self.examples = examples
         self._phases = {phase.name: phase for phase in method.phases}
 
     def train(self, client: ClientId, blob: bytes, now: Round) -> tuple[bytes, Mapping[str, Any]]:
@@ -163,6 +186,7 @@ class ClientRuntime:
 
         Raises:
             NotFinite: a loss or an update that is not.
+            NoAnswer: its budget for privacy is spent.
             WireError: a broadcast that is not what the phase sends.
         """
         watch = Stopwatch(self.task.device)
@@ -205,6 +229,8 @@ class ClientRuntime:
         key = self.key.fold("client", client, "round", now.number)
         view = ClientView(client, cast("Task", task), self.data(client), state, key)
         broadcast = decode(phase.down, blob)
+        if self.examples is not None:
+            return self.examples.train(phase, view, broadcast, now, self.states.before(client) is not None)
         try:
             update = phase.client_update(view, broadcast, now)
             if self.clip_norm is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from ..core.types import ClientId, Failure
-from .runtime import ClientRuntime, NotFinite, TrainedClient
+from .runtime import ClientRuntime, NoAnswer, NotFinite, TrainedClient
 from .transport import Answer, InTurn, Ticket
 
 
@@ -23,7 +23,7 @@ class Simulator(InTurn):
             if ticket.action != "train":
                 return self.runtime.evaluate(ticket.action, client, blob, now)
             reply, notes = self.runtime.train(client, blob, now)
-        except NotFinite as error:
+        except NoAnswer as error:
             return Failure(str(error), repeats=True)
         if notes:
             self._notes[client] = notes

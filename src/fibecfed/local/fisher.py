@@ -135,7 +135,7 @@ def squares(
     if each is not None:
         output = tape.linears[0].output
         each = moved(each, output.device, torch.promote_types(output.dtype, torch.float32))
-    for linear, x, e in _uses(tape, output_gradients):
+    for linear, x, e in uses(tape, output_gradients):
         e = e if each is None else e * each.to(e)[:, None, None]
         trace, row, column = _weight_squares(linear.weight, x, e, wanted(linear.weight, rows_of))
         collect(linear.weight, trace, row)
@@ -150,14 +150,14 @@ def squares(
     return Squares(torch.stack(traces).sum(0) * factor, rows, columns)
 
 
-def _uses(tape: Tape, output_gradients: Sequence[Tensor | None]) -> Iterator[tuple[TracedLinear, Tensor, Tensor]]:
+def uses(tape: Tape, output_gradients: Sequence[Tensor | None]) -> Iterator[tuple[TracedLinear, Tensor, Tensor]]:
     """Each map once, with its inputs and output gradients: those of several uses one after the other, as if they were tokens."""
     by_weight: dict[str, list[tuple[TracedLinear, Tensor | None]]] = {}
     for linear, gradient in zip(tape.linears, output_gradients, strict=True):
         by_weight.setdefault(linear.weight, []).append((linear, gradient))
-    for uses in by_weight.values():
-        linear = uses[0][0]
-        found = [(_wide(use.input), _wide(gradient)) for use, gradient in uses if gradient is not None]
+    for each in by_weight.values():
+        linear = each[0][0]
+        found = [(_wide(use.input), _wide(gradient)) for use, gradient in each if gradient is not None]
         if not found:
             found = [(_wide(linear.input), torch.zeros_like(_wide(linear.output)))]
         inputs, gradients = zip(*found, strict=True)

@@ -18,6 +18,7 @@ from ..core.wire import Tensors, message
 from ..local.batches import shuffled_batches
 from ..local.optimise import Fit, fit
 from ..local.options import TrainingOptions
+from ..local.private import fit_private
 from ..local.schedule import in_round
 from . import depth as blocks
 from .aggregation import MEAN, Aggregation, Exact, ServerModel, ServerMomentum, aggregation_of, deltas, pools, residual_ratio, schedules_of
@@ -125,7 +126,14 @@ class FedAvg(Defaults):
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
         schedules = schedules_of(self.aggregation) if type(self)._aggregate is FedAvg._aggregate else schedules_of(Exact())
         only_mean = pools(self.aggregation) and type(self)._aggregate is FedAvg._aggregate
-        return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules, pools=only_mean))
+        sums = (lambda now: self.training.local_epochs) if self._trains_by_private else None
+        return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules, pools=only_mean, sums=sums))
+
+    @property
+    def _trains_by_private(self) -> bool:
+        """Whether nothing but `train` reads training examples, and that in no order that depends on them."""
+        own = type(self)._tune is FedAvg._tune and type(self).train is FedAvg.train and type(self).finetuned is FedAvg.finetuned
+        return own and self.curriculum == ALL_DATA and self.targets == TRUE_LABELS
 
     def init(self, task: Task, key: Key) -> ServerModel:
         """P at the start."""
@@ -188,6 +196,11 @@ class FedAvg(Defaults):
         """What a client makes of a model in round `now`, with `penalty` on top of the loss; of its blocks only those of `among` are
         trained, all where that is empty."""
         train, key, trained = client.data.train, client.key, self._moving(client.task, among)
+        if self.proximal and penalty is None:
+            penalty = proximal_term(self.proximal, pick(params, trained))
+        if client.private is not None:
+            options, dropout = in_round(self.training, now), key.fold("dropout")
+            return fit_private(client.task, params, train, options, dropout, client.private, trained=trained, penalty=penalty)
         positions = self.curriculum.positions(train, now, self.training.batch_size)
         max_length = self.curriculum.max_length(now)
         beside = self.targets.beside(client.task, params, train, now)
@@ -195,8 +208,6 @@ class FedAvg(Defaults):
             shuffled_batches(train, positions, self.training, key.fold("order", epoch), max_length=max_length, beside=beside)
             for epoch in range(self.training.local_epochs)
         ]
-        if self.proximal and penalty is None:
-            penalty = proximal_term(self.proximal, pick(params, trained))
         return fit(client.task, params, epochs, in_round(self.training, now), key.fold("dropout"), trained=trained, penalty=penalty)
 
     def finetuned(self, client: ClientView[Any], message: SharedModel, now: Round) -> Fit:

@@ -24,6 +24,8 @@ from .gaussian import epsilon_of
 from .noise import key_of
 
 LEDGER, SECRET = "privacy.jsonl", "noise.secret"
+LEDGERS, SECRETS = "ledgers", "secrets"
+"""In a simulation: the folder with one for each client's own ledger, and the one in that of checkpoints with their secrets."""
 VERSION = 1
 _SIZE = 32
 _CODE = "code"
@@ -67,6 +69,7 @@ class Release:
         divisor: of the mean that is made of it.
         sum: SHA-256 of the sum without noise; written only as a code.
         charged: the clients that it is about.
+        times: how many such sums each of them is charged for; the release is all of them together.
     """
 
     round: int
@@ -77,6 +80,7 @@ class Release:
     divisor: int
     sum: bytes
     charged: Sequence[ClientId]
+    times: int = 1
 
 
 class Ledger:
@@ -88,6 +92,7 @@ class Ledger:
         kept: as `mark` gave it for the checkpoint that a run is resumed from; None: there is no checkpoint.
         data: what identifies the clients and what they hold; the ledger has a code of it that only the secret's holder can check.
         recorded: rounds that the run's records hold, each of which was charged before it was released.
+        secret: the file of the secret; None: in the folder of checkpoints.
 
     Raises:
         UserError: a ledger that is another run's, was edited, or lacks lines or the secret.
@@ -102,9 +107,10 @@ class Ledger:
         draw: Callable[[int], bytes] | None = None,
         recorded: int = 0,
         data: str = "",
+        secret: Path | None = None,
     ) -> None:
         self.path, self.terms = folder / LEDGER, terms
-        self._secret_path = folder / CHECKPOINTS / SECRET
+        self._secret_path = folder / CHECKPOINTS / SECRET if secret is None else secret
         self._spent: dict[ClientId, float] = {}
         self._releases: dict[tuple[int, str], int] = {}  # round and code of its sum -> attempt
         self._attempts: dict[int, int] = {}
@@ -150,11 +156,11 @@ class Ledger:
         """Whether a release of this round was charged."""
         return round_number in self._attempts
 
-    def affords(self, clients: Collection[ClientId], z: float) -> bool:
-        """Whether one more release with noise z about these clients stays within the budget."""
+    def affords(self, clients: Collection[ClientId], z: float, times: int = 1) -> bool:
+        """Whether one more release with noise z about these clients, or so many, stay within the budget."""
         if self.terms.budget is None:
             return True
-        most = max((self._spent.get(client, 0.0) for client in clients), default=0.0) + 1 / z**2
+        most = max((self._spent.get(client, 0.0) for client in clients), default=0.0) + times / z**2
         return epsilon_of(most, self.terms.delta) <= self.terms.budget
 
     def charge(self, release: Release) -> bytes:
@@ -168,9 +174,9 @@ class Ledger:
         coded = key_of(self._secret, "sum", release.phase, release.round, release.sum)
         known = release.round, coded.hex()
         if known not in self._releases:
-            if not self.affords(release.charged, release.z):
+            if not self.affords(release.charged, release.z, release.times):
                 raise BudgetSpent
-            spent = self._after(release.charged, release.z)
+            spent = self._after(release.charged, release.z, release.times)
             table = asdict(release)
             del table["sum"]
             line = {
@@ -187,15 +193,19 @@ class Ledger:
             self._take(line, spent)
         return key_of(self._secret, "noise", coded)
 
+    def key(self, *names: str | int | bytes) -> bytes:
+        """A key for one purpose, from the secret."""
+        return key_of(self._secret, *names)
+
     def forget(self) -> None:
         """The run is done: its noise cannot be computed again from here on."""
-        forget(self.path.parent)
+        self._secret_path.unlink(missing_ok=True)
 
     def _standing(self, mu2: float) -> dict[str, float]:
         return {"epsilon_max": epsilon_of(mu2, self.terms.delta), "delta": self.terms.delta}
 
-    def _after(self, clients: Sequence[ClientId], z: float) -> dict[ClientId, float]:
-        return {**self._spent, **{client: self._spent.get(client, 0.0) + 1 / z**2 for client in clients}}
+    def _after(self, clients: Sequence[ClientId], z: float, times: int) -> dict[ClientId, float]:
+        return {**self._spent, **{client: self._spent.get(client, 0.0) + times / z**2 for client in clients}}
 
     def _take(self, line: Mapping[str, Any], spent: dict[ClientId, float]) -> None:
         self._spent = spent
@@ -258,7 +268,7 @@ class Ledger:
             if number == 0:
                 self._check_terms(line)
             else:
-                self._take(line, self._after(line["charged"], line["z"]))
+                self._take(line, self._after(line["charged"], line["z"], line.get("times", 1)))
             if kept is not None and kept["lines"] == self._lines and kept[_CODE] != self._code:
                 raise _lost(self.path, f"line {self._lines} is not the one that the checkpoint saw")
         if kept is not None and kept["lines"] > self._lines:
@@ -294,8 +304,10 @@ class Ledger:
 
 
 def forget(folder: Path) -> None:
-    """Remove the secret of a run's noise, if it is there."""
+    """Remove the secrets of a run's noise, if they are there."""
     (folder / CHECKPOINTS / SECRET).unlink(missing_ok=True)
+    for secret in (folder / CHECKPOINTS / SECRETS).glob("*"):
+        secret.unlink(missing_ok=True)
 
 
 def _lost(path: Path, what: str) -> UserError:

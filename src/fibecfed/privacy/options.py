@@ -21,27 +21,33 @@ Keys = Annotated[tuple[str, ...], BeforeValidator(entries_of)]
 class PrivacyOptions(Options):
     """Differential privacy: what it protects and how much noise is added; docs/privacy.md."""
 
-    unit: Literal["none", "client"] = Field(
+    unit: Literal["none", "client", "example"] = Field(
         default="none",
-        description='Whose data is protected: "none", or "client": all that a client holds, from everybody but the server.',
+        description='Whose data is protected: "none"; "client": all that a client holds, from everybody but the server; "example": each '
+        "training example, from everybody but its client, the server included.",
     )
     noise_multiplier: float | None = Field(
         default=None,
         ge=LEAST_NOISE,
         le=MOST_NOISE,
-        description="z, standard deviation of the noise on a sum of updates over the clip norm. Either this or `epsilon`.",
+        description="z, standard deviation of the noise on a sum, of updates or of a step's gradients, over the clip norm. Either this or "
+        "`epsilon`.",
     )
     epsilon: float | None = Field(
         default=None, gt=0, le=MOST_EPSILON, description="The guarantee after all rounds, from which the noise multiplier is computed."
     )
     clip_norm: float = Field(
-        default=0.1, gt=1e-30, lt=1e30, description="C, L2 norm over all shared tensors to which each client's update is scaled down."
+        default=0.1,
+        gt=1e-30,
+        lt=1e30,
+        description="C, L2 norm to which each client's update is scaled down (over all shared tensors), or each example's gradient (over "
+        "all trained ones).",
     )
     delta: float = Field(
         default=1e-5,
         gt=0,
         lt=1,
-        description="Probability with which the guarantee may fail; at most 1 over the number of clients.",
+        description="Probability with which the guarantee may fail; at most 1 over the number of clients, or of training examples of one.",
     )
     max_epsilon: float | None = Field(
         default=None,

@@ -35,6 +35,8 @@ class PrivacyPlan:
     budget: float | None
     evaluation: str
 
+    unit = "client"
+
     @property
     def most_rounds(self) -> int:
         """Planned rounds of the client that takes part most often."""

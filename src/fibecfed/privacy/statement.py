@@ -19,8 +19,15 @@ EXACT = (
     "It does not cover the evaluation either, which was exact: scores, confusion matrices, and counts and checksums of examples in "
     "records.jsonl, summary.json and the model cards follow from the clients' data without noise."
 )
-
-
+OUTSIDE_OF_EXAMPLES = (
+    "It does not cover: the client itself, and whoever reads its folder; that clients take part, when, and how many examples each holds; "
+    "how long its work takes; validation and test examples; other examples of the same person; what the settings were chosen by; what "
+    "`fibecfed audit` measures afterwards (audit.json)."
+)
+EXACT_FOR_EXAMPLES = (
+    "The evaluation was exact: scores, confusion matrices, and counts and checksums of examples in records.jsonl, summary.json and the "
+    "model cards follow from the clients' data without noise."
+)
 OF_A_CLIENT = "This adapter is the client's own: it follows from the client's data without noise, and the sentence above is not about it."
 
 
@@ -33,7 +40,11 @@ def section(privacy: Mapping[str, Any] | None, client: str | None) -> str:
     """
     if privacy is None:
         return ""
-    told = [privacy["statement"], OUTSIDE, *([EXACT] if privacy["evaluation"] == "exact" else []), *([OF_A_CLIENT] if client else [])]
+    exact = privacy["evaluation"] == "exact"
+    if privacy["unit"] == "example":
+        told = [privacy["statement"], OUTSIDE_OF_EXAMPLES, *([EXACT_FOR_EXAMPLES] if exact else [])]
+    else:
+        told = [privacy["statement"], OUTSIDE, *([EXACT] if exact else []), *([OF_A_CLIENT] if client else [])]
     return "\n## What is protected\n\n" + "\n\n".join(told) + "\n"
 
 

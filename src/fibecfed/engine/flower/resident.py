@@ -19,7 +19,7 @@ from ...core.wire import Tensors, WireError, decode, encode, message
 from ...secure.client import Misled
 from ..failures import printable
 from ..masking import STEPS, OwnSums
-from ..runtime import ClientRuntime, NotFinite
+from ..runtime import ClientRuntime, NoAnswer
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
 from .round_states import RoundStates
@@ -110,7 +110,7 @@ class Resident:
             return self._hello(request, own) if request.action == "hello" else self._work(request)
         except Misled as error:
             return "refused", str(error), b""
-        except (NotFinite, WireError) as error:
+        except (NoAnswer, WireError) as error:
             return "failed", str(error), b""
         except Exception as error:  # a bug or a full disk here must not end the client, nor be hidden from the server
             return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", b""

@@ -1,0 +1,33 @@
+"""What a client trains by under privacy for its examples: batches from its own secret, and noise on every sum over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from .types import Params
+
+
+class PrivateTraining(Protocol):
+    """One training of one client. Whatever a method makes of training examples must go through it: each of them is in every sum that
+    `noised` is given with at most `clip_norm`, and in as many of them as it was in batches of `epochs`."""
+
+    @property
+    def clip_norm(self) -> float:
+        """C, L2 norm over all trained tensors to which the gradient of each unit is scaled down."""
+        ...
+
+    def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:
+        """The places of the units of each step, int64, which depend on no data but their number.
+
+        Args:
+            units: how many there are.
+            batch_size: of a step, on average.
+        """
+        ...
+
+    def noised(self, total: Params) -> dict[str, Tensor]:
+        """A sum over units with N(0, z^2 C^2) added to each number; each call is one step's."""
+        ...

@@ -1,0 +1,79 @@
+"""What a run's table [privacy] promises with its method, clients and rounds; before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import Config
+from .core.errors import UserError
+from .core.method import Method
+from .core.rng import Key
+from .core.types import Round
+from .data.federated import FederatedData
+from .engine.loop import planned
+from .engine.pooled import reject_unpooled
+from .engine.private_examples import reject_not_by_example
+from .engine.robust import reject_not_robust
+from .engine.summed import reject_unsummed
+from .privacy.cohorts import Cohorts, cohorts_of
+from .privacy.example_plan import ExamplePlan, PlannedRound, example_plan
+from .privacy.fixed import MOST, Adding, ClippedGrid, FixedPoint
+from .privacy.plan import PrivacyPlan, plan_of
+
+
+def guarantee(config: Config, method: Method[Any, Any], data: FederatedData, clients: int, key: Key) -> PrivacyPlan | ExamplePlan | None:
+    """The plan; None where nothing is protected.
+
+    Args:
+        data: as far as it is known here.
+        clients: how many there are.
+        key: of the configuration.
+
+    Raises:
+        UserError: it cannot be promised, or the method cannot be run so, nor with the aggregation asked for.
+    """
+    kind, cohort = config.method.model_dump()["kind"], config.federation.cohort_size(clients)
+    reject_not_robust(method, kind, config.federation, cohort)
+    if config.privacy.unit == "example":
+        return _by_example(config, method, kind, data, cohort, key)
+    if config.privacy.unit != "none":
+        reject_unpooled(method, kind)
+    return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
+
+
+def _by_example(config: Config, method: Method[Any, Any], kind: str, data: FederatedData, cohort: int, key: Key) -> ExamplePlan:
+    reject_not_by_example(method, kind)
+    rounds = planned(method, data.clients, cohort, key.fold("run"), config.federation, in_turn=True)
+    asked = tuple(PlannedRound(now, chosen, (phase.sums or _none)(now)) for phase, now, chosen in rounds)
+    units = max((len(data.client(client).train) for client in data.clients), default=0)
+    return example_plan(config.privacy, asked, units, config.training.batch_size * config.training.gradient_accumulation)
+
+
+def _none(now: Round) -> int:
+    return 0
+
+
+def sums_asked(config: Config, method: Method[Any, Any], clients: int) -> Cohorts | None:
+    """What secure aggregation asks of cohorts; None without it.
+
+    Raises:
+        UserError: they are too small, or the method cannot be run so.
+    """
+    cohorts = cohorts_of(config.privacy, min(config.federation.cohort_size(clients), clients))
+    if cohorts is not None:
+        reject_unsummed(method, config.method.model_dump()["kind"])
+        if (most := MOST // cohorts.size) < config.federation.max_samples:
+            raise UserError(
+                f"federation.max_samples: got {config.federation.max_samples} for {cohorts.size} clients per round, expected at most "
+                f"{most}, so that their sum has 32 bits; lower it: clients with more examples weigh as much as one with so many"
+            )
+    return cohorts
+
+
+def adding_of(config: Config, privacy: PrivacyPlan | ExamplePlan | None, cohorts: Cohorts | None) -> Adding | None:
+    """How answers become words that are summed; None without secure aggregation."""
+    if cohorts is None:
+        return None
+    if privacy is not None:
+        return ClippedGrid(privacy.clip_norm)
+    return FixedPoint(config.privacy.range, cohorts.size, config.federation.max_samples)

@@ -1,0 +1,56 @@
+"""What may be said of a run that is private for examples, in one exact sentence, and what `fibecfed check` says of its plan."""
+
+from __future__ import annotations
+
+import math
+
+from .example_plan import ExamplePlan
+from .statement import LEARNS_NOTHING, rounded_up
+
+
+def example_statement(plan: ExamplePlan, epsilon: float) -> str:
+    """The guarantee of a run.
+
+    Args:
+        epsilon: of the client that was charged most.
+    """
+    return (
+        "For each training example of each client, everything that left the client, the global model and the client's own adapter are "
+        f"together ({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to that example: a run in which the "
+        "gradient of the example's loss is zero whenever it is used differs by no more than that to everybody but the client itself, the "
+        "server and all other clients together included (DP-SGD with noise multiplier "
+        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, each example in one batch of every epoch, no amplification by "
+        "sampling; the number of examples of each client is taken as known)."
+    )
+
+
+def example_title(plan: ExamplePlan) -> str:
+    """The heading of what `fibecfed check` says."""
+    return (
+        f"Privacy: each training example, from everybody but its client; noise {plan.noise_multiplier:.4g}, clip {plan.clip_norm:g}, "
+        f"delta {plan.delta:g}"
+    )
+
+
+def example_plan_lines(plan: ExamplePlan, numbers: int) -> list[tuple[str, str]]:
+    """What `fibecfed check` says of a plan, as rows of two cells.
+
+    Args:
+        numbers: that a step has, one for each trained number.
+    """
+    ends, ratio = plan.affordable, plan.noise_to_signal(numbers)
+    within = "" if plan.budget is None else f"; budget {plan.budget:g}"
+    if plan.budget is not None:
+        within += f" holds for {plan.rounds}" if ends == plan.rounds else f" ends the run after {ends} of {plan.rounds} rounds"
+    outside = "nothing is scored" if plan.evaluation == "off" else "scores are exact: validation and test examples are not protected"
+    verdict = ""
+    if ratio > LEARNS_NOTHING:
+        enough = math.ceil(plan.noise_multiplier * math.sqrt(numbers))
+        fewer = int((plan.batch_size / plan.noise_multiplier) ** 2)
+        verdict = f": the model will hardly learn. 1 to 1 needs {enough:,} examples in a step, or {fewer:,} numbers; see docs/privacy.md"
+    return [
+        ("used", f"each example in {plan.most_times(ends)} noised steps at most, in {ends} rounds"),
+        ("released", f"steps of {numbers:,} numbers, by {plan.batch_size} examples each, and what follows from them; {outside}"),
+        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every example after {ends} rounds{within}"),
+        ("noise to signal", f"at least {ratio:.3g} to 1 in a step{verdict}"),
+    ]

@@ -1,0 +1,167 @@
+"""One client under privacy for its examples: its own ledger, and from its own secret the batches and the noise of its trainings.
+
+With batches that are a partition of the client's examples, each example is in one noised sum of every epoch, so that an epoch costs 1/z^2,
+in whichever order the examples come (`gaussian.py` composes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.types import ClientId, Params, Round
+from .clip import Integers, digest, grid_step
+from .ledger import BudgetSpent, Ledger, Release, Terms
+from .noise import noised
+
+UNIT = "example"
+
+
+@dataclass(frozen=True)
+class ExampleTerms:
+    """What every client of a run trains by.
+
+    Attributes:
+        rounds: planned ones.
+        budget: epsilon that a client does not pass; None: no limit.
+    """
+
+    rounds: int
+    noise_multiplier: float
+    clip_norm: float
+    delta: float
+    budget: float | None
+
+
+@dataclass(frozen=True)
+class ClientLedgers:
+    """Where the clients of this process keep their ledgers.
+
+    Attributes:
+        place: of a client the folder of its ledger, and the file of its secret.
+        anew: whether one that took part before may begin a ledger.
+    """
+
+    terms: ExampleTerms
+    place: Callable[[ClientId], tuple[Path, Path]]
+    anew: bool = False
+
+    def open(self, client: ClientId, units: int, batch_size: int, trained: bool, data: str = "") -> Ledger:
+        """The ledger of a client, begun if there is none.
+
+        Args:
+            units: how many examples it trains on.
+            batch_size: of them in a step.
+            trained: whether it took part before, so that there must be one.
+            data: what identifies what it holds.
+
+        Raises:
+            UserError: it was changed, is another client's or run's, or is missing.
+        """
+        folder, secret = self.place(client)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = self.terms
+        terms = Terms(UNIT, units, batch_size, own.rounds, own.noise_multiplier, own.clip_norm, own.delta, own.budget)
+        return Ledger(folder, terms, recorded=int(trained and not self.anew), data=data, secret=secret)
+
+
+@dataclass
+class OneTraining:
+    """What a client trains by in one round; see `core.private.PrivateTraining`.
+
+    Attributes:
+        most: noised sums that an example may be in, as was planned.
+        times: in which it is so far, at most.
+        steps: noised sums so far.
+        numbers: of the largest of them.
+    """
+
+    ledger: Ledger
+    client: ClientId
+    now: Round
+    most: int
+    times: int = 0
+    steps: int = 0
+    numbers: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuses before anything is computed.
+
+        Raises:
+            BudgetSpent: the training would pass the budget.
+        """
+        ledger, z = self.ledger, self.ledger.terms.noise_multiplier
+        if not ledger.charged(self.now.number) and not ledger.affords([self.client], z, self.most):
+            raise BudgetSpent
+
+    @property
+    def clip_norm(self) -> float:
+        """C."""
+        return self.ledger.terms.clip_norm
+
+    def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:
+        """Each epoch a partition of the units into batches, drawn from the client's secret."""
+        found = [self._order(units, self.times + epoch).split(batch_size) for epoch in range(epochs)]
+        self.times += epochs
+        return found
+
+    def noised(self, total: Params) -> dict[str, Tensor]:
+        """The sum with noise, on a grid; see `noise.noised`. The same sum in the same step gets the same noise."""
+        terms, step = self.ledger.terms, grid_step(self.clip_norm)
+        integers: Integers = {name: _on_grid(total[name], step) for name in sorted(total)}
+        key = self.ledger.key("step", self.now.phase, self.now.number, self.steps, digest(integers, self.clip_norm))
+        self.steps += 1
+        self.numbers = max(self.numbers, sum(value.size for value in integers.values()))
+        found = noised(integers, self.clip_norm, terms.noise_multiplier, key)
+        return {name: torch.from_numpy(value * step).to(total[name]) for name, value in found.items()}
+
+    def charge(self, result: bytes) -> None:
+        """Write down what the training costs, before anything of its result leaves; the same result is charged once.
+
+        Args:
+            result: all that follows from the training.
+
+        Raises:
+            BudgetSpent: it would pass the budget; the result must not be used.
+        """
+        if self.times > self.most:
+            raise ValueError(f"an example was in {self.times} noised sums of one training, {self.most} were planned")
+        terms = self.ledger.terms
+        self.ledger.charge(
+            Release(
+                round=self.now.number,
+                phase=self.now.phase,
+                numbers=self.numbers,
+                z=terms.noise_multiplier,
+                clip=terms.clip_norm,
+                divisor=terms.per_round,
+                sum=hashlib.sha256(result).digest(),
+                charged=[self.client],
+                times=self.times,
+            )
+        )
+
+    def _order(self, units: int, epoch: int) -> Tensor:
+        drawn = self._bits(units, "order", epoch)
+        return torch.from_numpy(np.argsort(drawn, kind="stable"))
+
+    def _bits(self, number: int, *names: str | int) -> NDArray[np.uint64]:
+        key = self.ledger.key("draw", self.now.phase, self.now.number, *names)
+        return np.frombuffer(hashlib.shake_256(key).digest(8 * number), dtype="<u8")
+
+
+def _on_grid(total: Tensor, step: float) -> NDArray[np.int64]:
+    return np.rint(total.detach().double().cpu().numpy() / step).astype(np.int64)
+
+
+def steps_per_epoch(units: int, batch_size: int) -> int:
+    """Batches of a partition."""
+    return math.ceil(units / batch_size)
