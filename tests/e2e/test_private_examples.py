@@ -21,6 +21,7 @@ from fibecfed.engine.private_examples import ExampleRounds, ExampleTraining
 from fibecfed.privacy.examples import OneTraining
 from fibecfed.privacy.gaussian import epsilon_of
 from fibecfed.privacy.ledger import LEDGER, Ledger
+from fibecfed.privacy.statement import rounded_up
 
 PRIVACY = {"unit": "example", "noise_multiplier": 2.0, "clip_norm": 1.0, "delta": 1e-3}
 
@@ -227,4 +228,4 @@ def test_check_prints_epsilon_for_the_planned_rounds(inputs: Path) -> None:
     ((title, table),) = privacy_section(prepare(private(inputs), trial=True))
     text = " ".join(str(cell) for column in table.columns for cell in column.cells)
     assert title.startswith("Privacy: each training example, from everybody but its client; noise 2, clip 1, delta 0.001")
-    assert f"{epsilon_of(1.0, 1e-3):.2f}" in text and "each example in 4 noised steps at most, in 4 rounds" in text
+    assert f"{rounded_up(epsilon_of(1.0, 1e-3))} for every example after 4 rounds" in text and "each example in 4 noised steps at most, in 4 rounds" in text
