@@ -152,8 +152,8 @@ def test_a_repeated_training_that_ends_otherwise_is_charged_again_with_other_noi
     assert counts == [2, 2, 2, 3] and lines(tmp_path / "run")[-1]["round"] == 3
 
 
-def test_a_client_refuses_by_itself_what_would_pass_its_budget(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that keeps no account asks on; nothing but the refusal leaves."""
+def test_a_client_rejects_by_itself_what_would_pass_its_budget(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that keeps no account asks on; nothing but that leaves."""
     budget = epsilon_of(2 / 2.0**2, 1e-3) * 1.01
     config = private(inputs, privacy={"max_epsilon": budget}, federation={"on_failure": "drop", "quorum": 0.5})
     monkeypatch.setattr(ExampleRounds, "affords", lambda rounds, number: True)
@@ -164,7 +164,7 @@ def test_a_client_refuses_by_itself_what_would_pass_its_budget(inputs: Path, tmp
         assert len(mine) == 1 and mine[-1]["epsilon_max"] <= budget
 
 
-def test_a_run_ends_before_a_client_would_have_to_refuse(inputs: Path, tmp_path: Path) -> None:
+def test_a_run_ends_before_a_client_would_have_to_reject_it(inputs: Path, tmp_path: Path) -> None:
     budget = epsilon_of(2 / 2.0**2, 1e-3) * 1.01
     summary = session.start(private(inputs, privacy={"max_epsilon": budget}), tmp_path / "run")
     assert summary["rounds"] == 2 and summary["privacy"]["ended"] == "stopped by its budget after 2 of 4 rounds"

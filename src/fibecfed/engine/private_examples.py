@@ -1,7 +1,7 @@
 """Rounds under differential privacy for examples: what a client trains by, what leaves it, and the server's account of all of them.
 
-Each client charges its own ledger before anything leaves it, and refuses what would pass its budget, whatever the server asks. The server
-keeps an account of what each round may cost those it asks, by the plan alone, and ends the run before one of them would have to refuse.
+Each client charges its own ledger before anything leaves it, and rejects what would pass its budget, whatever the server asks. The server
+keeps an account of what each round may cost those it asks, by the plan alone, and ends the run before one of them would have to reject it.
 """
 
 from __future__ import annotations

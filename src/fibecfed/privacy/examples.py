@@ -93,7 +93,7 @@ class OneTraining:
     numbers: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        """Refuses before anything is computed.
+        """Rejects what cannot be paid for before anything is computed.
 
         Raises:
             BudgetSpent: the training would pass the budget.
