@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from made import federation, made_data, made_method, same
-from summing import identities, pinned
+from summing import identities, names, pinned
 
 from fibecfed.core.errors import RunFailed
-from fibecfed.core.types import ClientId, Failure
+from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import WireError, decode, encode
 from fibecfed.engine.failures import STOP
-from fibecfed.engine.masking import Masked, Opening, OwnSums, Told, remembered, table_of, told
+from fibecfed.engine.masking import STEPS, Masked, Opening, OwnSums, Told, remembered, table_of, told
 from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.engine.simulator import Simulator
+from fibecfed.engine.summands import summand
 from fibecfed.engine.summing import SumPool, unmasked
 from fibecfed.engine.transport import InTurn, Ticket
 from fibecfed.privacy.cohorts import Cohorts
 from fibecfed.privacy.fixed import FixedPoint
 from fibecfed.secure.client import Misled
 
+NOW = Round("tune", 0, 1, 0)
 RUN = "0123456789abcdef"
 COHORTS = Cohorts(5, 1, 1)
 FIXED = FixedPoint(0.5, 5, 100)
@@ -180,3 +187,33 @@ def test_a_table_with_a_name_twice_is_none() -> None:
     for bad in (Told(("a", "a"), ("1", "2")), Told(("a",), ())):
         with pytest.raises(WireError, match="expected one for each"):
             table_of(encode(bad))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["train", *STEPS]),
+    st.one_of(
+        st.binary(max_size=300),
+        st.builds(told, st.dictionaries(st.sampled_from(["000", "001", "x", ""]), st.text(max_size=200), max_size=3)),
+        st.builds(
+            lambda names, attempt: encode(Opening(torch.zeros(3, dtype=torch.uint8), tuple(names), attempt)),
+            st.lists(st.text()),
+            st.integers(0, 9),
+        ),
+    ),
+)
+def test_whatever_a_server_sends_is_rejected_in_a_sentence(tmp_path: Path, action: str, blob: bytes) -> None:
+    cohort = names(5)
+    keys = identities(cohort)
+    client = OwnSums(cohort[0], keys[cohort[0]], pinned(keys), FIXED, COHORTS)
+    opening = encode(Opening(torch.zeros(3, dtype=torch.uint8), cohort, 0))
+    words = summand(np.zeros(7, np.uint32))
+    steps = ["train", *STEPS]
+    if action != "train":
+        client.answer("train", RUN, NOW, opening, tmp_path, lambda sent: words)
+    for step in steps[1 : steps.index(action)]:
+        with contextlib.suppress(Misled):
+            client.answer(step, RUN, NOW, told({}), tmp_path, lambda sent: words)
+    with pytest.raises((Misled, WireError)):
+        client.answer(action, RUN, NOW, blob, tmp_path, lambda sent: words)
+    assert not remembered(tmp_path)
