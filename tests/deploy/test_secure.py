@@ -23,6 +23,7 @@ from fibecfed.build import only, prepare
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.wire import decode, encode
+from fibecfed.deploy import client as client_module
 from fibecfed.deploy import server
 from fibecfed.deploy.client import ClientArguments, _resident, show_key
 from fibecfed.engine.checkpoint import Checkpoints
@@ -212,3 +213,13 @@ def test_a_lost_damaged_or_unpinned_key_is_refused_in_a_sentence(here: Path, tmp
         client_of(here, "a", tmp_path)
     with pytest.raises(UserError, match=r"privacy.keys: got no key of client x, expected one"):
         identity.own(here / "a", "x", {})
+
+
+def test_a_client_looks_for_its_key_before_it_loads_anything(here: Path, tmp_path: Path) -> None:
+    options = ClientArguments(here / "federation.toml", ("data.path=missing.csv",), tmp_path / "s", tmp_path / "own", "a")
+    for start in (
+        lambda: client_module.run(options, print, Console(quiet=True)),
+        lambda: client_module.try_out(options, Console(quiet=True)),
+    ):
+        with pytest.raises(UserError, match=r"identity.key: the key of client a is missing"):
+            start()

@@ -83,7 +83,8 @@ def _sections(prepared: Prepared) -> Iterator[Section]:
 
 def _clients(config: Config) -> list[tuple[str, ...]]:
     options = config.federation
-    who = f"{options.clients}: {', '.join(options.client_names)}" if options.client_names else f"the first {options.clients} that answer"
+    names = options.client_names or sorted(config.privacy.pinned)
+    who = f"{options.clients}: {', '.join(names)}" if names else f"the first {options.clients} that answer"
     return [
         ("clients", who),
         ("classes", ", ".join(config.data.labels or ())),

@@ -33,7 +33,7 @@ from ..inspection import show
 from ..privacy.plan import PrivacyPlan
 from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
-from ..secure import identity
+from ..secure import identity as pinned_key
 from .check import data_sections, site_sections, states_kept
 from .metrics import HOST, served
 from .status import IDLE, Status
@@ -89,6 +89,7 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
         if options.metrics_port is not None:
             port = held.enter_context(served(status, options.metrics_port))
             say(f"client {name}: metrics at http://{HOST}:{port}/metrics")
+        _check_key(options, config, name)  # before what takes long
         held.enter_context(threads(config.resources.threads))
         held.enter_context(kept_memory())
         began = time.perf_counter()
@@ -162,6 +163,7 @@ def try_out(options: ClientArguments, console: Console) -> None:
     """
     config = _config(options)
     name = _name(options, config, _known(options)) or "this client"
+    _check_key(options, config, name)
     with threads(config.resources.threads):
         show(site_sections(prepare(config, read_data=only(name), trial=True)), console)
     console.print(Text("This client can take part. Nothing was sent or written."))
@@ -203,12 +205,22 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
     )
 
 
+def _check_key(options: ClientArguments, config: Config, name: ClientId) -> None:
+    """With secure aggregation: the key by which others know this client must be there.
+
+    Raises:
+        UserError: it is lost, or not the pinned one.
+    """
+    if config.privacy.secure_aggregation:
+        pinned_key.own(options.folder, name, config.privacy.pinned)
+
+
 def _sums(prepared: Prepared, name: ClientId, folder: Path) -> OwnSums | None:
     """A client's part of masked sums; None without secure aggregation."""
     if prepared.adding is None or prepared.cohorts is None:
         return None
     pinned = prepared.inputs.config.privacy.pinned
-    return OwnSums(name, identity.own(folder, name, pinned), raw_keys(pinned), prepared.adding, prepared.cohorts)
+    return OwnSums(name, pinned_key.own(folder, name, pinned), raw_keys(pinned), prepared.adding, prepared.cohorts)
 
 
 def show_key(options: ClientArguments) -> str:
@@ -219,7 +231,7 @@ def show_key(options: ClientArguments) -> str:
     """
     with _writable(options.folder):
         name, _ = _who(options, None)
-        return f'"{name}" = "{identity.public(identity.made(options.folder))}"'
+        return f'"{name}" = "{pinned_key.public(pinned_key.made(options.folder))}"'
 
 
 @contextlib.contextmanager

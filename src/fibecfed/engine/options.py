@@ -112,7 +112,8 @@ class FederationOptions(Options):
         default=0,
         ge=0,
         description="Reject updates and evaluations of clients that report more training, validation or test examples than this; "
-        "0 = no limit.",
+        "0 = no limit. With privacy.secure_aggregation updates are not rejected for it: clients with more training examples weigh as much "
+        "as one with so many.",
     )
     max_update_norm: float = Field(
         default=0.0,
