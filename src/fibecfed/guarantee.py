@@ -8,7 +8,7 @@ from .config import Config
 from .core.errors import UserError
 from .core.method import Method
 from .core.rng import Key
-from .core.types import Round
+from .core.types import ClientId, Round
 from .data.federated import FederatedData
 from .engine.loop import planned
 from .engine.pooled import reject_unpooled
@@ -44,13 +44,15 @@ def guarantee(config: Config, method: Method[Any, Any], data: FederatedData, cli
 def _by_example(config: Config, method: Method[Any, Any], kind: str, data: FederatedData, cohort: int, key: Key) -> ExamplePlan:
     reject_not_by_example(method, kind)
     rounds = planned(method, data.clients, cohort, key.fold("run"), config.federation, in_turn=True)
-    asked = tuple(PlannedRound(now, chosen, (phase.sums or _none)(now)) for phase, now, chosen in rounds)
+    asked, earlier = list[PlannedRound](), dict[tuple[str, ClientId], list[Round]]()
+    for phase, now, chosen in rounds:
+        assert phase.sums is not None, "others are rejected"
+        before = [earlier.setdefault((now.phase, client), []) for client in chosen]
+        asked.append(PlannedRound(now, chosen, max(phase.sums(now, one) for one in before)))
+        for one in before:
+            one.append(now)
     units = max((len(data.client(client).train) for client in data.clients), default=0)
-    return example_plan(config.privacy, asked, units, config.training.batch_size * config.training.gradient_accumulation)
-
-
-def _none(now: Round) -> int:
-    return 0
+    return example_plan(config.privacy, tuple(asked), units, config.training.batch_size * config.training.gradient_accumulation)
 
 
 def sums_asked(config: Config, method: Method[Any, Any], clients: int) -> Cohorts | None:

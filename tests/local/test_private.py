@@ -66,7 +66,7 @@ class NoNoise:
     """What would be noised, as it is."""
 
     clip_norm: float = C
-    size: int = 4
+    noise_norm: float = 0.0
     sums: list[Mapping[str, Tensor]] = field(default_factory=list)
 
     def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:

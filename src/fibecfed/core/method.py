@@ -178,8 +178,9 @@ class Phase(Generic[S, C, D, U]):
             tensors plus a weighted change (`engine.schedules.moved`).
         pools: whether `aggregate` depends on the answers only by the mean, weighted by `num_samples`, of the tensors that they have in
             common with the broadcast, so that it can be given that mean as a single answer: what privacy for clients asks for.
-        sums: under privacy for examples, in how many noised sums each training example is in a round of it, at most; None: what clients
-            make of their examples in it does not all go through `ClientView.private`, so that it cannot be held.
+        sums: under privacy for examples, in how many noised sums each training example of a client is in a round of it, at most, given
+            the earlier rounds of the phase in which the client took part; None: what clients make of their examples in it does not all
+            go through `ClientView.private`, so that it cannot be held.
     """
 
     name: str
@@ -199,7 +200,7 @@ class Phase(Generic[S, C, D, U]):
     fold: Callable[[S, Round], Folding[S, U] | None] | None = None
     schedules: tuple[str, ...] = ("synchronous", "over-select")
     pools: bool = False
-    sums: Callable[[Round], int] | None = None
+    sums: Callable[[Round, Sequence[Round]], int] | None = None
 
 
 class Method(Protocol[S, C]):

@@ -19,12 +19,25 @@ class PrivateTraining(Protocol):
         """C, L2 norm over all trained tensors to which the gradient of each unit is scaled down."""
         ...
 
+    @property
+    def noise_norm(self) -> float:
+        """z C, standard deviation of the noise on each number of a sum."""
+        ...
+
     def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:
         """The places of the units of each step, int64, which depend on no data but their number.
 
         Args:
             units: how many there are.
             batch_size: of a step, on average.
+        """
+        ...
+
+    def counts(self, bins: Tensor, number: int) -> Tensor:
+        """How many units are in each of so many bins, with N(0, z^2) added to each number; each unit is in one of them, or in none: -1.
+
+        Args:
+            bins: of each unit, int64, shape (units,).
         """
         ...
 

@@ -35,11 +35,10 @@ class ExampleTraining:
 
     def train(self, phase: Phase[Any, Any, Any, Any], view: ClientView[Any], broadcast: Any, now: Round, again: bool) -> TrainedClient:
         """As `PrivateExamples.train`."""
-        assert phase.sums is not None, "phases without it are rejected before a run"
         units = len(view.data.train)
         ledger = self.ledgers.open(view.id, units, min(self.batch_size, units), again)
         try:
-            training = OneTraining(ledger, view.id, now, phase.sums(now))
+            training = OneTraining(ledger, view.id, now)
             update = self._update(phase, view, broadcast, now, training)
             message, state = encode(update.message, after=packed(_told(update))), encode(update.state)
             training.charge(message + state)

@@ -69,14 +69,15 @@ class Squares:
     columns: dict[str, Tensor]
 
 
-def _is_lora_b(weight: str) -> bool:
+def is_lora_b(weight: str) -> bool:
+    """Whether a tensor is the second factor of LoRA, whose columns are its ranks."""
     return "lora_B" in weight
 
 
 def _weight_squares(weight: str, x: Tensor, e: Tensor, neurons: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(trace (batch,), rows (d_out,), columns (d_in,) of a lora_B) of one weight; x is (batch, token, d_in), e (batch, token, d_out).
     Without `neurons` the trace alone."""
-    if x.shape[1] == 1 and not _is_lora_b(weight):  # rank one: the gradient itself (a head's, d_out x d_in) is never needed
+    if x.shape[1] == 1 and not is_lora_b(weight):  # rank one: the gradient itself (a head's, d_out x d_in) is never needed
         by_row = e[:, 0].square() * x[:, 0].square().sum(-1, keepdim=True)
         return by_row.sum(1), by_row.sum(0) if neurons else None, None
     # One bmm a weight, the narrow side (the rank) first, so that the sums run along the contiguous wide one: for 24 LoRA matrices of
@@ -84,10 +85,10 @@ def _weight_squares(weight: str, x: Tensor, e: Tensor, neurons: bool) -> tuple[T
     if e.shape[-1] <= x.shape[-1]:
         squared = torch.bmm(e.transpose(1, 2), x).square_()  # (batch, d_out, d_in)
         by_row = squared.sum(2)
-        return by_row.sum(1), by_row.sum(0) if neurons else None, squared.sum((0, 1)) if neurons and _is_lora_b(weight) else None
+        return by_row.sum(1), by_row.sum(0) if neurons else None, squared.sum((0, 1)) if neurons and is_lora_b(weight) else None
     squared = torch.bmm(x.transpose(1, 2), e).square_()  # (batch, d_in, d_out)
     by_column = squared.sum(2)
-    return by_column.sum(1), squared.sum((0, 1)) if neurons else None, by_column.sum(0) if neurons and _is_lora_b(weight) else None
+    return by_column.sum(1), squared.sum((0, 1)) if neurons else None, by_column.sum(0) if neurons and is_lora_b(weight) else None
 
 
 def squares(

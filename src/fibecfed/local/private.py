@@ -23,7 +23,8 @@ from ..core.rng import Key
 from ..core.task import Tape, Task
 from ..core.trees import first_not_finite
 from ..core.types import Batch, Examples, Params
-from .fisher import squares, uses
+from .batches import PASS_BATCH, batches, by_length
+from .fisher import Neurons, is_lora_b, squares, uses
 from .optimise import Fit
 from .optimisers import Optimiser, row_masks
 from .options import TrainingOptions
@@ -43,6 +44,63 @@ class ClippedSum:
 
     sums: dict[str, Tensor]
     squared_norms: Tensor
+
+
+@dataclass(frozen=True)
+class Among:
+    """Some of a client's examples.
+
+    Attributes:
+        taken: bool, shape (examples,); whether one is depends on nothing but itself and what was noised.
+        share: about this fraction of them is; it follows from no example.
+    """
+
+    taken: Tensor
+    share: float
+
+
+class NoisedInformation:
+    """Information of neurons as far as noised steps tell it: the mean over steps of the squared entries minus the noise's variance, summed
+    by row and, for lora_B, by column; at least 0.
+
+    Args:
+        names: of tensors.
+        deviation: of the noise of an entry.
+    """
+
+    def __init__(self, names: Collection[str], deviation: float) -> None:
+        self._names, self._variance, self._steps = frozenset(names), deviation**2, 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, names: Sequence[str], step: Sequence[Tensor]) -> None:
+        """Count one more step."""
+        self._steps += 1
+        for name, value in zip(names, step, strict=True):
+            if name in self._names:
+                square = value.detach().square() - self._variance
+                self._sums[name] = self._sums[name] + square if name in self._sums else square
+
+    def neurons(self) -> Neurons | None:
+        """As `Fit.neurons`; None where nothing was asked for."""
+        if not self._sums:
+            return None
+        mean = {name: (total / self._steps).to("cpu", torch.float32) for name, total in self._sums.items()}
+        rows = {name: value.flatten(1).sum(1).clamp(min=0) if value.ndim > 1 else value.clamp(min=0) for name, value in mean.items()}
+        return Neurons(rows, {name: value.sum(0).clamp(min=0) for name, value in mean.items() if is_lora_b(name)})
+
+
+def traces(task: Task, params: Params, examples: Examples, over: Collection[str]) -> Tensor:
+    """||g_s||^2 of each example at its own label over some tensors, float32, shape (examples,); not finite where a gradient is not."""
+    leaves = {name: value.detach().to(task.device).requires_grad_(name in over) for name, value in params.items()}
+    order, names = by_length(examples), frozenset(over)
+    parts: list[Tensor] = []
+    for batch in batches(examples, order, PASS_BATCH):
+        losses, tape = task.traced(leaves, batch)
+        tape = Tape(tuple(one for one in tape.linears if one.weight in names or one.bias in names))
+        gradients = torch.autograd.grad(losses.sum(), [one.output for one in tape.linears], allow_unused=True)
+        parts.append(squares(tape, gradients, trace_over=names, rows_of=()).trace.detach())
+    found = torch.cat(parts).to("cpu", torch.float32)
+    return torch.empty_like(found).index_copy_(0, order, found)
 
 
 def clipped_sum(task: Task, params: Params, moving: Collection[str], batch: Batch, clip_norm: float) -> ClippedSum:
@@ -89,6 +147,8 @@ def fit_private(
     trained: Collection[str] | None = None,
     masks: Mapping[str, Tensor] | None = None,
     penalty: Callable[[Params], Tensor] | None = None,
+    among: Among | None = None,
+    neurons: Collection[str] = (),
 ) -> Fit:
     """As `optimise.fit`, under privacy for the examples. Its loss is 0, since nobody may know it.
 
@@ -99,6 +159,8 @@ def fit_private(
         examples: the client's training part.
         private: where batches and noise come from.
         penalty: a number made of the tensors alone; its gradient is added to each step after the noise.
+        among: the examples that are trained on; None: all.
+        neurons: tensors whose neurons' information is estimated from the noised steps.
 
     Raises:
         FloatingPointError: a tensor that is not finite at the end.
@@ -107,16 +169,21 @@ def fit_private(
     work = {name: value.detach().to(task.device, copy=True) for name, value in params.items()}
     leaves = [work[name].requires_grad_() for name in moving]
     optimiser = Optimiser(leaves, row_masks(moving, work, masks or {}), options)
-    size = min(options.batch_size * options.gradient_accumulation, len(examples))
+    among = among or Among(torch.ones(len(examples), dtype=torch.bool), 1.0)
+    whole = max(1, round(among.share * len(examples)))  # about as many take part
+    size = min(options.batch_size * options.gradient_accumulation, whole)
+    drawn = min(len(examples), round(size / among.share))  # of which about `size` take part
+    found = NoisedInformation(neurons, private.noise_norm / size)
     steps = 0
     with task.training(key):
-        for epoch in private.epochs(len(examples), size, options.local_epochs):
-            for positions in epoch:
+        for epoch in private.epochs(len(examples), drawn, options.local_epochs):
+            for places in epoch:
                 if options.max_steps and steps == options.max_steps:
                     break
-                total = _total(task, work, moving, examples, positions.split(options.batch_size), private.clip_norm)
-                noised = private.noised(total)
+                parts = places[among.taken[places]].split(options.batch_size)
+                noised = private.noised(_total(task, work, moving, examples, parts, private.clip_norm))
                 step = [noised[name].to(leaf) / size for name, leaf in zip(moving, leaves, strict=True)]
+                found.add(moving, step)
                 if penalty is not None:
                     pulls = torch.autograd.grad(penalty(work), leaves, allow_unused=True)
                     step = [grad if pull is None else grad + pull for grad, pull in zip(step, pulls, strict=True)]
@@ -125,7 +192,7 @@ def fit_private(
     result = {name: value.detach().to("cpu") for name, value in work.items()}
     if (bad := first_not_finite(result)) is not None:
         raise FloatingPointError(f"the tensor {bad} is not finite after {steps} steps")
-    return Fit(result, steps, steps * size, 0.0, None)
+    return Fit(result, steps, min(steps * size, options.local_epochs * whole), 0.0, found.neurons())
 
 
 def _total(

@@ -126,7 +126,7 @@ class FedAvg(Defaults):
         row = ("tune", self.num_rounds, "sampled", SharedModel, LocalModel, self._broadcast, self._tune, self._aggregate)
         schedules = schedules_of(self.aggregation) if type(self)._aggregate is FedAvg._aggregate else schedules_of(Exact())
         only_mean = pools(self.aggregation) and type(self)._aggregate is FedAvg._aggregate
-        sums = (lambda now: self.training.local_epochs) if self._trains_by_private else None
+        sums = (lambda now, earlier: self.training.local_epochs) if self._trains_by_private else None
         return (*blocks.phases(self.depth), Phase(*row, fold=self._fold, schedules=schedules, pools=only_mean, sums=sums))
 
     @property

@@ -22,6 +22,7 @@ from ..local import curriculum, selection
 from ..local.batches import plain_epochs
 from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..local.private import fit_private
 from ..local.schedule import in_round
 from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, pools, residual_ratio, schedules_of
 from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
@@ -30,6 +31,7 @@ from .depth import BLOCKS, PHASE, Depth, Information, depth_of, ends, mean_infor
 from .depth import summary as trained_blocks
 from .fibecfed_client import MEASURED, ClientPart, Own, Trained
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
+from .fibecfed_private import Sums, can_be_private, train_private
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
 from .means import NO_MEANS, Marking, Means, means_of
@@ -88,10 +90,10 @@ class FibecFed(Defaults):
         changes = self._measuring.is_first or self.agreement is not None or bool(self.means.every)
         schedules = tuple(one for one in schedules_of(self.aggregation) if one != "buffered" or not changes)
         only_mean = pools(self.aggregation) and not changes and type(self)._aggregate is FibecFed._aggregate
-        rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules, pools=only_mean))
+        rows.append(Phase(*row, template=self._answer_like, fold=self._fold, schedules=schedules, pools=only_mean, sums=self._sums(0)))
         if self.closing_round:
             row = ("closing", 1, "sampled", GlobalLayers, AllLayers, self._broadcast, self._close, self._aggregate)
-            rows.append(Phase(*row, template=_all_layers, fold=self._fold, schedules=schedules))
+            rows.append(Phase(*row, template=_all_layers, fold=self._fold, schedules=schedules, sums=self._sums(self.num_rounds)))
         return tuple(rows)
 
     @property
@@ -114,6 +116,14 @@ class FibecFed(Defaults):
     @property
     def _measuring(self) -> Measuring:
         return Measuring(self.layers)
+
+    def _sums(self, offset: int) -> Sums | None:
+        """As `Phase.sums`; None where something is measured that is not noised."""
+        measures = self._measuring.is_first or self.agreement is not None or type(self)._train is not FibecFed._train
+        if measures or not can_be_private(self.curriculum):
+            return None
+        scores = self.curriculum.pace != "none" and self.curriculum.order == "fisher"
+        return Sums(self.training.local_epochs, scores, self.score_after, self.curriculum.rescore_every, offset)
 
     def init(self, task: Task, key: Key) -> Server:
         """P at the start; rules that measure nothing choose their layers at once."""
@@ -314,8 +324,11 @@ class FibecFed(Defaults):
         return self._fit_whole(client, self.personalise(message, client.state), now, [n for n in client.task.names if n not in still])
 
     def _fit_whole(self, client: ClientView[Own], params: Params, now: Round, names: Sequence[str]) -> Fit:
-        epochs = plain_epochs(client.data.train, self.training, client.key, self.training.local_epochs)
-        return fit(client.task, params, epochs, in_round(self.training, now), client.key.fold("dropout"), trained=names)
+        train, options, dropout = client.data.train, in_round(self.training, now), client.key.fold("dropout")
+        if client.private is not None:
+            return fit_private(client.task, params, train, options, dropout, client.private, trained=names)
+        epochs = plain_epochs(train, self.training, client.key, self.training.local_epochs)
+        return fit(client.task, params, epochs, options, dropout, trained=names)
 
     def _train(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Trained:
         own_names = sorted(set(client.task.names) - message.shared.keys())
@@ -334,7 +347,8 @@ class FibecFed(Defaults):
             kept, masked, collected = client.task.names, [], layers
         last, measures = self._last(now), self.agreement is not None
         part = ClientPart(self.training, self.curriculum, self.neurons, self.score_after, self.key, last, measures)
-        return part.train(client, self.personalise(message, client.state), kept, masked, collected, still, blocks, now)
+        what = (client, self.personalise(message, client.state), kept, masked, collected, still, blocks, now)
+        return part.train(*what) if client.private is None else train_private(part, *what)
 
     def _last(self, now: Round) -> bool:
         """Whether nobody trains after this round of the phases here."""

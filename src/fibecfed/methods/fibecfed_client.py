@@ -158,7 +158,7 @@ class ClientPart:
         return Trained(result.params, after, Work(result.steps, result.examples, result.loss), notes, halves)
 
     @property
-    def _scores(self) -> bool:
+    def scores(self) -> bool:
         return self.curriculum.pace != "none" and self.curriculum.order in MEASURED
 
     @property
@@ -173,7 +173,7 @@ class ClientPart:
 
     def _score(self, client: ClientView[Own], params: Params, blocks: Collection[str], now: Round) -> Difficulty | None:
         """Difficulty of every training example [S], where this training is due to measure it [C: score_after, rescore_every]."""
-        if self._scores_in_training or not self._scores or now.index < self.score_after:
+        if self._scores_in_training or not self.scores or now.index < self.score_after:
             return None
         state, every = client.state, self.curriculum.rescore_every
         if len(state.order) and not (every and state.since_scoring >= every):
@@ -205,7 +205,7 @@ class ClientPart:
         round's choice or order of examples can depend on it."""
         task, later = client.task, curriculum.share(self.curriculum, now.index + 1, max(now.num_rounds, 1))
         chooses = later < 1 or self._sorts
-        traces = self._scores_in_training and self._scores and now.index >= self.score_after and chooses and not self.is_last
+        traces = self._scores_in_training and self.scores and now.index >= self.score_after and chooses and not self.is_last
         if not neurons and not traces and not self.measures:
             return None
         heads = self.curriculum.fisher_over == "all"

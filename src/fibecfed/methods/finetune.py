@@ -66,7 +66,8 @@ class Finetuned:
         """The method's, and the last training, which gets what the method's last phase sends."""
         rows = tuple(replace(phase, client_update=_on_inner(self.inner, phase.client_update)) for phase in self.inner.phases)
         last = self.inner.phases[-1]
-        alone = Phase(PHASE, 1, self.num_clients, last.down, Done, last.broadcast, self._finetune, _keep, address=last.address)
+        row = (PHASE, 1, self.num_clients, last.down, Done, last.broadcast, self._finetune, _keep)
+        alone = Phase(*row, address=last.address, sums=last.sums)
         return (*rows, alone)
 
     def init(self, task: Task, key: Key) -> Any:

@@ -19,8 +19,8 @@ def example_statement(plan: ExamplePlan, epsilon: float) -> str:
         f"together ({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to that example: a run in which the "
         "gradient of the example's loss is zero whenever it is used differs by no more than that to everybody but the client itself, the "
         "server and all other clients together included (DP-SGD with noise multiplier "
-        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, each example in one batch of every epoch, no amplification by "
-        "sampling; the number of examples of each client is taken as known)."
+        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, each example in at most one noised sum of every epoch and of every "
+        "scoring, no amplification by sampling; the number of examples of each client is taken as known)."
     )
 
 

@@ -78,8 +78,7 @@ class OneTraining:
     """What a client trains by in one round; see `core.private.PrivateTraining`.
 
     Attributes:
-        most: noised sums that an example may be in, as was planned.
-        times: in which it is so far, at most.
+        times: noised sums in which a unit is so far, at most.
         steps: noised sums so far.
         numbers: of the largest of them.
     """
@@ -87,19 +86,18 @@ class OneTraining:
     ledger: Ledger
     client: ClientId
     now: Round
-    most: int
-    times: int = 0
-    steps: int = 0
+    times: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
     numbers: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
-        """Rejects what cannot be paid for before anything is computed.
+    def use(self, times: int) -> None:
+        """Each unit will be in so many noised sums more; what cannot be paid for is rejected before it is computed.
 
         Raises:
             BudgetSpent: the training would pass the budget.
         """
-        ledger, z = self.ledger, self.ledger.terms.noise_multiplier
-        if not ledger.charged(self.now.number) and not ledger.affords([self.client], z, self.most):
+        ledger, self.times = self.ledger, self.times + times
+        if not ledger.charged(self.now.number) and not ledger.affords([self.client], ledger.terms.noise_multiplier, self.times):
             raise BudgetSpent
 
     @property
@@ -107,11 +105,22 @@ class OneTraining:
         """C."""
         return self.ledger.terms.clip_norm
 
+    @property
+    def noise_norm(self) -> float:
+        """z C."""
+        return self.ledger.terms.noise_multiplier * self.clip_norm
+
     def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:
         """Each epoch a partition of the units into batches, drawn from the client's secret."""
-        found = [self._order(units, self.times + epoch).split(batch_size) for epoch in range(epochs)]
-        self.times += epochs
-        return found
+        before = self.times
+        self.use(epochs)
+        return [self._order(units, before + epoch).split(batch_size) for epoch in range(epochs)]
+
+    def counts(self, bins: Tensor, number: int) -> Tensor:
+        """A histogram with noise: a unit moves it by 1."""
+        self.use(1)
+        total = torch.bincount(bins[bins >= 0], minlength=number).double() * self.clip_norm
+        return self.noised({"counts": total})["counts"].clamp(min=0) / self.clip_norm
 
     def noised(self, total: Params) -> dict[str, Tensor]:
         """The sum with noise, on a grid; see `noise.noised`. The same sum in the same step gets the same noise."""
@@ -132,8 +141,6 @@ class OneTraining:
         Raises:
             BudgetSpent: it would pass the budget; the result must not be used.
         """
-        if self.times > self.most:
-            raise ValueError(f"an example was in {self.times} noised sums of one training, {self.most} were planned")
         terms = self.ledger.terms
         self.ledger.charge(
             Release(
