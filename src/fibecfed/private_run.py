@@ -121,6 +121,7 @@ def about(prepared: Prepared, pool: Private, rounds: int) -> dict[str, Any]:
         "clip_norm": plan.clip_norm,
         "budget": plan.budget,
         "evaluation": plan.evaluation,
+        **({} if prepared.cohorts is None else {"secure_aggregation": True}),
         "ended": "after its last round" if rounds == plan.rounds else f"stopped by its budget after {rounds} of {plan.rounds} rounds",
         "ledger": LEDGER,
         "statement": example_statement(plan, ledger.epsilon) if of_examples else statement(plan, ledger.epsilon, ledger.releases),

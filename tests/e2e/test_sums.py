@@ -98,7 +98,9 @@ def test_noise_on_a_sum_is_the_noise_of_a_private_run(inputs: Path, tmp_path: Pa
     for name, privacy in (("plain", DP), ("summed", {**DP, "secure_aggregation": True, "dropouts": 0})):
         session.start(run_config(inputs, federation=federation, privacy=privacy, method={"kind": "lora"}), tmp_path / name)
     first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("plain", "summed"))
-    assert first["adapters"] == second["adapters"] and first["privacy"] == second["privacy"]
+    assert first["adapters"] == second["adapters"] and {**first["privacy"], "secure_aggregation": True} == second["privacy"]
+    cards = [(tmp_path / name / "global" / "README.md").read_text() for name in ("plain", "summed")]
+    assert "which sees clipped updates" in cards[0] and "which sees sums of clipped updates" in cards[1]
     assert second["secure_aggregation"]["least"] == 4
 
 

@@ -44,7 +44,8 @@ def section(privacy: Mapping[str, Any] | None, client: str | None) -> str:
     if privacy["unit"] == "example":
         told = [privacy["statement"], OUTSIDE_OF_EXAMPLES, *([EXACT_FOR_EXAMPLES] if exact else [])]
     else:
-        told = [privacy["statement"], OUTSIDE, *([EXACT] if exact else []), *([OF_A_CLIENT] if client else [])]
+        outside = OUTSIDE.replace("which sees clipped", "which sees sums of clipped") if privacy.get("secure_aggregation") else OUTSIDE
+        told = [privacy["statement"], outside, *([EXACT] if exact else []), *([OF_A_CLIENT] if client else [])]
     return "\n## What is protected\n\n" + "\n\n".join(told) + "\n"
 
 
