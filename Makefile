@@ -48,7 +48,7 @@ comma := ,
 
 run: $(VENV)/.demo ## Fine-tune the packaged MiniLM on the packaged movie reviews; results in runs/demo-<time>
 	@$(BIN)/fibecfed run configs/demo.toml --out $(RUN)
-	@echo "And with your own data: . $(VENV)/bin/activate, then fibecfed init (docs/quick-start.md)"
+	@echo "For these and for your own data: . $(VENV)/bin/activate, then fibecfed init (docs/quick-start.md)"
 
 test: lint ## Run everything that must pass: lint, types, import contracts, all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist worksteal -m "not docs and not network"

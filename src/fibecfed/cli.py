@@ -10,12 +10,13 @@ import importlib.metadata
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_audit, cli_client, cli_trained
+from . import cli_audit, cli_client, cli_trained, cli_watch
 from .cli_parts import Commands, Quiet, Verbose, path_argument, path_option
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER
@@ -43,6 +44,7 @@ app.add_typer(flower, name="flower")
 cli_trained.add(app)
 cli_audit.add(app)
 cli_client.add(app)
+cli_watch.add(app)
 
 
 class Topic(enum.StrEnum):
@@ -198,8 +200,9 @@ def report_(
     ] = None,
     out: Annotated[Path | None, path_option("Folder to write the report to. [default: DIR]")] = None,
     export: Annotated[Path | None, path_option("Also write the numbers to one compact file.", "FILE")] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Of one simulated run: show its easiest and hardest training texts.")] = False,
 ) -> None:
-    """Compare finished runs; write report.html.
+    """Report on a run, or compare runs; write report.html.
 
     Tables here; report.html, report.md and CSV files in the folder. Time is modelled from bytes and compute seconds for the network of the
     options: clients of a round in parallel, the slowest counts.
@@ -211,6 +214,10 @@ def report_(
 
         network = Network(up_mbit, down_mbit, latency_ms, client_speed, tokens_per_s)
         found = read_report(folder, network, targets(target or []))
+        if texts:
+            from .comparison.report.one.texts import with_texts
+
+            found = replace(found, comparison=with_texts(found.comparison))
         show(found, console())  # before anything is written: a disk that is full takes no result away
         write_files(found, folder, out, export)
         typer.echo(f"\n{(folder if out is None else out) / 'report.html'} written, with report.md and report-*.csv beside it.")

@@ -174,21 +174,46 @@ def read(path: Path, length: int | None = None) -> tuple[dict[str, Any], list[Ro
     header = lines[0]
     if header["version"] == 1:
         header |= {"metric": "accuracy", "higher_is_better": True, "usual_metric": header.get("metric")}
-    records: list[RoundRecord | EvalRecord] = []
-    for number, line in enumerate(lines[1:], start=2):
-        kind = line.pop("kind", None)
-        if kind not in _KINDS:
-            raise ValueError(f"{path}, line {number}: got kind {kind!r}, expected one of {list(_KINDS)}")
-        try:
-            if kind == "round":
-                line = _with_tuples(line)
-                line["attempts"] = tuple(FailedAttempt(**_with_tuples(attempt)) for attempt in line.get("attempts", ()))
-                records.append(RoundRecord(**with_nan(RoundRecord, line)))
-            else:
-                records.append(_evaluation(line))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}, line {number}: not a record of kind {kind!r}: {error}") from None
+    records = [record_of(line, f"{path}, line {number}") for number, line in enumerate(lines[1:], start=2)]
     return header, records
+
+
+def record_of(line: dict[str, Any], where: str) -> RoundRecord | EvalRecord:
+    """A record, from the table that its line holds.
+
+    Args:
+        where: file and line, for the error.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kind = line.pop("kind", None)
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: got kind {kind!r}, expected one of {list(_KINDS)}")
+    try:
+        if kind == "evaluation":
+            return _evaluation(line)
+        line = _with_tuples(line)
+        line["attempts"] = tuple(FailedAttempt(**_with_tuples(attempt)) for attempt in line.get("attempts", ()))
+        return RoundRecord(**with_nan(RoundRecord, line))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where}: not a record of kind {kind!r}: {error}") from None
+
+
+def length_of_whole_lines(path: Path) -> int:
+    """Bytes of a file up to the end of its last whole line: behind it a process may be writing, or have been killed."""
+    with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            file.seek(start)
+            if (place := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + place + 1
+            end = start
+    return 0
+
+
+_BLOCK = 2**16
 
 
 def _with_tuples(table: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         *(_no_better(saved, metric) or _no_better_than_untrained(saved, scores.get("untrained"), metric)),
         *_clients_below(summary.get("clients", {}), metric),
         *_better_round(scores, saved, metric),
-        *_still_rising(summary.get("rising"), metric),
+        *still_rising(summary.get("rising"), metric),
     ]
 
 
@@ -150,12 +150,17 @@ def rising(scored: Sequence[tuple[int, float, int]], metric: Metric) -> dict[str
 
 def _noise(score: float, examples: int, metric: Metric) -> float:
     """By how much a score must be better to be worth a word: of a share a point and one standard error."""
+    return max(_CLEARLY, standard_error(score, examples, metric))
+
+
+def standard_error(score: float, examples: int, metric: Metric) -> float:
+    """Of a share as one of so many examples; of any other score a hundredth of it."""
     share = min(1.0, max(0.0, score))
-    error = math.sqrt(share * (1 - share) / max(1, examples)) if metric.unit == "%" else _CLEARLY * abs(score)
-    return max(_CLEARLY, error)
+    return math.sqrt(share * (1 - share) / max(1, examples)) if metric.unit == "%" else _CLEARLY * abs(score)
 
 
-def _still_rising(found: Mapping[str, Any] | None, metric: Metric) -> list[str]:
+def still_rising(found: Mapping[str, Any] | None, metric: Metric) -> list[str]:
+    """What `rising` found, as a sentence; nothing where it found nothing."""
     if not found:
         return []
     before, now = metric.text(found["before"]), metric.text(found["score"])

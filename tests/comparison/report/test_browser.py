@@ -13,7 +13,8 @@ from typing import Any
 import made_runs
 import pytest
 
-from fibecfed.comparison.report.comparison import write_report
+from fibecfed.comparison.report.comparison import read_report, write_report
+from fibecfed.comparison.report.one.report import to_html
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install fibecfed[dev]")
@@ -110,6 +111,7 @@ def test_only_methods_that_are_set_off_have_a_band_and_names_of_levels_stay_abov
 
 def test_tables_sort_by_click_and_by_keyboard_both_ways_with_gaps_last(opened: Any):
     page = opened(LAPTOP)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
     button = page.locator("#table-methods thead button").nth(2)
     button.click()
     scores = [float(text) for text in column(page, "methods", 2)]
@@ -121,8 +123,8 @@ def test_tables_sort_by_click_and_by_keyboard_both_ways_with_gaps_last(opened: A
     page.locator("#table-methods thead button").nth(0).click()
     assert column(page, "methods", 0) == ["fibecfed", "lora", "prompt-tuning", "voc"]
     for _ in range(2):
-        page.locator("#table-methods thead button").nth(11).click()
-        assert column(page, "methods", 11)[-1] == "-"
+        page.locator("#table-methods-all thead button").nth(11).click()
+        assert column(page, "methods-all", 11)[-1] == "-"
 
 
 def test_a_chip_sets_a_method_off_in_every_figure_and_back(opened: Any):
@@ -253,3 +255,81 @@ def test_a_comparison_of_full_size_opens_in_less_than_two_seconds_of_the_pages_o
     context.close()
     assert metrics["Nodes"] > 5000
     assert 0 < metrics["TaskDuration"] < 2
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of three methods on one task, and below it the report of one of its runs."""
+    folder = tmp_path_factory.mktemp("small")
+    made_runs.write_comparison(folder / "c", ("fibecfed", "lora", "local"), ("sst2",), (0,), clients=12, rounds=6)
+    write_report(folder / "c", out=folder)
+    write_report(folder / "c/runs/sst2/fibecfed/0", out=folder / "one")
+    return folder
+
+
+PAGES = ("report.html", "one/report.html")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_laptop_of_1280_pixels_has_figures_side_by_side_and_no_table_is_cut_at_the_edge(browser: Any, small: Path, name: str):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((small / name).as_uri())
+    boxes = """figures => figures.map(figure => figure.getBoundingClientRect()).filter(box => box.width)
+        .map(box => [box.left, box.top, box.right])"""
+    figures = page.eval_on_selector_all("figure", boxes)
+    rows: dict[int, list[float]] = {}
+    for left, top, right in figures:
+        rows.setdefault(round(top / 40), []).extend((left, right))
+    widest = max(rows.values(), key=lambda edges: max(edges) - min(edges))
+    assert len(figures) > 2 and len(widest) >= 4 and max(widest) - min(widest) > 1100
+    frames = """frames => frames.filter(frame => frame.getBoundingClientRect().width).map(frame =>
+        [frame.firstElementChild.id, frame.getBoundingClientRect().right, frame.scrollWidth - frame.clientWidth])"""
+    shown = page.eval_on_selector_all(".scroll", frames)
+    assert shown and max(right for _, right, _ in shown) <= 1280
+    assert [name for name, _, hidden in shown if hidden > 1] == []
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_page_has_a_serious_fault_of_accessibility(browser: Any, small: Path, width: int, scheme: str):
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs axe-playwright-python: pip install fibecfed[docs]"
+    ).Axe()
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    faults = []
+    for name in PAGES:
+        page.goto((small / name).as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        found = axe.run(page).response["violations"]
+        faults += [f"{name}: {one['help']}: {one['nodes'][0]['html'][:120]}" for one in found if one["impact"] in ("serious", "critical")]
+    page.close()
+    assert faults == []
+
+
+def test_a_page_of_a_run_that_goes_on_reads_itself_again_until_its_box_is_unticked(browser: Any, small: Path, tmp_path: Path):
+    found = read_report(small / "c/runs/sst2/fibecfed/0")
+    path = tmp_path / "live.html"
+    path.write_text(to_html(found, 0.2).replace("was learned", "was first"))
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    path.write_text(to_html(found, 0.2).replace("was learned", "was second"))
+    page.get_by_role("heading", name="What was second").wait_for(timeout=30_000)
+    page.uncheck("[data-refresh]")
+    path.write_text(to_html(found, 0.2).replace("was learned", "was third"))
+    page.wait_for_timeout(700)
+    assert page.get_by_role("heading", name="What was second").count() == 1
+    page.close()
+
+
+def test_a_link_to_what_is_folded_opens_it(browser: Any, small: Path):
+    page = browser.new_page()
+    page.goto((small / "report.html").as_uri())
+    fold = page.locator("#conditions details")
+    assert fold.get_attribute("open") is None
+    page.get_by_role("link", name="What was compared, and how").click()
+    assert fold.get_attribute("open") is not None
+    page.close()

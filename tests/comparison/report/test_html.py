@@ -11,7 +11,7 @@ from pathlib import Path
 import made_runs
 import pytest
 
-from fibecfed.comparison.report.comparison import read_comparison
+from fibecfed.comparison.report.comparison import read_comparison, write_report
 from fibecfed.comparison.report.html import to_html
 from fibecfed.comparison.report.overview import all_tables
 from fibecfed.comparison.report.standing import standings
@@ -62,10 +62,10 @@ def test_the_page_is_well_formed_with_unique_ids_and_links_that_lead_somewhere(m
     assert set(re.findall(r'href="#([\w-]+)"', text)) <= set(parser.ids)
 
 
-def test_text_leads_from_what_was_compared_over_conditions_verdict_and_losses_to_tables_and_figures(made: Path):
+def test_the_page_leads_from_the_verdict_and_losses_over_figures_and_tables_to_the_conditions(made: Path):
     titles = re.findall(r"<h2>(.*?)</h2>", page(made))
     assert titles == [
-        "What was compared, and how", "Verdict", "Where FibecFed loses", "Tables", "Figures", "What FibecFed selected", "How to read this",
+        "Verdict", "Where FibecFed loses", "Figures", "Tables", "What FibecFed selected", "What was compared, and how", "How to read this",
     ]  # fmt: skip
     for fact in ("A processor, 2 cores", "torch 2.13.0", "0, 1", "10 Mbit/s up, 50 Mbit/s down, 30 ms"):
         assert fact in page(made)
@@ -100,12 +100,21 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path):
     assert "&lt;script&gt;x" in text and "a&amp;b" in text
 
 
-def test_a_single_run_has_a_page_without_ranks(tmp_path: Path):
+def test_a_single_run_has_a_page_without_ranks_that_is_well_formed(tmp_path: Path):
     made_runs.write_run(tmp_path / "one", clients=6, rounds=4)
-    text = page(tmp_path / "one")
-    assert "1 method on 1 task, seed 0: 1 run." in text
+    write_report(tmp_path / "one")
+    text = (tmp_path / "one" / "report.html").read_text()
+    assert "fibecfed for sst2 on 6 clients, 5 rounds, seed 0." in text
     assert "<h2>Verdict</h2>" not in text and "Mean rank over tasks" not in text
-    assert "<h2>What FibecFed selected</h2>" in text
+    assert "<h2>What the method selected</h2>" in text
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == [] and len(parser.ids) == len(set(parser.ids))
+    assert set(re.findall(r'href="#([\w-]+)"', text)) <= set(parser.ids)
+    for drawing in re.findall(r'<svg class="plot.*?</svg>', text, re.DOTALL):
+        width, height = map(float, (ET.fromstring(drawing).get("viewBox") or "").split()[2:])
+        for x, y in re.findall(r'<text[^>]* x="([-\d.]+)" y="([-\d.]+)"', drawing):
+            assert 0 <= float(x) <= width and 0 <= float(y) <= height
 
 
 def test_a_comparison_without_fibecfed_has_a_page(tmp_path: Path):

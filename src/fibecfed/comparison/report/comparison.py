@@ -21,10 +21,11 @@ from .compact import to_lines, without_folders
 from .conditions import short as shorter
 from .html import to_html
 from .markdown import to_markdown
+from .one import report as one_run
 from .overview import all_tables
 from .recorded import ASIDE, NO_PLAN, NOWHERE, RUNS, TRIALS, Place, Plan, TuningRow, line_of, read_json, short, told
 from .results import ComparisonResults, Run
-from .runs import progress_of, read_run
+from .runs import files_of, progress_of, read_files, run_of
 from .scores import ComparedMetric
 from .standing import Standings, standings
 from .tables import to_csv
@@ -61,12 +62,13 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: got no folder, expected that of a comparison or a run, as given to --out")
-    network, runs = network or Network(), dict[tuple[str, str, int], Run]()
+    network, runs, files = network or Network(), dict[tuple[str, str, int], Run](), None
     found = _look_through(folder)
     problems = found.problems
     for path, place in found.places.items():
         try:
-            run = read_run(path, network, place, unfinished=path == folder)
+            read = read_files(path, place, unfinished=path == folder)
+            run = run_of(read, network)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -75,6 +77,8 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
             continue
         if path == folder and (progress := progress_of(folder)):
             problems.append(f"{path}: {progress}: these are its numbers so far; resume with: fibecfed resume {shlex.quote(str(path))}")
+        if path == folder:
+            files = files_of(read)
         name = (run.task, run.method, run.seed)
         if name in runs:
             problems.append(f"{path}: a second run of {run.method} on {run.task} with seed {run.seed}; only the first is used")
@@ -95,7 +99,7 @@ def read_comparison(folder: Path, network: Network | None = None, targets: Mappi
     problems += _missing(folder, found, list(runs))
     tuning = _read_tuning(found.plans, Path(os.path.abspath(folder)), problems)
     ordered = tuple(runs[name] for name in sorted(runs))
-    return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, fixed)
+    return ComparisonResults(folder.resolve().name, ordered, network, tuple(problems), tuning, fixed, files)
 
 
 def _of_other_metrics(runs: dict[tuple[str, str, int], Run]) -> list[str]:
@@ -133,8 +137,12 @@ def write_files(found: Standings, folder: Path, out: Path | None = None, export:
     out = folder if out is None else out
     handed_on = replace(found.comparison, problems=without_folders(found.comparison.problems, folder))
     found = replace(found, comparison=handed_on)
-    tables = all_tables(found)
-    files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    if found.comparison.files is None:
+        tables = all_tables(found)
+        files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
+    else:
+        tables = one_run.all_tables(found)
+        files = {"report.html": one_run.to_html(found), "report.md": one_run.to_markdown(found)}
     files |= {f"report-{table.name}.csv": to_csv(table) for table in tables}
     path = out
     try:

@@ -1,12 +1,9 @@
-"""report.html: one file that needs no network. Its text is in page.html, its style and script in page.css and page.js."""
+"""report.html of a comparison: one file that needs no network. Its text is in page.html."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from dataclasses import replace
 
 from . import figures
 from .conditions import conditions
@@ -14,20 +11,14 @@ from .curves import curves
 from .results import OURS
 from .selection_figures import selections
 from .standing import Standings
-from .tables import Table
+from .tables import Table, without
+from .templates import filled
 from .verdict import defeats, verdict, what
 
-_HERE = Path(__file__).parent
-_FOLDED = {"scores-global", "to-target-bytes", "to-target-rounds", "bytes", "steps", "values", "runs"}  # tables that open on a click
-_LONG = 24  # characters of a cell that may take several lines on paper
-
-
-@cache
-def _template() -> Template:
-    page = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, auto_reload=False
-    )
-    return page.get_template("page.html")
+_FOLDED = {"methods-all", "losses", "targets", "scores-global", "to-target-bytes", "to-target-rounds", "bytes", "steps", "values", "runs"}
+"""Tables that open on a click."""
+_DECIDING = ("mean rank", "personalised", "global", "first to target", "relative time to target", "MB per run", "steps per run")
+"""Columns of the table of methods by which one is chosen, as their names begin: the page opens with them, and all columns are folded."""
 
 
 def to_html(standings: Standings, shown: Sequence[Table]) -> str:
@@ -36,22 +27,23 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
     Args:
         shown: its tables.
     """
-    comparison, several = standings.comparison, len(standings.ranks) > 1
+    comparison, several, one_task = standings.comparison, len(standings.ranks) > 1, len(standings.comparison.tasks) == 1
+    deciding = [_deciding(table) for table in shown if table.name == "methods"]
+    tables = [replace(one, name="methods-all", title="Methods, all columns") if one.name == "methods" else one for one in shown]
     drawn = [figure for task in comparison.tasks if (figure := curves(standings, task))]
-    page = _template().render(
-        css=(_HERE / "page.css").read_text(encoding="utf-8"),
-        js=(_HERE / "page.js").read_text(encoding="utf-8"),
+    return filled(
+        "page.html",
         title=comparison.title,
         lead=what(comparison),
-        ours=OURS,
         conditions=conditions(comparison),
         cards=_cards(standings),
         verdict=verdict(standings),
         defeats=defeats(standings),
         problems=comparison.problems,
-        tables=shown,
+        tables=tables,
+        deciding=deciding,
+        one_task=one_task,
         folded=_FOLDED,
-        long=_LONG,
         methods=list(standings.ranks) if several else [],
         slots=figures.slots(standings),
         most_slots=figures.SLOTS,
@@ -61,10 +53,23 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
         several_seeds=len(comparison.seeds) > 1,
         clients=[figure for task in comparison.tasks if (figure := figures.clients(standings, task))],
         ablations=figures.ablations(standings),
-        selections=selections(standings),
+        selections=_selections(standings),
         reading=[line.format(of=comparison.scores) for line in _READING],
     )
-    return page.strip() + "\n"
+
+
+def _deciding(table: Table) -> Table:
+    """The table of methods with the columns that decide."""
+    return without(table, [name for name in table.header[1:] if not name.startswith(_DECIDING)])
+
+
+def _selections(standings: Standings) -> list[tuple[str, list[figures.Figure]]]:
+    """What was selected; of one task all of it side by side, each figure under its own heading."""
+    found = selections(standings)
+    if len(standings.comparison.tasks) > 1:
+        return found
+    beside = [replace(figure, title=title) for title, drawn in found for figure in drawn]
+    return [("", beside)] if beside else []
 
 
 def _cards(standings: Standings) -> list[tuple[str, str]]:

@@ -67,6 +67,15 @@
     input.addEventListener("change", () => { for (const grid of all(".curves")) grid.dataset[input.name] = input.value; });
   }
 
+  // A link to a section whose content is folded opens it.
+  const unfold = () => { const fold = location.hash && document.querySelector(`${location.hash} > details[data-fold]`); if (fold) fold.open = true; };
+  addEventListener("hashchange", unfold);
+  unfold();
+
+  // A run that goes on: the page reads itself again, where it was scrolled to, until the box is unticked.
+  const refresh = document.querySelector("[data-refresh]");
+  if (refresh) setInterval(() => { if (refresh.checked) location.reload(); }, 1000 * Number(refresh.dataset.refresh));
+
   // Paper shows what is folded on the screen, except the long table of runs, which says that it is left out.
   let unfolded = [];
   addEventListener("beforeprint", () => {

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ...core.clock import Network
 from ...core.metrics import METRICS, Metric
+from ...core.records import EvalRecord, RoundRecord
 from .recorded import TuningRow
 from .scores import ComparedMetric
 
@@ -114,6 +116,26 @@ class Run:
 
 
 @dataclass(frozen=True)
+class RunFiles:
+    """All that the files of a run say, for the report of this run alone.
+
+    Attributes:
+        folder: as it was named.
+        header: the first line of its records.
+        summary: as in summary.json; of a run without one, or with one of version 0.1, what the records say of that.
+        is_finished: whether it has results.
+        texts: (client, place among its training examples) -> its class and its text, of those that are shown; only where it was asked for.
+    """
+
+    folder: Path
+    header: Mapping[str, Any]
+    records: Sequence[RoundRecord | EvalRecord]
+    summary: Mapping[str, Any]
+    is_finished: bool
+    texts: Mapping[tuple[str, int], tuple[str, str]] = field(default_factory=dict[tuple[str, int], tuple[str, str]])
+
+
+@dataclass(frozen=True)
 class ComparisonResults:
     """Runs of methods on tasks with seeds.
 
@@ -122,6 +144,7 @@ class ComparisonResults:
         problems: what could not be read or is missing, a sentence each.
         tuning: method -> what was tried; None where that is not known.
         fixed_targets: task -> score in place of the computed one.
+        files: of the only run, where its folder is what the report is of.
     """
 
     title: str
@@ -130,6 +153,7 @@ class ComparisonResults:
     problems: tuple[str, ...] = ()
     tuning: Mapping[str, TuningRow | None] = field(default_factory=dict[str, "TuningRow | None"])
     fixed_targets: Mapping[str, float] = field(default_factory=dict[str, float])
+    files: RunFiles | None = None
 
     @cached_property
     def scores(self) -> ComparedMetric:

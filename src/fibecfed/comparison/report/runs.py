@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,50 @@ from ...core.errors import UserError
 from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
 from ...core.metrics import METRICS, Metric, metric_named
-from ...core.records import EvalRecord, RoundRecord, read
+from ...core.records import EvalRecord, RoundRecord, length_of_whole_lines, read
 from ...core.statistics import CONFUSION
 from ...core.units import count
 from ...data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_PAIRS
 from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
+from ...engine.summary import summarise
 from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, line_of, read_json, told
-from .results import Classes, Point, Run, SelectionRecord
+from .results import Classes, Point, Run, RunFiles, SelectionRecord
 
 _BINS = 24
 
 
+@dataclass(frozen=True)
+class Read:
+    """The files of a run, as they were read.
+
+    Attributes:
+        header, raw: the first line of its records, as a model and as it stands there.
+        summary: of a run that is not finished, what can be said so far.
+    """
+
+    folder: Path
+    place: Place
+    header: Header
+    raw: Mapping[str, Any]
+    records: Sequence[RoundRecord | EvalRecord]
+    summary: Summary
+    finished: bool
+
+    @property
+    def metric(self) -> Metric:
+        """The primary one."""
+        return metric_named(self.header.metric, self.header.labels)
+
+
 def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinished: bool = False) -> Run:
-    """A finished run, or one that is under way or was stopped.
+    """A finished run, or one that is under way or was stopped: `run_of` what `read_files` reads."""
+    return run_of(read_files(folder, place, unfinished=unfinished), network)
+
+
+def read_files(folder: Path, place: Place = NOWHERE, *, unfinished: bool = False) -> Read:
+    """Records and results of a run.
 
     Args:
         unfinished: whether a run without results is read as far as its records go.
@@ -48,7 +78,7 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
             raise Damaged(f"{folder}: got no {RECORDS} beside {SUMMARY}", advice)
         raise UserError(f"{folder}: got no {RECORDS}, expected one: the run was not started; run it again")
     try:
-        raw, records = read(path)
+        raw, records = read(path, None if finished or not unfinished else length_of_whole_lines(path))
         header = Header.model_validate(raw)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
@@ -64,13 +94,23 @@ def read_run(folder: Path, network: Network, place: Place = NOWHERE, *, unfinish
     if wrong := place.misfits(header.configuration):
         mend = f"move {folder} away, and the next `fibecfed compare` runs what belongs there"
         raise Damaged(f"{path}, line 1: the records of another run than its folder says: {wrong}", mend)
-    summary = read_results(folder, place) if finished else _so_far(records, _metric(header))
+    summary = read_results(folder, place) if finished else _so_far(records, metric_named(header.metric, header.labels))
     if broken := gap(records, summary):
         raise Damaged(f"{path}, {broken}", advice)
+    return Read(folder, place, header, raw, records, summary, finished)
+
+
+def run_of(read: Read, network: Network) -> Run:
+    """What tables and figures need of a run.
+
+    Raises:
+        Damaged: its records cannot be used.
+    """
     try:
-        return _reduced(header, raw, records, summary, network, _named(folder, header.configuration, place))
+        return _reduced(read, network, _named(read.folder, read.header.configuration, read.place))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise Damaged(f"{path}: cannot be used ({type(error).__name__}: {error})", advice) from None
+        what = f"{read.folder / RECORDS}: cannot be used ({type(error).__name__}: {error})"
+        raise Damaged(what, _advice(read.folder, read.place)) from None
 
 
 def _named(folder: Path, configuration: Configuration, place: Place) -> dict[str, Any]:
@@ -92,15 +132,11 @@ def _so_far(records: Sequence[RoundRecord | EvalRecord], metric: Metric) -> Summ
     return Summary.model_validate({"scores": scores, "selected": selected, "seconds": 0, "evaluation": {"seconds": 0}})
 
 
-def _metric(header: Header) -> Metric:
-    return metric_named(header.metric, header.labels)
-
-
 def progress_of(folder: Path) -> str | None:
     """How far a run is that has no results, as in "unfinished, round 3 of 40"; None for one that has."""
     if (folder / SUMMARY).is_file():
         return None
-    header, records = read(folder / RECORDS)
+    header, records = read(folder / RECORDS, length_of_whole_lines(folder / RECORDS))
     trained = sum(isinstance(record, RoundRecord) and any(record.steps.values()) for record in records)
     return f"unfinished, round {trained} of {header['configuration']['federation']['rounds']}"
 
@@ -143,20 +179,13 @@ def read_results(folder: Path, place: Place = NOWHERE) -> Summary:
         raise Damaged(f"{path}{line_of(error)}: not JSON ({error})", resume) from None
 
 
-def _reduced(
-    header: Header,
-    raw: Mapping[str, Any],
-    records: Sequence[RoundRecord | EvalRecord],
-    summary: Summary,
-    network: Network,
-    named: Mapping[str, Any],
-) -> Run:
+def _reduced(read: Read, network: Network, named: Mapping[str, Any]) -> Run:
+    header, records, summary, metric = read.header, read.records, read.summary, read.metric
     rounds = [record for record in records if isinstance(record, RoundRecord)]
     evaluations = [record for record in records if isinstance(record, EvalRecord)]
     if not evaluations:
         raise ValueError("no evaluation among the records")
     last = evaluations[-1]
-    metric = _metric(header)
     points = _points(records, network, metric, header.device, header.threads or 1)
     majority, own_majority = baselines(last, header.partition, metric)
     if math.isnan(majority) and points[0].rounds == 0:
@@ -185,7 +214,7 @@ def _reduced(
         if header.labels and CONFUSION in last.pooled
         else None,
         selection=_selection(header, rounds, summary.selected or {}),
-        conditions={**_conditions(header), "settings": _settings(header, raw), "clock": _clock(rounds)},
+        conditions={**_conditions(header), "settings": _settings(header, read.raw), "clock": _clock(rounds)},
         source_s=sum(one.seconds for one in summary.sources),
         source_examples=sum(one.examples for one in summary.sources),
     )
@@ -325,3 +354,13 @@ def gap(records: Sequence[RoundRecord | EvalRecord], summary: Summary) -> str | 
     return (
         f"line {len(records) + 1}: got the end after {last}, expected {count(rounds, 'round')} and one after {scored}, as the summary says"
     )
+
+
+def files_of(read: Read) -> RunFiles:
+    """All that was read, with what version 0.1 did not write into a summary."""
+    selected = read.summary.selected or {}
+    table = read.summary.model_dump(exclude_unset=True) if read.finished else {}
+    if "saved" not in table:
+        partition, labels = read.header.partition, read.header.labels
+        table |= summarise(read.records, metric=read.metric, selected=selected, labels=labels, partition=partition)
+    return RunFiles(read.folder, read.raw, read.records, table, read.finished)

@@ -9,6 +9,7 @@ from rich.console import Console
 from ...core.errors import UserError
 from . import by_task, overview, tables
 from .classes import of_classes
+from .one import report as one_run
 from .results import OURS
 from .standing import Standings
 from .verdict import defeats, verdict, what
@@ -21,6 +22,9 @@ _NOT_HERE_OF_LOSSES = ("sooner at the target", "shortest time", f"{OURS}'s time"
 def show(standings: Standings, console: Console) -> None:
     """What was compared, the verdict, where FibecFed loses, the main tables, and what is missing. The files hold the rest."""
     comparison = standings.comparison
+    if comparison.files is not None:
+        one_run.show(standings, console)
+        return
     tables.prose(what(comparison), console, "bold")
     _sentences(console, "", verdict(standings))
     _sentences(console, "Where FibecFed loses", defeats(standings))
