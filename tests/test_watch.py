@@ -25,7 +25,7 @@ class Going:
 
     def __init__(self, folder: Path, done: bool = True, each: int = 3) -> None:
         self.folder, self.done, self.each = folder, done, each
-        made_runs.write_run(folder, clients=6, rounds=12, every=4, method="lora", final=0.8)
+        made_runs.write_run(folder, clients=6, rounds=10, every=4, method="lora", final=0.8)
         self.summary = (folder / "summary.json").read_bytes()
         self.lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
         (folder / "summary.json").unlink()
@@ -63,15 +63,15 @@ def test_a_log_gets_a_line_for_each_evaluation_and_ten_rounds_and_the_summary_at
     console, lines = plain()
     summary = watch(going.folder, console, sleep=going)
     assert summary is not None and summary["scores"]["pooled_personalised"] == pytest.approx(0.8, abs=0.01)
-    assert lines()[0] == f"{going.folder}: lora for sst2 on 6 clients, 12 rounds"
+    assert lines()[0] == f"{going.folder}: lora for sst2 on 6 clients, 10 rounds"
     assert [line.split(":")[0] for line in lines()[1:6]] == [
         "after round 0",
         "after round 4",
         "after round 8",
         "round 10 (tune)",
-        "after round 12",
+        "after round 10",
     ]
-    assert "about" in lines()[4] and "personalised 80.0 %" in lines()[5]
+    assert "MB" in lines()[4] and "personalised 80.0 %" in lines()[5]
     assert any(line.startswith("last round") for line in lines())
     assert {path.name for path in going.folder.iterdir()} == {"config.toml", "records.jsonl", "summary.json", "lock"}
 
@@ -80,7 +80,7 @@ def test_a_run_whose_process_is_gone_ends_without_a_summary(tmp_path: Path):
     going = Going(tmp_path / "run", done=False)
     console, lines = plain()
     assert watch(going.folder, console, sleep=going) is None
-    assert any("round 12 of 12" in line for line in lines())
+    assert any("round 10 of 10" in line for line in lines())
 
 
 def test_a_terminal_of_80_columns_holds_it_and_names_steer_nothing(tmp_path: Path):
@@ -100,7 +100,7 @@ def test_on_a_terminal_it_is_drawn_in_place(tmp_path: Path):
     going = Going(tmp_path / "run", each=1)
     out = io.StringIO()
     assert watch(going.folder, Console(file=out, width=80, force_terminal=True), sleep=going) is not None
-    assert "tune, round 3 of 12" in out.getvalue() and "\x1b[" in out.getvalue()
+    assert "tune, round 3 of 10" in out.getvalue() and "\x1b[" in out.getvalue()
 
 
 def test_the_page_reads_itself_again_until_the_run_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

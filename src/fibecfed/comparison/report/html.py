@@ -21,6 +21,10 @@ _DECIDING = ("mean rank", "personalised", "global", "first to target", "relative
 """Columns of the table of methods by which one is chosen, as their names begin: the page opens with them, and all columns are folded."""
 
 
+_CALLED = {"methods": {"name": "methods-all", "title": "Methods, all columns"}, "losses": {"title": "By task"}}
+"""What tables are called on the page, where a heading above says the rest."""
+
+
 def to_html(standings: Standings, shown: Sequence[Table]) -> str:
     """The page.
 
@@ -29,7 +33,7 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
     """
     comparison, several, one_task = standings.comparison, len(standings.ranks) > 1, len(standings.comparison.tasks) == 1
     deciding = [_deciding(table) for table in shown if table.name == "methods"]
-    tables = [replace(one, name="methods-all", title="Methods, all columns") if one.name == "methods" else one for one in shown]
+    tables = [replace(one, **_CALLED.get(one.name, {})) for one in shown]
     drawn = [figure for task in comparison.tasks if (figure := curves(standings, task))]
     return filled(
         "page.html",
