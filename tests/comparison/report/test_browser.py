@@ -274,7 +274,7 @@ PAGES = ("report.html", "one/report.html")
 def test_a_laptop_of_1280_pixels_has_figures_side_by_side_and_no_table_is_cut_at_the_edge(browser: Any, small: Path, name: str):
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto((small / name).as_uri())
-    boxes = """figures => figures.map(figure => figure.getBoundingClientRect()).filter(box => box.width)
+    boxes = """figures => figures.filter(figure => figure.checkVisibility()).map(figure => figure.getBoundingClientRect())
         .map(box => [box.left, box.top, box.right])"""
     figures = page.eval_on_selector_all("figure", boxes)
     rows: dict[int, list[float]] = {}
@@ -282,7 +282,7 @@ def test_a_laptop_of_1280_pixels_has_figures_side_by_side_and_no_table_is_cut_at
         rows.setdefault(round(top / 40), []).extend((left, right))
     widest = max(rows.values(), key=lambda edges: max(edges) - min(edges))
     assert len(figures) > 2 and len(widest) >= 4 and max(widest) - min(widest) > 1100
-    frames = """frames => frames.filter(frame => frame.getBoundingClientRect().width).map(frame =>
+    frames = """frames => frames.filter(frame => frame.checkVisibility()).map(frame =>
         [frame.firstElementChild.id, frame.getBoundingClientRect().right, frame.scrollWidth - frame.clientWidth])"""
     shown = page.eval_on_selector_all(".scroll", frames)
     assert shown and max(right for _, right, _ in shown) <= 1280
