@@ -41,6 +41,8 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (EXAMPLE, {"federation": {"round_attempts": 2}}, "federation.round_attempts: got 2 with .* clients take part in turn"),
         (EXAMPLE, {"federation": {"exclude_after": 2}}, "federation.exclude_after: got 2 with .* clients take part in turn"),
         (EXAMPLE, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit` = "example"'),
+        ({**EXAMPLE, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' without `data.path`"),
+        ({**UNIT, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' with .* which protects all that a client holds"),
         ({**EXAMPLE, "secure_aggregation": True}, {}, "privacy.secure_aggregation: got true with"),
         (EXAMPLE, {"training": {"dropout": 0.1}}, "training.dropout: got 0.1 with"),
         (EXAMPLE, {"training": {"class_weights": "balanced"}}, "training.class_weights: got 'balanced' with .* weigh the same"),

@@ -175,7 +175,7 @@ def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, promp
 def _dataset(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, min_classes: int = 2) -> TextDataset | AnswerDataset:
     """What the table [data] names, as texts with classes or as tokens with answers."""
     if not is_instruction(config):
-        return load_data(config.data, key.fold("source"), min_classes=min_classes)
+        return load_data(config.data, key.fold("source"), min_classes=min_classes, unit_column=config.privacy.unit_column)
     stops, bare = stop_ids(find(config.model), tokenizer), getattr(getattr(config.method, "curriculum", None), "order", None) == "ira"
     weighs_tokens = config.training.objective == "token"
     encoder = encoder_of(config.data, tokenizer, stops, max_length(config), weighs_tokens=weighs_tokens, bare=bare)

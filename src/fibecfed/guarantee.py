@@ -15,6 +15,7 @@ from .engine.pooled import reject_unpooled
 from .engine.private_examples import reject_not_by_example
 from .engine.robust import reject_not_robust
 from .engine.summed import reject_unsummed
+from .local.private import Units
 from .privacy.cohorts import Cohorts, cohorts_of
 from .privacy.example_plan import ExamplePlan, PlannedRound, example_plan
 from .privacy.fixed import MOST, Adding, ClippedGrid, FixedPoint
@@ -51,7 +52,7 @@ def _by_example(config: Config, method: Method[Any, Any], kind: str, data: Feder
         asked.append(PlannedRound(now, chosen, max(phase.sums(now, one) for one in before)))
         for one in before:
             one.append(now)
-    units = max((len(data.client(client).train) for client in data.clients), default=0)
+    units = max((len(Units.of(data.client(client).train)) for client in data.clients), default=0)
     return example_plan(config.privacy, tuple(asked), units, config.training.batch_size * config.training.gradient_accumulation)
 
 

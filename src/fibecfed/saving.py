@@ -183,5 +183,5 @@ _MAIN = (
 )  # fmt: skip
 _PRIVATE = (
     "data.path", "data.test_path", "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
-    "data.labels", "federation.client_names", "federation.clients", "tracking", "tracking_by_client",
+    "data.labels", "privacy.unit_column", "federation.client_names", "federation.clients", "tracking", "tracking_by_client",
 )  # fmt: skip

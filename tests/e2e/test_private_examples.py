@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,42 @@ def test_fibecfed_is_charged_for_its_scoring_as_planned(inputs: Path, tmp_path: 
     found = [[(line["round"], line["times"]) for line in mine] for _, *mine in own(tmp_path / "run").values()]
     assert sorted(found) == [[(0, 3), (2, 2)], [(0, 3), (2, 2)], [(1, 3), (3, 2)], [(1, 3), (3, 2)]]
     assert summary["privacy"]["epsilon"] == epsilon_of(6 / 2.0**2, 1e-3)  # the closing round might have been the first to score
+
+
+def with_people(inputs: Path, folder: Path, name: Callable[[int], str]) -> dict[str, Any]:
+    """The reviews with a column that names whose each is; as the tables [data] and [privacy]."""
+    with (inputs / "reviews.csv").open(encoding="utf-8", newline="") as file:
+        rows = [{**row, "who": name(number)} for number, row in enumerate(csv.DictReader(file))]
+    with (folder / "people.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"data": {"path": str(folder / "people.csv")}, "privacy": {"unit_column": "who"}}
+
+
+def test_all_examples_of_one_person_count_as_one(inputs: Path, tmp_path: Path) -> None:
+    tables = with_people(inputs, tmp_path, lambda number: f"person {number % 5}")
+    summary = session.start(private(inputs, **tables), tmp_path / "run")
+    for first, *mine in own(tmp_path / "run").values():
+        assert first["units"] == 5 and first["per_round"] == 4 and [line["times"] for line in mine] == [2, 2]
+    assert summary["steps"] == 4 * 2 * 2 * 2  # four trainings a client's turn apart: 2 epochs of 5 people by 4
+    assert summary["privacy"]["statement"].startswith("For each person in the training data of each client")
+    assert "unit_column" not in (tmp_path / "run" / "global" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "text"),
+    [
+        (lambda number: "" if number == 3 else "a", "who", r"column 'who', row 4 .* the person is missing\. Expected its name"),
+        (lambda number: "a", "owner", "there is no column 'owner'"),
+    ],
+)
+def test_a_person_without_a_name_or_a_column_that_is_not_there_is_rejected(
+    name: Callable[[int], str], column: str, text: str, inputs: Path, tmp_path: Path
+) -> None:
+    tables = with_people(inputs, tmp_path, name)
+    with pytest.raises(UserError, match=text):
+        session.start(private(inputs, **{**tables, "privacy": {"unit_column": column}}), tmp_path / "run")
 
 
 def test_scores_can_be_had_for_data_that_need_no_protection(inputs: Path, tmp_path: Path) -> None:

@@ -72,6 +72,12 @@ class NoNoise:
     def epochs(self, units: int, batch_size: int, epochs: int) -> Sequence[Sequence[Tensor]]:
         return [torch.arange(units).split(batch_size) for _ in range(epochs)]
 
+    def one_of(self, sizes: Tensor) -> Tensor:
+        return torch.zeros_like(sizes)
+
+    def counts(self, bins: Tensor, number: int) -> Tensor:
+        return torch.bincount(bins, minlength=number).double()
+
     def noised(self, total: Params) -> dict[str, Tensor]:
         self.sums.append({name: value.clone() for name, value in total.items()})
         return dict(total)

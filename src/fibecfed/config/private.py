@@ -45,6 +45,8 @@ def private(config: Tables) -> Iterator[str]:
             "is computed; raise it, or lower the other"
         )
     unit = f'with `privacy.unit` = "{options.unit}"'
+    if options.unit_column is not None and options.unit != "example":
+        yield f"privacy.unit_column: got {options.unit_column!r} {unit}, which protects all that a client holds; remove it"
     not_used = _NOT_USED if options.unit == "client" else _NOT_USED_BY_EXAMPLE
     for name, why in not_used.items():
         if (got := getattr(federation, name)) != FederationOptions.model_fields[name].default:
@@ -78,6 +80,8 @@ def _by_example(config: Tables) -> Iterator[str]:
         yield f'data.kind: got "instruction" {unit}, which needs examples with a class so far; leave the table [privacy] out'
     if config.federation.partition == "machines":
         yield (f'federation.partition: got "machines" {unit}, which needs clients on one machine so far; set another one, such as "column"')
+    if (column := config.privacy.unit_column) is not None and config.data.path is None:
+        yield f"privacy.unit_column: got {column!r} without `data.path`, the file that has such a column; set it, or remove this"
     if config.privacy.secure_aggregation:
         yield f"privacy.secure_aggregation: got true {unit}, which it does not go with so far; set it to false"
     if training.class_weights is not None:

@@ -19,6 +19,10 @@ class PrivateTraining(Protocol):
         """C, L2 norm over all trained tensors to which the gradient of each unit is scaled down."""
         ...
 
+    def one_of(self, sizes: Tensor) -> Tensor:
+        """For each unit with so many examples the place of one, drawn anew each time, int64, shape (units,)."""
+        ...
+
     @property
     def noise_norm(self) -> float:
         """z C, standard deviation of the noise on each number of a sum."""

@@ -35,6 +35,11 @@ class Examples(Protocol):
         ...
 
     @property
+    def units(self) -> Tensor | None:
+        """Of whom each example is, int64, shape (examples,): those with one number are of one person. None: each is of another one."""
+        ...
+
+    @property
     def weight(self) -> int:
         """n_k, by how much the client that holds these as its training part counts in an aggregation: the number of examples, or where
         every labelled token counts the same in a loss (`training.objective`), that of their labelled tokens."""

@@ -44,12 +44,14 @@ class TextSplit:
         pairs: the second texts; None for single sentences.
         labels: int64, shape (examples,), each 0 .. number of classes - 1; None where there are no classes.
         clients: the client each example belongs to; None without `data.client_column`.
+        units: who each example is of; None without `privacy.unit_column`.
     """
 
     texts: list[str]
     pairs: list[str] | None
     labels: Tensor | None
     clients: list[str] | None
+    units: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -67,6 +69,7 @@ class TextSplit:
             pairs=None if self.pairs is None else [self.pairs[i] for i in picked],
             labels=None if self.labels is None else self.labels[torch.from_numpy(picked)],
             clients=None if self.clients is None else [self.clients[i] for i in picked],
+            units=None if self.units is None else [self.units[i] for i in picked],
         )
 
 
@@ -92,7 +95,7 @@ class TextDataset:
     notes: tuple[str, ...] = ()
 
 
-def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:
+def load(options: DataOptions, key: Key, min_classes: int = 2, unit_column: str | None = None) -> TextDataset:
     """The data set that `options` names.
 
     The user's own files are read by their extension. A task is looked for in `data.root`, else in the folder $FIBECFED_DATA, then in
@@ -101,12 +104,13 @@ def load(options: DataOptions, key: Key, min_classes: int = 2) -> TextDataset:
     Args:
         key: decides which examples of one file without `data.test_path` become the test set.
         min_classes: how many classes the user's own files must hold; one client of many may have a single one.
+        unit_column: of the user's own training file, who an example is of.
 
     Raises:
         UserError: anything about the files or the task that the user can fix.
     """
     if options.path is not None:
-        return _own_files(options, expanded(options.path), key, min_classes)
+        return _own_files(options, expanded(options.path), key, min_classes, unit_column)
     task = find_task(str(options.task))
     if options.root is not None:
         return _folder(task, expanded(options.root), options, f"`data.root` = {options.root!r}")
@@ -133,9 +137,9 @@ def find_task(name: str) -> TextTask:
     return TASKS[name]
 
 
-def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int) -> TextDataset:
+def _own_files(options: DataOptions, path: Path, key: Key, min_classes: int, unit_column: str | None) -> TextDataset:
     columns = Columns(options.text_column, options.pair_column, options.label_column, options.client_column, options.skip_empty)
-    raw = read_split(path, columns)
+    raw = read_split(path, replace(columns, unit=unit_column))
     read = [raw]
     if options.test_path is not None:
         raw_test = read_split(expanded(options.test_path), columns)
@@ -204,7 +208,7 @@ def _numbered(raw: RawSplit, names: Sequence[str]) -> TextSplit:
             "Fix the rows, or list every class in `data.labels`."
         )
     labels = torch.tensor([number[str(label)] for label in raw.labels], dtype=torch.int64)
-    return TextSplit(raw.texts, raw.pairs, labels, raw.clients)
+    return TextSplit(raw.texts, raw.pairs, labels, raw.clients, raw.units)
 
 
 def places_of(labels: Sequence[int | str], names: Sequence[str]) -> dict[str, int]:

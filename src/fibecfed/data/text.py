@@ -37,6 +37,7 @@ class TokenTable:
             predicted is a class.
         weighs_tokens: whether a holder of these examples counts by its labelled tokens, and not by its examples.
         bare: the same examples with empty prompts, where an order asks for them.
+        units: a number for who each example is of, int64, shape (examples,); None: each is one by itself.
     """
 
     ids: Tensor
@@ -53,6 +54,7 @@ class TokenTable:
     learned: Tensor | None = None
     weighs_tokens: bool = False
     bare: TokenTable | None = None
+    units: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -70,7 +72,7 @@ class TokenTable:
         tokens = {
             name: None if (held := getattr(self, name)) is None else held[where] for name in ("token_type_ids", "segments", "learned")
         }
-        examples = {name: _at(getattr(self, name), rows) for name in ("labels", "whole_lengths", "digests")}
+        examples = {name: _at(getattr(self, name), rows) for name in ("labels", "whole_lengths", "digests", "units")}
         bare = None if self.bare is None else self.bare.take(rows)
         return replace(self, ids=self.ids[where], offsets=offsets_of(lengths), bare=bare, **tokens, **examples)
 
@@ -146,6 +148,11 @@ class TableExamples:
     def targets(self) -> Tensor | None:
         """Labelled tokens of each example, int64, shape (examples,); None where what is predicted is a class."""
         return None if self.table.learned is None else self._counted(self.table.learned)
+
+    @property
+    def units(self) -> Tensor | None:
+        """Of whom each example is, int64, shape (examples,): those with one number are of one person. None: each is of another one."""
+        return _at(self.table.units, self.indices)
 
     @property
     def weight(self) -> int:

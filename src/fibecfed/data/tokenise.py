@@ -76,6 +76,7 @@ def tokenise(tokenizer: Any, split: TextSplit, max_length: int, prompt: Prompt |
         segments=torch.cat(segments) if segments else torch.zeros(0, dtype=torch.uint8),
         whole_lengths=torch.tensor(whole, dtype=torch.int64),
         digests=_digests(split),
+        units=None if split.units is None else _numbers(split.units),
         unknown_id=_unknown_id(tokenizer),
         cut_side="right" if prompt is not None else getattr(tokenizer, "truncation_side", "right"),
     )
@@ -107,6 +108,12 @@ def _digests(split: TextSplit) -> Tensor:
         for text, pair in zip(split.texts, pairs, strict=True)
     ]
     return torch.tensor(found, dtype=torch.int64)
+
+
+def _numbers(names: Sequence[str]) -> Tensor:
+    """The place of each name among those that there are, int64."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([places[name] for name in names], dtype=torch.int64)
 
 
 def _unknown_id(tokenizer: Any) -> int | None:

@@ -20,6 +20,7 @@ class Columns:
 
     Attributes:
         skip_empty: such rows are left out and counted, instead of rejected.
+        unit: who an example is of (`privacy.unit_column`).
     """
 
     text: str
@@ -27,10 +28,12 @@ class Columns:
     label: str
     client: str | None
     skip_empty: bool = False
+    unit: str | None = None
 
     def names(self) -> tuple[str, ...]:
         """Those that are set, in order, each once; as names in a file are read."""
-        return tuple(dict.fromkeys(canonical(name) for name in (self.text, self.pair, self.label, self.client) if name is not None))
+        named = (self.text, self.pair, self.label, self.client, self.unit)
+        return tuple(dict.fromkeys(canonical(name) for name in named if name is not None))
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class RawSplit:
         about: what was read, as a sentence.
         notes: what the user has to be told about it, as sentences.
         rows: 0-based rows of the source; () for all of them.
+        units: who each example is of; None where that is not asked for.
     """
 
     source: str
@@ -51,6 +55,7 @@ class RawSplit:
     about: str = ""
     notes: tuple[str, ...] = ()
     rows: Sequence[int] = ()
+    units: list[str] | None = None
 
     def row(self, position: int) -> int:
         """The number of an example's row in the source, from 1."""
@@ -89,6 +94,8 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
     kept = {name: [values[row] for row in rows] for name, values in table.items()} if left_out else table
     labels, label_notes = _labels(place, label, kept[label])
     clients, client_notes = (None, []) if client is None else clients_of(place, client, kept[client])
+    unit = None if columns.unit is None else canonical(columns.unit)
+    units = None if unit is None else clients_of(place, unit, kept[unit], "person")[0]
     if left_out:
         numbers = listed(row + 1 for row in sorted(left_out))
         dropped = f"{len(left_out):,} of {total:,} rows are left out, which have no text or no label: rows {numbers}"
@@ -102,6 +109,7 @@ def raw_split(source: str, columns: Columns, table: dict[str, list[Any]], *, abo
         about=f"{source}: {total:,} rows{f', {about}' if about else ''}; {f'{len(left_out):,} of them' if left_out else 'none'} left out",
         notes=(*notes, *label_notes, *client_notes),
         rows=rows if left_out else (),
+        units=units,
     )
 
 
@@ -216,8 +224,8 @@ def _labels(where: Located, column: str, values: list[Any]) -> tuple[list[int] |
     return found, notes
 
 
-def clients_of(where: Located, column: str, values: list[Any]) -> tuple[list[str], list[str]]:
-    """Names of clients, and what has to be said of them.
+def clients_of(where: Located, column: str, values: list[Any], what: str = "client") -> tuple[list[str], list[str]]:
+    """Names of clients, or of what is called so, and what has to be said of them.
 
     Raises:
         UserError: one that is missing, or no name.
@@ -225,9 +233,9 @@ def clients_of(where: Located, column: str, values: list[Any]) -> tuple[list[str
     names: list[str] = []
     for row, value in enumerate(values):
         if is_missing(value):
-            raise UserError(f"{where(column, row)}: the client is missing. Expected its name; fill it in or remove the row.")
+            raise UserError(f"{where(column, row)}: the {what} is missing. Expected its name; fill it in or remove the row.")
         if isinstance(value, list | dict | bytes):
-            raise UserError(f"{where(column, row)}: got a client of type {type(value).__name__}, expected its name, as text or a number.")
+            raise UserError(f"{where(column, row)}: got a {what} of type {type(value).__name__}, expected its name, as text or a number.")
         name = str(int(value) if isinstance(value, float) and value.is_integer() else value)
         reject_halves(where, column, row, name)
         names.append(name)

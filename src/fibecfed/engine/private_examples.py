@@ -14,6 +14,7 @@ from ..core.errors import UserError
 from ..core.method import ClientView, Method, Phase, Update, Work
 from ..core.types import ClientId, Round
 from ..core.wire import encode
+from ..local.private import Units
 from ..privacy.examples import ClientLedgers, OneTraining
 from ..privacy.ledger import BudgetSpent, Ledger, Release
 from .runtime import NoAnswer, NotFinite, TrainedClient, not_finite, packed
@@ -35,7 +36,7 @@ class ExampleTraining:
 
     def train(self, phase: Phase[Any, Any, Any, Any], view: ClientView[Any], broadcast: Any, now: Round, again: bool) -> TrainedClient:
         """As `PrivateExamples.train`."""
-        units = len(view.data.train)
+        units = len(Units.of(view.data.train))
         ledger = self.ledgers.open(view.id, units, min(self.batch_size, units), again)
         try:
             training = OneTraining(ledger, view.id, now)

@@ -47,6 +47,36 @@ class ClippedSum:
 
 
 @dataclass(frozen=True)
+class Units:
+    """Whose the examples of a client are: one at a time of each is used.
+
+    Attributes:
+        order: positions of the examples, those of one unit after the other.
+        sizes: examples of each unit.
+    """
+
+    order: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, examples: Examples) -> Units:
+        """Those of a client's training part; each example is one by itself where nobody says whose it is."""
+        if examples.units is None:
+            return cls(torch.arange(len(examples)), torch.ones(len(examples), dtype=torch.int64))
+        _, unit, sizes = examples.units.unique(return_inverse=True, return_counts=True)
+        return cls(unit.argsort(stable=True), sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def examples(self, private: PrivateTraining) -> Tensor:
+        """The position of one example of each unit; another one each time."""
+        if len(self) == len(self.order):
+            return self.order
+        return self.order[self.sizes.cumsum(0) - self.sizes + private.one_of(self.sizes)]
+
+
+@dataclass(frozen=True)
 class Among:
     """Some of a client's examples.
 
@@ -170,17 +200,20 @@ def fit_private(
     leaves = [work[name].requires_grad_() for name in moving]
     optimiser = Optimiser(leaves, row_masks(moving, work, masks or {}), options)
     among = among or Among(torch.ones(len(examples), dtype=torch.bool), 1.0)
-    whole = max(1, round(among.share * len(examples)))  # about as many take part
+    units = Units.of(examples)
+    whole = max(1, round(among.share * len(units)))  # about as many take part
     size = min(options.batch_size * options.gradient_accumulation, whole)
-    drawn = min(len(examples), round(size / among.share))  # of which about `size` take part
+    drawn = min(len(units), round(size / among.share))  # of which about `size` take part
     found = NoisedInformation(neurons, private.noise_norm / size)
     steps = 0
     with task.training(key):
-        for epoch in private.epochs(len(examples), drawn, options.local_epochs):
+        for epoch in private.epochs(len(units), drawn, options.local_epochs):
+            one_each = units.examples(private)
             for places in epoch:
                 if options.max_steps and steps == options.max_steps:
                     break
-                parts = places[among.taken[places]].split(options.batch_size)
+                positions = one_each[places]
+                parts = positions[among.taken[positions]].split(options.batch_size)
                 noised = private.noised(_total(task, work, moving, examples, parts, private.clip_norm))
                 step = [noised[name].to(leaf) / size for name, leaf in zip(moving, leaves, strict=True)]
                 found.add(moving, step)

@@ -18,7 +18,7 @@ from ..core.types import Params, Round
 from ..local import curriculum, selection
 from ..local.fisher import Neurons, momentum
 from ..local.options import CurriculumOptions, NeuronOptions
-from ..local.private import Among, fit_private, traces
+from ..local.private import Among, Units, fit_private, traces
 from ..local.schedule import in_round
 from ..local.threshold import BINS, bins_of, threshold
 from .fibecfed_client import ClientPart, Own, Trained
@@ -76,7 +76,7 @@ def train_private(
     if scored:
         over = [name for name in task.names if name not in blocks and (options.fisher_over == "all" or task.layer_of(name) is not None)]
         found = traces(task, params, train, over)
-        difficulty = {"trace": found, "counts": private.counts(bins_of(found), BINS).float()}
+        difficulty = {"trace": found, "counts": private.counts(bins_of(found[Units.of(train).examples(private)]), BINS).float()}
     share = 1.0 if options.pace == "none" else curriculum.share(options, now.index, now.num_rounds)
     if difficulty:
         among = Among(difficulty["trace"] <= threshold(difficulty["counts"], share), share)

@@ -34,6 +34,7 @@ class ExamplePlan:
         evaluation: "off", or "exact": outside of the guarantee.
         batch_size: B, examples of a step.
         units: of the client that holds most; 0 where that is not known here.
+        by_person: whether all examples of one person are one unit.
     """
 
     asked: Sequence[PlannedRound]
@@ -44,6 +45,7 @@ class ExamplePlan:
     evaluation: str
     batch_size: int
     units: int
+    by_person: bool = False
 
     unit = UNIT
 
@@ -97,10 +99,11 @@ def example_plan(options: PrivacyOptions, asked: Sequence[PlannedRound], units: 
     Raises:
         UserError: a delta or an epsilon that promises nothing, or cannot be kept.
     """
+    by_person, what = options.unit_column is not None, "training examples" if options.unit_column is None else "people"
     if units and options.delta > 1 / units:
         raise UserError(
-            f"privacy.delta: got {options.delta:g} where a client has {units} training examples, expected at most {1 / units:g}, 1 over "
-            "their number: with more, publishing one of them would be allowed; lower it"
+            f"privacy.delta: got {options.delta:g} where a client has {units} {what}, expected at most {1 / units:g}, 1 over their "
+            "number: with more, publishing one of them would be allowed; lower it"
         )
     z, times = options.noise_multiplier, most_times(asked)
     if z is None:
@@ -111,9 +114,8 @@ def example_plan(options: PrivacyOptions, asked: Sequence[PlannedRound], units: 
                 f"privacy.epsilon: got {options.epsilon:g}, which needs noise of {z:.3g} times the clip norm in each step, expected at "
                 f"most {MOST_NOISE:g}; raise it, or plan fewer rounds"
             )
-    plan = ExamplePlan(
-        asked, z, options.clip_norm, options.delta, options.budget, options.evaluation, min(batch_size, units or batch_size), units
-    )
+    size = min(batch_size, units or batch_size)
+    plan = ExamplePlan(asked, z, options.clip_norm, options.delta, options.budget, options.evaluation, size, units, by_person)
     if plan.budget is not None and asked and (once := plan.epsilon(1)) > plan.budget:
         raise UserError(
             f"privacy.max_epsilon: got {plan.budget:g}, expected at least {once:.4g}, which the first round costs with "

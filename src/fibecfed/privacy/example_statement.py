@@ -14,21 +14,25 @@ def example_statement(plan: ExamplePlan, epsilon: float) -> str:
     Args:
         epsilon: of the client that was charged most.
     """
+    one, of, number = "training example", "example", "examples"
+    if plan.by_person:
+        one, of, number = "person in the training data", "person", "people and examples"
+    whose = "person's examples" if plan.by_person else "example's loss"
     return (
-        "For each training example of each client, everything that left the client, the global model and the client's own adapter are "
-        f"together ({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to that example: a run in which the "
-        "gradient of the example's loss is zero whenever it is used differs by no more than that to everybody but the client itself, the "
-        "server and all other clients together included (DP-SGD with noise multiplier "
-        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, each example in at most one noised sum of every epoch and of every "
-        "scoring, no amplification by sampling; the number of examples of each client is taken as known)."
+        f"For each {one} of each client, everything that left the client, the global model and the client's own adapter are together "
+        f"({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to that {of}: a run in which the gradients of the "
+        f"{whose} are zero whenever they are used differs by no more than that to everybody but the client itself, the server and all "
+        "other clients together included (DP-SGD with noise multiplier "
+        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, each {of} in at most one noised sum of every epoch and of every "
+        f"scoring, no amplification by sampling; the number of {number} of each client is taken as known)."
     )
 
 
 def example_title(plan: ExamplePlan) -> str:
     """The heading of what `fibecfed check` says."""
+    whom = "all training examples of a person" if plan.by_person else "each training example"
     return (
-        f"Privacy: each training example, from everybody but its client; noise {plan.noise_multiplier:.4g}, clip {plan.clip_norm:g}, "
-        f"delta {plan.delta:g}"
+        f"Privacy: {whom}, from everybody but its client; noise {plan.noise_multiplier:.4g}, clip {plan.clip_norm:g}, delta {plan.delta:g}"
     )
 
 

@@ -89,6 +89,7 @@ class OneTraining:
     times: int = field(default=0, init=False)
     steps: int = field(default=0, init=False)
     numbers: int = field(default=0, init=False)
+    draws: int = field(default=0, init=False)
 
     def use(self, times: int) -> None:
         """Each unit will be in so many noised sums more; what cannot be paid for is rejected before it is computed.
@@ -115,6 +116,12 @@ class OneTraining:
         before = self.times
         self.use(epochs)
         return [self._order(units, before + epoch).split(batch_size) for epoch in range(epochs)]
+
+    def one_of(self, sizes: Tensor) -> Tensor:
+        """As `PrivateTraining.one_of`."""
+        self.draws += 1
+        drawn = self._bits(len(sizes), "one of", self.draws)
+        return torch.from_numpy((drawn % sizes.numpy().astype(np.uint64)).astype(np.int64))
 
     def counts(self, bins: Tensor, number: int) -> Tensor:
         """A histogram with noise: a unit moves it by 1."""

@@ -26,6 +26,11 @@ class PrivacyOptions(Options):
         description='Whose data is protected: "none"; "client": all that a client holds, from everybody but the server; "example": each '
         "training example, from everybody but its client, the server included.",
     )
+    unit_column: str | None = Field(
+        default=None,
+        description='With `unit` = "example": the column of `data.path` that names the person an example is of. All training '
+        "examples of one person at a client then count as one: an epoch uses one of them.",
+    )
     noise_multiplier: float | None = Field(
         default=None,
         ge=LEAST_NOISE,

@@ -21,8 +21,8 @@ EXACT = (
 )
 OUTSIDE_OF_EXAMPLES = (
     "It does not cover: the client itself, and whoever reads its folder; that clients take part, when, and how many examples each holds; "
-    "how long its work takes; validation and test examples; other examples of the same person; what the settings were chosen by; what "
-    "`fibecfed audit` measures afterwards (audit.json)."
+    "how long its work takes; validation and test examples; other examples of the same person, unless the sentence is "
+    "about people; what the settings were chosen by; what `fibecfed audit` measures afterwards (audit.json)."
 )
 EXACT_FOR_EXAMPLES = (
     "The evaluation was exact: scores, confusion matrices, and counts and checksums of examples in records.jsonl, summary.json and the "
