@@ -135,7 +135,14 @@ def _connected(options: ClientArguments, say: Callable[[str], None], status: Sta
     if options.link is None:
         yield
         return
-    node = SuperNode(options.link, options.socket, options.folder, say, lambda up, restarts: status.update(connected=up, restarts=restarts))
+    node = SuperNode(
+        options.link,
+        options.socket,
+        options.folder,
+        say,
+        changed=lambda connected, restarts: status.update(connected=connected, restarts=restarts),
+        ends=lambda end: None if end is None else status.update(certificate_ends=end),
+    )
     node.start()
     try:
         yield

@@ -20,11 +20,12 @@ from ..core.errors import UserError
 from ..core.terminal import one_line
 from ..engine.flower.plain_http import OPTION
 from .again import ENVIRONMENT
-from .superlink import SuperLink
+from .superlink import SuperLink, expiry
 
 LOG = "supernode.log"
 _LONGEST_LOG = 5 * 2**20
-_LONGEST_REST_S = 60.0
+FIRST_REST_S, _LONGEST_REST_S = 1.0, 60.0
+"""Until it is started again; twice as long each time, as long as it does not reach the server."""
 _STOP_S = 10.0
 
 _BOUND = """
@@ -38,6 +39,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 """Becomes another program that Linux ends when the thread ends that started it: a client that is killed leaves no SuperNode behind."""
 
 _CONNECTED = "SuperNode ID:"
+_DISTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+"""After this, Flower's SuperNode (1.41) neither continues nor ends."""
+
 _UNKNOWN_KEY = "Failed to activate SuperNode"
 """What Flower says to a key that is not registered."""
 
@@ -50,16 +54,23 @@ class SuperNode:
         folder: for its log.
         say: called with a sentence about what happens.
         changed: called with whether it is connected, and how often it has been started again.
+        ends: called with when the server's certificate ends, whenever that was looked at.
 
     Attributes:
         problem: why it cannot work whatever is tried; the process gets SIGTERM then, so that its main thread can say so.
     """
 
     def __init__(
-        self, link: SuperLink, client_socket: Path, folder: Path, say: Callable[[str], None], changed: Callable[[bool, int], None]
+        self,
+        link: SuperLink,
+        client_socket: Path,
+        folder: Path,
+        say: Callable[[str], None],
+        changed: Callable[[bool, int], None],
+        ends: Callable[[float | None], None],
     ) -> None:
         self.problem: str | None = None
-        self._link, self._folder, self._say, self._changed = link, folder, say, changed
+        self._link, self._folder, self._say, self._changed, self._ends = link, folder, say, changed, ends
         self._node_config = node_config(client_socket, link.plain_http)
         self._program = program("flower-supernode")
         self._stopping = threading.Event()
@@ -81,12 +92,16 @@ class SuperNode:
             _end_all_of(process)
 
     def _keep(self) -> None:
-        rest, restarts = 1.0, 0
+        rest, restarts = FIRST_REST_S, 0
         while not self._stopping.is_set():
             try:
+                if restarts:  # before its first start the client has looked itself
+                    self._ends(expiry(self._link)[0])
                 last, connected = self._once(restarts)
             except OSError as error:  # no process or no file to be had now
                 last, connected = [f"{error.filename or 'it'}: {error.strerror}"], False
+            except UserError as error:  # the server's certificate is no longer valid: its operator may renew it
+                last, connected = [str(error)], False
             if self._stopping.is_set():
                 return
             self._changed(False, restarts)
@@ -94,9 +109,9 @@ class SuperNode:
                 self.problem = self._unknown_key()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            restarts, rest = restarts + 1, 1.0 if connected else min(_LONGEST_REST_S, 2 * rest)
-            told = next((line for line in reversed(last) if line.strip()), "no message")
-            self._say(f"the SuperNode ended ({one_line(told)[:200]}); starting it again in {rest:.0f} s; its log is {self._folder / LOG}")
+            restarts, rest = restarts + 1, FIRST_REST_S if connected else min(_LONGEST_REST_S, 2 * rest)
+            why = next((line for line in reversed(last) if line.strip()), "no message")
+            self._say(f"no SuperNode now ({one_line(why)[:400]}); another start in {rest:.0f} s; its log is {self._folder / LOG}")
             self._stopping.wait(rest)
 
     def _once(self, restarts: int) -> tuple[list[str], bool]:
@@ -113,6 +128,8 @@ class SuperNode:
                     connected.set()
                     self._say(f"connected to {self._link.address} as SuperNode {last[-1].rpartition(':')[2].strip()[:40]}")
                     self._changed(True, restarts)
+                if _DISTRUSTED in last[-1]:
+                    process.kill()
 
         with path.open(mode, buffering=0) as log:
             process = subprocess.Popen(
