@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,11 +22,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fibecfed.cli import app
 from fibecfed.core.errors import UserError
-from fibecfed.deploy import supernode
+from fibecfed.deploy import client, supernode
 from fibecfed.deploy.superlink import SuperLink, checked, expires_soon, expiry
 
 pytestmark = pytest.mark.flower
@@ -183,3 +185,16 @@ def test_what_flower_is_told_of_the_client() -> None:
     assert supernode.node_config(Path("/c.sock"), True) == 'socket="/c.sock" allow-plain-http=true'
     with pytest.raises(UserError, match="--socket: got"):
         supernode.node_config(Path('/a"b.sock'), False)
+
+
+def test_a_clients_check_looks_at_the_connection_before_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(federation=SimpleNamespace(client_names=None))
+    monkeypatch.setattr(client, "_config", lambda options: config)
+    monkeypatch.setattr(client, "_check_key", lambda *words: None)
+    context = tls(*certificate(tmp_path, 5.0, HERE))
+    other, _ = certificate(tmp_path, 5.0)  # in place of the first
+    with answering(context) as address:
+        link = SuperLink(address, other, key(tmp_path, "-t", "ecdsa"), False)
+        options = client.ClientArguments(tmp_path / "f.toml", (), tmp_path / "c.sock", tmp_path, "a", link)
+        with pytest.raises(UserError, match="--superlink: the certificate of"):
+            client.try_out(options, Console())

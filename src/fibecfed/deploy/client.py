@@ -163,7 +163,7 @@ def _logged(say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def try_out(options: ClientArguments, console: Console) -> None:
-    """Show what data and model are like on this machine; nothing is sent or written.
+    """Show what data and model are like on this machine, and whether the server can be reached; nothing is sent or written.
 
     Raises:
         UserError: whatever the user can fix.
@@ -171,6 +171,8 @@ def try_out(options: ClientArguments, console: Console) -> None:
     config = _config(options)
     name = _name(options, config, _known(options)) or "this client"
     _check_key(options, config, name)
+    if options.link is not None:
+        _look_at(options.link, options.socket, lambda text: console.print(Text(text)))
     with threads(config.resources.threads):
         show(site_sections(prepare(config, read_data=only(name), trial=True)), console)
     console.print(Text("This client can take part. Nothing was sent or written."))
