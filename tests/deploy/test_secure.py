@@ -216,7 +216,9 @@ def test_a_lost_damaged_or_unpinned_key_is_refused_in_a_sentence(here: Path, tmp
 
 
 def test_a_client_looks_for_its_key_before_it_loads_anything(here: Path, tmp_path: Path) -> None:
-    options = ClientArguments(here / "federation.toml", ("data.path=missing.csv",), tmp_path / "s", tmp_path / "own", "a")
+    data = tmp_path / "broken.csv"
+    data.write_bytes(b"\xff\x00")
+    options = ClientArguments(here / "federation.toml", (f"data.path={data}",), tmp_path / "s", tmp_path / "own", "a")
     for start in (
         lambda: client_module.run(options, print, Console(quiet=True)),
         lambda: client_module.try_out(options, Console(quiet=True)),
