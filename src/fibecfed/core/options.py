@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,5 +18,5 @@ class Options(BaseModel):
 def entries_of(value: Any) -> Any:
     """A table as its entries "name = value", in its order; a list of entries as it is."""
     if isinstance(value, Mapping):
-        return tuple(f"{pattern} = {number}" for pattern, number in value.items())
-    return tuple(value) if isinstance(value, list) else value
+        return tuple(f"{name} = {entry}" for name, entry in cast("Mapping[Any, Any]", value).items())
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
