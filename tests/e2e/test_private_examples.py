@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from saved import run_config
 
 from fibecfed import session
+from fibecfed.audit.command import audit
 from fibecfed.build import prepare
 from fibecfed.check import privacy_section
 from fibecfed.config import Config
@@ -276,3 +277,11 @@ def test_check_prints_epsilon_for_the_planned_rounds(inputs: Path) -> None:
     assert title.startswith("Privacy: each training example, from everybody but its client; noise 2, clip 1, delta 0.001")
     assert f"{rounded_up(epsilon_of(1.0, 1e-3))} for every example after 4 rounds" in text
     assert "each example in 4 noised steps at most, in 4 rounds" in text
+
+
+def test_its_messages_can_be_audited_without_touching_its_ledgers(whole: Path, tmp_path: Path) -> None:
+    """With noise that is drawn anew; the run's own ledgers and secrets stay as they are."""
+    shutil.copytree(whole, tmp_path / "run")
+    found = audit(tmp_path / "run", 2)
+    assert found["rounds"] == [0, 3] and found["note"]
+    assert own(tmp_path / "run") == own(whole) and not list((tmp_path / "run" / "checkpoints").rglob("*secret*/*"))
