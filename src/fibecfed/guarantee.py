@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .config import Config
@@ -10,6 +11,7 @@ from .core.method import Method
 from .core.rng import Key
 from .core.types import ClientId, Round
 from .data.federated import FederatedData
+from .data.partition import client_ids
 from .engine.loop import planned
 from .engine.pooled import reject_unpooled
 from .engine.private_examples import reject_not_by_example
@@ -36,15 +38,19 @@ def guarantee(config: Config, method: Method[Any, Any], data: FederatedData, cli
     kind, cohort = config.method.model_dump()["kind"], config.federation.cohort_size(clients)
     reject_not_robust(method, kind, config.federation, cohort)
     if config.privacy.unit == "example":
-        return _by_example(config, method, kind, data, cohort, key)
+        # one of many machines knows of no other's name, but how many there are: who is asked how often depends on that alone
+        names = data.clients if len(data.clients) == clients else client_ids(clients)
+        return _by_example(config, method, kind, data, names, key)
     if config.privacy.unit != "none":
         reject_unpooled(method, kind)
     return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
 
 
-def _by_example(config: Config, method: Method[Any, Any], kind: str, data: FederatedData, cohort: int, key: Key) -> ExamplePlan:
+def _by_example(
+    config: Config, method: Method[Any, Any], kind: str, data: FederatedData, names: Sequence[ClientId], key: Key
+) -> ExamplePlan:
     reject_not_by_example(method, kind)
-    rounds = planned(method, data.clients, cohort, key.fold("run"), config.federation, in_turn=True)
+    rounds = planned(method, names, config.federation.cohort_size(len(names)), key.fold("run"), config.federation, in_turn=True)
     asked, earlier = list[PlannedRound](), dict[tuple[str, ClientId], list[Round]]()
     for phase, now, chosen in rounds:
         assert phase.sums is not None, "others are rejected"

@@ -29,6 +29,10 @@ PRIVATE = (
     "This run is private for clients. Single updates are what its server saw before the noise; the mean of the first round has noise drawn "
     "anew, of the same size. These figures follow from the clients' data without noise, so they are not covered by its guarantee."
 )
+BY_EXAMPLE = (
+    "This run is private for examples. Updates have noise drawn anew, of the same size. These figures follow from the clients' data "
+    "without noise, so they are not covered by its guarantee."
+)
 WARNING = "These attacks are simple; a better one may find more. No row is a guarantee."
 
 
@@ -64,11 +68,17 @@ def audit(out: Path, most_clients: int) -> dict[str, Any]:
         "clients": {str(one.now.number): sorted(one.updates) for one in rounds},
         "views": list(views_of(rounds)),
         "rows": [_json(row) for row in rows],
-        "note": " ".join(filter(None, (missing, None if prepared.privacy is None else PRIVATE))) or None,
+        "note": " ".join(filter(None, (missing, _of_private(prepared)))) or None,
         "warning": WARNING,
     }
     write_atomically(out / AUDIT, (to_json(found, indent=2) + "\n").encode())
     return found
+
+
+def _of_private(prepared: Prepared) -> str | None:
+    if prepared.privacy is None:
+        return None
+    return PRIVATE if prepared.privacy.unit == "client" else BY_EXAMPLE
 
 
 def _json(row: AttackRow) -> dict[str, Any]:

@@ -78,9 +78,8 @@ def _by_example(config: Tables) -> Iterator[str]:
     unit, training, resources = 'with `privacy.unit` = "example"', config.training, config.resources
     if config.data.kind == "instruction":
         yield f'data.kind: got "instruction" {unit}, which needs examples with a class so far; leave the table [privacy] out'
-    if config.federation.partition == "machines":
-        yield (f'federation.partition: got "machines" {unit}, which needs clients on one machine so far; set another one, such as "column"')
-    if (column := config.privacy.unit_column) is not None and config.data.path is None:
+    across = config.federation.partition == "machines"
+    if (column := config.privacy.unit_column) is not None and config.data.path is None and not across:
         yield f"privacy.unit_column: got {column!r} without `data.path`, the file that has such a column; set it, or remove this"
     if config.privacy.secure_aggregation:
         yield f"privacy.secure_aggregation: got true {unit}, which it does not go with so far; set it to false"

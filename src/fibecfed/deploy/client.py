@@ -25,11 +25,15 @@ from ..core.process import kept_memory, threads
 from ..core.terminal import one_line
 from ..core.types import ClientId, Params
 from ..engine.checkpoint import run_lock
-from ..engine.flower.resident import Resident
+from ..engine.flower.resident import Place, Resident
 from ..engine.flower.sockets import SocketError, listening, serve
 from ..engine.masking import OwnSums
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
+from ..engine.private_examples import ExampleTraining
+from ..engine.runtime import PrivateExamples
 from ..inspection import show
+from ..privacy.example_plan import ExamplePlan
+from ..privacy.examples import ClientLedgers
 from ..privacy.plan import PrivacyPlan
 from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
@@ -211,7 +215,12 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         clip_norm=private.clip_norm if isinstance(private, PrivacyPlan) else None,
         scored=not scores_nothing(prepared),
         sums=_sums(prepared, name, folder),
+        examples=_by_example(private) if isinstance(private, ExamplePlan) else None,
     )
+
+
+def _by_example(plan: ExamplePlan) -> Callable[[Place], PrivateExamples]:
+    return lambda place: ExampleTraining(ClientLedgers(plan.terms, place), plan.batch_size)
 
 
 def _check_key(options: ClientArguments, config: Config, name: ClientId) -> None:

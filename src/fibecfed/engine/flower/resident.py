@@ -16,10 +16,11 @@ from ...core.task import Task
 from ...core.trees import checksum
 from ...core.types import ClientData, ClientId, Params
 from ...core.wire import Tensors, WireError, decode, encode, message
+from ...privacy.ledger import LEDGERS, SECRET
 from ...secure.client import Misled
 from ..failures import printable
 from ..masking import STEPS, OwnSums
-from ..runtime import ClientRuntime, NoAnswer
+from ..runtime import ClientRuntime, NoAnswer, PrivateExamples
 from .agreement import digest, disagreements, table_of
 from .envelope import Finish, Hello, Reply, Request, packed, unpacked
 from .round_states import RoundStates
@@ -38,6 +39,9 @@ class Start:
     params: Tensors
 
 
+Place = Callable[[ClientId], tuple[Path, Path]]
+"""Of a client the folder of its ledger, and the file of its secret."""
+
 SaveAdapter = Callable[[Path, Params, Mapping[str, Any], Mapping[str, Any]], None]
 """Writes a personal adapter: folder, tensors, and the run's summary and header for its card."""
 
@@ -55,6 +59,7 @@ class Resident:
         clip_norm: C, where the run is private for clients: then nothing leaves this client but clipped updates, and why it failed stays
             here.
         scored: whether it answers evaluations.
+        examples: how it trains where the run is private for examples, given where its ledger and its secret lie; None: it is not.
         sums: its part of masked sums; then no update leaves it but in one. None: updates are sent as they are.
         begun, ended: called before a request is worked on, and after with its status and the bytes of request and answer.
         say: called with a sentence about what happens; nothing in it can steer a terminal, although the server chose parts of it.
@@ -76,6 +81,7 @@ class Resident:
     clip_norm: float | None = None
     scored: bool = True
     sums: OwnSums | None = None
+    examples: Callable[[Place], PrivateExamples] | None = None
     begun: Callable[[Request], None] = lambda request: None
     ended: Callable[[Request, str, int, int], None] = lambda request, status, received, sent: None
 
@@ -89,7 +95,7 @@ class Resident:
         status, reason, payload = self._handle(request)
         where = f"{request.phase[:40]} round {request.index}: " if request.phase else ""
         self._tell(f"{request.action[:40]}: {where}{status}" + (f" ({reason})" if reason else ""))
-        if status == "failed" and self.clip_norm is not None:
+        if status == "failed" and (self.clip_norm is not None or self.examples is not None):
             reason = FAILED_IN_PRIVATE
         reply = encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
         self.ended(request, status, len(blob), len(reply))
@@ -163,6 +169,8 @@ class Resident:
             folder = self._run_folder(request) / "adapter"
             self.save(folder, params, table_of(last.summary), table_of(last.header))
             self._tell(f"its own model is in {folder}")
+        if self.examples is not None:
+            (self._run_folder(request) / SECRET).unlink(missing_ok=True)  # by it the noise could be subtracted
         return (
             b"" if self.clip_norm is not None or self.sums is not None else found.encode()
         )  # by a checksum a guess of what is private could be confirmed
@@ -172,7 +180,23 @@ class Resident:
         states.now = now
         task = cast(Task, _Started(self.task, self._start(request)))
         adding, size = None if self.sums is None else self.sums.adding, self.evaluation_batch_size
-        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, size, self.clip_norm, adding)
+        examples = None if self.examples is None else self.examples(lambda client: self._ledger(request))
+        return ClientRuntime(self.method, task, lambda client: self.data, states, self.key, size, self.clip_norm, adding, examples)
+
+    def _ledger(self, request: Request) -> tuple[Path, Path]:
+        """Where the ledger of a run lies, and its secret. A server that begins another run would begin with a budget that is not spent.
+
+        Raises:
+            NoAnswer: this client was charged for another run.
+        """
+        every = self.folder / LEDGERS
+        others = sorted(path.name for path in every.glob("*") if path.name != request.run)
+        if others:
+            raise NoAnswer(
+                f"{every / others[0]}: this client's examples were charged for another run, and what this one costs would add to it; to "
+                "allow that, start the client with another --folder"
+            )
+        return every / request.run, self._run_folder(request) / SECRET
 
     def _states(self, request: Request) -> RoundStates:
         return RoundStates(self._run_folder(request), self.keep_states, self.method.client_state)
