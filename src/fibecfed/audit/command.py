@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..build import prepare
+from ..build import Prepared, prepare
 from ..config import load
 from ..core.errors import UserError
 from ..core.files import CONFIG, RECORDS, SUMMARY, write_atomically
