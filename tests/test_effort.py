@@ -14,7 +14,7 @@ from fibecfed.build import prepare
 from fibecfed.core.records import RoundRecord, read
 from fibecfed.core.rng import Key
 from fibecfed.effort import plan_effort
-from fibecfed.local.batches import length_batches, shuffled_batches
+from fibecfed.local.batches import PASS_BATCH, batches, by_length, length_batches, shuffled_batches
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,20 @@ def test_tokens_are_those_of_the_batches_padding_included(folder: Path, grouped:
     evaluations = (effort.predicted / (len(data.test) + len(data.validation)) - 1) / personal
     assert effort.evaluations.tokens == sum(whole) + evaluations * (sum(scored) + (personal - 1) * sum(whole))
     assert effort.evaluations.batches == len(whole) + evaluations * (len(scored) + (personal - 1) * len(whole))
+
+
+def test_a_validated_training_counts_what_it_asks_of_the_validation_parts(folder: Path) -> None:
+    kinds: dict[str, Any] = {}
+    for how in (True, "validated"):
+        wanted = config(folder, method={"kind": "lora", "finetune": how}, data={"max_length": 32, "validation_fraction": 0.3})
+        kinds[str(how)] = prepare(wanted), plan_effort(prepare(wanted))
+    (prepared, chosen), (_, plain) = kinds["validated"], kinds["True"]
+    parts = [prepared.inputs.data.client(client).validation for client in prepared.inputs.data.clients]
+    sizes = [batch["input_ids"].numel() for part in parts for batch in batches(part, by_length(part), PASS_BATCH)]
+    assert (chosen.steps, chosen.passes) == (plain.steps, plain.passes)
+    assert chosen.evaluations.tokens - plain.evaluations.tokens == 3 * sum(sizes) > 0
+    assert chosen.evaluations.batches - plain.evaluations.batches == 3 * len(sizes)
+    assert chosen.predicted - plain.predicted == 3 * sum(map(len, parts))
 
 
 def test_steps_are_those_of_the_clients_that_are_asked(folder: Path, tmp_path: Path) -> None:

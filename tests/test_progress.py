@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fibecfed.core.metrics import METRICS
 from fibecfed.engine.events import DataInspected, Evaluated, Finished, PhaseStarted, RoundDone, Started, Warned
-from fibecfed.progress import Progress, show_summary
+from fibecfed.progress import Progress, how_to_ask, show_summary
 
 
 def events() -> list:
@@ -119,6 +119,13 @@ def test_a_run_ends_with_what_its_scores_are_above_without_reading_and_what_to_d
         "To compare",
     ]
     assert "above majority class -30.0 points - -" in ended(**{"pooled_personalised": 0.5, "global": None})
+
+
+def test_the_command_that_asks_a_model_is_that_of_its_kind(tmp_path: Path) -> None:
+    (tmp_path / "a b" / "global").mkdir(parents=True)
+    assert how_to_ask({"classes": {}}, tmp_path / "a b") == f"To classify texts: fibecfed predict '{tmp_path}/a b' FILE"
+    assert how_to_ask({}, tmp_path / "a b") == f"To get an answer: fibecfed generate '{tmp_path}/a b' PROMPT"
+    assert how_to_ask({"classes": {}}, tmp_path) == "To ask a model, see the model card."
 
 
 def test_scores_without_a_majority_are_shown_without_it() -> None:

@@ -65,12 +65,14 @@ def predict(
     Writes the same rows, in their order and format, with the columns predicted_label and probability_CLASS.
     """
     with exit_codes():
+        from .trained.find import note_on_base
         from .trained.model import load
         from .trained.predict import TextColumns, predict_file, reject_taken
 
         reject_taken(out, file)
         model = load(run, client, base=base, device=device, what="predict")
         _tell(model.found.note)
+        _tell(note_on_base(model.found))
         for note in predict_file(model, file, out, TextColumns(text_column, pair_column), _bar):
             _tell(note)
 
@@ -100,11 +102,13 @@ def evaluate(
     with exit_codes():
         from .core.json_text import to_json
         from .trained.evaluate import evaluate_file, show_evaluation
+        from .trained.find import note_on_base
         from .trained.model import load
         from .trained.predict import TextColumns
 
         model = load(run, client, base=base, device=device, what="evaluate")
         _tell(model.found.note)
+        _tell(note_on_base(model.found))
         found = evaluate_file(model, file, TextColumns(text_column, pair_column, label_column), _bar)
         for note in found.notes:
             _tell(note)
@@ -172,7 +176,8 @@ def generate(
     Always the most likely next token, in the run's chat template and with its system message, up to the end token.
     """
     with exit_codes():
-        from .trained.answers import load, messages_of, note_on_base
+        from .trained.answers import load, messages_of
+        from .trained.find import note_on_base
 
         talks = prompt is None and sys.stdin.isatty()
         if prompt is None and not talks:

@@ -17,7 +17,7 @@ from .data.text import padded_length
 from .engine.evaluation import sample
 from .engine.loop import planned
 from .inspection import examples_by_client
-from .local.batches import grouped_by_length, length_batches
+from .local.batches import PASS_BATCH, grouped_by_length, length_batches
 from .local.options import TrainingOptions
 
 _CLIENTS = 50
@@ -72,7 +72,7 @@ class Effort:
         step: a training step.
         example_tokens: of a training example.
         client_tokens: of the longest training example of a client, to which a batch of its texts may be padded.
-        evaluations: all of them together.
+        evaluations: all of them together, with what clients predict to choose a model of their own.
         predicted: examples that are predicted in them.
     """
 
@@ -105,8 +105,13 @@ def plan_effort(prepared: Prepared) -> Effort:
     sizes = dict(zip(data.clients, examples_by_client(prepared, "train"), strict=True))
     key, per_round = prepared.inputs.key.fold("run"), config.federation.cohort_size(len(sizes))
     parts, evaluations = {phase.name: Part() for phase in method.phases}, 0
+    validates, checked, compared = getattr(method, "validation_passes", None), Passes(), 0
     for phase, now, asked in planned(method, data.clients, per_round, key, config.federation, prepared.privacy is not None):
         loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked]
+        if validates is not None and (times := validates(now)):
+            own = [data.client(client).validation.lengths for client in asked]
+            checked += sum(map(_passed, own), Passes()) * times
+            compared += times * sum(map(len, own))
         parts[now.phase] += Part(len(asked), sum(load.steps for load in loads), sum(load.passes for load in loads), bool(asked))
         evaluations += phase.trains and ((now.index + 1) % config.evaluation.every == 0 or now.index + 1 == now.num_rounds)
     batch_size = config.evaluation.batch_size
@@ -116,8 +121,8 @@ def plan_effort(prepared: Prepared) -> Effort:
     everybody *= len(asked) / max(1, len(some))
     held = [data.held_by(asked, part) for part in ("test", "validation")]
     whole = sum((_scored(part, batch_size) for part in held), Passes())
-    together = whole + (everybody + whole * method.is_personal) * evaluations  # one of the model at the start
-    predicted = (1 + (2 if method.is_personal else 1) * evaluations) * sum(map(len, held))
+    together = whole + (everybody + whole * method.is_personal) * evaluations + checked  # one of the model at the start
+    predicted = (1 + (2 if method.is_personal else 1) * evaluations) * sum(map(len, held)) + compared
     trained = [data.client(client).train.lengths for client in _some(data.clients)]
     example = statistics.mean(float(lengths.double().mean()) for lengths in trained if len(lengths))
     longest = statistics.mean(padded(lengths) for lengths in trained if len(lengths))
@@ -153,6 +158,12 @@ class _Widths:
 def _scored(examples: Any, batch_size: int) -> Passes:
     tokens: Any = list(length_batches(_Widths(examples.lengths), batch_size))  # pyright: ignore[reportArgumentType]
     return Passes(len(tokens), sum(tokens))
+
+
+def _passed(lengths: Tensor) -> Passes:
+    """A pass over all of a client's texts, as `local.difficulty` makes it."""
+    chunks = [chunk for chunk in lengths.sort().values.split(PASS_BATCH) if len(chunk)]
+    return Passes(len(chunks), sum(len(chunk) * padded(chunk) for chunk in chunks))
 
 
 def padded(lengths: Tensor) -> int:

@@ -184,10 +184,18 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]
         hints.append(f"To compare: {shlex.join(again)}")
-    classify = f"To classify texts: {shlex.join(['fibecfed', 'predict', str(folder)])} FILE"
-    hints.append(classify if "classes" in summary and (folder / "global").exists() else "To ask a model, see the model card.")
+    hints.append(how_to_ask(summary, folder))
     hints.append(f"To see curves, clients and classes: {shlex.join(['fibecfed', 'report', str(folder)])}")
     console.print(Text(escaped("\n".join(hints))), soft_wrap=True)
+
+
+def how_to_ask(summary: Mapping[str, Any], folder: Path) -> str:
+    """The command that uses what was trained."""
+    if not (folder / "global").exists():
+        return "To ask a model, see the model card."
+    if "classes" in summary:
+        return f"To classify texts: {shlex.join(['fibecfed', 'predict', str(folder)])} FILE"
+    return f"To get an answer: {shlex.join(['fibecfed', 'generate', str(folder)])} PROMPT"
 
 
 _COLUMNS = (

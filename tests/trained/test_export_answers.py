@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,28 @@ p = argparse.ArgumentParser(); p.add_argument("model"); p.add_argument("--outfil
 assert (pathlib.Path(a.model) / "model.safetensors").is_file() and (pathlib.Path(a.model) / "tokenizer.json").is_file()
 pathlib.Path(a.outfile).write_text("GGUF " + a.outtype)
 """
+
+
+def test_every_file_of_the_tokenizer_comes_along_whatever_its_name(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "global" / "spiece.model").write_bytes(b"pieces")
+    assert call(tmp_path / "run", "--merged", tmp_path / "merged")[0] == 0
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert (tmp_path / "merged" / "spiece.model").read_bytes() == b"pieces"
+    assert {"tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= names
+    assert not names & {"adapter_config.json", "adapter_model.safetensors", "labels.json"}
+
+
+def test_gguf_is_written_on_a_file_system_without_links(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "llama.cpp").mkdir()
+    (tmp_path / "llama.cpp" / "convert_hf_to_gguf.py").write_text(CONVERTER)
+    monkeypatch.setattr(os, "link", none)
+    assert call(run, "--gguf", tmp_path / "x.gguf", "--llama-cpp", tmp_path / "llama.cpp")[0] == 0
+    assert (tmp_path / "x.gguf").read_text() == "GGUF f32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama.cpp", "x.gguf"]
 
 
 def test_gguf_is_made_by_the_converter_that_is_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

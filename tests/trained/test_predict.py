@@ -115,3 +115,28 @@ def test_a_file_without_the_column_of_texts_says_which_it_has(run: Path, tmp_pat
     assert "Set --text-column" in rejected(run, tmp_path / "a.csv")
     assert call(run, tmp_path / "a.csv", "--text-column", "message")[0] == 0
     assert "the file does not exist" in rejected(run, tmp_path / "no.csv")
+
+
+def test_a_file_may_lie_at_home(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    assert call(run, "~/reviews.csv")[:2] == call(run, place / "reviews.csv")[:2]
+
+
+def test_numbers_that_are_no_json_are_told_of(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"review": "film", "age": NaN, "more": [1, {"least": -Infinity}]}\n{"review": "NaN"}\n')
+    code, out, said = call(run, tmp_path / "rows.jsonl")
+    first, second = map(json.loads, out.splitlines())
+    assert (code, first["age"], first["more"], second["review"]) == (0, None, [1, {"least": None}], "NaN")
+    assert "rows.jsonl: NaN and Infinity, which are no JSON, are written as null (2 numbers)" in said
+
+
+def test_a_base_model_that_was_quantised_in_training_is_told_of(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra qlora")
+    quick = {"model": {"quantization": "nf4"}, "method": {"kind": "lora"}, "federation": {"rounds": 1}, "evaluation": {"every": 1}}
+    session.start(run_config(place, **quick), tmp_path / "run")
+    for command in (["predict"], ["evaluate"]):
+        result = CliRunner().invoke(cli.app, [*command, str(tmp_path / "run"), str(place / "reviews.csv")])
+        assert result.exit_code == 0, result.output
+        assert "the adapter was trained beside weights in nf4, and stands beside those of full precision here" in " ".join(
+            result.stderr.split()
+        )

@@ -153,17 +153,27 @@ def write_new(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_atomically(aside, data)
-        try:
-            os.link(aside, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without links
-            if path.exists() or path.is_symlink():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-            os.replace(aside, path)
+        move_new(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def move_new(made: Path, path: Path) -> None:
+    """Give a whole file the name `path` on the same file system, where nothing may lie; it may keep the old name beside it.
+
+    Raises:
+        FileExistsError: something does.
+        OSError: no right to write.
+    """
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists() or path.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(made, path)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..core.errors import UserError
+from ..core.files import expanded
 from ..core.json_text import to_json
+from ..core.units import count
 from .encoding import bytes_of, text_of
 from .names import canonical, listed, shown
 from .objects import objects_in
@@ -111,6 +114,22 @@ class FileRows:
         between = ",\n".join(objects)
         return ("\n".join([*objects, ""]) if self.form == "lines" else f"[\n{between}\n]\n").encode(errors="surrogatepass")
 
+    def changed(self) -> tuple[str, ...]:
+        """What is not as it was once the rows are written again, for the reader."""
+        lost = 0 if self.form in ("separated", "parquet") else sum(map(_not_finite, self.rows))
+        if not lost:
+            return ()
+        return (f"{self.source}: NaN and Infinity, which are no JSON, are written as null ({count(lost, 'number')})",)
+
+
+def _not_finite(value: Any) -> int:
+    """How many numbers in a value of JSON are not finite."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return sum(map(_not_finite, value))
+    return int(isinstance(value, float) and not math.isfinite(value))
+
 
 def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
@@ -131,7 +150,7 @@ def read_rows(file: str, text_column: str) -> FileRows:
         start = data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
         extension = ".parquet" if data[:4] == b"PAR1" else ".json" if start == b"[" else ".jsonl" if start == b"{" else ".csv"
     else:
-        path = Path(file)
+        path = expanded(file)
         reject_unreadable(path, "correct its name")
         source, extension = file, extension_of(path)
         data = bytes_of(path, is_packed(path))

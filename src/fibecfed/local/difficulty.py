@@ -21,12 +21,14 @@ BINS = 10
 def losses_per_token(task: Task, params: Params, examples: Examples) -> Float[Tensor, " examples"]:
     """-log p of each example over its labelled tokens, nat, or of its class; without dropout, float32, in the order of the examples."""
     order, params = by_length(examples), placed(params, task.device)
-    found = []
+    found, counts = list[Tensor](), list[Tensor]()
     with torch.no_grad():
         for batch in batches(examples, order, PASS_BATCH):
-            losses, targets = task.losses(params, batch).cpu(), targets_of(batch)
-            found.append((losses if targets is None else losses / targets.clamp(min=1)).float())
-    whole = torch.cat(found)
+            found.append(task.losses(params, batch))
+            if (targets := targets_of(batch)) is not None:
+                counts.append(targets.clamp(min=1))
+    losses = torch.cat(found).cpu()  # read once: a GPU would be waited for each time
+    whole = (losses / torch.cat(counts) if counts else losses).float()
     return torch.empty_like(whole).index_copy_(0, order, whole)
 
 

@@ -94,6 +94,10 @@ class Finetuned:
         """The method's; the last training is one of its last rounds."""
         return self.inner.load(size, self._last(now) if now.phase == PHASE else now, chance)
 
+    def validation_passes(self, now: Round) -> int:
+        """How often a client predicts its validation part in a round."""
+        return len(self.steps) if now.phase == PHASE and self.steps != (1.0,) else 0
+
     def outlook(self, server: Any, now: Round) -> Sequence[Any]:
         """The method's; the last training gets what its last phase sends."""
         return self.inner.outlook(server, self._last(now) if now.phase == PHASE else now)

@@ -141,14 +141,19 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
         tokenizer.model_max_length = before
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of an adapter's folder that are its tokenizer's: all that nothing else writes, since each kind has files of its own."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if path.is_file() and path.name not in _OF_ADAPTER and not is_aside(path.name)]
+
+
 def link_tokenizer(source: Path, folder: Path) -> bool:
     """Give an adapter's folder the tokenizer of another one, as further names of the same files, or copies where there are no such.
 
     Returns:
         False if there is none in `source`.
     """
-    found = sorted(source.iterdir()) if source.is_dir() else []
-    paths = [path for path in found if path.is_file() and path.name not in _OF_ADAPTER and not is_aside(path.name)]
+    paths = tokenizer_files(source)
     for path in paths:
         target = folder / path.name
         target.unlink(missing_ok=True)

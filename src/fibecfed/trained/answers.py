@@ -188,14 +188,6 @@ def load_reading(found: FoundModel) -> ReadingPrompts:
         return ReadingPrompts(found, source, tokenizer, template, stop_ids(source, tokenizer), num_positions(load_config(source)))
 
 
-def note_on_base(found: FoundModel) -> str | None:
-    """What is to be said of a base model that is another here than in training."""
-    kind = found.config.model.quantization
-    if kind is None:
-        return None
-    return f"the adapter was trained beside weights in {kind}, and stands beside those of full precision here; scores may differ a little"
-
-
 def messages_of(text: str) -> list[Message]:
     """A conversation that is written as JSON.
 

@@ -18,9 +18,9 @@ from ..models.export import save_tokenizer
 from ..models.onnx import onnx_logits, reject_without_onnx, save_onnx
 from ..models.saved import save_plain
 from ..snippet import Reading, about_labels, merged_snippet, onnx_snippet
-from .answers import load_reading, note_on_base
+from .answers import load_reading
 from .export_answers import find_converter, modelfile, reject_forms, write_gguf, write_merged
-from .find import FoundModel, find, reject_classes
+from .find import FoundModel, find, note_on_base, reject_classes
 from .model import load
 from .plain import example, plain_model, reject_unmerged, separator
 
@@ -75,7 +75,7 @@ def export(
                     _whole(found, client, base, folder, onnx=form == "onnx")
         except OSError as error:
             raise RunFailed(f"--{form}: {error.filename or out} could not be written ({error.strerror}); nothing is left of it") from error
-    notes = (found.note, note_on_base(found) if outs.keys() & {"merged", "gguf"} else None)
+    notes = (found.note, note_on_base(found) if outs.keys() & {"merged", "gguf", "onnx"} else None)
     return tuple(note for note in notes if note is not None)
 
 

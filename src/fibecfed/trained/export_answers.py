@@ -11,12 +11,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..core.errors import RunFailed, UserError
-from ..core.files import expanded, write_atomically
+from ..core.files import expanded, move_new, write_atomically
 from ..data.conversations import Message
 from ..data.names import shown
 from ..data.rendering import Unfit
 from ..model_card import merged_card
-from ..models.export import DELTA_FILE, save_generation
+from ..models.export import DELTA_FILE, save_generation, tokenizer_files
 from ..models.saved import merged_answers, save_plain
 from .answers import ReadingPrompts, load_reading
 from .find import FoundModel, reject_classes
@@ -49,9 +49,8 @@ def write_merged(found: FoundModel, folder: Path) -> None:
     """Weights with the adapter merged into them, tokenizer with its chat template, the tokens at which answers end, and a card."""
     reading = load_reading(found)
     save_plain(merged_answers(reading.source, found.folder, pad_token_id=reading.tokenizer.pad_token_id), folder)
-    for path in sorted(found.folder.iterdir()):
-        if path.is_file() and (path.name.startswith(("tokenizer", "special_tokens", "vocab", "merges", "chat_template", "added_tokens"))):
-            shutil.copyfile(path, folder / path.name)
+    for path in tokenizer_files(found.folder):
+        shutil.copyfile(path, folder / path.name)
     save_generation(folder, reading.stop_ids, reading.tokenizer.pad_token_id)
     card = found.folder / "README.md"
     code = _code(reading.template is not None, found.config.data.system)
@@ -106,7 +105,7 @@ def write_gguf(found: FoundModel, out: Path, converter: Path) -> None:
         if done.returncode or not made.is_file():
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
             raise RunFailed(f"--gguf: {converter} ended with code {done.returncode} and made no file: {said[:300]}")
-        os.link(made, out)  # fails where something lies there by now
+        move_new(made, out)
 
 
 def modelfile(reading: ReadingPrompts, weights: str) -> str:

@@ -139,3 +139,11 @@ def reject_classes(found: FoundModel, what: str) -> None:
             f"{found.run}: got a model that predicts classes, but {what} needs one that writes answers; ask it with: "
             f"fibecfed predict {shlex.quote(str(found.run))} FILE"
         )
+
+
+def note_on_base(found: FoundModel) -> str | None:
+    """What is to be said of a base model that is another here than in training."""
+    kind = found.config.model.quantization
+    if kind is None:
+        return None
+    return f"the adapter was trained beside weights in {kind}, and stands beside those of full precision here; scores may differ a little"

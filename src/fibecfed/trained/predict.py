@@ -105,7 +105,7 @@ def predict_file(model: TrainedModel, file: str, out: Path | None, columns: Text
             raise RunFailed(f"standard output could not be written ({error.strerror})") from error
     else:
         write_out(out, packed_like(out, data))
-    return rows.notes
+    return (*rows.notes, *rows.changed())
 
 
 def write_out(out: Path, data: bytes) -> None:
