@@ -92,17 +92,17 @@ def test_folder_certificates_and_keys_are_made_by_the_lines_of_the_text(tmp_path
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
     chosen = [text for text in blocks() if text.startswith(("fibecfed flower init", "cd my-federation", "ssh-keygen"))]
-    assert len(chosen) == 3
+    assert len(chosen) == 4
     script = "fibecfed() { " + shlex.join([sys.executable, "-m", "fibecfed"]) + ' "$@"; }\nset -e\n' + "".join(chosen)
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path), check=False)
     assert done.returncode == 0, done.stderr
     certificates = tmp_path / "my-federation" / "certificates"
-    for name in ("ca.crt", "server.crt", "server.key", "client", "client.pub"):
+    for name in ("ca.crt", "server.crt", "server.key", "client", "client.pub", "new", "new.pub"):
         assert (certificates / name).is_file(), name
 
 
 def test_the_extras_that_are_installed_exist_and_bring_the_model_of_the_configuration() -> None:
-    (named,) = re.findall(r'pip install "\.\[([\w,]+)\]"', TEXT)
+    (named,) = re.findall(r'^pip install "\.\[([\w,]+)\]"', TEXT, re.MULTILINE)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     brought = " ".join(" ".join(extras[name]) for name in named.split(","))
     assert "flwr" in brought
