@@ -6,7 +6,7 @@ import datetime
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -29,9 +29,9 @@ class JsonLines(logging.Formatter):
 
 
 @contextmanager
-def json_lines(level: int = logging.INFO) -> Iterator[None]:
+def json_lines(level: int = logging.INFO) -> Generator[None]:
     """Inside, the package's log goes to standard output, a JSON object a line."""
-    log, handler = logging.getLogger(__package__.partition(".")[0]), logging.StreamHandler(sys.stdout)
+    log, handler = logging.getLogger(__name__.partition(".")[0]), logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     before = log.level
     log.addHandler(handler)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from .status import IDLE, Status
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 HOST = "127.0.0.1"
 
@@ -43,7 +47,7 @@ class _Collector:
     def __init__(self, status: Status) -> None:
         self._status = status
 
-    def collect(self) -> Iterator[object]:
+    def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
         now, name = self._status.table(), "fibecfed_client"
