@@ -2,9 +2,10 @@
 
     pip install --no-deps --target TRL trl==1.16.0
     OMP_NUM_THREADS=1 PYTHONPATH=TRL python benchmarks/trl_step.py [float32 | bf16]
+    OMP_NUM_THREADS=1 PYTHONPATH=TRL BLOCKS=30 TURNS=2 python benchmarks/trl_step.py bf16      # SmolLM2-135M's depth; some 6 GB
 
-A random model of 4 blocks of SmolLM2-135M's size (49,152 words), LoRA of rank 8 on query and value, AdamW, batches of 8 texts of 256
-tokens of which a quarter are labelled. Both sides take turns of some steps each; a step is forward pass, backward pass and update. Both
+A random model of 4 blocks (BLOCKS) of SmolLM2-135M's size (49,152 words), LoRA of rank 8 on query and value, AdamW, batches of 8 texts of
+256 tokens of which a quarter are labelled. Both sides take turns of some steps each; a step is forward pass, backward pass and update. Both
 train on the token mean; the losses of the first step are compared, so that it is the same work.
 """
 
@@ -34,7 +35,7 @@ from fibecfed.models.precision import store_frozen_maps_in_bf16
 from fibecfed.models.tokenizers import load_tokenizer
 
 SIZE, LENGTH, LABELLED = 8, 256, 64
-TURNS, STEPS = int(os.environ.get("TURNS", "4")), 3
+TURNS, STEPS, BLOCKS = int(os.environ.get("TURNS", "4")), 3, int(os.environ.get("BLOCKS", "4"))
 RATE = 1e-3
 
 
@@ -42,7 +43,7 @@ def adapted() -> Any:
     """The same random model each time."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=BLOCKS, num_attention_heads=9, num_key_value_heads=3,
         max_position_embeddings=512, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2, bos_token_id=1,
     )  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
@@ -120,4 +121,4 @@ if __name__ == "__main__":
         found["TRL"].append(theirs)
         found["fibecfed"].append(ours)
     theirs, ours = (statistics.median(found[name]) for name in ("TRL", "fibecfed"))
-    print(f"{chosen}: TRL {theirs:.2f} s, fibecfed {ours:.2f} s a step, ratio {ours / theirs:.2f}; turns: {found}")
+    print(f"{chosen}, {BLOCKS} blocks: TRL {theirs:.2f} s, fibecfed {ours:.2f} s a step, ratio {ours / theirs:.2f}; turns: {found}")
