@@ -96,15 +96,19 @@ class InProcess:
         self, messages: Messages, last: Round, shared: str, summary: Summary, header: Mapping[str, Any], adapters: bool
     ) -> Mapping[ClientId, str]:
         """As `ClientManager.finish`."""
-        runtime, digests = self.transport.runtime, dict[ClientId, str]()
+        digests = dict[ClientId, str]()
         folders = folder_names(self.prepared.inputs.data.clients)
         for client, blob in messages(list(self.states.clients())).items():
-            own = runtime.personal_params(client, blob, last)
+            own = self.personal_params(client, blob, last)
             digests[client] = checksum(own)
             if adapters and digests[client] != shared:
                 folder = self.out / "clients" / folders[client]
                 save(self.prepared, folder, client, own, summary(client), header, self.out / "global")
         return digests
+
+    def personal_params(self, client: ClientId, message: bytes, last: Round) -> Params:
+        """The model that a client has after the last broadcast."""
+        return self.transport.runtime.personal_params(client, message, last)
 
     @property
     def totals(self) -> Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .build import Prepared
-from .client_manager import ClientManager, in_process
+from .client_manager import ClientManager, InProcess, in_process
 from .config import flat
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.json_text import to_json
@@ -27,6 +27,7 @@ from .methods.presets import in_force
 from .privacy.ledger import forget
 from .private_run import Private, about, about_sums, took_part
 from .saving import save
+from .side_by_side import write_answers
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def finish(
     def messages(names: Sequence[ClientId]) -> Mapping[ClientId, bytes]:
         return Requests(phase, server, broadcast, names)
 
+    if isinstance(clients, InProcess):
+        write_answers(prepared, out, params, lambda client: clients.personal_params(client, messages([client])[client], last))
     own = clients.finish(messages, last, shared, summaries(summary), header, adapters)
     if isinstance(pool, MeanPool) or prepared.cohorts is not None:
         own = {}  # a checksum of what is private would let a guess of it be confirmed

@@ -16,9 +16,13 @@ from saved import adapter_files, interrupted_at, save_backbone
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fibecfed import check, session
+from fibecfed.comparison.report.comparison import read_report, write_report
+from fibecfed.comparison.report.one.report import show
 from fibecfed.core.errors import UserError
+from fibecfed.core.files import ANSWERS
 from fibecfed.core.metrics import METRICS
 from fibecfed.methods.catalogue import METHODS as METHOD_KINDS
+from fibecfed.trained.answers import load as load_answers
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora"},
@@ -221,6 +225,49 @@ def test_answers_are_generated_after_the_last_round_and_only_sums_are_recorded(f
         "new_tokens",
         "rouge_l",
     }
+
+
+def test_some_answers_of_three_models_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+    config = chat_config(folder, method={"kind": "local"}, evaluation={"generate": 2, "max_new_tokens": 6, "examples": 2})
+    session.start(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / ANSWERS).read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 2 == len({line["client"] for line in lines})
+    data = {(row["prompt"], row["completion"]) for row in rows()}
+    for line in lines:
+        assert any(said in line["prompt"] and done == line["expected"] for said, done in data)
+        said = line["prompt"].removeprefix("user\n").removesuffix("\nassistant\n")
+        for name, client in (("global", None), ("personalised", line["client"])):
+            assert load_answers(tmp_path / "run", client).answer([said], 6)[0].text == line[name]
+    assert any(line["personalised"] != line["global"] == line["untrained"] for line in lines)  # nobody trains the global model
+    write_report(tmp_path / "run")
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert (
+        "Answers side by side" in text and f"| {lines[0]['expected']} |" in text and "Answers side by side" not in plain(tmp_path / "run")
+    )
+
+
+def plain(run: Path) -> str:
+    """What the report of a run shows on a terminal."""
+    console = Console(file=io.StringIO(), width=200)
+    show(read_report(run), console)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "privacy"),
+    [
+        ({"generate": 0}, {}),
+        ({"generate": 2, "examples": 0}, {}),
+        ({"generate": 2}, {"unit": "client", "noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-3, "evaluation": "exact"}),
+    ],
+)
+def test_no_text_is_written_without_a_wish_or_by_a_private_run(
+    evaluation: dict[str, Any], privacy: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    federation = {"rounds": 1, "on_failure": "drop"}
+    tables = {"federation": federation, "evaluation": {"max_new_tokens": 3, **evaluation}, "method": {"kind": "lora"}, "privacy": privacy}
+    session.start(chat_config(folder, **tables), tmp_path / "run")
+    assert not (tmp_path / "run" / ANSWERS).exists()
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,12 @@ class EvaluationOptions(Options):
         "exact_match, rouge_l and stop_rate; 0 = none.",
     )
     max_new_tokens: int = Field(default=128, ge=1, description="For instruction: tokens of a generated answer, at most.")
+    examples: int = Field(
+        default=3,
+        ge=0,
+        description="For instruction, with `generate`, in a simulation without `privacy.unit`: test examples whose answers by the "
+        "untrained, the global and the client's own model are written side by side, as texts, into answers.jsonl and the report; 0 = none.",
+    )
     exact_match: Literal["whitespace", "squad", "number"] = Field(
         default="whitespace",
         description="For instruction: how answers are made alike before they are compared: whitespace: white space alone; squad: also "

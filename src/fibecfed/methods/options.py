@@ -42,6 +42,11 @@ class MethodOptions(Options):
     needs_classes: ClassVar[bool] = False
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
 
+    @classmethod
+    def trains_on_answers(cls) -> bool:
+        """Whether examples with answers can be trained on: with LoRA, and without the probabilities of classes."""
+        return "adapter" not in cls.model_fields and not cls.needs_classes
+
 
 class DepthParts(MethodOptions):
     """Options of methods that can leave whole blocks of the model as pre-trained: those that train LoRA of one rank on all of them."""

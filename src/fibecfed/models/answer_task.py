@@ -61,12 +61,11 @@ class AnswerTask(AdaptedModel):
         totals = zero_of_written()
         if writing is None:
             return totals
-        asked = [_last_answer(examples.batch([place])) for place in range(len(examples))]
-        whole = [one for one in asked if one[0] and one[1] and one[1][-1] in writing.stop_ids]
+        whole = whole_answers(examples, writing.stop_ids)
         number = min(writing.number, len(whole))
         some = sorted((whole[place * len(whole) // number] for place in range(number)), key=lambda one: len(one[0]))
-        for start in range(0, number, _BATCH):
-            part = some[start : start + _BATCH]
+        for start in range(0, number, BATCH):
+            part = some[start : start + BATCH]
             prompts = [prompt for prompt, _ in part]
             rows = self.generate(params, prompts, stop_ids=writing.stop_ids, max_new_tokens=writing.max_new_tokens)
             for tokens, (_, expected) in zip(rows, part, strict=True):
@@ -79,8 +78,14 @@ class AnswerTask(AdaptedModel):
         return totals
 
 
-_BATCH = 8
+BATCH = 8
 """[C] Answers that are generated together."""
+
+
+def whole_answers(examples: Examples, stop_ids: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Of examples whose last answer is whole, the tokens before it, and its own with its end token."""
+    found = [_last_answer(examples.batch([place])) for place in range(len(examples))]
+    return [(prompt, answer) for prompt, answer in found if prompt and answer and answer[-1] in stop_ids]
 
 
 def _last_answer(batch: Batch) -> tuple[list[int], list[int]]:

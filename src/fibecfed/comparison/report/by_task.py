@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from ...core.metrics import METRICS, OF_WRITTEN
 from . import tables
 from .results import Point
 from .scores import ComparedMetric
@@ -46,6 +47,18 @@ def own_metrics(standings: Standings) -> Table:
     ]  # fmt: skip
     note = "F1 of the second class, or Matthews' correlation, times 100, from the same pooled predictions as the personalised score."
     return tables.table("metrics", "Tasks' own metrics", note, [_METHOD, *columns], standings.ranks if named else ())
+
+
+def written(standings: Standings, name: str) -> Table:
+    """A metric of generated answers, where it is not the primary one; without rows where no answers were generated."""
+    metric, comparison = METRICS[name], standings.comparison
+    tasks = [task for task in comparison.tasks if any(name in run.written for run in comparison.runs if run.task == task)]
+    of = ComparedMetric(metric)
+    columns = [Column(task, lambda m, task=task: points(standings.spread(task, m, name), of), of.best) for task in tasks]
+    note = f"{of.what} of answers that the clients' own models wrote to some of their test examples after the last round."
+    shown = tasks and name != comparison.scores.metric.name
+    title = f"{metric.title[0].upper()}{metric.title[1:]} of generated answers"
+    return tables.table(f"scores-{name}", title, note, [_METHOD, *columns], standings.ranks if shown else ())
 
 
 _COSTS: dict[str, tuple[str, str, Callable[[Point], float], Callable[[float | None], Cell]]] = {
@@ -95,4 +108,5 @@ def measure(standings: Standings, what: str) -> Table:
 def all_by_task(standings: Standings) -> tuple[list[Table], list[Table]]:
     """Scores, and the rest: costs to targets and measures of whole runs."""
     first = [scores(standings, "personalised"), scores(standings, "global"), own_metrics(standings)]
+    first += [written(standings, name) for name in OF_WRITTEN]
     return first, [*(to_target(standings, what) for what in _COSTS), *(measure(standings, what) for what in _MEASURES)]

@@ -22,7 +22,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s,;:()'\"]+/)*(?=\S)")  # of an abso
 
 
 def to_lines(comparison: ComparisonResults, folder: Path) -> str:
-    """JSON lines. Left out: scores of single clients, and what was selected. Modelled seconds are those of the comparison's network.
+    """JSON lines. Left out: scores of single clients, what was selected, and texts. Modelled seconds are those of the comparison's network.
 
     Args:
         folder: of the comparison, as its problems call it; they are shown without it, and without any other absolute path.
@@ -33,7 +33,9 @@ def to_lines(comparison: ComparisonResults, folder: Path) -> str:
         if (known := dict(run.conditions)) not in told:
             told.append(known)
         table = asdict(run)
-        del table["clients"], table["selection"], table["classes"], table["metric"]
+        del table["clients"], table["selection"], table["classes"], table["metric"], table["answers"]
+        if not run.written:
+            del table["written"]
         table["points"] = [[p.rounds, p.size, round(p.seconds, 4), round(p.personalised, 12), round(p.server, 12)] for p in run.points]
         table["majority"], table["prior"] = round(run.majority, 12), round(run.prior, 12)
         table["measured_s"] = round(run.measured_s, 3)

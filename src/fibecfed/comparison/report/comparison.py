@@ -17,6 +17,7 @@ from ...core.clock import Network
 from ...core.errors import UserError
 from ...core.files import COMPARISON, CONFIG, RECORDS, TUNING, write_atomically
 from ...core.units import count
+from .answers import of_answers
 from .compact import to_lines, without_folders
 from .conditions import short as shorter
 from .html import to_html
@@ -138,7 +139,7 @@ def write_files(found: Standings, folder: Path, out: Path | None = None, export:
     handed_on = replace(found.comparison, problems=without_folders(found.comparison.problems, folder))
     found = replace(found, comparison=handed_on)
     if found.comparison.files is None:
-        tables = all_tables(found)
+        tables = [*all_tables(found), *of_answers(found.comparison)]
         files = {"report.html": to_html(found, tables), "report.md": to_markdown(found, tables)}
     else:
         tables = one_run.all_tables(found)

@@ -111,6 +111,17 @@ class Summary(_Part):
     sources: tuple[_Source, ...] = ()
 
 
+class WrittenExample(_Part):
+    """A line of answers.jsonl: a test example with what three models answer."""
+
+    client: str
+    prompt: str
+    expected: str
+    untrained: str
+    global_: str = Field(alias="global")
+    personalised: str
+
+
 class RecordedTrial(_Part):
     """A learning rate that was tried, with what goes with it; a score is None where training diverged."""
 

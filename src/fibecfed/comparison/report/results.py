@@ -12,7 +12,7 @@ from typing import Any
 from ...core.clock import Network
 from ...core.metrics import METRICS, Metric
 from ...core.records import EvalRecord, RoundRecord
-from .recorded import TuningRow
+from .recorded import TuningRow, WrittenExample
 from .scores import ComparedMetric
 
 
@@ -76,6 +76,8 @@ class Run:
             not known how the examples were spread.
         metric: the primary one, of every score that is not said to be another's.
         usual, usual_personalised: name of the metric that the task is usually scored by, where that is another one, and its score.
+        answers: examples of what the untrained, the global and a client's own model wrote.
+        written: metric of generated answers -> its score of the clients' own models; empty where none were generated.
         trainable: parameters of adapter and head; a method may train a part of them, or others for a while.
         measured_s: wall clock of the rounds on the machine of the run.
         clients: score of each client on its own test examples after the last round, ascending.
@@ -108,6 +110,8 @@ class Run:
     prior: float = math.nan
     source_s: float = 0.0
     source_examples: int = 0
+    answers: tuple[WrittenExample, ...] = ()
+    written: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def last(self) -> Point:

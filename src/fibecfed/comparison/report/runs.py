@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from ...core.clock import VIRTUAL, Network, joined, round_seconds
 from ...core.errors import UserError
-from ...core.files import CONFIG, FAILURE, RECORDS, SUMMARY
+from ...core.files import ANSWERS, CONFIG, FAILURE, RECORDS, SUMMARY
 from ...core.json_text import from_json
-from ...core.metrics import METRICS, Metric, metric_named
+from ...core.metrics import METRICS, OF_WRITTEN, Metric, metric_named
 from ...core.records import EvalRecord, RoundRecord, length_of_whole_lines, read
 from ...core.statistics import CONFUSION
 from ...core.units import count
@@ -24,7 +24,7 @@ from ...engine.baselines import baselines
 from ...engine.evaluation import worst_decile
 from ...engine.options import DEFAULT_CLIENTS_PER_ROUND
 from ...engine.summary import summarise
-from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, line_of, read_json, told
+from .recorded import NOWHERE, Configuration, Damaged, Header, Place, Summary, WrittenExample, line_of, read_json, told
 from .results import Classes, Point, Run, RunFiles, SelectionRecord
 
 _BINS = 24
@@ -107,10 +107,19 @@ def run_of(read: Read, network: Network) -> Run:
         Damaged: its records cannot be used.
     """
     try:
-        return _reduced(read, network, _named(read.folder, read.header.configuration, read.place))
+        run = _reduced(read, network, _named(read.folder, read.header.configuration, read.place))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"{read.folder / RECORDS}: cannot be used ({type(error).__name__}: {error})"
         raise Damaged(what, _advice(read.folder, read.place)) from None
+    return replace(run, answers=_answers(read.folder / ANSWERS)) if read.finished else run
+
+
+def _answers(path: Path) -> tuple[WrittenExample, ...]:
+    """Of answers.jsonl; nothing where there is none, or another file of this name: no number depends on it."""
+    try:
+        return tuple(WrittenExample.model_validate(from_json(line)) for line in path.read_bytes().splitlines())
+    except (OSError, ValueError):
+        return ()
 
 
 def _named(folder: Path, configuration: Configuration, place: Place) -> dict[str, Any]:
@@ -215,6 +224,7 @@ def _reduced(read: Read, network: Network, named: Mapping[str, Any]) -> Run:
         else None,
         selection=_selection(header, rounds, summary.selected or {}),
         conditions={**_conditions(header), "settings": _settings(header, read.raw), "clock": _clock(rounds)},
+        written={name: score for name in OF_WRITTEN if not math.isnan(score := METRICS[name].of(last.pooled))},
         source_s=sum(one.seconds for one in summary.sources),
         source_examples=sum(one.examples for one in summary.sources),
     )

@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ...core.metrics import OF_WRITTEN
 from ...methods.catalogue import CATALOGUE
 from .results import OURS, ComparisonResults, Point, Run, is_ablation
 from .scores import ComparedMetric
@@ -30,6 +31,12 @@ DRAWS, LEVEL = 2000, 0.95
 """Bootstrap draws, and the level of their interval."""
 ALONE = "local"
 """The method that does not federate; it still answers, with a few bytes per round, and is no measure of few bytes."""
+
+
+def _written(name: str, run: Run) -> float:
+    return run.written.get(name, math.nan)
+
+
 MEASURES: Mapping[str, Callable[[Run], float]] = {
     "personalised": lambda run: run.last.personalised,
     "global": lambda run: run.last.server,
@@ -40,6 +47,7 @@ MEASURES: Mapping[str, Callable[[Run], float]] = {
     "trainable": lambda run: run.trainable,
     "majority": lambda run: run.majority,
     "prior": lambda run: run.prior,
+    **{name: partial(_written, name) for name in OF_WRITTEN},
 }
 """Column of `Standings.frame` -> what it holds of a run."""
 

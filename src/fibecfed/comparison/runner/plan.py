@@ -13,6 +13,7 @@ from ...config.read import read_toml, resolve_paths
 from ...core.clock import Network
 from ...core.errors import UserError
 from ...core.files import CONFIG, RECORDS, SUMMARY
+from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
 from ...methods.catalogue import CATALOGUE
 from ..report.recorded import ASIDE, Damaged, Place
@@ -51,7 +52,8 @@ def table_of(comparison: ComparisonOptions, task: str, method: str, seed: int, r
     Without `rates` the learning rate is what the tables say, else in a comparison that tunes the centre that the method's own paper uses,
     else the default that a single run has.
     """
-    named = {"data": {"task": task}} if task in TASKS else {}
+    kind = {"kind": "instruction"} if task in INSTRUCTION_SETS else {}
+    named = {"data": {"task": task, **kind}} if kind or task in TASKS else {}
     table = _laid_over({}, comparison.base, named, comparison.task.get(task, {}), comparison.method.get(method, {}))
     table.setdefault("method", {})["kind"] = comparison.kind(method)
     table["seed"] = seed
@@ -66,6 +68,17 @@ def table_of(comparison: ComparisonOptions, task: str, method: str, seed: int, r
         above, _, leaf = name.partition(".")
         table.setdefault(above, {})[leaf] = value
     return table
+
+
+def has_answers(comparison: ComparisonOptions, task: str) -> bool:
+    """Whether the examples of a task have answers, and no classes."""
+    return table_of(comparison, task, comparison.methods[0], 0).get("data", {}).get("kind") == "instruction"
+
+
+def primary_metric(comparison: ComparisonOptions) -> str:
+    """Name of the metric of all runs: the one that is configured, or what is usual for examples like those of the first task."""
+    usual = "nll" if comparison.tasks and comparison.methods and has_answers(comparison, comparison.tasks[0]) else "accuracy"
+    return comparison.base.get("evaluation", {}).get("metric") or usual
 
 
 def _laid_over(*tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,15 +21,17 @@ from ...config.read import is_run, missing_files, read_as, read_pairs, read_toml
 from ...config.text import ConfigKey, keys_of, nearest, show
 from ...core.errors import UserError
 from ...core.metrics import OF_WRITTEN
+from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
 from ...tracking.sinks import reject_missing
 from .options import ComparisonOptions
-from .plan import table_of
+from .plan import has_answers, primary_metric, table_of
 
 _LONGEST_NAME = 140  # bytes: file systems take 255, some of them 143
 _LISTS = ("methods", "tasks", "seeds")
 _ALL = {"methods": COMPARED, "tasks": tuple(name for name, task in TASKS.items() if task.package is None)}
+_NAMED = (*TASKS, *INSTRUCTION_SETS)
 _NOT_IN_BASE = {
     "seed": "write `seeds` above all tables",
     "data.task": "write `tasks` above all tables",
@@ -56,6 +58,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ComparisonOptions:
     for name, text in pairs.items():
         _put(table, name, text, mistakes)
     comparison = None
+    every = table.get("methods") == "all"
     for name in ("methods", "tasks"):
         if table.get(name) == "all":
             table[name] = [known for known in _ALL[name] if name == "tasks" or known in METHODS]
@@ -65,6 +68,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ComparisonOptions:
         for line in error.errors(include_url=False):
             name = ".".join(part for part in line["loc"] if isinstance(part, str))
             mistakes.setdefault(name, _sentence(name, line["type"], table))
+    if comparison is not None and every and all(has_answers(comparison, task) for task in comparison.tasks):
+        fitting = tuple(name for name in comparison.methods if METHODS[name].trains_on_answers())
+        comparison = comparison.model_copy(update={"methods": fitting})
     if comparison is not None:
         mistakes |= dict.fromkeys(_strange_names(comparison))
         mistakes |= dict.fromkeys(_contradictions(comparison))
@@ -162,14 +168,14 @@ def _strange_names(comparison: ComparisonOptions) -> Iterator[str]:
     own = [name for name, table in comparison.task.items() if "path" in table.get("data", {})]
     for key, names in (("tasks", comparison.tasks), ("tuning.tasks", comparison.tuning.tasks if comparison.tuning.trials else ())):
         for name in names:
-            if name not in TASKS and name not in own and "path" not in comparison.base.get("data", {}):
-                yield _unknown(key, name, [*TASKS, *own], "`fibecfed list tasks`, or give it a table [task.<name>] with data.path")
+            if name not in _NAMED and name not in own and "path" not in comparison.base.get("data", {}):
+                yield _unknown(key, name, [*_NAMED, *own], "`fibecfed list tasks`, or give it a table [task.<name>] with data.path")
     for name, table in comparison.method.items():
         if name not in METHODS and name not in COMPARED and "kind" not in table.get("method", {}):
             yield _unknown("method", name, METHODS, "`fibecfed list methods`, or set method.kind in it")
     for name in comparison.task:
-        if name not in TASKS and name not in own:
-            yield _unknown("task", name, TASKS, "`fibecfed list tasks`, or set data.path in it")
+        if name not in _NAMED and name not in own:
+            yield _unknown("task", name, _NAMED, "`fibecfed list tasks`, or set data.path in it")
     for key, names in (("methods", comparison.methods), ("tasks", comparison.tasks), ("seeds", comparison.seeds)):
         if not names or len(set(names)) < len(names):
             yield f"{key}: got {show(names)}, expected at least one, each once; fix the list"
@@ -220,7 +226,13 @@ def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
     for name, instead in _NOT_IN_BASE.items():
         if any(key == name or key.startswith(f"{name}.") for key in base):
             yield f"base.{name}: the comparison sets it for each run; remove it and {instead}"
-    metric = base.get("evaluation.metric", "accuracy")
+    metric = primary_metric(comparison)
+    kinds = {has_answers(comparison, task): task for task in reversed(comparison.tasks)} if comparison.methods else {}
+    if len(kinds) > 1:
+        yield (
+            f"tasks: got {kinds[True]}, whose examples have answers, beside {kinds[False]}, whose examples have classes; a comparison has "
+            "one metric, so write one for each kind"
+        )
     for above, tables in (("task", comparison.task), ("method", comparison.method)):
         for name, table in tables.items():
             if (got := table.get("evaluation", {}).get("metric", metric)) != metric:

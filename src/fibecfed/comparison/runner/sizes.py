@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...build import Inputs, max_length, read_inputs
+from ...build import Inputs, is_instruction, max_length, read_inputs
 from ...config import Config
 from ...core.errors import UserError
 from ...core.rng import Key
@@ -60,6 +60,10 @@ class Sizes:
         return tuple(inputs.data.label_names or ()) if known else ()
 
     def _of(self, task: str, config: Config) -> Inputs:
+        if not self.at_hand and is_instruction(config):
+            raise UserError(
+                f"{task}: without the base model's tokenizer its answers cannot be counted; load the model on this machine first"
+            )
         if self.at_hand:
             try:
                 return read_inputs(config)

@@ -21,7 +21,7 @@ from ...local.options import TrainingOptions
 from ...methods.catalogue import CATALOGUE
 from ..report.recorded import RecordedTrial, TuningRow, line_of, read_json, told
 from .options import ComparisonOptions, TuningOptions
-from .plan import Job, job, table_of
+from .plan import Job, job, primary_metric, table_of
 
 RATE = "training.learning_rate"
 SERVER_RATE = "method.server_learning_rate"
@@ -50,7 +50,7 @@ def worth(one: RecordedTrial, metric: Metric) -> float:
 
 def metric_of(comparison: ComparisonOptions) -> Metric:
     """The metric that rates are chosen by, by its name: what a metric of a single class is computed with, the run knows."""
-    name = comparison.base.get("evaluation", {}).get("metric") or "accuracy"
+    name = primary_metric(comparison)
     return METRICS.get(name.partition(":")[0], METRICS["accuracy"])
 
 

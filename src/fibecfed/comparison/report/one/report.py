@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ....core.units import count
 from .. import tables
+from ..answers import of_answers
 from ..classes import of_classes
 from ..compact import without_folders
 from ..results import ComparisonResults
@@ -43,7 +44,11 @@ def _classes(comparison: ComparisonResults) -> Section:
     return Section("classes", "Classes", tables=tuple(of_classes(comparison)))
 
 
-PARTS: Sequence[Callable[[ComparisonResults], Section]] = (learned, converged, clients, _classes, examples, sent, cost, settings)
+def _answers(comparison: ComparisonResults) -> Section:
+    return Section("answers", "What the models answer", tables=tuple(of_answers(comparison)), is_folded=True)
+
+
+PARTS: Sequence[Callable[[ComparisonResults], Section]] = (learned, converged, clients, _classes, _answers, examples, sent, cost, settings)
 """Makers of parts, in the order of the report; a part about which a run says nothing is empty, and is not shown."""
 
 
