@@ -49,6 +49,7 @@ from .models.base_models import (
 from .models.kept import KeptWeights
 from .models.label_words import LabelWords
 from .models.objectives import ClassHead, Objective
+from .models.precision import on_first
 from .models.quantised import reject_unpacked
 from .models.together import reject_unjoined
 from .models.tokenizers import PreTrainedTokenizerBase, load_tokenizer, reject_unknown, stop_ids
@@ -267,7 +268,7 @@ def prepare(
     task = build_task(
         inputs.source,
         config.model,
-        config.training,
+        on_first(config.training, config.resources.devices),
         objective=_objective(inputs),
         pad_token_id=pad,  # pyright: ignore[reportArgumentType]
         key=inputs.key.fold("model"),
@@ -299,9 +300,8 @@ def _workers(inputs: Inputs, task: AdaptedModel) -> int:
     Raises:
         UserError: more were asked for than can be.
     """
-    config = inputs.config
-    by_itself = config.method.model_dump()["kind"] != "custom" and config.resources.cohort_batch == 1
-    return _most_workers(config.resources, task.device, len(inputs.data.clients), by_itself=by_itself)
+    resources, kind = inputs.config.resources, inputs.config.method.model_dump()["kind"]
+    return _most_workers(resources, task.device, len(inputs.data.clients), by_itself=kind != "custom" and resources.cohort_batch == 1)
 
 
 def most_workers(prepared: Prepared) -> int:
@@ -321,7 +321,7 @@ def _activation_cache(inputs: Inputs, task: AdaptedModel) -> ActivationSize | No
         UserError: it, or the part of it that a worker gets, could not hold a batch.
     """
     resources = inputs.config.resources
-    megabytes, workers = resources.activation_cache_mb, resources.workers or 1
+    megabytes, workers = resources.activation_cache_mb, resources.workers or len(resources.devices or "1")
     size = task.keep_activations(megabytes * 2**20) if megabytes else None
     if size is not None and (needed := _batch_bytes(inputs, size)) > megabytes * 2**20 // workers:
         each = f", {workers} times, for `resources.workers` = {workers}" if workers > 1 else ""

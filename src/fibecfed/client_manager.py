@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from .build import Prepared, most_workers
+from .config import to_toml
 from .core.files import CHECKPOINTS
 from .core.statistics import Totals
 from .core.trees import checksum
 from .core.types import ClientId, Examples, Params, Round
 from .engine.held import HeldStates
 from .engine.private_examples import ExampleTraining
-from .engine.runtime import ClientRuntime
+from .engine.runtime import ClientRuntime, States
 from .engine.simulator import SideBySide, Simulator
+from .engine.spawned import Launcher
 from .engine.states import ClientStates, StatesAt
 from .engine.transport import Transport
 from .engine.workers import Workers
@@ -90,6 +93,7 @@ class InProcess:
     transport: Simulator
     states: ClientStates | HeldStates | StatesAt
     out: Path
+    launcher: Launcher | None = None
     masked_run = None
 
     def finish(
@@ -113,7 +117,7 @@ class InProcess:
     @property
     def totals(self) -> Callable[[Params, Sequence[Examples], int], Sequence[Totals]] | None:
         """As `ClientManager.totals`."""
-        return self.transport.totals if isinstance(self.transport, Workers) else None
+        return self.transport.totals if isinstance(self.transport, Workers) and self.transport.shares_model else None
 
     def used(self) -> tuple[float, tuple[ClientId, ...]]:
         """As `ClientManager.used`."""
@@ -123,6 +127,8 @@ class InProcess:
         """As `ClientManager.close`."""
         if isinstance(self.transport, Workers):
             self.transport.close()
+        if self.launcher is not None:
+            self.launcher.close()
 
 
 def in_process(
@@ -133,18 +139,21 @@ def in_process(
     Args:
         anew: whether clients of a private run begin new ledgers, though they took part before: where nothing is released.
     """
-    return InProcess(prepared, Simulator(_runtime(prepared, states, out, anew)), states, out)
+    return InProcess(prepared, Simulator(runtime_of(prepared, states, out, anew)), states, out)
 
 
 def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> InProcess:
     """Clients that are simulated here, in as many processes as `resources.workers` says, or with their passes joined as
     `resources.cohort_batch` says."""
-    most, runtime, resources = most_workers(prepared), _runtime(prepared, states, out), prepared.inputs.config.resources
+    most, runtime, resources = most_workers(prepared), runtime_of(prepared, states, out), prepared.inputs.config.resources
     if resources.cohort_batch > 1:
         return InProcess(prepared, SideBySide(runtime, resources.cohort_batch), states, out)
     if most == 1:
         return InProcess(prepared, Simulator(runtime), states, out)
     kept = resources.activation_cache_mb * 2**20 if prepared.activation is not None else 0
+    if resources.devices is not None:
+        launcher = Launcher(orders(prepared, kept // most, out))
+        return InProcess(prepared, Workers(runtime, most, at_once=True, keeps=bool(kept), start=launcher.start), states, out, launcher)
 
     def begin() -> None:
         if kept:
@@ -154,7 +163,41 @@ def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, 
     return InProcess(prepared, transport, states, out)
 
 
-def _runtime(prepared: Prepared, states: ClientStates | HeldStates | StatesAt, out: Path, anew: bool = False) -> ClientRuntime:
+def orders(prepared: Prepared, cache: int, out: Path) -> list[dict[str, Any]]:
+    """What a process of each device is told: the run's configuration there, and what model and data it must find.
+
+    Args:
+        cache: bytes of its activation cache.
+        out: the run's folder.
+    """
+    config, found = prepared.inputs.config, list[dict[str, Any]]()
+    resources = config.resources.model_copy(update={"devices": None, "workers": 1, "activation_cache_mb": 0})
+    for device in config.resources.devices or ():
+        training = config.training.model_copy(update={"device": device, "precision": prepared.task.precision})
+        text = to_toml(config.model_copy(update={"training": training, "resources": resources}))
+        order = {
+            "config": text,
+            "fingerprint": fingerprint(prepared),
+            "cache": cache,
+            "threads": config.resources.threads,
+            "out": str(out.absolute()),
+        }
+        found.append(order)
+    return found
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """Tells whether two processes train the same tensors on the same texts."""
+    data, digest = prepared.inputs.data, hashlib.sha256()
+    for part in (data.train, data.validation, data.test):
+        digest.update(part.lengths.numpy().tobytes())
+        digest.update(part.table.ids.numpy().tobytes())
+    digest.update(checksum(prepared.task.init_params(prepared.inputs.key)).encode())
+    return digest.hexdigest()
+
+
+def runtime_of(prepared: Prepared, states: States, out: Path, anew: bool = False) -> ClientRuntime:
+    """What answers for the clients of a run in one process."""
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
     plan, key, examples = prepared.privacy, inputs.key.fold("run"), None

@@ -55,7 +55,7 @@ def contradictions(config: Tables) -> list[str]:
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
         *private(config),
-        *who_computes(config.federation, config.resources, config.method),
+        *who_computes(config.federation, config.resources, config.method, config.training.device),
     ]
 
 

@@ -221,6 +221,11 @@ class ResourceOptions(Options):
         description="Processes that compute clients at the same time, each with `threads` CPU threads; the results are the same for any "
         "number. Default: one per core on Linux where the run computes on the CPU and gains by it, else 1.",
     )
+    devices: tuple[str, ...] | None = Field(
+        default=None,
+        description='Devices that compute clients at the same time, such as ["cuda:0", "cuda:1"], each with a worker process of its own; '
+        "the first also holds the global model. Default: `training.device` alone.",
+    )
     client_memory_mb: int = Field(default=1024, ge=1, description="Memory for client states, in MB; what exceeds it is kept on disk.")
     activation_cache_mb: int = Field(
         default=0,

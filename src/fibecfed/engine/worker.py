@@ -83,6 +83,9 @@ class Computed:
 class Worker:
     """A process of its own, from the parent's side.
 
+    Attributes:
+        ended: whether it was found dead, or killed.
+
     Args:
         compute: what it does with a job; raises what the parent is to raise.
         threads: CPU threads that it computes with.
@@ -95,6 +98,7 @@ class Worker:
     def __init__(self, compute: Callable[[Asked], Computed], threads: int, others: Collection[Connection] = ()) -> None:
         ours, theirs = cast("tuple[Connection, Connection]", Pipe())
         self.pipe, self._sent = ours, None
+        self.ended = False
         parent = os.getpid()
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # neither half of a worker is left behind
         try:
@@ -109,8 +113,16 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
             theirs.close()  # else its end would not be heard of
+        self._meet(_READY_S)
+
+    def _meet(self, patience_s: float) -> None:
+        """Wait until it can be given something.
+
+        Raises:
+            Unable: it cannot, or says nothing for so long.
+        """
         try:
-            while ours.poll(_READY_S):
+            while self.pipe.poll(patience_s):
                 if (said := self._said()) is not None:
                     if said["kind"] == "ready":
                         return
@@ -119,7 +131,7 @@ class Worker:
         except Dead as error:
             raise Unable(str(error)) from None
         self.end()
-        raise Unable(f"a new process said nothing for {_READY_S:.0f} seconds")
+        raise Unable(f"a new process said nothing for {patience_s:.0f} seconds")
 
     def give(self, job: Asked) -> None:
         """Have it begin a job.
@@ -157,6 +169,7 @@ class Worker:
     def end(self) -> str:
         """Kill it, which loses nothing but the job under way; how it ended."""
         self.pipe.close()
+        self.ended = True
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         try:
@@ -212,13 +225,12 @@ def _be_worker(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() == parent:
+        if dies_with(parent):
             gc.freeze()  # collecting what came with the fork would copy its pages
             for other in others:
                 other.close()  # else the others would not hear of the parent's end
             # Threads of OpenMP do not survive a fork, and the thread that had them would wait for them for ever. A new one gets new ones.
-            life = threading.Thread(target=_work, args=(compute, threads, _Up(pipe), pipe))
+            life = threading.Thread(target=work, args=(compute, threads, Up(pipe), pipe))
             life.start()
             life.join()
             code = 0
@@ -226,7 +238,15 @@ def _be_worker(
         os._exit(code)  # what the libraries would do on the way out is the parent's to do
 
 
-def _work(compute: Callable[[Asked], Computed], threads: int, up: _Up, pipe: Connection) -> None:
+def dies_with(parent: int) -> bool:
+    """From now on this process ends with that one, as far as the system can see to it; False where that has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def work(compute: Callable[[Asked], Computed], threads: int, up: Up, pipe: Connection) -> None:
+    """Do one job after the other until the pipe is closed."""
     sys.stdout, sys.stderr = _Printed(up, "stdout"), _Printed(up, "stderr")
     _log_to(up)
     try:
@@ -268,7 +288,7 @@ def _work(compute: Callable[[Asked], Computed], threads: int, up: _Up, pipe: Con
         up.say(said, *parts)
 
 
-class _Up:
+class Up:
     """The way to the parent; several threads may use it."""
 
     def __init__(self, pipe: Connection) -> None:
@@ -289,7 +309,7 @@ class _Printed(io.TextIOBase):
 
     encoding = "utf-8"
 
-    def __init__(self, up: _Up, name: str) -> None:
+    def __init__(self, up: Up, name: str) -> None:
         self._up, self._name, self._held = up, name, ""
 
     def writable(self) -> bool:
@@ -312,7 +332,7 @@ class _Printed(io.TextIOBase):
 class _Logged(logging.Handler):
     """Hands each record to the parent, where it goes to whatever handles the logger's records."""
 
-    def __init__(self, up: _Up) -> None:
+    def __init__(self, up: Up) -> None:
         super().__init__()
         self._up = up
 
@@ -324,7 +344,7 @@ class _Logged(logging.Handler):
         self._up.say({"kind": "log", "record": {**plain, "msg": text, "args": None, "exc_info": None, "exc_text": None}})
 
 
-def _log_to(up: _Up) -> None:
+def _log_to(up: Up) -> None:
     """Every logger's records go up once, as they would reach its first handler."""
     handler, known = _Logged(up), logging.root.manager.loggerDict.values()
     for logger in [one for one in known if isinstance(one, logging.Logger)]:

@@ -22,6 +22,8 @@ def most_workers(resources: ResourceOptions, device: torch.device, clients: int,
     Raises:
         UserError: more were asked for than this machine can serve.
     """
+    if resources.devices is not None:
+        return len(resources.devices)
     asked, found = resources.workers, cores() // resources.threads
     able = sys.platform == "linux" and device.type == "cpu"
     if asked is None:

@@ -73,6 +73,8 @@ class Workers(Simulator):
         at_once: whether they are started with the first exchange; else when it pays, and no more than there is memory for.
         begin: called in each process before its first client.
         keeps: whether processes keep something of the clients they computed, so that a client had better be computed by the same one.
+        start: starts a process that has made model and data anew, on a device of its own; such ones then compute all clients. None:
+            processes are forked from this one.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Workers(Simulator):
         at_once: bool,
         begin: Callable[[], None] = lambda: None,
         keeps: bool = False,
+        start: Callable[[], Worker] | None = None,
     ) -> None:
         super().__init__(runtime)
+        self._start = start
         self._most, self._at_once, self._begin, self._keeps = most, at_once, begin, keeps
         self._crew: list[_Member] = []
         self._done: dict[Ticket, Computed] = {}
@@ -94,6 +98,11 @@ class Workers(Simulator):
         self._computed, self._computed_s = 0, 0.0
         self._cpu_s, self._recomputed = 0.0, list[ClientId]()
         self._scored: list[Examples] = []
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether the processes have what this one has, and may compute for the server as well."""
+        return self._start is None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -183,8 +192,10 @@ class Workers(Simulator):
     # ---- who computes
 
     def _wanted(self, tickets: int) -> bool:
-        if self._crew or tickets < 2 or self._most < 2:
-            return bool(self._crew)
+        if self._crew or self._start is not None:
+            return True
+        if tickets < 2 or self._most < 2:
+            return False
         if self._at_once:
             return True
         if self._computed_s < PAYS_AFTER_S or self._computed_s < PAYS_FROM_S * self._computed:
@@ -259,8 +270,15 @@ class Workers(Simulator):
         if not self._crew:
             return_memory()  # else what is free in this process would be copied into each
         try:
-            worker = Worker(self._compute, torch.get_num_threads(), [member.worker.pipe for member in self._crew])
+            if self._start is None:
+                worker = Worker(self._compute, torch.get_num_threads(), [member.worker.pipe for member in self._crew])
+            else:
+                worker = self._start()
         except Unable as error:
+            if self._start is not None:
+                raise RunFailed(
+                    f"resources.devices: a worker process cannot be started: {one_line(str(error))}; choose others, with the same results"
+                ) from None
             self._most = len(self._crew)
             level = logging.WARNING if self._at_once else logging.INFO
             logger.log(level, "clients are computed by %d worker processes: no more can be started: %s", self._most, one_line(str(error)))
@@ -340,10 +358,14 @@ class Workers(Simulator):
 
     # ---- in a worker
 
+    def compute(self, job: Asked) -> Computed:
+        """A client's part of an exchange, in a process that computes nothing else."""
+        return self._compute(job)
+
     def _compute(self, job: Asked) -> Computed:
         carried = self.runtime.states
-        if not isinstance(carried, _Carried):
-            carried = self.runtime.states = _Carried()
+        if not isinstance(carried, Carried):
+            carried = self.runtime.states = Carried()
             self._begin()
         carried.state, carried.next, self._notes = job.state, None, {}
         reply = self.answer(Ticket(0, job.client, job.action, job.now), job.blob)
@@ -354,7 +376,7 @@ def _size_of(done: Computed) -> int:
     return sum(len(part) for part in (done.reply, done.state) if isinstance(part, bytes))
 
 
-class _Carried:
+class Carried:
     """The state of the one client that a worker computes, as it came and as it goes back."""
 
     def __init__(self) -> None:

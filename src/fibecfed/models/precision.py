@@ -9,11 +9,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core.errors import UserError
+from ..local.options import TrainingOptions
 from .quantised import is_packed
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, key: str = "training.device") -> torch.device:
     """The device asked for; auto = cuda, mps or cpu, the first that is there.
+
+    Args:
+        key: what named it, for an error.
 
     Raises:
         UserError: it is none of these kinds, or is not there.
@@ -23,13 +27,23 @@ def choose_device(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise UserError(f"training.device: got {name!r}, expected auto, cpu, cuda, cuda:1 or the like, or mps")
+        raise UserError(f"{key}: got {name!r}, expected auto, cpu, cuda, cuda:1 or the like, or mps")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"training.device: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
+        raise UserError(f"{key}: {name!r} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu") from None
     return device
+
+
+def on_first(training: TrainingOptions, devices: Sequence[str] | None) -> TrainingOptions:
+    """How the process of a run trains that computes clients on several devices (`resources.devices`): on the first of them.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    there = [choose_device(name, "resources.devices") for name in devices or ()]
+    return training.model_copy(update={"device": str(there[0])}) if there else training
 
 
 def choose_precision(name: str, device: torch.device, dtype: str = "float32") -> str:

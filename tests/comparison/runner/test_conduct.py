@@ -253,3 +253,21 @@ def test_runs_on_gpus_have_a_worker_per_gpu_and_no_more(
     resources = comparison.resources.model_copy(update={"workers": asked})
     comparison = comparison.model_copy(update={"base": {**comparison.base, "training": training}, "resources": resources})
     assert (workers(comparison), gpus(comparison)) == expected
+
+
+def test_runs_are_made_on_the_gpus_that_are_named_or_it_is_said_that_one_is_missing(
+    compared: Callable[..., ComparisonOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    comparison = compared()
+
+    def on(*names: str) -> ComparisonOptions:
+        return comparison.model_copy(update={"resources": comparison.resources.model_copy(update={"devices": names, "workers": None})})
+
+    assert (workers(on("cuda:0", "cuda:2")), gpus(on("cuda:0", "cuda:2"))) == (2, ["4", "7"])
+    with pytest.raises(UserError, match=r"resources\.devices: got cuda:3, expected the 3 GPUs that torch sees, numbered from 0"):
+        gpus(on("cuda:3"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="expected none, since torch sees no GPU"):
+        gpus(on("cuda:0"))

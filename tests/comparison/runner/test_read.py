@@ -81,6 +81,13 @@ def test_all_means_fibecfed_the_seventeen_lora_with_a_local_training_and_the_ten
             ["base.privacy.unit=client", "base.privacy.epsilon=8", "base.federation.on_failure=drop", "tuning.trials=3"],
             'base.privacy.unit: got "client" with `tuning.trials` = 3, whose runs would choose a rate',
         ),
+        (
+            ["base.resources.devices=cuda:0"],
+            "base.resources.devices: a comparison makes each run on one device; .* set `resources.devices`",
+        ),
+        (["resources.devices=cuda:0,cuda:0"], "resources.devices: got .*, expected GPUs, each once"),
+        (["resources.devices=cpu"], "resources.devices: got .*, expected GPUs, each once"),
+        (["resources.devices=cuda:0", "base.training.device=cpu"], "base.training.device: got .* with `resources.devices`"),
         (["tuning.trials=4"], "tuning.trials: got 4, expected an odd number.* set 5"),
         (["tuning.trials=3", "base.training.learning_rate=0.1"], "base.training.learning_rate: fixes the rate"),
         (["tuning.trials=3", "task.reviews.training.learning_rate=0.1"], "task.reviews.training.learning_rate: got 0.1, expected none"),

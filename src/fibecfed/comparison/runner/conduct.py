@@ -132,6 +132,8 @@ def workers(comparison: ComparisonOptions) -> int:
     with workers of their own (`base.resources.workers`) share."""
     if comparison.resources.workers is not None:
         return comparison.resources.workers
+    if comparison.resources.devices is not None:
+        return len(comparison.resources.devices)
     if _devices(comparison) != {"cpu"}:
         return max(1, len(gpus(comparison)))
     tables = [comparison.base, *comparison.task.values(), *comparison.method.values()]
@@ -140,9 +142,24 @@ def workers(comparison: ComparisonOptions) -> int:
 
 
 def gpus(comparison: ComparisonOptions) -> list[str]:
-    """The GPUs that the workers share in turn, as CUDA_VISIBLE_DEVICES names them; none where the runs use none, or name one themselves."""
+    """The GPUs that the workers share in turn, as CUDA_VISIBLE_DEVICES names them; none where the runs use none, or name one themselves.
+
+    Raises:
+        UserError: `resources.devices` names one that is not there.
+    """
+    if (asked := comparison.resources.devices) is not None:
+        there, places = _visible(), [int(name.removeprefix("cuda:")) for name in asked]
+        if max(places) >= len(there):
+            seen = f"the {count(len(there), 'GPU')} that torch sees, numbered from 0" if there else "none, since torch sees no GPU"
+            raise UserError(f"resources.devices: got {', '.join(asked)}, expected {seen}; fix it, or remove it")
+        return [there[place] for place in places]
     if "cuda" not in (devices := _devices(comparison)) or not devices <= {"cuda", "cpu"}:
         return []
+    return _visible()
+
+
+def _visible() -> list[str]:
+    """All GPUs that torch sees, in its order."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else map(str, range(torch.cuda.device_count()))
     return [name.strip() for name in names][: torch.cuda.device_count()]

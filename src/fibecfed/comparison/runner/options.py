@@ -40,6 +40,11 @@ class WorkerOptions(Options):
         ge=1,
         description="Worker processes, each with base.resources.threads. Default: one per core, or one per GPU if the runs use GPUs.",
     )
+    devices: tuple[str, ...] | None = Field(
+        default=None,
+        description='GPUs that the runs are made on, such as ["cuda:0", "cuda:2"], a worker process each. Default: all that torch sees, '
+        "where the runs use GPUs.",
+    )
 
 
 class ComparisonOptions(Options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +140,7 @@ def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) 
     if not text:
         inner.pop(leaf, None)
     else:
-        inner[leaf] = read_as(known.get(run_key), text)
+        inner[leaf] = read_as(known.get(run_key) or _keys().get(name), text)
 
 
 # ---- mistakes
@@ -221,6 +222,22 @@ def _private(comparison: ComparisonOptions) -> Iterator[str]:
             )
 
 
+def _placed(comparison: ComparisonOptions) -> Iterator[str]:
+    """On which devices the runs are made."""
+    tables = {"base": comparison.base}
+    for above, some in (("task", comparison.task), ("method", comparison.method)):
+        tables |= {f"{above}.{name}": table for name, table in some.items()}
+    names = comparison.resources.devices
+    for name, table in tables.items():
+        if "devices" in table.get("resources", {}):
+            yield f"{name}.resources.devices: a comparison makes each run on one device; remove it, and set `resources.devices`"
+        device = table.get("training", {}).get("device", "auto")
+        if names is not None and device not in ("auto", "cuda"):
+            yield f"{name}.training.device: got {show(device)} with `resources.devices`, which gives each run a device; remove one of them"
+    if names is not None and not (names and all(re.fullmatch(r"cuda:\d+", name) for name in names) and len(set(names)) == len(names)):
+        yield f'resources.devices: got {show(names)}, expected GPUs, each once, such as ["cuda:0", "cuda:1"]; fix it, or remove it'
+
+
 def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
     base = dict(leaves(comparison.base))
     for name, instead in _NOT_IN_BASE.items():
@@ -239,6 +256,7 @@ def _contradictions(comparison: ComparisonOptions) -> Iterator[str]:
                 key = f"{above}.{name}.evaluation.metric"
                 yield f"{key}: got {show(got)}, but a comparison has one metric, {metric} here; write it into base.evaluation.metric"
     yield from _private(comparison)
+    yield from _placed(comparison)
     tuning = comparison.tuning
     if tuning.trials and tuning.trials % 2 == 0:
         yield f"tuning.trials: got {tuning.trials}, expected an odd number, the middle one being the paper's; set {tuning.trials + 1}"
