@@ -164,7 +164,7 @@ def simulated(prepared: Prepared, states: ClientStates | HeldStates, out: Path, 
 
 
 def orders(prepared: Prepared, cache: int, out: Path) -> list[dict[str, Any]]:
-    """What a process of each device is told: the run's configuration there, and what model and data it must find.
+    """What a process of each device gets: the run's configuration there, and what model and data it must find.
 
     Args:
         cache: bytes of its activation cache.
