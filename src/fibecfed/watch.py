@@ -99,7 +99,7 @@ class Seen:
         self.last = record
         self.size += sum(record.bytes_up.values()) + sum(record.bytes_down.values())
         self.failures += sum(len(one.failures) for one in (record, *record.attempts))
-        if any(record.steps.values()):
+        if any(record.steps.values()) or not record.steps:  # a private run records none
             self.trained += 1
             self.seconds.append(record.seconds)
         if seen := sum(record.examples.values()):

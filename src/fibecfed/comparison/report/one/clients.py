@@ -112,9 +112,11 @@ def _table(comparison: ComparisonResults, found: list[Client]) -> Table:
         Column("last loss, nat", lambda one: number(one.loss, 3)),
         Column("MB", lambda one: megabytes(one.size)),
     ]
+    alone = "Alone: trained without the others. " if any(one.alone is not None for one in found) else ""
+    own = "Own majority: always its most frequent class. " if any(one.majority is not None for one in found) else ""
     note = (
-        "Score: each client's own model on its own test examples. Own majority: always its most frequent class. Alone: trained without the "
-        "others. Rounds: in which its answer was used for training. MB: of its messages, both ways. The clients that gain least come first."
+        f"Score: each client's own model on its own test examples. {own}{alone}Rounds: in which its answer was used for training. MB: of "
+        f"its messages, both ways. The clients {'that gain least' if own else 'with the worst scores'} come first."
     )
     made = tables.table("clients", "Scores of the clients", note, columns, found)
     empty = [name for place, name in enumerate(made.header) if place and all(row[place].text == "-" for row in made.rows)]

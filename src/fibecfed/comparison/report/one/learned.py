@@ -52,7 +52,7 @@ def cards(comparison: ComparisonResults) -> list[tuple[str, str]]:
         found.append((of.text(saved[WORST]), "is reached by nine of ten clients"))
     found.append((f"{(run.bytes_up + run.bytes_down) / 1e6:,.1f} MB", f"sent in {run.last.rounds} rounds, both ways"))
     if run.measured_s:
-        found.append((duration(run.measured_s), f"of training on this machine, {run.steps:,} steps"))
+        found.append((duration(run.measured_s), "of training on this machine" + (f", {run.steps:,} steps" if run.steps else "")))
     return found
 
 

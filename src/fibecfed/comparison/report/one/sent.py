@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.filesize import decimal
 
 from ....core.clock import clock_in_words
 from ....core.records import EvalRecord, RoundRecord
 from ....core.units import count, duration
+from ....privacy.statement import rounded_up
 from .. import tables
 from ..conditions import conditions
 from ..results import ComparisonResults
@@ -65,7 +67,8 @@ def cost(comparison: ComparisonResults) -> Section:
     computed = [seconds for one in rounds for seconds in one.compute_s.values()]
     slowest = sum(max(one.compute_s.values(), default=0.0) for one in rounds)
     facts = [
-        ("Steps", f"{run.steps:,} optimiser steps on {run.examples:,} examples, all clients together"),
+        *_privacy(files.summary.get("privacy")),
+        *([("Steps", f"{run.steps:,} optimiser steps on {run.examples:,} examples, all clients together")] if run.steps else []),
         ("Trainable parameters", f"{run.trainable:,} of adapter and head on each client"),
         ("Time on this machine", f"{duration(run.measured_s)} of rounds, {duration(scoring)} of evaluations"),
     ]
@@ -81,6 +84,13 @@ def cost(comparison: ComparisonResults) -> Section:
     if run.source_examples:
         facts.append(("Trained beforehand", f"source prompts on {run.source_examples:,} examples in {duration(run.source_s)}"))
     return Section("cost", "What it cost", facts=tuple(facts))
+
+
+def _privacy(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a private run guarantees; it does not record how much it computed."""
+    if found is None:
+        return []
+    return [("Privacy", f"({rounded_up(found['epsilon'])}, {found['delta']:g}) for each {found['unit']}; {found['ended']}")]
 
 
 def settings(comparison: ComparisonResults) -> Section:
