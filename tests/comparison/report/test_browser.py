@@ -301,16 +301,19 @@ def test_nothing_scrolls_sideways_but_a_table_in_its_frame(browser: Any, small: 
 
 
 def test_a_page_of_a_run_that_goes_on_reads_itself_again_until_its_box_is_unticked(browser: Any, small: Path, tmp_path: Path):
-    found = read_report(small / "c/runs/sst2/fibecfed/0")
-    path = tmp_path / "live.html"
-    path.write_text(to_html(found, 0.2).replace("was learned", "was first"))
+    found, path, every_s = read_report(small / "c/runs/sst2/fibecfed/0"), tmp_path / "live.html", 4.0
+    texts = {name: to_html(found, every_s).replace("was learned", f"was {name}") for name in ("first", "second", "third")}
+    path.write_text(texts["first"])
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     page.goto(path.as_uri())
-    path.write_text(to_html(found, 0.2).replace("was learned", "was second"))
-    page.get_by_role("heading", name="What was second").wait_for(timeout=30_000)
-    page.uncheck("[data-refresh]")
-    path.write_text(to_html(found, 0.2).replace("was learned", "was third"))
-    page.wait_for_timeout(700)
+    page.evaluate("document.querySelector('#settings details').open = true")
+    path.write_text(texts["second"])
+    page.get_by_role("heading", name="What was second").wait_for()
+    assert page.evaluate("document.querySelector('#settings details').open")
+    page.evaluate("document.querySelector('[data-refresh]').click()")
+    path.write_text(texts["third"])
+    page.wait_for_timeout(1500 * every_s)
     assert page.get_by_role("heading", name="What was second").count() == 1
     page.close()
 

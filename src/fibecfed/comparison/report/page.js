@@ -72,9 +72,21 @@
   addEventListener("hashchange", unfold);
   unfold();
 
-  // A run that goes on: the page reads itself again, where it was scrolled to, until the box is unticked.
+  // A run that goes on: until the box is unticked, the page reads itself again, scrolled and unfolded as it was.
   const refresh = document.querySelector("[data-refresh]");
-  if (refresh) setInterval(() => { if (refresh.checked) location.reload(); }, 1000 * Number(refresh.dataset.refresh));
+  if (refresh) {
+    const folds = all("details");
+    try {
+      for (const place of JSON.parse(sessionStorage.getItem("unfolded") || "[]")) if (folds[place]) folds[place].open = true;
+    } catch { /* a browser that keeps nothing for files */ }
+    setInterval(() => {
+      if (!refresh.checked) return;
+      try {
+        sessionStorage.setItem("unfolded", JSON.stringify(folds.flatMap((fold, place) => (fold.open ? [place] : []))));
+      } catch { /* likewise */ }
+      location.reload();
+    }, 1000 * Number(refresh.dataset.refresh));
+  }
 
   // Paper shows what is folded on the screen, except the long table of runs, which says that it is left out.
   let unfolded = [];
