@@ -64,7 +64,11 @@ def to_html(standings: Standings, shown: Sequence[Table]) -> str:
 
 def _deciding(table: Table) -> Table:
     """The table of methods with the columns that decide."""
-    return without(table, [name for name in table.header[1:] if not name.startswith(_DECIDING)])
+    note = (
+        "Means over tasks; rank in the personalised score, 1 = best. First to target: on how many counted tasks, in modelled time; time "
+        f"relative to {OURS}'s over targets that both reach. All columns, and what they are, are among the tables below."
+    )
+    return replace(without(table, [name for name in table.header[1:] if not name.startswith(_DECIDING)]), note=note)
 
 
 def _selections(standings: Standings) -> list[tuple[str, list[figures.Figure]]]:
