@@ -10,6 +10,7 @@ import pytest
 
 from fibecfed.config import Config, from_table, to_toml
 from fibecfed.core.errors import UserError
+from fibecfed.privacy.gaussian import epsilon_of, noise_for
 from fibecfed.privacy.options import PrivacyOptions
 from fibecfed.privacy.plan import plan_of
 from fibecfed.privacy.statement import plan_lines, rounded_up
@@ -48,6 +49,12 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (EXAMPLE, {"training": {"class_weights": "balanced"}}, "training.class_weights: got 'balanced' with .* weigh the same"),
         (EXAMPLE, {"resources": {"activation_cache_mb": 100}}, "resources.activation_cache_mb: got 100 with"),
         (EXAMPLE, {"data": {"kind": "instruction", "task": "nl2bash"}}, 'data.kind: got "instruction" with .* needs examples with a class'),
+        ({**EXAMPLE, "evaluation": "noised"}, {}, 'privacy.evaluation: got "noised" with `privacy.unit` = "example"'),
+        ({**EXAMPLE, "clipping": "adaptive"}, {}, 'privacy.clipping: got "adaptive" with `privacy.unit` = "example"'),
+        ({"secure_aggregation": True, "evaluation": "noised"}, {}, 'privacy.evaluation: got "noised" with `privacy.unit` = "none"'),
+        ({**UNIT, "secure_aggregation": True, "clipping": "adaptive"}, {}, 'privacy.clipping: got "adaptive" with .* no single client'),
+        ({**UNIT, "clip_quantile": 0.3}, {}, 'privacy.clip_quantile: got 0.3 with `privacy.clipping` = "fixed"'),
+        ({**UNIT, "clipping": "adaptive", "clip_quantile": 1.0}, {}, "privacy.clip_quantile: got 1.0, expected a number"),
         (UNIT, {"federation": {"on_failure": "stop"}}, 'federation.on_failure: got "stop" with `privacy.unit` = "client"'),
         (UNIT, {"federation": {"quorum": 0.5}}, "federation.quorum: got 0.5 with `privacy.unit`"),
         (UNIT, {"federation": {"exclude_after": 2}}, "federation.exclude_after: got 2 with `privacy.unit`"),
@@ -69,6 +76,47 @@ def test_it_is_rejected_in_a_sentence(privacy: dict[str, Any], tables: dict[str,
 def test_noise_or_epsilon_is_enough() -> None:
     assert config(UNIT).privacy.budget is None
     assert config({"unit": "client", "epsilon": 4.0}).privacy.budget == 4.0
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("budget", [None, 3.0, 5.0, 9.0])
+def test_a_plan_counts_noised_evaluations(every: int, budget: float | None) -> None:
+    """Against a ledger by client, kept the obvious way."""
+    options = PrivacyOptions(unit="client", noise_multiplier=2.0, max_epsilon=budget, delta=1e-3, evaluation="noised")
+    evaluated = sorted({*range(every, 13, every), 12})
+    plan = plan_of(options, 5, 2, 12, evaluated)
+    assert plan is not None
+    spent, rounds = dict.fromkeys(range(5), 0), 0
+    for number in range(12):
+        cohort = [(2 * number + place) % 5 for place in (0, 1)]
+        if budget is not None and any(epsilon_of((spent[k] + 1) / 4, 1e-3) > budget for k in cohort):
+            break
+        spent |= {k: spent[k] + 1 for k in cohort}
+        rounds += 1
+        if rounds in evaluated and (budget is None or epsilon_of((max(spent.values()) + 1) / 4, 1e-3) <= budget):
+            spent = {k: times + 1 for k, times in spent.items()}
+    assert plan.affordable == rounds and plan.epsilon(rounds) == epsilon_of(max(spent.values()) / 4, 1e-3)
+
+
+def test_adaptive_clipping_needs_a_cohort_that_its_count_means_something_in() -> None:
+    options = PrivacyOptions(unit="client", noise_multiplier=2.0, clipping="adaptive")
+    with pytest.raises(
+        UserError, match=r'privacy\.clipping: got "adaptive" with 20 clients per round and noise of 2, expected at least 24'
+    ):
+        plan_of(options, 40, 20, 3)
+    plan = plan_of(options, 60, 60, 3)
+    assert plan is not None and plan.sent_norm == 100.0 and plan.epsilon(3) == epsilon_of(3 / 4, 1e-5)
+    told = dict(plan_lines(plan, 100))
+    assert told["clip norm"] == "from 0.1 towards the norm that 50% of updates are within; its count costs 6.1% more noise"
+
+
+def test_an_epsilon_pays_for_the_evaluations_too() -> None:
+    plan = plan_of(PrivacyOptions(unit="client", epsilon=4.0, evaluation="noised"), 10, 5, 8, [4, 8])
+    assert plan is not None and 3.99 < plan.epsilon(8) <= 4.0 and plan.affordable == 8 and plan.scored == (4, 8)
+    assert plan.noise_multiplier == pytest.approx(noise_for(4.0, 1e-5, 4 + 2))
+    assert (
+        dict(plan_lines(plan, 100))["released"] == "8 noised means of 100 numbers; 2 noised evaluations, which every client is charged for"
+    )
 
 
 def test_a_plan_says_what_it_costs_and_whether_it_can_learn() -> None:

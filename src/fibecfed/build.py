@@ -17,6 +17,7 @@ from .core.method import Method
 from .core.metrics import METRICS, Metric, primary
 from .core.process import environment
 from .core.rng import Key
+from .core.statistics import CONFUSION
 from .core.task import Use
 from .core.types import ClientId
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
@@ -283,6 +284,11 @@ def prepare(
     reject_schedule(made_method, config.federation, config.method.model_dump()["kind"])
     statistics = task.statistics
     metric = primary(config.evaluation.metric, statistics.zero, statistics.metric, inputs.data.label_names or ())
+    if config.privacy.evaluation == "noised" and not metric.follows_from((CONFUSION,)):
+        raise UserError(
+            f'privacy.evaluation: got "noised" with the metric {metric.name}, expected one that follows from right and wrong classes; set '
+            '`evaluation.metric` to another one, such as "accuracy", or this to "off"'
+        )
     return Prepared(
         inputs, task, made_method, made, metric, _activation_cache(inputs, task), privacy, cohorts, adding_of(config, privacy, cohorts)
     )

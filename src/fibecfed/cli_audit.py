@@ -19,6 +19,14 @@ def add(app: Commands) -> None:
 def audit(
     run: Annotated[Path, path_argument("RUN", "The folder of a finished simulation, with its checkpoints.")],
     clients: Annotated[int, typer.Option(min=1, help="Clients of a round whose updates are attacked.")] = 5,
+    canaries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Synthetic texts that each client trains on, on average, in a run that is trained for it beside this one; 0: none.",
+        ),
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print what audit.json holds instead of a table.")] = False,
 ) -> None:
     """Measure what a run's messages tell about its clients' data.
@@ -31,8 +39,9 @@ def audit(
         from .core.json_text import to_json
 
         out = console()
-        with out.status("computing two rounds again, then attacking what was sent ..."):
-            found = measure(run, clients)
+        again = "training the run again with canaries" if canaries else "computing two rounds again"
+        with out.status(f"{again}, then attacking what was sent ..."):
+            found = measure(run, clients, canaries)
         if json:
             typer.echo(to_json(found, indent=2))
         else:

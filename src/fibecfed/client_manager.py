@@ -201,7 +201,7 @@ def runtime_of(prepared: Prepared, states: States, out: Path, anew: bool = False
     inputs = prepared.inputs
     size = inputs.config.evaluation.batch_size
     plan, key, examples = prepared.privacy, inputs.key.fold("run"), None
-    clip_norm = plan.clip_norm if isinstance(plan, PrivacyPlan) else None
+    clip_norm = plan.sent_norm if isinstance(plan, PrivacyPlan) else None
     if isinstance(plan, ExamplePlan):
         examples = ExampleTraining(ClientLedgers(plan.terms, _ledgers(prepared, out), anew), plan.batch_size)
     method, task = prepared.method, prepared.task

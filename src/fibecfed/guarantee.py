@@ -43,7 +43,17 @@ def guarantee(config: Config, method: Method[Any, Any], data: FederatedData, cli
         return _by_example(config, method, kind, data, names, key)
     if config.privacy.unit != "none":
         reject_unpooled(method, kind)
-    return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases))
+    return plan_of(config.privacy, clients, cohort, sum(phase.num_rounds for phase in method.phases), _evaluated(config, method))
+
+
+def _evaluated(config: Config, method: Method[Any, Any]) -> list[int]:
+    """After how many rounds a run that is private for clients is scored: after every so many of a phase, and after its last."""
+    found, before = list[int](), 0
+    for phase in method.phases:
+        within = {*range(config.evaluation.every, phase.num_rounds + 1, config.evaluation.every), phase.num_rounds}
+        found += sorted(before + number for number in within if number)
+        before += phase.num_rounds
+    return found
 
 
 def _by_example(

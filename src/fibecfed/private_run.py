@@ -12,6 +12,7 @@ from .core.files import RECORDS
 from .core.json_text import to_json
 from .core.records import EvalRecord, RoundRecord
 from .core.rng import Key
+from .core.types import ClientId
 from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
 from .engine.private_examples import ExampleRounds
@@ -23,6 +24,7 @@ from .privacy.ledger import LEDGER, Ledger, Terms
 from .privacy.statement import statement
 
 Private: TypeAlias = MeanPool | ExampleRounds
+CLIP_NORM = "clip_norm"
 
 
 def private_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] | None, run: str | None = None) -> Private | None:
@@ -48,7 +50,14 @@ def private_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] 
     ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
     if isinstance(plan, ExamplePlan):
         return ExampleRounds([(tuple(one.clients), one.times) for one in plan.asked], ledger)
-    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared, run))
+    adaptive = plan.adaptive(None if kept is None else kept.get(CLIP_NORM))
+    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared, run), adaptive)
+
+
+def kept_of(private: Private) -> dict[str, Any]:
+    """What a checkpoint holds of a run's privacy."""
+    adaptive = private.adaptive if isinstance(private, MeanPool) else None
+    return private.ledger.mark() | ({} if adaptive is None else {CLIP_NORM: adaptive.norm})
 
 
 def held_by(prepared: Prepared, private: Private | None, run: str | None) -> dict[str, Any]:
@@ -86,9 +95,20 @@ def scores_nothing(prepared: Prepared) -> bool:
     return (prepared.privacy is not None or prepared.cohorts is not None) and prepared.inputs.config.privacy.evaluation == "off"
 
 
-def ends_after(pool: Private | None, completed: int, planned: int) -> int:
-    """After how many rounds a run ends, as far as is known after `completed`: where its budget cannot pay for the next one, now."""
-    return completed if pool is not None and completed < planned and not pool.affords(completed) else planned
+def scores_with_noise(prepared: Prepared) -> bool:
+    """Whether the models of the run are scored with noise."""
+    return prepared.privacy is not None and prepared.privacy.evaluation == "noised"
+
+
+def ends_after(pool: Private | None, completed: int, planned: int, scored: Sequence[ClientId] = ()) -> int:
+    """After how many rounds a run ends, as far as is known after `completed`: where its budget cannot pay for the next one, now.
+
+    Args:
+        scored: clients that a noised evaluation before it is charged to.
+    """
+    if pool is None or completed == planned:
+        return planned
+    return planned if (pool.affords(completed, scored) if isinstance(pool, MeanPool) else pool.affords(completed)) else completed
 
 
 def reject_nothing(pool: Private | None, completed: int) -> None:
@@ -119,6 +139,7 @@ def about(prepared: Prepared, pool: Private, rounds: int) -> dict[str, Any]:
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "clip_norm": plan.clip_norm,
+        **({"clip_norm_last": pool.adaptive.norm} if isinstance(pool, MeanPool) and pool.adaptive else {}),
         "budget": plan.budget,
         "evaluation": plan.evaluation,
         **({} if prepared.cohorts is None else {"secure_aggregation": True}),

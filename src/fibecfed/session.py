@@ -28,12 +28,14 @@ from .engine.failures import Standing, computed_again, sentences
 from .engine.held import HeldStates, KeptRequests
 from .engine.log import Log, read_header, read_records, rounds_recorded
 from .engine.loop import Step, run, schedule
+from .engine.noised_evaluation import NoisedEvaluator
+from .engine.pooled import MeanPool
 from .engine.states import OnServer
 from .engine.virtual import VirtualTime, devices
 from .finish import Final, finish, of_round
 from .models.kept import KeptWeights
 from .privacy.ledger import forget
-from .private_run import ends_after, held_by, private_of, reject_nothing, scores_nothing
+from .private_run import ends_after, held_by, kept_of, private_of, reject_nothing, scores_nothing, scores_with_noise
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
@@ -232,6 +234,7 @@ class _Session:
         standing = Standing.from_table(extra.get("standing", {}))
         self.pool = pool = private_of(self.prepared, self.out, self.key, extra.get("privacy"), clients.masked_run)
         asked = sample(data.clients, self.config.evaluation.clients, self.key)
+        noised = scores_with_noise(self.prepared)
         exact = Evaluator(
             method=self.method,
             task=self.prepared.task,
@@ -241,11 +244,13 @@ class _Session:
             validation=data.held_by(asked, "validation"),
             batch_size=batch_size,
             tolerance=tolerance,
-            start=None if len(data.test) or len(data.validation) else self.key.fold("init"),
+            start=None if (len(data.test) or len(data.validation)) and not noised else self.key.fold("init"),
             totals=clients.totals,
             tests=[data.client(client).test for client in asked] if self.config.evaluation.generate else (),
         )
         evaluator = Unscored(plain(self.prepared.task.statistics.zero)) if scores_nothing(self.prepared) else exact
+        if noised and isinstance(pool, MeanPool):
+            evaluator = NoisedEvaluator(exact, pool)
         rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
@@ -300,7 +305,7 @@ class _Session:
                 server = step.server
                 self._round(log, step, cpu_s)
                 last = step.number
-                is_last = last == ends_after(pool, last, len(rounds))
+                is_last = last == ends_after(pool, last, len(rounds), asked if noised and self._due(step) else ())
                 standing = replace(step.standing, counted=standing.counted)
                 if self._due(step) or ((pool is not None or self.prepared.cohorts is not None) and is_last):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
@@ -310,7 +315,7 @@ class _Session:
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
                 if is_last or pinned == step.number or step.number % self.config.resources.checkpoint_every == 0:
                     extra = {"records_bytes": log.sync(), "config": header["config_hash"], "standing": standing.table()}
-                    extra |= {} if pool is None else {"privacy": pool.ledger.mark()}
+                    extra |= {} if pool is None else {"privacy": kept_of(pool)}
                     extra |= {} if virtual is None else {"virtual": virtual.table()}
                     extra |= {"asked": rows} if (rows := requests.keep(step.asked)) else {}
                     checkpoints.save(step.number, encode(server), states, extra, pinned)
@@ -384,7 +389,7 @@ class _Session:
         found, metric = scores(record, self.prepared.metric), self.prepared.metric
         every_metric = every_score(record, offered_by(record.pooled))
         every = min(len(self.data.clients), self.config.evaluation.clients or len(self.data.clients))
-        answered = len(record.clients) if record.rounds else every - len(record.failures)
+        answered = len(record.clients) or every - len(record.failures)
         pooled, server, worst = found["pooled_personalised"], found["global"], found["worst_decile"]
         self.say(Evaluated(record.rounds, metric, pooled, server, worst, every_metric, is_last, answered, every))
 

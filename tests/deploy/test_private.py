@@ -72,10 +72,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clients(here: Path, tmp_path: Path) -> dict[str, Resident]:
+    return residents(here, here / "federation.toml", tmp_path)
+
+
+def residents(here: Path, file: Path, tmp_path: Path) -> dict[str, Resident]:
     found: dict[str, Resident] = {}
     for name in NAMES:
         own = (f"data.path={here}/{name}-train.csv", f"data.test_path={here}/{name}-test.csv")
-        prepared = prepare(load(here / "federation.toml", own).config, read_data=only(name))
+        prepared = prepare(load(file, own).config, read_data=only(name))
         (tmp_path / name).mkdir()
         found[name] = _resident(prepared, name, f"of {name}", tmp_path / name, lambda text: None)
     return found
@@ -95,11 +99,12 @@ def serve(
     clients: dict[str, Resident],
     again: Path | None = None,
     instead: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
+    file: str = "federation.toml",
 ) -> Path:
     """The server app's work, from the start or resumed; the run's folder."""
     grid = Grid({number: instead.get(name, clients[name].answer) for number, name in enumerate(NAMES, start=1)})
     grid.names = dict(enumerate(NAMES, start=1))
-    settings: dict[str, Any] = {"config": str(here / "federation.toml"), "runs": str(runs), "wait-s": 5.0}
+    settings: dict[str, Any] = {"config": str(here / file), "runs": str(runs), "wait-s": 5.0}
     with Progress(Console(quiet=True)) as progress:
         server._run(grid, settings | ({} if again is None else {"run": str(again)}), progress)
     return again or next(runs.iterdir())
@@ -122,6 +127,17 @@ def test_the_simulators_bits_and_charges_and_nothing_else_of_a_client(
     assert summary["adapters"]["personal"] == 0 and summary["clients"] == {} and not (out / "checkpoints" / "noise.secret").exists()
     for record in map(json.loads, (out / "records.jsonl").read_text().splitlines()[1:]):
         assert not any(record.get(name) for name in ("steps", "examples", "loss", "compute_s", "notes", "failures"))
+
+
+def test_noised_scores_are_the_simulators_and_charged_alike(here: Path, tmp_path: Path) -> None:
+    for name in ("federation", "sim"):
+        (here / f"{name}-scored.toml").write_text((here / f"{name}.toml").read_text() + 'evaluation = "noised"\n')
+    session.start(load(here / "sim-scored.toml").config, tmp_path / "sim")
+    scored = residents(here, here / "federation-scored.toml", tmp_path)
+    out = serve(here, tmp_path / "runs", scored, file="federation-scored.toml")
+    assert outcome(out) == outcome(tmp_path / "sim") and charges(out) == charges(tmp_path / "sim")
+    one, other = (json.loads((folder / "summary.json").read_text())["scores"] for folder in (out, tmp_path / "sim"))
+    assert one == other and one["global"] is not None and [line["phase"] for line in charges(out)[1:]] == 3 * ["tune", "evaluation"]
 
 
 @pytest.mark.parametrize("gap", ["before the line", "after the line", "before the checkpoint", "after the checkpoint"])

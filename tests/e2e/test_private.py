@@ -228,6 +228,43 @@ def test_fibecfed_with_the_last_layers(inputs: Path, tmp_path: Path) -> None:
     assert "This adapter is the client's own" in (own / "README.md").read_text()
 
 
+def test_scores_with_noise_are_charged_and_nothing_else_is_told(inputs: Path, tmp_path: Path) -> None:
+    config = private(inputs, privacy={"evaluation": "noised", "max_epsilon": epsilon_of(3.0, 1e-3) * 1.001}, evaluation={"every": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", _dies(True, Checkpoints.save, lambda checkpoints, number, *rest: number == 2))
+        with pytest.raises(Killed):
+            session.start(config, tmp_path / "run")
+    before = lines(tmp_path / "run")
+    assert [line["phase"] for line in before[1:]] == ["tune", "tune", "evaluation"] and len(before[-1]["charged"]) == 4
+    summary, _ = session.resume(tmp_path / "run")
+    after = lines(tmp_path / "run")
+    assert after[: len(before)] == before  # the same noise, and no charge twice
+    assert [line["phase"] for line in after[1:]] == ["tune", "tune", "evaluation", "tune", "tune"]  # the last one is not affordable
+    assert summary["privacy"]["epsilon"] == epsilon_of(3.0, 1e-3) and summary["rounds"] == 4
+    header, *records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert header["partition"] == {} and "data" not in header and summary["clients"] == {}
+    scored = {record["rounds"]: record for record in records if record["kind"] == "evaluation"}
+    assert 9_990 < sum(map(sum, scored[2]["pooled"]["confusion"])) < 10_010 and set(scored[2]["pooled"]) == {"confusion"}
+    assert not any(map(sum, scored[4]["pooled"]["confusion"])) and not any(map(sum, scored[0]["pooled"]["confusion"]))
+    assert "the global model and the scores, which follow from 5 noised means" in (tmp_path / "run" / "global" / "README.md").read_text()
+
+
+def test_an_adaptive_clip_norm_is_that_of_the_checkpoint_when_a_run_is_resumed(inputs: Path, tmp_path: Path) -> None:
+    config = private(
+        inputs, privacy={"clipping": "adaptive", "clip_norm": 0.01, "noise_multiplier": 0.1}, federation={"clients_per_round": 4}
+    )
+    whole = session.start(config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", _dies(False, Checkpoints.save, lambda checkpoints, number, *rest: number == 2))
+        with pytest.raises(Killed):
+            session.start(config, tmp_path / "run")
+    summary, _ = session.resume(tmp_path / "run")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole") and adapter(tmp_path / "run") == adapter(tmp_path / "whole")
+    assert summary["privacy"] == whole["privacy"] and len({line["clip"] for line in lines(tmp_path / "run")[1:]}) == 4
+    assert summary["privacy"]["clip_norm_last"] > 0.01  # all are clipped, so it grows
+    assert "a clip norm that begins at 0.01" in summary["privacy"]["statement"]
+
+
 def test_an_edited_ledger_ends_a_resumed_run(inputs: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Log, "write", _dies(True, Log.write, _is_round))

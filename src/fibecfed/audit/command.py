@@ -13,18 +13,19 @@ from rich.text import Text
 from ..build import Prepared, prepare
 from ..config import load
 from ..core.errors import UserError
-from ..core.files import CONFIG, RECORDS, SUMMARY, write_atomically
+from ..core.files import AUDIT, CONFIG, RECORDS, SUMMARY, write_atomically
 from ..core.json_text import to_json
 from ..core.process import kept_memory, threads
 from ..core.streams import quiet_libraries
 from ..engine.log import read_header
 from ..engine.loop import schedule
 from ..provenance import reject_other_inputs
+from .canaries import canary_rows, no_canaries, trained_with
 from .figures import Interval
-from .measure import AttackRow, measured, views_of
+from .measure import measured
 from .replay import observed
+from .views import AttackRow, views_of
 
-AUDIT = "audit.json"
 PRIVATE = (
     "This run is private for clients. Single updates are what its server saw before the noise; the mean of the first round has noise drawn "
     "anew, of the same size. These figures follow from the clients' data without noise, so they are not covered by its guarantee."
@@ -36,12 +37,13 @@ BY_EXAMPLE = (
 WARNING = "These attacks are simple; a better one may find more. No row is a guarantee."
 
 
-def audit(out: Path, most_clients: int) -> dict[str, Any]:
+def audit(out: Path, most_clients: int, canaries: int = 0) -> dict[str, Any]:
     """Attack the messages of a finished run; what `audit.json` holds then.
 
     Args:
         out: folder of a simulated run whose checkpoints were kept.
         most_clients: whose updates are attacked, of the first and of the last round in which clients train.
+        canaries: how many are planted at each client, on average, in a run of its own; 0: none, and no such run.
 
     Raises:
         UserError: not such a folder, or its data or model are not the run's any more.
@@ -61,12 +63,17 @@ def audit(out: Path, most_clients: int) -> dict[str, Any]:
         rounds, server, missing = observed(prepared, out)
         start = prepared.method.server_params(prepared.method.init(prepared.task, prepared.inputs.key.fold("run").fold("init")))
         rows = measured(prepared, rounds, start, prepared.method.server_params(server), most_clients)
+        if canaries:
+            rows += canary_rows(*trained_with(config, canaries), most_clients)
+        else:
+            rows += (no_canaries(),)
     found = {
         "rounds": [one.now.number for one in rounds],
         "of_rounds": len(schedule(prepared.method)),
         "method": config.method.model_dump()["kind"],
         "clients": {str(one.now.number): sorted(one.updates) for one in rounds},
         "views": list(views_of(rounds)),
+        "canaries_by_client": canaries,
         "rows": [_json(row) for row in rows],
         "note": " ".join(filter(None, (missing, _of_private(prepared)))) or None,
         "warning": WARNING,
@@ -106,7 +113,7 @@ def show(found: Mapping[str, Any], out: Console) -> None:
         table.add_column(view.replace(": ", ":\n"), justify="right")
     for row in found["rows"]:
         cells = [_cell(row["views"].get(view)) for view in found["views"]]
-        table.add_row(row["name"], f"{row['guessing']:.2f}", *cells)
+        table.add_row(row["name"], f"{row['guessing']:.2f}" if row["views"] else "-", *cells)
     out.print(table)
     out.print()
     for row in found["rows"]:

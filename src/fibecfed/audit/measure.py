@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,39 +15,14 @@ from ..data.text import TableExamples
 from . import attacks
 from .figures import FALSE_POSITIVES, Interval, MemberScores, auc, mean, true_positives
 from .replay import Observed
+from .views import FINAL, AttackRow, names_of
 
-FINAL = "final model"
 MOST_MEMBERS = 100
 """Training examples of a client that membership is tried on, and of all clients together for the final model."""
 MOST_OTHERS = 400
 """Examples of the test part that are taken for examples that nobody trained on."""
 TOO_FEW = 3
 """Clients that label shares are guessed from, at least."""
-
-
-@dataclass(frozen=True)
-class AttackRow:
-    """One attack.
-
-    Attributes:
-        guessing: what somebody who sees nothing reaches.
-        figures: by view; a view that it cannot be tried on, or where nothing of it is sent, is not there.
-        why: why the row is empty, or None.
-    """
-
-    name: str
-    unit: str
-    guessing: float
-    figures: Mapping[str, Interval]
-    why: str | None = None
-
-
-def views_of(rounds: Sequence[Observed]) -> tuple[str, ...]:
-    """Names of the views, in the order of the table."""
-    found: list[str] = []
-    for one in rounds:
-        found += [f"round {one.now.number}: one update", f"round {one.now.number}: mean of {len(one.updates)}"]
-    return (*found, FINAL)
 
 
 def measured(prepared: Prepared, rounds: Sequence[Observed], start: Params, end: Params, most_clients: int) -> tuple[AttackRow, ...]:
@@ -89,7 +63,7 @@ class _Audit:
             clients = sorted(one.updates)
             if len(clients) < TOO_FEW:
                 continue
-            single, together = _names(one)
+            single, together = names_of(one)
             shares = attacks.shares_of([self.data.client(client) for client in clients], classes)
             features = torch.stack([attacks.class_features(self.task, one.before, one.updates[client], self.others) for client in clients])
             guesses = torch.stack([attacks.guessed_shares(features, shares, place) for place in range(len(clients))])
@@ -110,7 +84,7 @@ class _Audit:
         linear = True
         for one in self.rounds:
             clients = self.attacked(one)
-            names = [view for view in _names(one) for _ in clients]
+            names = [view for view in names_of(one) for _ in clients]
             updates = [one.updates[client] for client in clients] + [one.mean] * len(clients)
             held = [self.members(client) for client in clients] * 2
             tried = [(view, update, members) for view, update, members in zip(names, updates, held, strict=True) if update]
@@ -167,7 +141,7 @@ class _Audit:
         elsewhere = attacks.tokens_of(self.data.test)
         figures: dict[str, list[MemberScores]] = {}
         for one in self.rounds:
-            single, together = _names(one)
+            single, together = names_of(one)
             asked = [(single, one.updates[client], [client]) for client in self.attacked(one)]
             for view, update, clients in (*asked, (together, one.mean, list(one.updates))):
                 figures.setdefault(view, []).extend(self._words(update, held, elsewhere, clients))
@@ -185,11 +159,6 @@ class _Audit:
         own, _ = words
         scores = attacks.word_scores(self.task, update, torch.cat(words))
         return [] if scores is None else [MemberScores(scores[: len(own)], scores[len(own) :])]
-
-
-def _names(one: Observed) -> tuple[str, str]:
-    single, together, _ = views_of([one])
-    return single, together
 
 
 def _known(figures: Mapping[str, Interval | None]) -> dict[str, Interval]:

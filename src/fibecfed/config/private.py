@@ -27,6 +27,7 @@ def private(config: Tables) -> Iterator[str]:
     """Contradictions of the table [privacy] with itself and with the other tables, as sentences."""
     options, federation = config.privacy, config.federation
     yield from secure(config)
+    yield from _of_single_clients(options)
     if options.unit == "none":
         free = {"secure_aggregation", *KEYS, *(("evaluation",) if options.secure_aggregation else ())}
         for name in PrivacyOptions.model_fields:
@@ -44,6 +45,8 @@ def private(config: Tables) -> Iterator[str]:
             f"privacy.max_epsilon: got {options.max_epsilon}, expected at least `privacy.epsilon` = {options.epsilon}, for which the noise "
             "is computed; raise it, or lower the other"
         )
+    if options.clipping == "fixed" and options.clip_quantile != PrivacyOptions.model_fields["clip_quantile"].default:
+        yield f'privacy.clip_quantile: got {options.clip_quantile} with `privacy.clipping` = "fixed", which follows no quantile; remove it'
     unit = f'with `privacy.unit` = "{options.unit}"'
     if options.unit_column is not None and options.unit != "example":
         yield f"privacy.unit_column: got {options.unit_column!r} {unit}, which protects all that a client holds; remove it"
@@ -71,6 +74,20 @@ def private(config: Tables) -> Iterator[str]:
         yield f"tracking_by_client: got true {unit}, which lets nothing be known of single clients; remove it"
     if config.method.model_dump()["kind"] == "custom":
         yield f'method.kind: got "custom" {unit}, for which no object of your own can be vouched; choose a method of the package'
+
+
+def _of_single_clients(options: PrivacyOptions) -> Iterator[str]:
+    """What the server makes of the answers of single clients, and noises itself."""
+    for name, value, instead in (("evaluation", "noised", "off"), ("clipping", "adaptive", "fixed")):
+        if getattr(options, name) != value or (options.unit == "none" and not options.secure_aggregation):
+            continue
+        if options.unit != "client":
+            yield f'privacy.{name}: got "{value}" with `privacy.unit` = "{options.unit}", which is for "client" alone; set "{instead}"'
+        elif options.secure_aggregation:
+            yield (
+                f'privacy.{name}: got "{value}" with `privacy.secure_aggregation`, where the server sees no single client\'s answer; set '
+                f'"{instead}"'
+            )
 
 
 def _by_example(config: Tables) -> Iterator[str]:

@@ -17,6 +17,8 @@ from .json_text import from_json
 CONFIG, RECORDS, SUMMARY, FAILURE = "config.toml", "records.jsonl", "summary.json", "failure.json"
 """What a run's folder holds: its configuration, its records, its results once it is done, and in a comparison why it stopped."""
 ANSWERS = "answers.jsonl"
+AUDIT = "audit.json"
+"""What `fibecfed audit` adds to it."""
 CHECKPOINTS = "checkpoints"
 """Folder in a run's folder."""
 FLOWER = "flower.json"

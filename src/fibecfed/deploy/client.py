@@ -212,7 +212,7 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
         keep_states=states_kept(inputs.config),
         save=save_own,
         say=say,
-        clip_norm=private.clip_norm if isinstance(private, PrivacyPlan) else None,
+        clip_norm=private.sent_norm if isinstance(private, PrivacyPlan) else None,
         scored=not scores_nothing(prepared),
         sums=_sums(prepared, name, folder),
         examples=_by_example(private) if isinstance(private, ExamplePlan) else None,

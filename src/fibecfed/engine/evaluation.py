@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -78,22 +78,9 @@ class Evaluator:
             Diverged: the same, because of losses that are not finite.
         """
         start = time.perf_counter()
-        phase = next(phase for phase in self.method.phases if phase.name == now.phase)
-        asked = [client for client in self.clients if client not in standing.excluded]
-        broadcast = phase.broadcast(server, now)
-        requests = Requests(phase, server, broadcast, asked)
+        got = self.answers(server, now, rounds, standing)
         with_global = self.start is not None and self.method.is_personal
-        both = with_global and phase.address is None and self._clients_know_global(server, broadcast, asked)
-        got = self._asked("evaluate_both" if both else "evaluate", now, requests, rounds, standing.counted)
         bytes_down, bytes_up, of_global = got.bytes_down, got.bytes_up, got.of_global
-        if with_global and not both:
-            same = {client: counted(scored, self.task.statistics) for client, scored in got.own.items()}
-            more = self._asked_of_global(server, now, list(got.own), rounds, same)
-            failures = {**got.failures, **more.failures}
-            got = replace(got, own={client: got.own[client] for client in more.own}, failures=failures, repeats=got.repeats + more.repeats)
-            bytes_down, bytes_up, of_global = bytes_down + more.bytes_down, bytes_up + more.bytes_up, more.own
-        if got.failures and not got.own:
-            raise self._failed(got.failures, got.repeats, rounds)
         pooled = self._added(got.own)
         complete = (self._number(pooled.test), self._number(pooled.validation)) == (len(self.test), len(self.validation))
         if with_global:
@@ -119,6 +106,34 @@ class Evaluator:
             failures={client: got.failures[client] for client in sorted(got.failures)},
         )
         return record, standing.evaluated({client: counted(scored, self.task.statistics) for client, scored in own.items()})
+
+    def answers(self, server: Any, now: Round, rounds: int, standing: Standing = NEW) -> ClientAnswers:
+        """The sums of the clients after the round `now`, of the global model too where they count for that one; arguments as for `after`.
+
+        Raises:
+            RunFailed, Diverged: as `after`.
+        """
+        phase = next(phase for phase in self.method.phases if phase.name == now.phase)
+        asked = [client for client in self.clients if client not in standing.excluded]
+        broadcast = phase.broadcast(server, now)
+        requests = Requests(phase, server, broadcast, asked)
+        with_global = self.start is not None and self.method.is_personal
+        both = with_global and phase.address is None and self._clients_know_global(server, broadcast, asked)
+        got = self._asked("evaluate_both" if both else "evaluate", now, requests, rounds, standing.counted)
+        if with_global and not both:
+            same = {client: counted(scored, self.task.statistics) for client, scored in got.own.items()}
+            more = self._asked_of_global(server, now, list(got.own), rounds, same)
+            got = ClientAnswers(
+                {client: got.own[client] for client in more.own},
+                more.own,
+                {**got.failures, **more.failures},
+                got.repeats + more.repeats,
+                got.bytes_down + more.bytes_down,
+                got.bytes_up + more.bytes_up,
+            )
+        if got.failures and not got.own:
+            raise self._failed(got.failures, got.repeats, rounds)
+        return got
 
     def untrained(self, server: Any) -> EvalRecord:
         """Scores of the model at the start, which is the same for everybody. Nothing is sent where the server has the examples.
@@ -147,7 +162,7 @@ class Evaluator:
 
     def _asked(
         self, action: Action, now: Round, requests: Mapping[ClientId, bytes], rounds: int, known: Mapping[ClientId, Counted]
-    ) -> _Answers:
+    ) -> ClientAnswers:
         """The sums of the clients that gave usable ones, in the order of the requests; the reasons of the others.
 
         Args:
@@ -176,7 +191,7 @@ class Evaluator:
         if failures and self.tolerance.on_failure == "stop":
             raise self._failed(failures, repeats, rounds)
         own, of_global = ({client: found[client] for client in requests if client in found} for found in (own, of_global))
-        return _Answers(own, of_global, failures, repeats, total_bytes(requests), bytes_up)
+        return ClientAnswers(own, of_global, failures, repeats, total_bytes(requests), bytes_up)
 
     def _failed(self, failures: Mapping[ClientId, str], repeats: int, rounds: int) -> RunFailed:
         text = f"evaluation after {rounds} rounds: {failures[min(failures)]}"
@@ -186,7 +201,7 @@ class Evaluator:
 
     def _asked_of_global(
         self, server: Any, now: Round, clients: Sequence[ClientId], rounds: int, known: Mapping[ClientId, Counted]
-    ) -> _Answers:
+    ) -> ClientAnswers:
         """Sums of the global model alone, of which clients are sent what is not as at the start."""
         params, before = self.method.server_params(server), self.task.init_params(self._key)
         changed = {name: value for name, value in params.items() if name not in before or not torch.equal(value, before[name])}
@@ -233,7 +248,7 @@ class Unscored:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class ClientAnswers:
     """What came back from an exchange; `of_global` where both models were asked for; `repeats` of the failures would come again."""
 
     own: Mapping[ClientId, Scored]
@@ -244,7 +259,7 @@ class _Answers:
     bytes_up: int
 
 
-_NOBODY = _Answers({}, {}, {}, 0, 0, 0)
+_NOBODY = ClientAnswers({}, {}, {}, 0, 0, 0)
 
 
 def worst_decile(clients: Mapping[ClientId, Sums], metric: Metric) -> float | None:

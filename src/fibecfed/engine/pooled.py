@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..core.errors import Diverged, RunFailed, UserError
@@ -22,9 +23,10 @@ from ..core.rng import Key
 from ..core.trees import first_not_finite
 from ..core.types import ClientId, Failure, Params, Round
 from ..core.wire import WireError, decode, encode, payload_bytes, tensors_of
-from ..privacy.clip import Integers, clipped, digest, grid_step, nothing, on_grid
+from ..privacy.adaptive import LANE, AdaptiveClip
+from ..privacy.clip import Integers, clipped_or_whole, digest, grid_step, nothing, on_grid
 from ..privacy.fixed import ClippedGrid, NotASum
-from ..privacy.ledger import BudgetSpent, Ledger, Release
+from ..privacy.ledger import EVALUATION, BudgetSpent, Ledger, Release
 from ..privacy.noise import noised
 from ..privacy.participation import cyclic
 from .checks import OVERHEAD_BYTES
@@ -53,6 +55,7 @@ class MeanPool:
         clip_norm: C.
         ledger: where each release is charged.
         sums: how the clients' updates are summed where the server sees no single one; None: it clips and adds them.
+        adaptive: C as it follows the updates' norms; None: it is `clip_norm` in every round.
     """
 
     clients: Sequence[ClientId]
@@ -62,14 +65,32 @@ class MeanPool:
     clip_norm: float
     ledger: Ledger
     sums: SumPool | None = None
+    adaptive: AdaptiveClip | None = None
+
+    @property
+    def moved_by(self) -> float:
+        """The L2 norm by which one client moves the sum of the next round."""
+        return self.clip_norm if self.adaptive is None else self.adaptive.moved_by
 
     def cohort(self, number: int) -> tuple[ClientId, ...]:
         """Who takes part in round `number` of the run."""
         return cyclic(self.clients, self.size, self.key, number)
 
-    def affords(self, number: int) -> bool:
-        """Whether round `number` stays within the budget, or was charged already, as one that is computed again."""
-        return self.ledger.charged(number) or self.ledger.affords(self.cohort(number), self.noise_multiplier)
+    def affords(self, number: int, scored: Sequence[ClientId] = ()) -> bool:
+        """Whether round `number` stays within the budget, or was charged already, as one that is computed again.
+
+        Args:
+            scored: clients that an evaluation before it is charged to.
+        """
+        chosen = self.cohort(number)
+        times = 1 + (self.affords_evaluation(number - 1, scored) and not self.ledger.charged(number - 1, EVALUATION)) * any(
+            client in scored for client in chosen
+        )
+        return self.ledger.charged(number) or self.ledger.affords(chosen, self.noise_multiplier, times)
+
+    def affords_evaluation(self, number: int, clients: Sequence[ClientId]) -> bool:
+        """Whether scores after round `number` stay within the budget, or were charged already."""
+        return self.ledger.charged(number, EVALUATION) or self.ledger.affords(clients, self.noise_multiplier)
 
 
 def why_unpooled(method: Method[Any, Any]) -> str | None:
@@ -124,7 +145,7 @@ def pooled_round(
         if pool.sums is None
         else _summed(phase, transport, now, asked, timeout_s, pool.sums)
     )
-    total, heard = got.total, got.heard
+    total, heard, moved_by = got.total, got.heard, pool.moved_by
     silent = {client: f"client {client}: no answer" for client in chosen if client not in heard}
     if not heard:
         raise RunFailed(f"{now.phase} round {now.index}: none of {len(chosen)} clients answered. {USABLE}")
@@ -133,13 +154,16 @@ def pooled_round(
         phase=now.phase,
         numbers=sum(value.size for value in total.values()),
         z=pool.noise_multiplier,
-        clip=pool.clip_norm,
+        clip=moved_by,
         divisor=len(chosen),
-        sum=digest(total, pool.clip_norm),
+        sum=digest(total, moved_by),
         charged=chosen,
     )
     key = pool.ledger.charge(release)
-    mean = mean_of(noised(total, pool.clip_norm, pool.noise_multiplier, key), sent, release)
+    released = noised(total, moved_by, pool.noise_multiplier, key)
+    mean = mean_of(released, sent, release)
+    if pool.adaptive is not None:
+        pool.adaptive.follow(released, len(chosen))
     after = phase.aggregate(server, [Received(POOLED, with_shared(phase, mean))], now)
     for field, tensors in tensors_of(after).items():
         if (bad := first_not_finite(tensors)) is not None:
@@ -183,12 +207,12 @@ def _added(
     sent, chosen = asked.sent, asked.cohort
     requests = Requests(phase, asked.server, asked.broadcast, chosen)
     likeness = frame(encode(with_shared(phase, sent)), Work())
-    total, heard = nothing(sent), set[ClientId]()
+    total, heard = {**nothing(sent), **_no_lane(pool)}, set[ClientId]()
     for client, reply in exchange(transport, "train", now, requests, timeout_s, len(likeness) + OVERHEAD_BYTES):
         if isinstance(reply, Failure) or client in heard or client not in chosen:
             continue
         heard.add(client)
-        update = _update(phase, reply, sent, pool.clip_norm)
+        update = _update(phase, reply, sent, pool)
         if update is None:
             logger.info("%s round %d: the answer of client %s cannot be used and counts as no change", now.phase, now.index, client)
             continue
@@ -224,14 +248,21 @@ def mean_of(total: Integers, sent: Params, release: Release) -> dict[str, torch.
     return {name: (value.double().cpu() + factor * torch.from_numpy(total[name])).to(value) for name, value in sent.items()}
 
 
-def _update(phase: Phase[Any, Any, Any, Any], reply: bytes, sent: Params, clip_norm: float) -> Integers | None:
+def _update(phase: Phase[Any, Any, Any, Any], reply: bytes, sent: Params, pool: MeanPool) -> Integers | None:
     """What a reply adds to the sum; None where it is not what a client sends."""
+    adaptive = pool.adaptive
     try:
         encoded, _ = unframe(reply)
-        message = decode(phase.up, encoded, copy=False)
-        return on_grid(clipped(shared_of(message, pooled_fields(phase)), sent, clip_norm), clip_norm)
+        shared = shared_of(decode(phase.up, encoded, copy=False), pooled_fields(phase))
+        update, within = clipped_or_whole(shared, sent, pool.clip_norm if adaptive is None else adaptive.norm)
+        found = on_grid(update, pool.moved_by)
+        return found if adaptive is None else found | adaptive.lane(within)
     except (WireError, ValueError, TypeError, RuntimeError):
         return None
+
+
+def _no_lane(pool: MeanPool) -> Integers:
+    return {} if pool.adaptive is None else {LANE: np.zeros(1, np.int64)}
 
 
 def _times(table: Mapping[str, int], factor: int) -> dict[str, int]:

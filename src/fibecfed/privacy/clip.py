@@ -40,22 +40,27 @@ def clipped(answer: Params, sent: Params, clip_norm: float) -> dict[str, NDArray
     Raises:
         ValueError: names or shapes are not those of what was sent, or numbers are complex.
     """
+    return clipped_or_whole(answer, sent, clip_norm)[0]
+
+
+def clipped_or_whole(answer: Params, sent: Params, clip_norm: float) -> tuple[dict[str, NDArray[np.float64]], bool]:
+    """As `clipped`; and whether its norm was within C, so that it is as it was."""
     same = answer.keys() == sent.keys() and all(answer[name].shape == value.shape for name, value in sent.items())
     if not same or any(value.is_complex() for value in answer.values()):
         raise ValueError("an update whose names, shapes or kind of numbers are not those of what was sent")
     with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then is looked for below
         found = {name: _numbers(answer[name]) - _numbers(sent[name]) for name in sorted(sent)}
     if not all(np.isfinite(value).all() for value in found.values()):
-        return {name: np.zeros_like(value) for name, value in found.items()}
+        return {name: np.zeros_like(value) for name, value in found.items()}, False
     largest = max((float(np.abs(value).max()) for value in found.values() if value.size), default=0.0)
     if largest == 0:
-        return found
+        return found, True
     # over the largest value, since squares of numbers above 1e154 are infinite
     norm = math.sqrt(math.fsum(float(np.square(value / largest).sum()) for value in found.values()))
     most = clip_norm * _MARGIN
     if norm <= most / largest:
-        return found
-    return {name: value / largest * (most / norm) for name, value in found.items()}
+        return found, True
+    return {name: value / largest * (most / norm) for name, value in found.items()}, False
 
 
 def on_grid(update: Mapping[str, NDArray[np.float64]], clip_norm: float) -> Integers:

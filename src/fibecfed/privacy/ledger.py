@@ -27,6 +27,8 @@ LEDGER, SECRET = "privacy.jsonl", "noise.secret"
 LEDGERS, SECRETS = "ledgers", "secrets"
 """In a simulation: the folder with one for each client's own ledger, and the one in that of checkpoints with their secrets."""
 VERSION = 1
+EVALUATION = "evaluation"
+"""The phase of a release that is no round's, but its scores'."""
 _SIZE = 32
 _CODE = "code"
 
@@ -113,7 +115,7 @@ class Ledger:
         self._secret_path = folder / CHECKPOINTS / SECRET if secret is None else secret
         self._spent: dict[ClientId, float] = {}
         self._releases: dict[tuple[int, str], int] = {}  # round and code of its sum -> attempt
-        self._attempts: dict[int, int] = {}
+        self._attempts: dict[tuple[int, str], int] = {}  # by round and phase
         self._code, self._lines, self._data = "", 0, data
         blob = self.path.read_bytes() if self.path.exists() else b""
         if b"\n" not in blob:  # stopped before its first line was whole, and so before anything was released
@@ -125,8 +127,8 @@ class Ledger:
         else:
             self._secret = self._read_secret()
             self._read(blob, kept)
-            if kept is None and len(self._attempts) < recorded:
-                raise _lost(self.path, f"it has those of {len(self._attempts)} rounds, and {recorded} are recorded")
+            if kept is None and (known := len({number for number, _ in self._attempts})) < recorded:
+                raise _lost(self.path, f"it has those of {known} rounds, and {recorded} are recorded")
 
     @property
     def mu2_max(self) -> float:
@@ -152,9 +154,9 @@ class Ledger:
         """What a checkpoint holds of it, as JSON values: later the ledger must still begin so."""
         return {"lines": self._lines, _CODE: self._code}
 
-    def charged(self, round_number: int) -> bool:
-        """Whether a release of this round was charged."""
-        return round_number in self._attempts
+    def charged(self, round_number: int, phase: str | None = None) -> bool:
+        """Whether a release of this round was charged; of this phase, if one is named."""
+        return any(number == round_number and phase in (None, name) for number, name in self._attempts)
 
     def affords(self, clients: Collection[ClientId], z: float, times: int = 1) -> bool:
         """Whether one more release with noise z about these clients, or so many, stay within the budget."""
@@ -181,7 +183,7 @@ class Ledger:
             del table["sum"]
             line = {
                 "round": release.round,
-                "attempt": self._attempts.get(release.round, 0),
+                "attempt": self._attempts.get((release.round, release.phase), 0),
                 "phase": release.phase,
                 "mechanism": "gaussian",
                 **table,
@@ -210,7 +212,7 @@ class Ledger:
     def _take(self, line: Mapping[str, Any], spent: dict[ClientId, float]) -> None:
         self._spent = spent
         self._releases[line["round"], line["sum_code"]] = line["attempt"]
-        self._attempts[line["round"]] = line["attempt"] + 1
+        self._attempts[line["round"], line["phase"]] = line["attempt"] + 1
 
     # ---- files
 

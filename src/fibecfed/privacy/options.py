@@ -48,6 +48,14 @@ class PrivacyOptions(Options):
         description="C, L2 norm to which each client's update is scaled down (over all shared tensors), or each example's gradient (over "
         "all trained ones).",
     )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        default="fixed",
+        description='"fixed": C is clip_norm in every round. "adaptive": it begins there and follows the quantile clip_quantile of the '
+        "updates' norms, by a count that is noised with the sum; for cohorts of 50 and more.",
+    )
+    clip_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description='With clipping = "adaptive": the share of updates that is to be within C and so not clipped.'
+    )
     delta: float = Field(
         default=1e-5,
         gt=0,
@@ -64,9 +72,10 @@ class PrivacyOptions(Options):
         default="cyclic",
         description="Who takes part in a round: every client once in K/m rounds, in an order drawn from the seed.",
     )
-    evaluation: Literal["off", "exact"] = Field(
+    evaluation: Literal["off", "noised", "exact"] = Field(
         default="off",
-        description='"off": nothing is scored. "exact": scores and counts are computed as without privacy, outside of the guarantee: for '
+        description='"off": nothing is scored. "noised": shares of right and wrong answers with noise, each evaluation charged to all '
+        'clients that it asks like a round. "exact": scores and counts are computed as without privacy, outside of the guarantee: for '
         "experiments on data that need no protection.",
     )
 

@@ -11,13 +11,17 @@ from .fixed import Adding, FixedPoint
 from .plan import PrivacyPlan
 
 OUTSIDE = (
-    "It does not cover: the server itself, which sees clipped updates; what stays on the clients or is of one client alone (the folders "
-    "checkpoints and clients); that clients take part, and when, and which of them did not answer; whether and when a run was stopped; "
-    "what the settings were chosen by; what `fibecfed audit` measures afterwards (audit.json)."
+    "It does not cover: the server itself, which sees clipped updates (and answers to evaluations); what stays on the clients or is of one "
+    "client alone (the folders checkpoints and clients); that clients take part, and when, and which of them did not answer; whether and "
+    "when a run was stopped; what the settings were chosen by; what `fibecfed audit` measures afterwards (audit.json)."
 )
 EXACT = (
     "It does not cover the evaluation either, which was exact: scores, confusion matrices, and counts and checksums of examples in "
     "records.jsonl, summary.json and the model cards follow from the clients' data without noise."
+)
+NOISED = (
+    "Scores are noised means over clients of their shares of right and wrong answers, each client counting the same; the sentence above "
+    "covers them."
 )
 OUTSIDE_OF_EXAMPLES = (
     "It does not cover: the client itself, and whoever reads its folder; that clients take part, when, and how many examples each holds; "
@@ -40,13 +44,15 @@ def section(privacy: Mapping[str, Any] | None, client: str | None) -> str:
     """
     if privacy is None:
         return ""
-    exact = privacy["evaluation"] == "exact"
     if privacy["unit"] == "example":
-        told = [privacy["statement"], OUTSIDE_OF_EXAMPLES, *([EXACT_FOR_EXAMPLES] if exact else [])]
+        told = [privacy["statement"], OUTSIDE_OF_EXAMPLES, *([EXACT_FOR_EXAMPLES] if privacy["evaluation"] == "exact" else [])]
     else:
         outside = OUTSIDE.replace("which sees clipped", "which sees sums of clipped") if privacy.get("secure_aggregation") else OUTSIDE
-        told = [privacy["statement"], outside, *([EXACT] if exact else []), *([OF_A_CLIENT] if client else [])]
+        told = [privacy["statement"], outside, *_OF_SCORES.get(privacy["evaluation"], ()), *([OF_A_CLIENT] if client else [])]
     return "\n## What is protected\n\n" + "\n\n".join(told) + "\n"
+
+
+_OF_SCORES = {"exact": (EXACT,), "noised": (NOISED,)}
 
 
 def plan_lines(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
@@ -59,18 +65,25 @@ def plan_lines(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
     within = "" if plan.budget is None else f"; budget {plan.budget:g}"
     if plan.budget is not None:
         within += f" holds for {plan.rounds}" if ends == plan.rounds else f" ends the run after {ends} of {plan.rounds} rounds"
-    outside = "nothing is scored" if plan.evaluation == "off" else "scores are exact, outside of the guarantee"
+    noised = f"{sum(after <= ends for after in plan.scored)} noised evaluations, which every client is charged for"
+    outside = {"off": "nothing is scored", "noised": noised, "exact": "scores are exact, outside of the guarantee"}[plan.evaluation]
     verdict = ""
     if ratio > LEARNS_NOTHING:
-        enough = math.ceil(plan.noise_multiplier * math.sqrt(numbers))
-        fewer = int((plan.size / plan.noise_multiplier) ** 2)
+        enough = math.ceil(plan.noise_on_updates * math.sqrt(numbers))
+        fewer = int((plan.size / plan.noise_on_updates) ** 2)
         verdict = f": the model will not learn. 1 to 1 needs {enough:,} clients per round, or {fewer:,} numbers; see docs/privacy.md"
     return [
         ("takes part", f"{plan.most_rounds} of {plan.rounds} rounds at most, {plan.size} of {plan.clients} clients at a time, in turn"),
         ("released", f"{ends} noised means of {numbers:,} numbers; {outside}"),
         ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every client after {ends} rounds{within}"),
+        *([] if plan.quantile is None else [("clip norm", _adaptive(plan))]),
         ("noise to signal", f"at least {ratio:.3g} to 1{verdict}"),
     ]
+
+
+def _adaptive(plan: PrivacyPlan) -> str:
+    more = plan.noise_on_updates / plan.noise_multiplier - 1
+    return f"from {plan.clip_norm:g} towards the norm that {plan.quantile:.0%} of updates are within; its count costs {more:.1%} more noise"
 
 
 def cohort_lines(cohorts: Cohorts, adding: Adding | None) -> list[tuple[str, str]]:
@@ -106,10 +119,14 @@ def statement(plan: PrivacyPlan, epsilon: float, releases: int) -> str:
         epsilon: of the client that was charged most.
         releases: noised means that were made.
     """
+    clip = f"clip norm {plan.clip_norm:g}"
+    if plan.quantile is not None:
+        clip = f"a clip norm that begins at {plan.clip_norm:g} and follows a count of clipped updates, noised within the same releases"
+    and_model = ", the global model and the scores" if plan.scored else " and the global model"
     return (
-        f"For each of the {plan.clients} clients, what the server sent to all clients and the global model, which follow from {releases} "
+        f"For each of the {plan.clients} clients, what the server sent to all clients{and_model}, which follow from {releases} "
         f"noised means, are together ({rounded_up(epsilon)}, {plan.delta:g})-differentially private with respect to all data that the "
         "client holds: a run in which the client's updates are replaced by zero differs by no more than that to everybody but the server "
         "and the client itself, also to all other clients together (Gaussian mechanism with noise multiplier "
-        f"{plan.noise_multiplier:.6g} and clip norm {plan.clip_norm:g}, cyclic participation, no amplification by sampling)."
+        f"{plan.noise_multiplier:.6g} and {clip}, cyclic participation, no amplification by sampling)."
     )

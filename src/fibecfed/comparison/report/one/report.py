@@ -11,6 +11,7 @@ from rich.console import Console
 from ....core.units import count
 from .. import tables
 from ..answers import of_answers
+from ..audited import audited
 from ..classes import of_classes
 from ..compact import without_folders
 from ..results import ComparisonResults
@@ -48,7 +49,23 @@ def _answers(comparison: ComparisonResults) -> Section:
     return Section("answers", "What the models answer", tables=tuple(of_answers(comparison)), is_folded=True)
 
 
-PARTS: Sequence[Callable[[ComparisonResults], Section]] = (learned, converged, clients, _classes, _answers, examples, sent, cost, settings)
+def _audit(comparison: ComparisonResults) -> Section:
+    lines, tables = audited(Path(run_and_files(comparison)[1].folder))
+    return Section("audit", "What its messages tell", lines, tables)
+
+
+PARTS: Sequence[Callable[[ComparisonResults], Section]] = (
+    learned,
+    converged,
+    clients,
+    _classes,
+    _answers,
+    examples,
+    _audit,
+    sent,
+    cost,
+    settings,
+)
 """Makers of parts, in the order of the report; a part about which a run says nothing is empty, and is not shown."""
 
 
