@@ -16,7 +16,7 @@ from .types import Params
 _BLOCK = 2**17
 """Numbers that are summed together: in float64 they stay in the processor's cache, and take no new memory for each tensor."""
 
-_WAITING = 4
+_WAITING = 5
 """Trees that are added to a sum together: of large ones the sum's own float64 numbers then pass through memory once for all of them."""
 
 
