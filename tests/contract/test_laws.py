@@ -152,7 +152,6 @@ EXEMPT: dict[str, dict[str, str]] = {
         "a mean in the first round": _SCORES,
         "lora, last training validated": "its last training is kept as far as the validation part speaks for it",
         "preset best": "its last training is kept as far as the validation part speaks for it",
-        "preset fast": "which blocks are trained comes with the message",
         "depth by position, exact": _SCORES,
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,

@@ -60,6 +60,9 @@ def test_an_importance_that_is_not_finite_is_no_ground_to_choose_by() -> None:
         (layers("count", 4), None, 4),
         (layers("last", 2), None, 2),
         (layers("first"), None, 3),
+        (layers("last", 0.67), None, 4),
+        (layers("first", 0.05), None, 1),
+        (layers("random", 0.75), None, 5),
         (layers("random", 6), None, 6),
         (layers("all"), None, 6),
         (layers("coverage"), None, 1),  # layer 1 alone holds 0.6

@@ -303,6 +303,8 @@ def _layers(layers: LayerOptions, federation: FederationOptions, head: str) -> I
         yield f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}; lower it"
     if value is None:
         return
+    if rule in ("last", "first", "random") and value < 1:
+        return
     if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):
         yield f'method.layers.value: got {value}, expected an integer number of layers with `method.layers.rule` = "{rule}"; round it'
     elif rule in ("share", "coverage") and value > 1:

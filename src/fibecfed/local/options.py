@@ -96,7 +96,7 @@ class LayerOptions(Options):
         default=None,
         gt=0,
         description="[C] Depends on `rule`. share: fraction of the layers, default 0.5. count, last, first, random: number of layers, "
-        "default L/2. coverage: fraction of the total importance, default 0.6.",
+        "or, except for count, a fraction of them; default L/2. coverage: fraction of the total importance, default 0.6.",
     )
     importance: Literal["output", "increment"] = Field(
         default="output",

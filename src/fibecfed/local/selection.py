@@ -72,7 +72,7 @@ def _nearest(x: float, num_layers: int) -> int:
 def number_of_layers(options: LayerOptions, importance: Float[Tensor, " layers"], ratio: float | None = None) -> int:
     """How many layers are aggregated globally [C], by `options.rule`; method.md's clip(floor(x + 1/2), 1, L).
 
-    - share: x = value L; count, last, first, random: value itself, by default x = L / 2;
+    - share: x = value L; count, last, first, random: value itself, by default x = L / 2; last, first, random with a fraction: x = value L;
     - coverage: the fewest layers whose importances add up to that fraction of the total (one below 0 counts as 0; all layers
       if the total is 0);
     - layer_gap, plateau: x = mu L r with `ratio` = r, the clients' mean;
@@ -96,6 +96,8 @@ def number_of_layers(options: LayerOptions, importance: Float[Tensor, " layers"]
         return _nearest(options.mu * num_layers * ratio, num_layers)
     if value is None:
         return _nearest(num_layers / 2, num_layers)
+    if value < 1 and rule != "count":
+        return _nearest(value * num_layers, num_layers)
     if value != int(value):
         raise UserError(f"method.layers.value = {value:g} for the rule {rule!r}; expected an integer number of layers, 1 to {num_layers}")
     if value > num_layers:

@@ -7,14 +7,6 @@ from typing import Any
 
 KEY = "method.preset"
 
-_BEST: dict[str, Any] = {
-    "method.finetune": "validated",
-    "method.head": "agreement",
-    "method.curriculum.pace": "none",
-    "method.layers.rule": "agreement",
-    "method.neurons.rule": "all",
-}
-
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "method.finetune": False,
@@ -26,8 +18,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method.layers.importance_round": "separate",
         "method.neurons.rule": "share",
     },
-    "fast": {**_BEST, "method.depth": 0.33, "method.depth_rule": "last", "resources.activation_cache_mb": 512},
-    "best": _BEST,
+    "fast": {
+        "method.depth": 0.5,
+        "method.depth_rule": "last",
+        "method.curriculum.beta": 0.4,
+        "method.curriculum.scoring": "training",
+        "method.layers.rule": "last",
+        "method.layers.value": 0.67,
+        "method.neurons.rule": "all",
+        "resources.activation_cache_mb": 512,
+    },
+    "best": {
+        "method.finetune": "validated",
+        "method.head": "agreement",
+        "method.curriculum.pace": "none",
+        "method.layers.rule": "agreement",
+        "method.neurons.rule": "all",
+    },
 }
 """Name -> dotted key -> value. docs/methods/fibecfed.md says what each is for, docs/results.md what it brings."""
 
