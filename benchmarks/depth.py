@@ -10,8 +10,8 @@ with all blocks beside it. Where output is kept, four epochs come before: the fi
 batch of another length.
 
 Rounds (MiniLM alone): two clients of 96 examples, batches of 16, one local epoch, train ten times, as in 40 rounds (the default) of 5 of 20
-clients, in turn with `lora` on the very batches that `fibecfed` has just trained on. `fibecfed` leaves the lower half untrained, shares two of the
-other three layers, and scores while training. Seconds are `compute_s` of the records.
+clients, in turn with `lora` on the very batches that `fibecfed` has just trained on. `fibecfed` leaves the lower half untrained, shares
+two of the other three layers, and scores while training. Seconds are `compute_s` of the records.
 """
 
 from __future__ import annotations

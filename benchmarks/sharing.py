@@ -74,7 +74,7 @@ def presets(root: Path) -> None:
     print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU | kept |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for task, spread in DATA:
-        for method in ("lora validated", "best", "fast"):
+        for method in ("lora validated", "best", "best, upper third"):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
             both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
             pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]

@@ -113,7 +113,13 @@ SHARING = {
     "head kept": ("method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
-    "fast": ("method.preset=fast", "method.finetune=validated"),
+    "best, upper third": (
+        "method.preset=best",
+        "method.finetune=validated",
+        "method.depth=0.33",
+        "method.depth_rule=last",
+        "resources.activation_cache_mb=512",
+    ),
 }
 """Which layers are shared, and the presets; each ends with one local training for each client, whose scores are told apart by round."""
 SPREAD = {"a1": (), "a0.3": ("federation.alpha=0.3",), "even": ("federation.partition=iid",)}
@@ -131,7 +137,7 @@ def sharing() -> Iterator[Job]:
         for name, overrides in SHARING.items():
             if sites is not None:
                 files = (f"data.path={sites / 'train.parquet'}", f"data.test_path={sites / 'test.parquet'}")
-                mean = ("method.layers.mean_every=4",) if name in ("agreement", "best", "fast") else ()
+                mean = ("method.layers.mean_every=4",) if name in ("agreement", "best", "best, upper third") else ()
                 yield Job(f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *mean))
         for spread, how in SPREAD.items():
             for task in ("sst2", "trec"):
@@ -140,7 +146,19 @@ def sharing() -> Iterator[Job]:
                     yield Job(f"sharing/{task}/{spread}/{name}/{seed}", f"configs/{task}.toml", more)
 
 
-STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring, "sharing": sharing}
+FAST = {"lora": ("method.kind=lora",), "fast": ("method.preset=fast",)}
+
+
+def fast() -> Iterator[Job]:
+    """The preset "fast" beside `lora`, four tasks, five seeds, in the setting of compare-quick.toml with the default number of rounds."""
+    for seed in range(5):
+        for task in ("sst2", "trec", "subj", "mpqa"):
+            for name, overrides in FAST.items():
+                more = ("federation.rounds=40", "evaluation.every=40", "resources.workers=1", f"seed={seed}")
+                yield Job(f"fast/{task}/{name}/{seed}", f"configs/{task}.toml", (*_QUICK, *more, *overrides))
+
+
+STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring, "sharing": sharing, "fast": fast}
 
 
 def do(job: Job, out: Path) -> str:

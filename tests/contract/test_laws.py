@@ -152,6 +152,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "a mean in the first round": _SCORES,
         "lora, last training validated": "its last training is kept as far as the validation part speaks for it",
         "preset best": "its last training is kept as far as the validation part speaks for it",
+        "preset fast": "which blocks are trained comes with the message",
         "depth by position, exact": _SCORES,
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,
@@ -219,7 +220,7 @@ def test_the_law_holds(variant: str, law: Any):
 
 OPEN = {
     "depth by coverage, all rules": "the Fisher information of the clients says how many blocks are trained",
-    **dict.fromkeys(("agreement", "agreement, all rules", "preset best", "preset fast"), "training says which layers stay on the clients"),
+    **dict.fromkeys(("agreement", "agreement, all rules", "preset best"), "training says which layers stay on the clients"),
     "layer_gap, coverage, rescored": "the curvature of the clients' loss says how many layers travel",
     "importance in the first round, layer_gap, depth": "the Fisher information says how many blocks are trained",
     "lora, depth by coverage, exact, personal head": "the Fisher information of the clients says how many blocks are trained",
