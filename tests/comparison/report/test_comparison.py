@@ -141,6 +141,14 @@ def test_a_single_run_and_a_tree_of_runs_without_a_plan_are_comparisons_too(tmp_
     assert any("a second run of fibecfed on sst2 with seed 0" in problem for problem in found.problems)
 
 
+def test_a_run_is_rising_where_its_summary_says_so(folder: Path):
+    path = folder / "runs/sst2/voc/1/summary.json"
+    for rising in ({"rounds": 10, "score": 0.9, "before_rounds": 6, "before": 0.8}, None):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "rising": rising}))
+        (run,) = (run for run in read_comparison(folder).runs if (run.task, run.method, run.seed) == ("sst2", "voc", 1))
+        assert run.rising == (rising is not None)
+
+
 def test_a_run_with_other_rounds_or_computed_in_another_precision_is_warned_of(folder: Path):
     path = folder / "runs/sst2/voc/1/records.jsonl"
     text = path.read_text()

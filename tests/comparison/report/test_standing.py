@@ -215,6 +215,15 @@ def test_without_fibecfed_all_who_share_the_first_place_are_named():
     assert said(*apart)[-1].startswith("a and c share the first place: mean rank 1.00 of 4 methods each over the tasks that it ran on.")
 
 
+def test_whose_scores_were_still_rising_at_the_end_is_said_of_all_runs():
+    up, runs = {"rising": True}, [run("t", "fibecfed", 0.9), run("t", "lora", 0.8)]
+    assert not any("getting better" in line for line in said(*runs))
+    more = [run("t", "lora", 0.8, 1, **up), run("t", "lora", 0.8, 2, **up), run("t", "layers", 0.8, kind="fibecfed", **up)]
+    sentence = "Still getting better when training ended, so that more rounds may bring more: lora (2 of 3 runs), layers (1 of 1 run)."
+    assert said(*runs, *more)[-1] == sentence
+    assert said(run("t", "a", 0.9, **up), run("t", "b", 0.8))[-1].endswith("a (1 of 1 run).")
+
+
 def test_all_who_are_first_equally_often_are_named():
     made = [run(task, method, 0.9) for task in "tu" for method in ("fibecfed", "a", "b")]
     assert "of the others a, b are first most often, on 2 each." in said(*made)[4]

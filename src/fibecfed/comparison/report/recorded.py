@@ -107,6 +107,7 @@ class Summary(_Part):
     seconds: float
     evaluation: _Seconds
     rounds: int | None = None
+    rising: dict[str, Any] | None = None
     selected: dict[str, Any] | None = None
     sources: tuple[_Source, ...] = ()
 

@@ -85,6 +85,7 @@ class Run:
         classes: what was predicted for which class; None where that is not known, or the examples have no classes.
         source_s, source_examples: seconds and examples with which source prompts were trained beforehand, on other tasks' data; in no other
             number of the run.
+        rising: whether the personalised score was still getting better when training ended; False where its summary does not say.
     """
 
     task: str
@@ -112,6 +113,7 @@ class Run:
     source_examples: int = 0
     answers: tuple[WrittenExample, ...] = ()
     written: Mapping[str, float] = field(default_factory=dict[str, float])
+    rising: bool = False
 
     @property
     def last(self) -> Point:

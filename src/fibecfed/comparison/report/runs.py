@@ -227,6 +227,7 @@ def _reduced(read: Read, network: Network, named: Mapping[str, Any]) -> Run:
         written={name: score for name in OF_WRITTEN if not math.isnan(score := METRICS[name].of(last.pooled))},
         source_s=sum(one.seconds for one in summary.sources),
         source_examples=sum(one.examples for one in summary.sources),
+        rising=summary.rising is not None,
     )
 
 

@@ -35,11 +35,20 @@ def verdict(standings: Standings) -> list[str]:
     if len(ranks) < 2:
         return []
     if OURS not in ranks:
-        return [*unlike(standings.comparison), _first(ranks)]
+        return [*unlike(standings.comparison), _first(ranks), *_rising(standings.comparison)]
     here = standings.of_ours
     if len(here.ranks) < 2:
         return [f"{OURS} and the other methods have no task in common, so they cannot be compared."]
-    return [*unlike(here.comparison), _rank(here), *_scores(here), *_priors(here), _bytes(here), *_race(here), *_left_out(standings)]
+    return [
+        *unlike(here.comparison),
+        _rank(here),
+        *_scores(here),
+        *_priors(here),
+        _bytes(here),
+        *_race(here),
+        *_left_out(standings),
+        *_rising(standings.comparison),
+    ]
 
 
 def _first(ranks: Mapping[str, Rank]) -> str:
@@ -52,6 +61,17 @@ def _first(ranks: Mapping[str, Rank]) -> str:
         return f"All {len(ranks)} methods are level: mean rank {best.mean:.2f} {where}."
     who = f"{first[0]} is first" if len(first) == 1 else f"{', '.join(first[:-1])} and {first[-1]} share the first place"
     return f"{who}: mean rank {best.mean:.2f} of {len(ranks)} methods {where}."
+
+
+def _rising(comparison: ComparisonResults) -> list[str]:
+    """Whose scores were still getting better when training ended, so that more rounds might change the order."""
+    methods = [*comparison.methods, *comparison.ablations]
+    runs = {method: [run for run in comparison.runs if run.method == method] for method in methods}
+    still = {method: sum(run.rising for run in own) for method, own in runs.items()}
+    named = [f"{method} ({number} of {count(len(runs[method]), 'run')})" for method, number in still.items() if number]
+    if not named:
+        return []
+    return [f"Still getting better when training ended, so that more rounds may bring more: {', '.join(named)}."]
 
 
 def _others(standings: Standings) -> list[str]:
