@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from answer_runs import save_chats, trained
 from made import KEY, made_data
 from saved import run_config, save_inputs
