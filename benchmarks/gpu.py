@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import platform
@@ -28,7 +29,6 @@ from typing import Any
 import torch
 import transformers
 
-import fibecfed
 from fibecfed import session
 from fibecfed.config import load
 from fibecfed.core.records import RoundRecord, read
@@ -136,7 +136,7 @@ def main() -> None:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     cuda = f", CUDA {torch.version.cuda}" if device.type == "cuda" else ""
     print(f"{card}; Python {platform.python_version()}, torch {torch.__version__}{cuda}, transformers {transformers.__version__}, "
-          f"fibecfed {fibecfed.__version__}\n")  # fmt: skip
+          f"fibecfed {importlib.metadata.version('fibecfed')}\n")  # fmt: skip
     print("| what | precision | each | speed | peak memory |\n|---|---|---|---|---|", flush=True)
     sizes = {"1 x 32": (1, 32, 2)} if asked.small else SIZES
     runs = dict(list(RUNS.items())[:1]) if asked.small else RUNS
