@@ -101,9 +101,15 @@ def kilobytes(pid: int, file: str, field: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
-def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], list[set[str]]]:
-    """A run from its beginning to its end: its folder, peaks of memory in MB, and who was killed, by round."""
-    draw, peak, killed = random.Random(0), dict[str, float](), list[set[str]]()
+def completed(runs: set[Path]) -> int:
+    """Rounds in the records of a run under way."""
+    files = [folder / "records.jsonl" for folder in runs]
+    return sum(file.read_bytes().count(b'"cohort"') for file in files if file.is_file())
+
+
+def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], dict[int, set[str]]]:
+    """A run from its beginning to its end: its folder, peaks of memory in MB, and who was killed in which round."""
+    draw, peak, killed = random.Random(0), dict[str, float](), dict[int, set[str]]()
     runs = here.app / "runs"
     before = set(runs.glob("*"))
     here.start("flwr", str(BIN / "flwr"), "run", "fed", "production", "--stream")
@@ -111,9 +117,7 @@ def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], list[set[s
     chosen: list[str] = []
     while here.running["flwr"].poll() is None:
         time.sleep(0.3)
-        new = set(runs.glob("*")) - before
-        records = next(iter(new)) / "records.jsonl" if new else None
-        rounds = len(rounds_of(records.parent)) if records is not None and records.is_file() else 0
+        rounds = completed(set(runs.glob("*")) - before)
         now = time.monotonic()
         if rounds > seen and rounds:
             took, last, seen = now - last, now, rounds
@@ -124,7 +128,7 @@ def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], list[set[s
                 here.stop(f"client-{name}", signal.SIGKILL)
             for name in chosen:
                 here.client_of(name)
-            killed.append(set(chosen))
+            killed.setdefault(rounds, set()).update(chosen)
             chosen = []
         for label, words in (("SuperLink", "flower-superlink"), ("server app", "flwr-serverapp")):
             pids = here.pids(words) if now - looked > 3 else []
@@ -153,16 +157,17 @@ def main() -> None:
                 print(here.log("flwr")[-3000:])
         finally:
             here.close()
-    ever = set[str]().union(*killed)
-    lost = [(record.index, name, reason) for record in done for name, reason in record.failures.items()]
-    spared = [entry for entry in lost if entry[1] not in ever]
-    for entry in lost:
-        print(*entry)
+    lost, spared = 0, 0
+    for number, record in enumerate(done):
+        near = killed.get(number, set()) | killed.get(number - 1, set())  # a handshake may be needed in the round after
+        for name, reason in record.failures.items():
+            lost, spared = lost + 1, spared + (name not in near)
+            print(f"round {number + 1}: {reason}" + ("" if name in near else "; it was NOT killed"))
     seconds = statistics.median(record.seconds for record in done)
     columns = ["clients", "killed a round", "rounds", "s a round", *(f"{name}, MB" for name in peak), "lost, not killed", "lost, killed"]
     print(f"\n| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     numbers = [clients, kill, len(done), f"{seconds:.1f}", *(f"{megabytes:.0f}" for megabytes in peak.values())]
-    print("|", " | ".join(map(str, [*numbers, f"{len(spared)} of {clients * len(done)}", len(lost) - len(spared)])), "|")
+    print("|", " | ".join(map(str, [*numbers, f"{spared} of {clients * len(done)}", lost - spared])), "|")
 
 
 if __name__ == "__main__":

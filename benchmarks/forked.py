@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ class Process:
 
     def wait(self, timeout: float | None = None) -> int:
         if not select.select([self._file], (), (), timeout)[0]:
-            raise TimeoutError(f"process {self.pid} has not ended within {timeout} s")
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
         return 0
 
 
