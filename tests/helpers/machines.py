@@ -152,15 +152,16 @@ class Machines:
             "--test-data", f"{name}-test.csv", "--socket", socket or f"{name}.sock", "--name", name, *columns, machine=name,
         )  # fmt: skip
 
-    def alone(self, name: str, called: str = "", superlink: str = "") -> list[str]:
-        """The command of a client that starts its own SuperNode; it has the data of a.
+    def alone(self, name: str, called: str = "", superlink: str = "", data: str = "a") -> list[str]:
+        """The command of a client that starts its own SuperNode.
 
         Args:
             called: the name that it claims.
+            data: whose data it has.
         """
         return [
-            sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", "a-train.csv",
-            "--test-data", "a-test.csv", "--socket", f"{name}.sock", "--name", called or name,
+            sys.executable, "-m", "fibecfed", "client", "--config", "fed/federation.toml", "--data", f"{data}-train.csv",
+            "--test-data", f"{data}-test.csv", "--socket", f"{name}.sock", "--name", called or name,
             "--superlink", superlink or f"{self.host}:{self.port}", "--key", f"{name}-key",
             "--root-certificates", str(self.app / "certificates" / "ca.crt"),
         ]  # fmt: skip

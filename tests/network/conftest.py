@@ -18,12 +18,18 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if reason := why_not():
         pytest.skip(reason)
     from sites import Sites
-    from tiny_federation import make_tiny, start_tiny
+    from tiny_federation import NAMES, make_tiny
 
     here = Sites(tmp_path_factory.mktemp("n"))
     try:
         make_tiny(here.folder, every=99, here=here, rank=256, timeout_s=TIMEOUT_S, rounds=ROUNDS, clients_per_round=3)
-        start_tiny(here)
+        here.link()
+        for name in NAMES:
+            here.key(name)
+            here.register(name)
+            here.start(f"client-{name}", *here.alone(name, data=name), machine=name)
+        for name in NAMES:
+            here.until(f"client-{name}", "connected to")
         yield here
     finally:
         here.close()
