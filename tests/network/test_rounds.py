@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
@@ -33,33 +32,29 @@ BAD = {
 """Certificates of the server: for whom, for how many days from now, and what a site says."""
 
 
-@dataclass(frozen=True)
-class Story:
-    """What happened in a run."""
-
-    out: Path
-    rounds: list[RoundRecord]
-    said: dict[str, str]
-
-
 @pytest.fixture(scope="module")
-def story(sites: Any) -> Story:
-    """Rounds without a limit, then over each link; then the server is killed, and started with bad certificates before a good one."""
-    from machines import sign
+def measured(sites: Any) -> tuple[Path, list[RoundRecord]]:
+    """A run under way: its folder, and its rounds without a limit and then over each link."""
     from tiny_federation import NAMES, rounds_of
-
-    def shape(link: Shape) -> None:
-        for seed, name in enumerate(NAMES):
-            sites.network.shape(name, link, seed)
 
     completed = 1 + BEFORE  # the first one measures importance
     out = sites.begun(completed)
     for label, link in LINKS.items():
-        shape(link)
+        for seed, name in enumerate(NAMES):
+            sites.network.shape(name, link, seed)
         completed += SHAPED[label]
         sites.until_round(out, completed)
-    shape(PLAIN)
-    rounds = rounds_of(out)[:completed]
+    for name in NAMES:
+        sites.network.shape(name, PLAIN)
+    return out, rounds_of(out)[:completed]
+
+
+@pytest.fixture(scope="module")
+def resumed(measured: tuple[Path, list[RoundRecord]], sites: Any) -> tuple[Path, dict[str, str]]:
+    """The same run, after its server was killed and started with bad certificates before a good one; and what each site said."""
+    from machines import sign
+    from tiny_federation import NAMES
+
     for name in ("link", "flwr"):
         sites.stop(name, signal.SIGKILL)
     certificates = sites.app / "certificates"
@@ -71,15 +66,15 @@ def story(sites: Any) -> Story:
         sites.stop("link", signal.SIGKILL)
     sign(certificates, sites.run, f"DNS:localhost,IP:{sites.host}")
     sites.link()
-    sites.run(sys.executable, "-m", "fibecfed", "resume", str(out))
-    return Story(out, rounds, {name: sites.log(f"client-{name}") for name in NAMES})
+    sites.run(sys.executable, "-m", "fibecfed", "resume", str(measured[0]))
+    return measured[0], {name: sites.log(f"client-{name}") for name in NAMES}
 
 
-def test_rounds_take_what_is_predicted_for_their_link(story: Story, sites: Any) -> None:
+def test_rounds_take_what_is_predicted_for_their_link(measured: tuple[Path, list[RoundRecord]], sites: Any) -> None:
     """What is predicted: the network's seconds, which `check` shows, on top of what rounds take without any limit."""
     from fibecfed.engine.flower.pace import network_seconds
 
-    unshaped, *others = split(story.rounds, [1 + BEFORE, *SHAPED.values()])
+    unshaped, *others = split(measured[1], [1 + BEFORE, *SHAPED.values()])
     own, own_error = mean_and_error(unshaped)
     print(
         f"\nlinks shaped by {sites.network.shaped_by}; seconds a round; without limits {own:.1f} ± {own_error:.1f}, {len(unshaped)} rounds"
@@ -91,10 +86,10 @@ def test_rounds_take_what_is_predicted_for_their_link(story: Story, sites: Any) 
         report = mean(round_seconds(record, network) for record in rounds)
         down, up = max(rounds[0].bytes_down.values()), max(rounds[0].bytes_up.values())
         check = network_seconds(down, up, network)
-        measured, error = mean_and_error(rounds)
-        cells = (f"{down}, {up}", f"{report:.1f}", f"{check:.1f}", f"{own + check:.1f}", f"{measured:.1f} ± {error:.1f}")
-        print(f"| {label} | {len(rounds)} |", " | ".join(cells), f"| {measured / (own + check):.2f} |")
-        if abs(measured - own - check) > 0.2 * (own + check) + 2 * (own_error**2 + error**2) ** 0.5:
+        seconds, error = mean_and_error(rounds)
+        cells = (f"{down}, {up}", f"{report:.1f}", f"{check:.1f}", f"{own + check:.1f}", f"{seconds:.1f} ± {error:.1f}")
+        print(f"| {label} | {len(rounds)} |", " | ".join(cells), f"| {seconds / (own + check):.2f} |")
+        if abs(seconds - own - check) > 0.2 * (own + check) + 2 * (own_error**2 + error**2) ** 0.5:
             misses.append(label)
     assert not misses
 
@@ -110,16 +105,16 @@ def mean_and_error(rounds: list[RoundRecord]) -> tuple[float, float]:
     return mean(seconds), stdev(seconds) / len(seconds) ** 0.5
 
 
-def test_no_answer_is_lost_and_the_bits_are_the_simulators(story: Story, sites: Any) -> None:
+def test_no_answer_is_lost_and_the_bits_are_the_simulators(resumed: tuple[Path, dict[str, str]], sites: Any) -> None:
     from tiny_federation import facts, outcome
 
     sites.run(sys.executable, "-m", "fibecfed", "run", "sim.toml", "--out", "sim")
-    assert facts(story.out) == facts(sites.folder / "sim")
-    assert outcome(story.out) == outcome(sites.folder / "sim")
+    assert facts(resumed[0]) == facts(sites.folder / "sim")
+    assert outcome(resumed[0]) == outcome(sites.folder / "sim")
 
 
-def test_a_site_says_what_is_wrong_with_a_certificate_and_is_back_once_it_is_right(story: Story) -> None:
-    for told in story.said.values():
+def test_a_site_says_what_is_wrong_with_a_certificate_and_is_back_once_it_is_right(resumed: tuple[Path, dict[str, str]]) -> None:
+    for told in resumed[1].values():
         first, *_, last = (place for place in range(len(told)) if told.startswith("connected to", place))
         for _, _, words in BAD.values():
             assert first < told.index(words) < last
