@@ -114,6 +114,35 @@ def test_a_key_that_the_server_does_not_know_ends_the_client_with_a_sentence(sta
     assert "flwr supernode register client.pub production --name NAME" in (beside.node.problem or "")
 
 
+def admitted_at(folder: Path, *starts: int) -> str:
+    """A script that the server admits at these starts and refuses at all others."""
+    admitted = "|".join(map(str, starts))
+    said = f"{admitted}) echo 'SuperNode ID: 42';; *) echo 'Failed to activate SuperNode.';;"
+    return f"case $(grep -c '' {folder}/words) in {said} esac; exit 1"
+
+
+def test_a_key_that_was_admitted_is_tried_again_while_flower_holds_its_supernode_for_connected(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(supernode, "AGAIN_S", 0.05)
+    beside = start(admitted_at(tmp_path, 1, 4))
+    beside.until(lambda: (True, 3) in beside.changes)
+    held = [text for text in beside.told if text.startswith("the server holds this client's SuperNode that ended for connected")]
+    assert len(held) == 2 and beside.node.problem is None
+
+
+def test_a_key_that_was_admitted_and_is_refused_for_longer_than_that_ends_the_client(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    signals: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *words: signals.append(words))
+    monkeypatch.setattr(supernode, "AGAIN_S", 0.05)
+    monkeypatch.setattr(supernode, "ONLINE_S", 0.1)
+    beside = start(admitted_at(tmp_path, 1))
+    beside.until(lambda: signals)
+    assert "does not know this key" in (beside.node.problem or "") and beside.starts() >= 3
+
+
 def test_one_that_hangs_since_the_certificate_expired_is_ended_and_tried_again_once_that_is_renewed(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

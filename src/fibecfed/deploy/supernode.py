@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -43,7 +44,11 @@ _DISTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 """After this, Flower's SuperNode (1.41) neither continues nor ends."""
 
 _UNKNOWN_KEY = "Failed to activate SuperNode"
-"""What Flower says to a key that is not registered."""
+"""What Flower says to a key that is not registered, and to one whose SuperNode it holds for connected."""
+
+ONLINE_S, AGAIN_S = 120.0, 10.0
+"""How long, and how often, a key is tried again that was admitted before: Flower 1.41 holds a SuperNode that was killed for connected until
+it has been silent for a minute, and admits its key again only then."""
 
 
 class SuperNode:
@@ -92,7 +97,7 @@ class SuperNode:
             _end_all_of(process)
 
     def _keep(self) -> None:
-        rest, restarts = FIRST_REST_S, 0
+        rest, restarts, refused = FIRST_REST_S, 0, None
         while not self._stopping.is_set():
             try:
                 if restarts:  # before its first start the client has looked itself
@@ -106,9 +111,16 @@ class SuperNode:
                 return
             self._changed(False, restarts)
             if any(_UNKNOWN_KEY in line for line in last):
-                self.problem = self._unknown_key()
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
+                refused = time.monotonic() if refused is None else refused
+                if not self._was_admitted() or time.monotonic() - refused > ONLINE_S:
+                    self.problem = self._unknown_key()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                self._say(f"the server holds this client's SuperNode that ended for connected; trying again in {AGAIN_S:.0f} s")
+                restarts += 1
+                self._stopping.wait(AGAIN_S)
+                continue
+            refused = None
             restarts, rest = restarts + 1, FIRST_REST_S if connected else min(_LONGEST_REST_S, 2 * rest)
             why = next((line for line in reversed(last) if line.strip()), "no message")
             self._say(f"no SuperNode now ({one_line(why)[:400]}); another start in {rest:.0f} s; its log is {self._folder / LOG}")
@@ -161,6 +173,10 @@ class SuperNode:
         home = {"FLWR_HOME": os.environ.get("FLWR_HOME", str((self._folder / ".flwr").absolute()))}
         path = f"{self._program.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts flower-superexec by its name
         return {**os.environ, **ENVIRONMENT, **home, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+    def _was_admitted(self) -> bool:
+        """Whether the log tells of a connection, since this start or before: the key was registered then."""
+        return _CONNECTED.encode() in (self._folder / LOG).read_bytes()
 
     def _unknown_key(self) -> str:
         key = self._link.key
