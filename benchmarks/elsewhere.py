@@ -78,7 +78,7 @@ def main(place: Path, folder: Path) -> int:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     predict_file(load_trained(folder / "run", device="cpu"), str(folder / "texts.csv"), folder / "out.csv", TextColumns(), lambda b, _: b)
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    subprocess.run([environment(place), "-c", PROGRAM], cwd=folder, check=True)
+    subprocess.run([environment(place), "-I", "-c", PROGRAM], cwd=folder, check=True)
     found = json.loads((folder / "found.json").read_text())
     assert not any(found["there"].values()), found["there"]
     names = [found["labels"][str(place)] for place in range(len(found["labels"]))]
