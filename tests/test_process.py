@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -153,3 +154,29 @@ def test_freed_memory_is_kept_while_a_run_lasts_and_returned_afterwards(theirs: 
     few = pages / 512  # of huge pages, where the system gives such
     assert after > few and last > few
     assert (inside > few and again > few) if theirs else max(inside, again) < min(after, last) / 5
+
+
+HOLES = """
+import json
+import torch
+from fibecfed.core.process import bound_freed_memory, kept_memory, resident_memory
+
+with kept_memory():
+    held = [torch.ones(2**18) for _ in range(200)]  # 200 times 1 MiB
+    held = held[::2]  # holes of 1 MiB between what stays
+    found = [resident_memory()]
+    for most in (2**30, 2**20):
+        bound_freed_memory(most)
+        found.append(resident_memory())
+print(json.dumps([*found, float(sum(one.sum() for one in held))]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 or newer counts what is free")
+def test_no_more_freed_memory_is_kept_than_is_said() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", HOLES], env=environment, capture_output=True, text=True, timeout=100, check=True)
+    before, much, little, held = json.loads(done.stdout)
+    assert before - much < 2**20 and before - little > 80 * 2**20
+    assert held == 100 * 2**18

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from ..core.clock import CLOCKS
 from ..core.method import ClientView, Method, Phase, Update, Work
+from ..core.process import bound_freed_memory
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
@@ -28,6 +29,9 @@ _WORK = struct.Struct("<QQdd")
 
 _CLOCK = 56
 """Two bits of the steps from here on, far above any number of steps, say which of `CLOCKS` measured compute_s: 0 in version 0.1."""
+
+_FREED = 2**30
+"""Bytes of freed memory that stay with the process for the next client."""
 
 TOO_LARGE = 2**63
 """Integers from here on do not fit into 64 bits with a sign, and at some size not into floating point either."""
@@ -192,6 +196,7 @@ class ClientRuntime:
         watch = Stopwatch(self.task.device)
         trained = self._trained(client, blob, now, CountedTask(self.task), watch)
         self.keep(client, trained, now)
+        bound_freed_memory(_FREED)
         return trained.reply, trained.notes
 
     def train_together(self, requests: Mapping[ClientId, bytes], now: Round) -> dict[ClientId, TrainedClient | NotFinite]:
@@ -288,6 +293,7 @@ class ClientRuntime:
         for part, sums in (("test", test), ("validation", validation)):
             if (bad := first_not_finite(sums)) is not None:
                 raise NotFinite(f"{where}: the sum of {bad} over its {part} part is not finite")
+        bound_freed_memory(_FREED)
         return Scored(test, validation)
 
     def personal_params(self, client: ClientId, blob: bytes, now: Round) -> Params:
