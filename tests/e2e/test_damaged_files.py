@@ -18,9 +18,16 @@ from fibecfed.cli import app
 from fibecfed.core.errors import UserError
 from fibecfed.engine.events import RoundDone
 
+
+def _half(data: bytes) -> bytes:
+    """In the middle of an assignment, where there is one: what ends with a whole line of TOML is a file that a user may have written."""
+    cut = data.find(b" = ", len(data) // 2)
+    return data[: cut if cut >= 0 else len(data) // 2]
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
-    "truncated": lambda data: data[: len(data) // 2],
+    "truncated": _half,
     "last byte lost": lambda data: data.rstrip(b"\n")[:-1],
     "binary": lambda data: bytes(range(256)) * 4,
     "zeros": lambda data: bytes(len(data)),
