@@ -18,7 +18,7 @@ from machines import BIN, WAIT_S, Machines
 from saved import save_backbone, write_reviews
 from tiny_federation import COMMON, outcome, rounds_of
 
-pytestmark = [pytest.mark.flower, pytest.mark.slow]
+pytestmark = [pytest.mark.flower, pytest.mark.machines]
 
 NAMES = ("a", "b", "c", "d", "e")
 SECURE = """
