@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run docs test test-docs test-flower test-gpu test-network lint format coverage release smollm2 constraints clean
+.PHONY: help run docs test test-docs test-flower test-machines test-gpu test-network lint format coverage release smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -91,7 +91,7 @@ format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff format .
 
 coverage: $(VENV)/.dev ## Run the tests once more and say how much of the code they reach; coverage.json has every line
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not docs" --cov fibecfed --cov-report json --cov-report term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not docs and not network" --cov fibecfed --cov-report json --cov-report term:skip-covered
 	@$(BIN)/python -c 'import json; print("coverage: {:.1f} % of {:,} lines".format(*(json.load(open("coverage.json"))["totals"][k] for k in ("percent_covered", "num_statements"))))'
 
 release: $(VENV)/.dev ## Build wheel and sdist into dist/, check them, and try the wheel in an empty environment
