@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,15 +54,24 @@ def spoiled(answer: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
     return bad
 
 
+@dataclass(frozen=True)
+class Spoiler:
+    """A resident whose answers are spoiled."""
+
+    honest: Any
+    begun: Any = None
+    ended: Any = None
+
+    def answer(self, blob: bytes) -> bytes:
+        return spoiled(replace(self.honest, begun=self.begun, ended=self.ended).answer)(blob)
+
+
 def main() -> None:
     from fibecfed.cli import main as command_line
 
     honest: Any = client._resident
 
-    def resident(*args: Any) -> SimpleNamespace:
-        return SimpleNamespace(answer=spoiled(honest(*args).answer))
-
-    client._resident = resident  # pyright: ignore[reportAttributeAccessIssue]
+    client._resident = lambda *args: Spoiler(honest(*args))  # pyright: ignore[reportAttributeAccessIssue]
     command_line()
 
 
