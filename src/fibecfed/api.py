@@ -10,14 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from .build import given
 from .config import Config, from_table, load
 from .core.errors import UserError
 from .core.files import CONFIG, expanded, write_new
 from .core.method import Method
 from .data.frames import as_parquet
 from .engine.events import Event
-from .methods.catalogue import MethodContext
+from .methods.catalogue import MethodContext, given
 from .progress import Progress
 from .session import Listener, reject_used, start
 from .trained.run import FinishedRun

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 
@@ -358,19 +357,6 @@ def _objective(inputs: Inputs) -> Objective:
     if inputs.prompt is not None:
         return LabelWords(inputs.prompt.token_ids, inputs.prompt.mask_id)
     return ClassHead(len(inputs.data.classes(f'model.head = "{inputs.config.model.head}"')))
-
-
-def given(method: Any) -> MakeMethod:
-    """What makes a method that a user gives: the object itself, or a function of the `MethodContext`."""
-    if callable(method) and not hasattr(method, "phases"):
-        try:
-            inspect.signature(method).bind(None)
-        except (TypeError, ValueError) as error:
-            text = f"method: got {method!r}, expected a method or a function of one argument, the MethodContext ({error}); fix it"
-            raise UserError(text) from None
-        return cast("MakeMethod", method)
-    found = cast("Method[Any, Any]", method)
-    return lambda context: found
 
 
 def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any, Any]:

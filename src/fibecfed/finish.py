@@ -14,10 +14,13 @@ from .client_manager import ClientManager, InProcess, in_process
 from .config import flat
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.json_text import to_json
+from .core.metrics import Metric, offered_by
+from .core.records import EvalRecord
 from .core.trees import checksum
 from .core.types import ClientId, Round
 from .core.wire import decode
 from .engine.checkpoint import Checkpoint
+from .engine.evaluation import every_score, known, scores
 from .engine.log import read_records
 from .engine.pooled import MeanPool
 from .engine.requests import Requests
@@ -28,6 +31,7 @@ from .privacy.ledger import forget
 from .private_run import Private, about, about_sums, took_part
 from .saving import save
 from .side_by_side import write_answers
+from .tracking.values import TrackedScores
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ def summaries(summary: Mapping[str, Any]) -> Callable[[ClientId], dict[str, Any]
     """What each client gets of the run: the scores of the federation and its own, and nobody else's."""
     common = {name: value for name, value in summary.items() if name != "clients"}
     return lambda client: {**common, "client": summary["clients"].get(client)}
+
+
+def tracked_scores(record: EvalRecord, metric: Metric) -> TrackedScores:
+    """For the trackers: every score of an evaluation, under the names of summary.json."""
+    offered = offered_by(record.pooled)
+    whole = {name: score for name, score in scores(record, metric).items() if name != "rounds"}
+    for whose, found in every_score(record, offered).items():
+        whole |= {f"metrics/{whose}/{name}": score for name, score in found.items()}
+    return TrackedScores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})
 
 
 def finish(

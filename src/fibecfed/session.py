@@ -7,10 +7,11 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .build import MakeMethod, Prepared, ReadData, given, prepare
+from .build import MakeMethod, Prepared, ReadData, prepare
 from .client_manager import Connect, simulated
 from .config import Config, changed_settings, flat, load, lost, reject_lasting, to_toml
 from .core.errors import RunFailed, UserError
@@ -22,7 +23,7 @@ from .core.statistics import plain
 from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
-from .engine.evaluation import Evaluator, Unscored, best_by_validation, better_by_validation, every_score, known, sample, scores
+from .engine.evaluation import Evaluator, Unscored, best_by_validation, better_by_validation, every_score, sample, scores
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
 from .engine.failures import Standing, computed_again, sentences
 from .engine.held import HeldStates, KeptRequests
@@ -32,7 +33,8 @@ from .engine.noised_evaluation import NoisedEvaluator
 from .engine.pooled import MeanPool
 from .engine.states import OnServer
 from .engine.virtual import VirtualTime, devices
-from .finish import Final, finish, of_round
+from .finish import Final, finish, of_round, tracked_scores
+from .methods.catalogue import given
 from .models.kept import KeptWeights
 from .privacy.ledger import forget
 from .private_run import ends_after, held_by, kept_of, private_of, reject_nothing, scores_nothing, scores_with_noise
@@ -40,7 +42,6 @@ from .provenance import changed_conditions, header_of, reject_other_inputs, reje
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
 from .tracking.sinks import reject_missing
-from .tracking.values import TrackedScores
 
 LOCK = "lock"
 Listener = Callable[[Event], None]
@@ -207,7 +208,8 @@ class _Session:
         """Train from a checkpoint, or from the start, to the end."""
         run = TrackedRun(self.out, flat(self.config), 0 if checkpoint is None else checkpoint.number)
         names, by_client = self.config.tracking, self.config.tracking_by_client
-        tracking = Tracking(names, run, by_client=by_client, scores=self._scores, warn=lambda text: self.say(Warned(text)))
+        of_evaluation = partial(tracked_scores, metric=self.prepared.metric)
+        tracking = Tracking(names, run, by_client=by_client, scores=of_evaluation, warn=lambda text: self.say(Warned(text)))
         with tracking as self.tracking, contextlib.ExitStack() as self.at_end:
             return self._go(checkpoint)
 
@@ -392,11 +394,3 @@ class _Session:
         answered = len(record.clients) or every - len(record.failures)
         pooled, server, worst = found["pooled_personalised"], found["global"], found["worst_decile"]
         self.say(Evaluated(record.rounds, metric, pooled, server, worst, every_metric, is_last, answered, every))
-
-    def _scores(self, record: EvalRecord) -> TrackedScores:
-        """For the trackers: every score of an evaluation, under the names of summary.json."""
-        offered = offered_by(record.pooled)
-        whole = {name: score for name, score in scores(record, self.prepared.metric).items() if name != "rounds"}
-        for whose, found in every_score(record, offered).items():
-            whole |= {f"metrics/{whose}/{name}": score for name, score in found.items()}
-        return TrackedScores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})

@@ -125,7 +125,7 @@ def test_one_that_fails_is_a_warning_and_the_run_goes_on(
 def test_values_that_cannot_be_made_are_a_warning(
     tracker: Remembers, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session._Session, "_scores", lambda *_: {}["nothing"])
+    monkeypatch.setattr(session, "tracked_scores", lambda *_, **__: {}["nothing"])
     events: list[Any] = []
     session.start(run_config(inputs, tracking=["tensorboard"], federation={"rounds": 1}), tmp_path, events.append)
     told = [event.text for event in events if isinstance(event, Warned)]

@@ -7,6 +7,7 @@ is imported when the method is made.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -258,6 +259,19 @@ def row_of(options: MethodOptions) -> Row:
     if row is None:
         raise TypeError(f"no method for {type(options).__name__}")
     return row
+
+
+def given(method: Any) -> Callable[[MethodContext], Method[Any, Any]]:
+    """What makes a method that a user gives: the object itself, or a function of the `MethodContext`."""
+    if callable(method) and not hasattr(method, "phases"):
+        try:
+            inspect.signature(method).bind(None)
+        except (TypeError, ValueError) as error:
+            text = f"method: got {method!r}, expected a method or a function of one argument, the MethodContext ({error}); fix it"
+            raise UserError(text) from None
+        return cast("Callable[[MethodContext], Method[Any, Any]]", method)
+    found = cast("Method[Any, Any]", method)
+    return lambda context: found
 
 
 def make(

@@ -336,11 +336,8 @@ class FibecFed(Defaults):
         blocks = untrained(client.task, message.trained)
         still = {*self.still.of([name for name in own_names if own_layers[name] in message.layers]), *blocks}
         masked = [name for name in own_names if own_layers[name] is not None and name not in still]  # neurons of a head are its classes
-        kept, collected, layers = (
-            own_names,
-            masked,
-            [n for n in client.task.names if client.task.layer_of(n) is not None and n not in still],
-        )
+        kept, collected = own_names, masked
+        layers = [n for n in client.task.names if client.task.layer_of(n) is not None and n not in still]
         if self.agreement is not None:  # a layer may stay here later on
             collected = layers
         if self._measuring.is_in(now):  # which layers stay here is not known yet
