@@ -150,15 +150,41 @@ FAST = {"lora": ("method.kind=lora",), "fast": ("method.preset=fast",)}
 
 
 def fast() -> Iterator[Job]:
-    """The preset "fast" beside `lora`, four tasks, five seeds, in the setting of compare-quick.toml with the default number of rounds."""
+    """The preset "fast" beside `lora`, four tasks, five seeds, in the setting of compare-quick.toml with the default number of rounds; and
+    two tasks, one seed, with even clients."""
+    long = ("federation.rounds=40", "evaluation.every=40", "resources.workers=1")
     for seed in range(5):
         for task in ("sst2", "trec", "subj", "mpqa"):
             for name, overrides in FAST.items():
-                more = ("federation.rounds=40", "evaluation.every=40", "resources.workers=1", f"seed={seed}")
-                yield Job(f"fast/{task}/{name}/{seed}", f"configs/{task}.toml", (*_QUICK, *more, *overrides))
+                yield Job(f"fast/{task}/{name}/{seed}", f"configs/{task}.toml", (*_QUICK, *long, f"seed={seed}", *overrides))
+    for task in ("sst2", "trec"):
+        for name, overrides in FAST.items():
+            yield Job(f"fast/{task}-even/{name}/0", f"configs/{task}.toml", (*_QUICK, *long, *SPREAD["even"], "seed=0", *overrides))
 
 
-STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring, "sharing": sharing, "fast": fast}
+_UPPER = (
+    "method.depth_rule=last", "resources.activation_cache_mb=512", "method.layers.rule=last", "method.curriculum.scoring=training",
+    "method.neurons.every=4",
+)  # fmt: skip
+FORMS = {
+    "lora": ("method.kind=lora",),
+    "2 trained, 2 shared": ("method.depth=2", "method.layers.value=2", *_UPPER),
+    "2 trained, 1 shared": ("method.depth=2", "method.layers.value=1", *_UPPER),
+    "3 trained, 1 shared": ("method.depth=3", "method.layers.value=1", *_UPPER),
+    "3 trained, 2 shared": ("method.depth=3", "method.layers.value=2", *_UPPER),
+}
+"""How many of the upper blocks are trained and how many of these shared, of MiniLM's six."""
+
+
+def forms() -> Iterator[Job]:
+    """What the preset "fast" was chosen from: two tasks, one seed, 20 rounds."""
+    for task in ("sst2", "trec"):
+        for name, overrides in FORMS.items():
+            more = ("evaluation.every=20", "resources.workers=1", "seed=0")
+            yield Job(f"forms/{task}/{name}/0", f"configs/{task}.toml", (*_QUICK, *more, *overrides))
+
+
+STUDIES = {"trial": trial, "sweeps": sweeps, "scoring": scoring, "sharing": sharing, "fast": fast, "forms": forms}
 
 
 def do(job: Job, out: Path) -> str:
