@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fibecfed.core.errors import UserError
+from fibecfed.deploy.client import ClientArguments, _name
+from fibecfed.deploy.superlink import SuperLink, checked
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "deployment"
 DOCKERFILE = (HERE / "Dockerfile").read_text(encoding="utf-8")
@@ -74,7 +78,18 @@ def test_what_a_site_must_say_is_asked_for_and_documented() -> None:
     text, page = (HERE / "compose.yaml").read_text(encoding="utf-8"), (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     for name in re.findall(r"\$\{(\w+)", text):
         assert f"\n{name}=" in page, name
-    assert set(re.findall(r"\$\{(\w+):\?", text)) == {"NAME", "SUPERLINK"}
+
+
+def test_the_server_starts_without_a_sites_variables_and_a_site_says_which_it_lacks(tmp_path: Path) -> None:
+    """Docker fills in the whole file before it looks at profiles: what one service must have, the other would have to have too."""
+    assert "?" not in "".join(re.findall(r"\$\{[^}]*\}", (HERE / "compose.yaml").read_text(encoding="utf-8")))
+    command = services()["client"]["command"]
+    lacking = {name: next(word for word in command if f"${{{name}:-}}" in word).partition("=")[0] for name in ("NAME", "SUPERLINK")}
+    assert lacking == {"NAME": "--name", "SUPERLINK": "--superlink"}
+    with pytest.raises(UserError, match="--name: got '', expected"):
+        _name(ClientArguments(tmp_path, (), tmp_path, tmp_path, ""), None, {})
+    with pytest.raises(UserError, match="--superlink: got '', expected HOST:PORT"):
+        checked(SuperLink("", None, None, False))
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def _known(options: ClientArguments) -> dict[str, Any]:
 
 def _name(options: ClientArguments, config: Config | None, before: Mapping[str, Any]) -> ClientId | None:
     """The client's name, of --name or of its folder; None: one is still to be drawn."""
-    name = options.name or before.get("name")
+    name = before.get("name") if options.name is None else options.name
     if before and name != before["name"]:
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
     if name is not None and not re.fullmatch(CLIENT_NAME, name):
