@@ -132,6 +132,33 @@ def test_a_round_that_is_repeated_gives_the_same_sum_and_another_is_refused(data
         states(own, masks(own))
 
 
+def test_a_client_that_comes_back_after_its_round_was_unmasked_is_left_out_of_it_again(data: Any, tmp_path: Path) -> None:
+    """The server was interrupted before its checkpoint: the others help with the same sum alone."""
+    own, back = world(data, tmp_path), data.clients[0]
+    begun = own.server
+    own.transport.change = lambda ticket, blob: Failure("gone") if (ticket.client, ticket.action) == (back, "mask") else blob
+    (first, *_) = states(own, masks(own))
+    own.server = begun
+    own.transport.change = lambda ticket, blob: blob
+    (again, *_) = states(own, masks(own))
+    assert same(first.server.params, again.server.params)
+    assert again.record.failures == {back: f"client {back}: round 0 was summed before, without it"}
+
+
+@pytest.mark.parametrize("step", ["train", "share", "mask", "confirm", "reveal"])
+def test_where_a_failure_stops_the_run_it_can_go_on_with_everybody(step: str, data: Any, tmp_path: Path) -> None:
+    own, lost = world(data, tmp_path), data.clients[2]
+    begun = own.server
+    own.transport.change = lambda ticket, blob: Failure(f"client {lost}: gone") if (ticket.client, ticket.action) == (lost, step) else blob
+    with pytest.raises(RunFailed, match=f"tune round 0: client {lost}: gone"):
+        list(own.run(sums=masks(own), tolerance=STOP))
+    assert step in ("confirm", "reveal") or not any(remembered(tmp_path / client) for client in data.clients)
+    own.server = begun
+    own.transport.change = lambda ticket, blob: blob
+    (step_, *_) = list(own.run(sums=masks(own), tolerance=STOP))
+    assert not step_.record.failures
+
+
 def test_another_model_for_a_round_that_was_summed_is_refused_and_the_server_named(data: Any, tmp_path: Path) -> None:
     own = world(data, tmp_path)
     states(own, masks(own))

@@ -111,7 +111,7 @@ class Masked:
         """As `Summing`; each exchange may take `timeout_s`.
 
         Raises:
-            RunFailed: too few clients answered one of them.
+            RunFailed: too few clients answered one of them, or one did not where all must; in that case nothing was unmasked.
         """
         blob = Requests(phase, asked.server, asked.broadcast, asked.cohort).common
         assert blob is not None, "why_unpooled lets no phase with addressed messages be summed"
@@ -132,13 +132,13 @@ class Masked:
                 except WireError as error:
                     sum_.wrong[client] = str(error)
             survivors = encode(Told(sum_.arrived()))
+            asked.reject(_failed(post, sum_), now)
             signed = sum_.confirmed(post.texts("confirm", dict.fromkeys(sum_.survivors, survivors)))
             total = sum_.total(post.tables("reveal", dict.fromkeys(signed, told(signed))))
         except NoSum as error:
             first = f"; {post.failures[min(post.failures)]}" if post.failures else ""
             raise RunFailed(f"{now.phase} round {now.index}: secure aggregation {error}{first}. {USABLE}") from None
-        failures = {**post.failures, **{client: f"client {client}: {reason}" for client, reason in sum_.wrong.items()}}
-        return Sum(total, sum_.survivors, failures, post.down, post.up, summands)
+        return Sum(total, sum_.survivors, _failed(post, sum_), post.down, post.up, summands)
 
 
 @dataclass
@@ -176,6 +176,10 @@ class _Post:
             except WireError as error:
                 self.failures[client] = f"client {client}: {error}"
         return found
+
+
+def _failed(post: _Post, sum_: SumServer) -> dict[ClientId, str]:
+    return {**post.failures, **{client: f"client {client}: {reason}" for client, reason in sum_.wrong.items()}}
 
 
 # ---- a client's half

@@ -139,7 +139,7 @@ def pooled_round(
         raise BudgetSpent
     broadcast = phase.broadcast(server, now)
     sent = shared_of(broadcast, pooled_fields(phase))
-    asked = SumRequest(server, broadcast, sent, chosen)
+    asked = SumRequest(server, broadcast, sent, chosen, "drop")
     got = (
         _added(phase, transport, now, asked, timeout_s, pool)
         if pool.sums is None
@@ -234,7 +234,7 @@ def _summed(
 ) -> _Total:
     """Clipped by the clients, and summed so that the server sees no single one: the same integers."""
     assert isinstance(sums.adding, ClippedGrid)
-    got = sums.sum_of(phase, transport, now, asked, timeout_s, "drop")
+    got = sums.sum_of(phase, transport, now, asked, timeout_s)
     try:
         total = sums.adding.integers(got.total, asked.sent)
     except NotASum as error:

@@ -58,8 +58,8 @@ def summed_round(
     broadcast = phase.broadcast(server, now)
     names = pooled_fields(phase)
     sent = shared_of(broadcast, names)
-    asked = SumRequest(server, broadcast, sent, cohort)
-    got = pool.sum_of(phase, transport, now, asked, tolerance.timeout_s, tolerance.on_failure)
+    asked = SumRequest(server, broadcast, sent, cohort, tolerance.on_failure)
+    got = pool.sum_of(phase, transport, now, asked, tolerance.timeout_s)
     try:
         mean = pool.adding.mean(got.total, sent, len(got.clients))
     except NotASum as error:

@@ -31,12 +31,24 @@ class SumRequest:
         broadcast: as it is sent.
         sent: its tensors that answers are compared with.
         cohort: the clients.
+        on_failure: "stop" ends the run where one of them fails; nothing may have been unmasked then, since who takes part again helps
+            with the same sum alone.
     """
 
     server: Any
     broadcast: Any
     sent: Params
     cohort: tuple[ClientId, ...]
+    on_failure: Literal["stop", "drop"]
+
+    def reject(self, failures: Mapping[ClientId, str], now: Round) -> None:
+        """Look at failures.
+
+        Raises:
+            RunFailed: there is one where none may be.
+        """
+        if failures and self.on_failure == "stop":
+            raise RunFailed(f"{now.phase} round {now.index}: {printable(failures[min(failures)])}. {STOPS}")
 
 
 @dataclass(frozen=True)
@@ -103,21 +115,19 @@ class SumPool:
         now: Round,
         asked: SumRequest,
         timeout_s: float | None,
-        on_failure: Literal["stop", "drop"],
     ) -> Sum:
         """A sum that may be used.
 
         Raises:
             RunFailed: it is of too few clients, or one failed where none may.
         """
-        got, where = self.summing(phase, transport, now, asked, timeout_s), f"{now.phase} round {now.index}"
-        first = next((printable(got.failures[client]) for client in sorted(got.failures)), "")
-        if first and on_failure == "stop":
-            raise RunFailed(f"{where}: {first}. {STOPS}")
+        got = self.summing(phase, transport, now, asked, timeout_s)
+        asked.reject(got.failures, now)
         if len(got.clients) < self.cohorts.least:
+            first = next((printable(got.failures[client]) for client in sorted(got.failures)), "")
             raise RunFailed(
-                f"{where}: {len(got.clients)} of {len(asked.cohort)} clients gave an answer that can be summed, expected at least "
-                f"{self.cohorts.least} (privacy.dropouts); the first that did not: {first}. {USABLE}"
+                f"{now.phase} round {now.index}: {len(got.clients)} of {len(asked.cohort)} clients gave an answer that can be summed, "
+                f"expected at least {self.cohorts.least} (privacy.dropouts); the first that did not: {first}. {USABLE}"
             )
         return got
 

@@ -65,7 +65,8 @@ class SumServer:
         return self.roster
 
     def shared(self, sealed: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
-        """Step 1 to 2: U2; by client what the others sealed for it.
+        """Step 1 to 2: by client what the others sealed for it, U2. Who was not in the sum of this round that was unmasked before is not
+        asked for its words, since the others would help with no other sum: it counts as lost.
 
         Raises:
             NoSum: too few.
@@ -74,7 +75,9 @@ class SumServer:
         self.wrong |= dict.fromkeys(sealed.keys() - set(complete), "it did not seal a share for each client")
         self._sharers = tuple(complete)
         self._enough(self._sharers, "shares")
-        return {to: {by: sealed[by][to] for by in complete if by != to} for to in complete}
+        left = [client for client in complete if not self.before or client in self.before]
+        self.wrong |= dict.fromkeys(set(complete) - set(left), f"round {self.context.round} was summed before, without it")
+        return {to: {by: sealed[by][to] for by in complete if by != to} for to in left}
 
     def add(self, client: str, words: Words) -> None:
         """Step 2: a client's masked words; any number, in any order. They are not kept."""
