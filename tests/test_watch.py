@@ -166,6 +166,29 @@ def test_a_lock_is_read_and_never_taken(tmp_path: Path):
     assert watch(going.folder, plain()[0], sleep=held) is not None
 
 
+def test_a_run_that_ends_between_two_looks_at_its_folder_has_ended_with_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    going = Going(tmp_path / "run", each=100)
+    going(0.0)
+    (going.folder / "summary.json").unlink()
+
+    def ends(folder: Path) -> int | None:
+        (folder / "summary.json").write_bytes(going.summary)
+        return None
+
+    monkeypatch.setattr("fibecfed.watch.writer", ends)
+    assert watch(going.folder, plain()[0], sleep=going) is not None
+
+
+def test_a_lock_that_may_not_be_read_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "lock").write_text(f"{os.getpid()}\n")
+
+    def denied(path: Path, encoding: str) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert writer(tmp_path) is None
+
+
 def test_what_is_no_run_is_a_sentence_with_exit_code_2(tmp_path: Path):
     result = CliRunner().invoke(app, ["watch", str(tmp_path)])
     assert result.exit_code == 2 and "got no run, expected the folder of one that has begun" in result.stderr

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .comparison.report.comparison import read_report, write_files
+from .comparison.report.one.converged import training_loss
 from .comparison.report.one.report import to_html
 from .core.errors import UserError
 from .core.files import CONFIG, RECORDS, SUMMARY, read_summary, write_atomically
@@ -102,8 +103,7 @@ class Seen:
         if any(record.steps.values()) or not record.steps:  # a private run records none
             self.trained += 1
             self.seconds.append(record.seconds)
-        if seen := sum(record.examples.values()):
-            self.losses.append(sum(record.loss.get(client, math.nan) * number for client, number in record.examples.items()) / seen)
+        self.losses += [loss for _, loss in training_loss([record])]
 
     @property
     def metric(self) -> Metric:
@@ -159,10 +159,13 @@ def writer(folder: Path) -> int | None:
     """The process that runs in a folder, by the number in its lock file, which is only read; None where that process is gone."""
     try:
         number = int((folder / "lock").read_text(encoding="ascii").strip())
+    except (OSError, ValueError):
+        return None
+    try:
         os.kill(number, 0)  # asks whether it is there
     except PermissionError:
-        return number  # somebody else's  # pyright: ignore[reportPossiblyUnboundVariable]
-    except (OSError, ValueError, OverflowError):
+        return number  # somebody else's
+    except (OSError, OverflowError):
         return None
     return number
 
@@ -192,7 +195,8 @@ def watch(
         live.start()
     try:
         while True:
-            is_done, is_running, restarts = (folder / SUMMARY).is_file(), writer(folder) is not None, tail.restarts
+            is_running, restarts = writer(folder) is not None, tail.restarts
+            is_done = (folder / SUMMARY).is_file()  # in this order: a process that ends in between has written its results
             lines = tail.read()  # after the two: whatever was written before them is read
             if tail.restarts > restarts:
                 seen = Seen()
@@ -351,11 +355,10 @@ def _bars(values: Sequence[float], console: Console) -> str:
     """Values as a row of bars, each the mean of its neighbours where there are many; nothing where a terminal has no such letters."""
     if "utf" not in (console.encoding or "").lower():
         return ""
-    finite = [value for value in values if math.isfinite(value)]
-    groups = min(40, len(finite))
+    groups = min(40, len(values))
     if not groups:
         return ""
-    means = [_mean(finite[place * len(finite) // groups : (place + 1) * len(finite) // groups]) for place in range(groups)]
+    means = [_mean(values[place * len(values) // groups : (place + 1) * len(values) // groups]) for place in range(groups)]
     low, high = min(means), max(means)
     return "".join(_BARS[round((len(_BARS) - 1) * ((mean - low) / (high - low) if high > low else 0.0))] for mean in means)
 
