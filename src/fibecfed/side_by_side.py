@@ -56,7 +56,7 @@ def write_answers(prepared: Prepared, out: Path, params: Params, own: Callable[[
 
 
 def _chosen(prepared: Prepared, writing: Writing) -> Iterator[tuple[ClientId, list[int], list[int]]]:
-    """Client, prompt and expected answer of each example: one of each client first, the middle one of those with a whole answer."""
+    """Client, prompt and expected answer of each example: at most one of a client, the middle one of those with a whole answer."""
     data, evaluation = prepared.inputs.data, prepared.inputs.config.evaluation
     clients = sample(data.clients, evaluation.clients, prepared.inputs.key.fold("run"))
     whole = {client: found for client in clients if (found := whole_answers(data.client(client).test, writing.stop_ids))}

@@ -148,7 +148,7 @@ def moved(value: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     return value.to(device, value.dtype if dtype is None else dtype, non_blocking=device.type not in _WAITED_FOR)
 
 
-_WAITED_FOR = ("cpu", "mps")  # a copy from one of these, or to MPS, may be read before it is whole
+_WAITED_FOR = ("cpu", "mps")  # a copy to one of these could be read before it is whole
 
 
 def first_not_finite(params: Params) -> str | None:

@@ -53,7 +53,8 @@ def _table(rounds: Sequence[RoundRecord]) -> Table:
     ]
     note = (
         "Bytes of the tensors in each field of the messages of training and preparation; overhead: names, shapes and what else frames "
-        "them. Beside these a client sends the sums that evaluations are scored by, and nothing else."
+        "them. Beside these a client sends the sums that evaluations are scored by, and across machines its name, versions, configuration "
+        "and error messages."
     )
     kept = [place for place in size if size[place]]
     return tables.table("sent", "Messages by field", note, columns, kept)
