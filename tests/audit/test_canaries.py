@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_a_client_trains_on_its_own_examples_and_on_the_canaries_whose_coin_show
         assert {len(text) for text in texts(examples)} <= lengths and not set(texts(examples)) & set(texts(before.train))
     everywhere = sum(int(one.planted.sum()) for one in canaries.values())
     assert 12 <= everywhere <= 36 and int(grown.class_counts("train").sum()) == int(data.class_counts("train").sum()) + everywhere
+
+
+def test_where_examples_are_of_people_each_canary_is_of_a_person_of_its_own() -> None:
+    data = made_data(4, 9)
+    table = replace(data.train.table, units=torch.arange(len(data.train.table)) % 5)
+    data = replace(data, train=replace(data.train, table=table))
+    grown, canaries = planted(data, 6, KEY)
+    for client in data.clients:
+        before, own, number = data.client(client).train.units, grown.client(client).train.units, int(canaries[client].planted.sum())
+        assert before is not None and own is not None and own[: len(before)].tolist() == before.tolist()
+        assert len(own[len(before) :].unique()) == number and not set(own[len(before) :].tolist()) & set(before.tolist())
 
 
 def test_of_an_answer_its_words_alone_are_replaced(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A canary is an example of a client whose words are replaced by words drawn at random from all training texts (of an example with an answer:
 those of the answer), under a class drawn at random. No real text is like it, so what a model knows of it, it knows from having been
-trained on it. Each client gets 2N of them, and trains on those whose coin shows heads.
+trained on it. Each client gets 2N of them, and trains on those whose coin shows heads. Where examples are of people, each is of a person
+of its own.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ def planted(data: FederatedData, each: int, key: Key) -> tuple[FederatedData, di
             continue
         draw = key.fold("client", client).generator()
         rows = train.indices[held[torch.randint(len(held), (2 * each,), generator=draw)]]
-        found[client] = sum(map(len, made)), torch.rand(2 * each, generator=draw) < 0.5
-        made.append(_replaced(table.take(rows), words, classes, draw))
+        first = sum(map(len, made))
+        found[client] = first, torch.rand(2 * each, generator=draw) < 0.5
+        nobody = None if table.units is None else int(table.units.max()) + 1 + first + torch.arange(2 * each)
+        made.append(replace(_replaced(table.take(rows), words, classes, draw), units=nobody))
     pool = _joined([table, *made])
     indices, labels, places = [train.indices], [train.labels], len(train)
     result = dict[ClientId, Canaries]()
@@ -105,7 +108,7 @@ def _joined(tables: Sequence[TokenTable]) -> TokenTable:
     def together(name: str) -> Tensor | None:
         return None if getattr(first, name) is None else torch.cat([getattr(table, name) for table in tables])
 
-    names = ("labels", "token_type_ids", "segments", "whole_lengths", "digests", "learned")
+    names = ("labels", "token_type_ids", "segments", "whole_lengths", "digests", "learned", "units")
     bare = [table.bare for table in tables if table.bare is not None]
     return replace(
         first,
