@@ -60,9 +60,9 @@ def test_other_names_or_shapes_are_rejected(answer: dict[str, torch.Tensor]) -> 
         clipped(answer, SENT, 1.0)
 
 
-def test_the_digest_is_of_values_names_shapes_and_grid() -> None:
+def test_the_digest_is_of_values_names_shapes_and_clip_norm() -> None:
     zero = nothing(SENT)
     other = {**zero, "b": zero["b"] + 1}
     turned = {**zero, "a": zero["a"].reshape(4)}
-    assert len({digest(zero, 1.0), digest(other, 1.0), digest(turned, 1.0), digest(zero, 3.0)}) == 4
+    assert len({digest(zero, 1.0), digest(other, 1.0), digest(turned, 1.0), digest(zero, 1.5), digest(zero, 3.0)}) == 5
     assert digest(zero, 1.0) == digest(nothing(SENT), 1.0)

@@ -75,8 +75,9 @@ def nothing(sent: Params) -> Integers:
 
 
 def digest(total: Integers, clip_norm: float) -> bytes:
-    """SHA-256 of a sum with its names, shapes and grid. Of a sum without noise, so it must never be written down or sent as it is."""
-    found = hashlib.sha256(repr((grid_step(clip_norm), [(name, value.shape) for name, value in total.items()])).encode())
+    """SHA-256 of a sum with its names, shapes and clip norm, by which noise is scaled: with one noise at two scales a sum is no secret.
+    Of a sum without noise, so it must never be written down or sent as it is."""
+    found = hashlib.sha256(repr((clip_norm, [(name, value.shape) for name, value in total.items()])).encode())
     for value in total.values():
         found.update(np.ascontiguousarray(value, dtype="<i8").data)
     return found.digest()
