@@ -18,6 +18,9 @@ from fibecfed import cli, session
 from fibecfed.audit.canaries import bound, canary_rows, least_epsilon, trained_with
 from fibecfed.audit.planting import planted
 from fibecfed.audit.views import FINAL
+from fibecfed.build import prepare
+from fibecfed.config import Config
+from fibecfed.core.errors import RunFailed
 from fibecfed.core.types import Examples
 
 
@@ -97,6 +100,24 @@ def test_a_model_that_learns_its_texts_exposes_canaries_and_one_that_does_not_mo
     exposure, epsilon = canary_rows(task, still, start, start, canaries, 5)
     assert {figure.value for figure in epsilon.figures.values()} == {0.0}
     assert all(figure.value == pytest.approx(1.0, abs=0.05) for figure in exposure.figures.values())  # the middle of one tie
+
+
+def test_the_run_with_canaries_has_the_noise_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    privacy = {"unit": "client", "epsilon": 8.0, "delta": 1e-3, "evaluation": "noised"}
+    config = run_config(
+        save_inputs(tmp_path), method={"kind": "lora"}, privacy=privacy, federation={"on_failure": "drop"}, evaluation={"every": 1}
+    )
+    began: list[Config] = []
+
+    def start(config: Config, *args: object, **more: object) -> None:
+        began.append(config)
+        raise RunFailed("far enough")
+
+    monkeypatch.setattr(session, "start", start)
+    with pytest.raises(RunFailed):
+        trained_with(config, 2)
+    plan, again = prepare(config).privacy, prepare(began[0]).privacy
+    assert plan is not None and again is not None and again.noise_multiplier == plan.noise_multiplier
 
 
 def test_without_canaries_the_row_says_how_to_get_them(tmp_path: Path) -> None:

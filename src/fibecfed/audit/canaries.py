@@ -35,11 +35,13 @@ def trained_with(config: Config, each: int) -> tuple[Task, Sequence[Observed], P
     Returns:
         Its task, its first and last round, the global model before the first round and after the last, and the canaries.
     """
+    # by how many noised evaluations there are, an epsilon says how much noise a round gets
+    every = config.evaluation.every if config.privacy.evaluation == "noised" else config.federation.rounds
     tables = {
         "tracking": (),
         "tracking_by_client": False,
         "resources": config.resources.model_copy(update={"keep_checkpoints": 2, "checkpoint_every": 1}),
-        "evaluation": config.evaluation.model_copy(update={"every": config.federation.rounds, "save": "last", "generate": 0}),
+        "evaluation": config.evaluation.model_copy(update={"every": every, "save": "last", "generate": 0}),
     }
     config = config.model_copy(update=tables)
     seen: list[dict[ClientId, Canaries]] = []
