@@ -20,7 +20,7 @@ from .engine.summed import SUMMED
 from .engine.summing import SumPool, unmasked
 from .privacy.example_plan import ExamplePlan
 from .privacy.example_statement import example_statement
-from .privacy.ledger import LEDGER, Ledger, Terms
+from .privacy.ledger import LEDGER, Ledger, Terms, epsilon_of_clients
 from .privacy.statement import statement
 
 Private: TypeAlias = MeanPool | ExampleRounds
@@ -133,9 +133,11 @@ def about(prepared: Prepared, pool: Private, rounds: int) -> dict[str, Any]:
     plan, ledger = prepared.privacy, pool.ledger
     assert plan is not None, "a ledger is made of a plan"
     of_examples = isinstance(plan, ExamplePlan)
+    # a training that failed, or was repeated and ended otherwise, is in its client's ledger alone
+    epsilon = max(ledger.epsilon, epsilon_of_clients(ledger.path.parent)) if of_examples else ledger.epsilon
     return {
         "unit": ledger.terms.unit,
-        "epsilon": ledger.epsilon,
+        "epsilon": epsilon,
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "clip_norm": plan.clip_norm,
@@ -145,7 +147,7 @@ def about(prepared: Prepared, pool: Private, rounds: int) -> dict[str, Any]:
         **({} if prepared.cohorts is None else {"secure_aggregation": True}),
         "ended": "after its last round" if rounds == plan.rounds else f"stopped by its budget after {rounds} of {plan.rounds} rounds",
         "ledger": LEDGER,
-        "statement": example_statement(plan, ledger.epsilon) if of_examples else statement(plan, ledger.epsilon, ledger.releases),
+        "statement": example_statement(plan, epsilon) if of_examples else statement(plan, epsilon, ledger.releases),
     }
 
 

@@ -153,6 +153,9 @@ def test_a_repeated_training_that_ends_otherwise_is_charged_again_with_other_noi
     session.resume(tmp_path / "run")
     counts = sorted(len(mine) - 1 for mine in own(tmp_path / "run").values())
     assert counts == [2, 2, 2, 3] and lines(tmp_path / "run")[-1]["round"] == 3
+    # that client's four sums and the two that were repeated, of which the server's account does not know
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["privacy"]["epsilon"] == epsilon_of(6 / 2.0**2, 1e-3) > lines(tmp_path / "run")[-1]["epsilon_max"]
 
 
 def test_a_client_rejects_by_itself_what_would_pass_its_budget(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +163,7 @@ def test_a_client_rejects_by_itself_what_would_pass_its_budget(inputs: Path, tmp
     budget = epsilon_of(2 / 2.0**2, 1e-3) * 1.01
     config = private(inputs, privacy={"max_epsilon": budget}, federation={"on_failure": "drop", "quorum": 0.5})
     monkeypatch.setattr(ExampleRounds, "affords", lambda rounds, number: True)
-    monkeypatch.setattr(ExampleRounds, "charge", lambda rounds, now: None)
+    monkeypatch.setattr(ExampleRounds, "charge", lambda rounds, now, server: None)
     with pytest.raises(RunFailed, match="its budget for privacy is spent"):
         session.start(config, tmp_path / "run")
     for _, *mine in own(tmp_path / "run").values():

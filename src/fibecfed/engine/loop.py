@@ -16,6 +16,7 @@ from ..core.method import Method, Phase
 from ..core.records import FailedAttempt, RoundRecord
 from ..core.rng import Key
 from ..core.types import ClientId, Round
+from ..core.wire import encode
 from ..privacy.ledger import BudgetSpent
 from ..privacy.participation import cyclic
 from .checks import expected
@@ -171,7 +172,7 @@ def run(
         choose = partial(cohort, phase, clients, plan.at_work - len(at_work), key, sampled)
         if examples is not None:
             try:
-                examples.charge(now)
+                examples.charge(now, encode(server))
             except BudgetSpent:
                 return
             choose = partial(_in_turn, examples, now.number)

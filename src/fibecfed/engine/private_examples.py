@@ -6,6 +6,7 @@ keeps an account of what each round may cost those it asks, by the plan alone, a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,14 +92,18 @@ class ExampleRounds:
         clients, times = self.asked[number]
         return self.ledger.charged(number) or self.ledger.affords(clients, self.ledger.terms.noise_multiplier, times)
 
-    def charge(self, now: Round) -> None:
+    def charge(self, now: Round, server: bytes) -> None:
         """Write down what a round may cost, before anybody is asked.
+
+        Asked again from the same state, clients answer what they answered, and nothing more is charged. From another one, as where other
+        clients were lost in rounds that are computed again after an interruption, they answer otherwise, and are charged again.
+
+        Args:
+            server: its encoded state, from which follows what it sends.
 
         Raises:
             BudgetSpent: it would pass the budget.
         """
-        if not self.affords(now.number):
-            raise BudgetSpent
         clients, times = self.asked[now.number]
         terms = self.ledger.terms
         what = Release(
@@ -108,7 +113,7 @@ class ExampleRounds:
             z=terms.noise_multiplier,
             clip=terms.clip_norm,
             divisor=terms.per_round,
-            sum=b"",
+            sum=hashlib.sha256(server).digest(),
             charged=clients,
             times=times,
         )

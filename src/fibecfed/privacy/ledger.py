@@ -312,5 +312,11 @@ def forget(folder: Path) -> None:
         secret.unlink(missing_ok=True)
 
 
+def epsilon_of_clients(folder: Path) -> float:
+    """The largest epsilon in the ledgers that the clients of a simulation keep in its folder; 0 where there are none."""
+    last = (path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2] for path in (folder / LEDGERS).glob(f"*/{LEDGER}"))
+    return max((float(from_json(line)["epsilon_max"]) for line in last), default=0.0)
+
+
 def _lost(path: Path, what: str) -> UserError:
     return UserError(f"{path}: charges of this run are missing: {what}; restore the file, or start a new run, whose charges add to those")
