@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..core.process import bound_freed_memory
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.trees import first_not_finite
@@ -25,9 +24,6 @@ from .tokens import MeanOver, amount_of, counted, is_apart, step_loss
 
 _TOLD = 64
 """Batches that a task learns of at a time."""
-
-_FREED = 2**32
-"""Bytes of freed memory that stay with the process for the next step."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,6 @@ def fit(
                     found.step(joined)
                 optimiser.step(joined)
                 num_steps += 1
-                bound_freed_memory(_FREED)
             for loss, (_, size, count) in zip(_finite(seen, batches_seen), seen, strict=True):
                 batches_seen, num_examples, num_counted, total = batches_seen + 1, num_examples + size, num_counted + count, total + loss
     result = {name: value.detach().to("cpu") for name, value in work.items()}

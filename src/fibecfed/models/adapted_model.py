@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..adapters.make import norms
+from ..core.process import bound_freed_memory
 from ..core.rng import Key
 from ..core.statistics import Statistics
 from ..core.task import DELTA, LowRank, Tape
@@ -32,6 +33,8 @@ from .together import JoinedPasses
 from .turns import KERNELS, lock_of, one_at_a_time
 
 _NOT_INPUTS = ("labels", "targets", "weights")
+_FREED = 2**32
+"""Bytes of freed memory that stay with the process for the next batch."""
 
 
 class AdaptedModel(KeepsActivations):
@@ -263,6 +266,7 @@ class AdaptedModel(KeepsActivations):
             adapted: with the adapter.
             keeps: leave out lower blocks whose output is kept.
         """
+        bound_freed_memory(_FREED)  # of the batches before this one, whatever they were for
         swapped = self._swapped(params)
 
         def forward(inputs: Batch) -> Tensor:
