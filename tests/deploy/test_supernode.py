@@ -131,6 +131,15 @@ def test_a_key_that_was_admitted_is_tried_again_while_flower_holds_its_supernode
     assert len(held) == 2 and beside.node.problem is None
 
 
+def test_a_key_stays_known_for_admitted_when_the_log_begins_anew(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(supernode, "AGAIN_S", 0.05)
+    monkeypatch.setattr(supernode, "_LONGEST_LOG", 0)
+    (tmp_path / LOG).write_text("INFO: SuperNode ID: 42")
+    beside = start(admitted_at(tmp_path, 2, 4))
+    beside.until(lambda: (True, 3) in beside.changes)
+    assert beside.node.problem is None
+
+
 def test_a_key_that_was_admitted_and_is_refused_for_longer_than_that_ends_the_client(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

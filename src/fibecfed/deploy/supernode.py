@@ -78,6 +78,8 @@ class SuperNode:
         self._link, self._folder, self._say, self._changed, self._ends = link, folder, say, changed, ends
         self._node_config = node_config(client_socket, link.plain_http)
         self._program = program("flower-supernode")
+        log = folder / LOG
+        self._was_admitted = log.is_file() and _CONNECTED.encode() in log.read_bytes()  # its key was registered then
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name="supernode", daemon=True)
@@ -112,7 +114,7 @@ class SuperNode:
             self._changed(False, restarts)
             if any(_UNKNOWN_KEY in line for line in last):
                 refused = time.monotonic() if refused is None else refused
-                if not self._was_admitted() or time.monotonic() - refused > ONLINE_S:
+                if not self._was_admitted or time.monotonic() - refused > ONLINE_S:
                     self.problem = self._unknown_key()
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
@@ -138,6 +140,7 @@ class SuperNode:
                 last.append(line.decode(errors="replace").rstrip())
                 if _CONNECTED in last[-1] and not connected.is_set():
                     connected.set()
+                    self._was_admitted = True
                     self._say(f"connected to {self._link.address} as SuperNode {last[-1].rpartition(':')[2].strip()[:40]}")
                     self._changed(True, restarts)
                 if _DISTRUSTED in last[-1]:
@@ -173,10 +176,6 @@ class SuperNode:
         home = {"FLWR_HOME": os.environ.get("FLWR_HOME", str((self._folder / ".flwr").absolute()))}
         path = f"{self._program.parent}{os.pathsep}{os.environ.get('PATH', '')}"  # it starts flower-superexec by its name
         return {**os.environ, **ENVIRONMENT, **home, "PATH": path, "PYTHONUNBUFFERED": "1"}
-
-    def _was_admitted(self) -> bool:
-        """Whether the log tells of a connection, since this start or before: the key was registered then."""
-        return _CONNECTED.encode() in (self._folder / LOG).read_bytes()
 
     def _unknown_key(self) -> str:
         key = self._link.key
