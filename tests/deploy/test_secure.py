@@ -209,7 +209,9 @@ def test_a_lost_damaged_or_unpinned_key_is_refused_in_a_sentence(here: Path, tmp
     with pytest.raises(UserError, match=r"identity.key: got a key that is not the one pinned for client a \(privacy.keys\)"):
         client_of(here, "a", tmp_path)
     (tmp_path / identity.KEY).write_text("zz")
-    with pytest.raises(UserError, match=r"identity.key: got no key of 64 hexadecimal digits"):
+    with pytest.raises(
+        UserError, match=r"identity.key: got no key of 64 hexadecimal digits.* move it away, have `fibecfed client --show-key`"
+    ):
         client_of(here, "a", tmp_path)
     with pytest.raises(UserError, match=r"privacy.keys: got no key of client x, expected one"):
         identity.own(here / "a", "x", {})

@@ -12,10 +12,9 @@ from ..core.files import sync_folder
 
 KEY = "identity.key"
 
-_AGAIN = (
-    "restore it from a backup, or have `fibecfed client --show-key` make a new one and put what it prints under [privacy.keys] in the "
-    "configuration on every machine"
-)
+_NEW = "have `fibecfed client --show-key` make a new one and put what it prints under [privacy.keys] in the configuration on every machine"
+_LOST = f"restore it from a backup, or {_NEW}"
+_WRONG = f"restore it from a backup, or move it away, {_NEW}"
 
 
 def made(folder: Path) -> Ed25519PrivateKey:
@@ -50,10 +49,10 @@ def own(folder: Path, name: str, pinned: dict[str, str]) -> Ed25519PrivateKey:
             "[privacy.keys] in the configuration on every machine"
         )
     if not (folder / KEY).exists():
-        raise UserError(f"{folder / KEY}: the key of client {name} is missing, which others know its messages by; {_AGAIN}")
+        raise UserError(f"{folder / KEY}: the key of client {name} is missing, which others know its messages by; {_LOST}")
     key = _read(folder)
     if public(key) != pinned[name]:
-        raise UserError(f"{folder / KEY}: got a key that is not the one pinned for client {name} (privacy.keys); {_AGAIN}")
+        raise UserError(f"{folder / KEY}: got a key that is not the one pinned for client {name} (privacy.keys); {_WRONG}")
     return key
 
 
@@ -66,4 +65,4 @@ def _read(folder: Path) -> Ed25519PrivateKey:
     try:
         return Ed25519PrivateKey.from_private_bytes(bytes.fromhex((folder / KEY).read_text().strip()))
     except (OSError, ValueError):
-        raise UserError(f"{folder / KEY}: got no key of 64 hexadecimal digits, expected the one that was made there; {_AGAIN}") from None
+        raise UserError(f"{folder / KEY}: got no key of 64 hexadecimal digits, expected the one that was made there; {_WRONG}") from None
