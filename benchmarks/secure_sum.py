@@ -52,7 +52,7 @@ def measured(numbers: int, count: int, dropouts: int, colluders: int, lost: int)
     keys = {client: Ed25519PrivateKey.generate() for client in cohort}
     pinned = {client: key.public_key().public_bytes_raw() for client, key in keys.items()}
     clock, server = Clock(), SumServer(context, pinned)
-    clients = {client: SumClient(client, keys[client], pinned, context) for client in cohort}
+    clients = {client: SumClient(client, keys[client], pinned, context, (), f"tune 0 10 {0:064}") for client in cohort}
     first, here = cohort[0], cohort[: count - lost]
     adverts = {client: clock.of(client, one.advertise) for client, one in clients.items()}
     roster = clock.of("server", server.advertised, adverts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,25 @@ class Clients(InTurn):
         self.sums = {name: OwnSums(name, keys[name], self.pinned, FIXED, COHORTS) for name in names}
         self.change: Callable[[Ticket, bytes], bytes | Failure] = lambda ticket, blob: blob
         self.refusals: dict[ClientId, str] = {}
+        self.starts: dict[ClientId, str] = {}
+        self.rounds: dict[ClientId, Round] = {}
 
     def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
-        client, now = ticket.client, ticket.now
+        client, now = ticket.client, self.rounds.get(ticket.client, ticket.now)
         changed = self.change(ticket, blob)
         if isinstance(changed, Failure):
             return changed
         try:
             folder = self.folder / client
-            return self.sums[client].answer(ticket.action, RUN, now, changed, folder, lambda sent: self.runtime.train(client, sent, now)[0])
+            return self.sums[client].answer(
+                ticket.action,
+                RUN,
+                now,
+                changed,
+                folder,
+                lambda: self.starts.get(client, "as the server"),
+                lambda sent: self.runtime.train(client, sent, now)[0],
+            )
         except Misled as error:
             self.refusals[client] = str(error)
             return Failure(str(error))
@@ -200,13 +211,26 @@ def test_a_client_that_got_another_model_is_in_no_sum(data: Any, tmp_path: Path)
     assert not remembered(tmp_path / last) and remembered(tmp_path / data.clients[0])
 
 
+@pytest.mark.parametrize("what", ["start", "index", "num_rounds"])
+def test_a_server_that_has_one_client_train_from_other_tensors_or_at_another_time_is_named(what: str, data: Any, tmp_path: Path) -> None:
+    """With other tensors at the start, or at the end of a schedule of rates, a client's update may be nothing."""
+    own, last = world(data, tmp_path), data.clients[-1]
+    if what == "start":
+        own.transport.starts[last] = "others"
+    else:
+        own.transport.rounds[last] = replace(NOW, **{what: 7})
+    with pytest.raises(RunFailed, match="secure aggregation got the shares of 0 of 5 clients"):
+        states(own, masks(own))
+    assert f"the server sent another request to client {last} than to" in own.transport.refusals[data.clients[0]]
+
+
 def test_steps_out_of_turn_after_a_restart_are_refused(data: Any, tmp_path: Path) -> None:
     own = world(data, tmp_path)
     fresh = own.transport.sums[data.clients[0]]
     (now,) = [step.now for step in states(own, masks(own))][:1]
     for action in ("share", "mask", "confirm", "reveal"):
         with pytest.raises(Misled, match=f"asks for step '{action}' of a sum of round 0 that this client is in no more"):
-            fresh.answer(action, RUN, now, told({}), tmp_path, lambda blob: blob)
+            fresh.answer(action, RUN, now, told({}), tmp_path, str, lambda blob: blob)
 
 
 def test_a_table_with_a_name_twice_is_none() -> None:
@@ -237,10 +261,10 @@ def test_whatever_a_server_sends_is_rejected_in_a_sentence(tmp_path: Path, actio
     words = summand(np.zeros(7, np.uint32))
     steps = ["train", *STEPS]
     if action != "train":
-        client.answer("train", RUN, NOW, opening, tmp_path, lambda sent: words)
+        client.answer("train", RUN, NOW, opening, tmp_path, str, lambda sent: words)
     for step in steps[1 : steps.index(action)]:
         with contextlib.suppress(Misled):
-            client.answer(step, RUN, NOW, told({}), tmp_path, lambda sent: words)
+            client.answer(step, RUN, NOW, told({}), tmp_path, str, lambda sent: words)
     with pytest.raises((Misled, WireError)):
-        client.answer(action, RUN, NOW, blob, tmp_path, lambda sent: words)
+        client.answer(action, RUN, NOW, blob, tmp_path, str, lambda sent: words)
     assert not remembered(tmp_path)

@@ -202,11 +202,14 @@ class OwnSums:
     cohorts: Cohorts
     _open: _Open | None = None
 
-    def answer(self, action: str, run: str, now: Round, payload: bytes, folder: Path, train: Callable[[bytes], bytes]) -> bytes:
+    def answer(
+        self, action: str, run: str, now: Round, payload: bytes, folder: Path, start: Callable[[], str], train: Callable[[bytes], bytes]
+    ) -> bytes:
         """The reply to an action of a sum.
 
         Args:
             folder: the client's, of this run.
+            start: a checksum of the tensors that the run started from, which the server may have sent.
             train: makes the client's `Summand` of a broadcast.
 
         Raises:
@@ -215,7 +218,7 @@ class OwnSums:
         """
         if action == "train":
             self._open = None
-            self._open = self._begin(run, now, payload, folder, train)
+            self._open = self._begin(run, now, payload, folder, start(), train)
             return self._open.sum.advertise().encode()
         held = self._open
         if held is None or (held.sum.context.run, held.sum.context.round) != (run, now.number):
@@ -231,7 +234,7 @@ class OwnSums:
         self._open = None
         return told(found)
 
-    def _begin(self, run: str, now: Round, payload: bytes, folder: Path, train: Callable[[bytes], bytes]) -> _Open:
+    def _begin(self, run: str, now: Round, payload: bytes, folder: Path, start: str, train: Callable[[bytes], bytes]) -> _Open:
         opening = decode(Opening, payload)
         if len(opening.cohort) != self.cohorts.size:
             raise Misled(
@@ -244,7 +247,8 @@ class OwnSums:
         before = tuple(known.get("survivors", ()))
         least, colluders = self.cohorts.least, self.cohorts.colluders
         context = Context(run, now.number, opening.attempt, opening.cohort, digest, least, colluders)
-        sum_ = SumClient(self.name, self.identity, self.pinned, context, before)
+        request = f"{now.phase} {now.index} {now.num_rounds} {start}"
+        sum_ = SumClient(self.name, self.identity, self.pinned, context, before, request)
         blob = train(broadcast)
         words = _own_words(blob, self.adding)
         about = {"broadcast": digest, "words": hashlib.sha256(words.tobytes()).hexdigest()}

@@ -59,6 +59,8 @@ class SumClient:
         identity: its pinned key.
         pinned: name -> raw public key of every client of the cohort, from the configuration.
         before: survivors of the sum that the client helped to unmask in this round before, with the same words; empty: it did not.
+        request: all else that the server told the client and that its words depend on. It must have told everybody the same: else it could
+            have one client train so that its words are known.
 
     Attributes:
         expects: the step to come; None: no more.
@@ -69,7 +71,13 @@ class SumClient:
     """
 
     def __init__(
-        self, name: str, identity: Ed25519PrivateKey, pinned: Mapping[str, bytes], context: Context, before: Sequence[str] = ()
+        self,
+        name: str,
+        identity: Ed25519PrivateKey,
+        pinned: Mapping[str, bytes],
+        context: Context,
+        before: Sequence[str] = (),
+        request: str = "",
     ) -> None:
         if (problem := context.problem()) is not None:
             raise Misled(f"the server asks for what may not be: {problem}")
@@ -77,7 +85,7 @@ class SumClient:
             raise Misled(f"the server asks client {name} for a sum of others")
         if unknown := [client for client in context.cohort if client not in pinned]:
             raise Misled(f"the server named client {unknown[0]}, whose key is not pinned (privacy.keys)")
-        self.name, self.context, self.before = name, context, tuple(before)
+        self.name, self.context, self.before, self.request = name, context, tuple(before), request
         self._identity, self._pinned = identity, pinned
         self.expects: str | None = STEPS[0]
         self._sealing = X25519PrivateKey.generate()
@@ -94,7 +102,7 @@ class SumClient:
         """Step 0: the client's keys, signed."""
         private = X25519PrivateKey.from_private_bytes(self._masking.to_bytes(shamir.SIZE, "little"))
         sealing, masking = (key.public_key().public_bytes_raw().hex() for key in (self._sealing, private))
-        table = {"kind": "keys", **self.context.table, "client": self.name, "sealing": sealing, "masking": masking}
+        table = {**self._about(self.name), "sealing": sealing, "masking": masking}
         self._statement = stated(self._identity, {**table, "before": list(self.before)})
         return self._statement
 
@@ -212,7 +220,7 @@ class SumClient:
         if client not in self.context.cohort:
             raise Misled(f"the server hands on keys of client {client}, which is not of the cohort")
         told = self._opened(client, statement)
-        for name, value in {"kind": "keys", "client": client, **self.context.table}.items():
+        for name, value in self._about(client).items():
             if told.get(name) != value:
                 raise Misled(
                     f"the server sent another {name} to client {client} than to {self.name}, or hands on an old message of it: "
@@ -228,6 +236,10 @@ class SumClient:
             return ChaCha20Poly1305(agreed(self._sealing, self._keys[other][0], "shares", self._transcript, sender, receiver))
         except ValueError:
             raise Misled(f"client {other} signed a key with which nothing can be agreed") from None
+
+    def _about(self, client: str) -> dict[str, Any]:
+        """What a client's keys are signed with, of whom the server told the same."""
+        return {"kind": "keys", "client": client, **self.context.table, "request": self.request}
 
     def _of_survivors(self, client: str) -> dict[str, Any]:
         return {"kind": "survivors", "client": client, "transcript": self._transcript.hex(), "survivors": list(self.survivors)}

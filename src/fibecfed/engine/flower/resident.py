@@ -145,7 +145,10 @@ class Resident:
             def train(broadcast: bytes) -> bytes:
                 return runtime.train(self.name, broadcast, now)[0]
 
-            return "done", "", self.sums.answer(request.action, request.run, now, payload, folder, train)
+            def start() -> str:
+                return checksum(self._start(request))
+
+            return "done", "", self.sums.answer(request.action, request.run, now, payload, folder, start, train)
         if request.action == "train":
             reply, _ = self._runtime(request, now.number).train(self.name, payload, now)  # notes stay here
             return "done", "", reply
