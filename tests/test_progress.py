@@ -114,9 +114,9 @@ def test_a_run_ends_with_what_its_scores_are_above_without_reading_and_what_to_d
     assert "majority class 80.0 % 50.0 % -" in lines
     assert "above majority class +5.0 points +21.0 points -" in lines
     assert [line.partition(":")[0] for line in lines[-3:]] == [
+        "To compare",
         "To ask a model, see the model card.",
         "To see curves, clients and classes",
-        "To compare",
     ]
     assert "above majority class -30.0 points - -" in ended(**{"pooled_personalised": 0.5, "global": None})
 

@@ -179,11 +179,13 @@ def show_summary(console: Console, summary: Mapping[str, Any], folder: Path) -> 
         console.print(Text(escaped(f"note: {remark}")), soft_wrap=True)
     if summary.get("advice"):
         console.print(Text(escaped(f"which method: {summary['advice']}")), soft_wrap=True)
-    hints = [how_to_ask(summary, folder), f"To see curves, clients and classes: {shlex.join(['fibecfed', 'report', str(folder)])}"]
+    hints = list[str]()
     if not (folder / FLOWER).is_file() and summary["method"] != "custom":  # neither can be run again from the file alone
         other = "fibecfed" if summary["method"] == "lora" else "lora"
         again = ["fibecfed", "run", str(folder / CONFIG), f"method.kind={other}", "--out", f"{folder}-{other}"]
         hints.append(f"To compare: {shlex.join(again)}")
+    hints.append(how_to_ask(summary, folder))
+    hints.append(f"To see curves, clients and classes: {shlex.join(['fibecfed', 'report', str(folder)])}")
     console.print(Text(escaped("\n".join(hints))), soft_wrap=True)
 
 
