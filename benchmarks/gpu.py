@@ -1,4 +1,4 @@
-"""Steps, passes and rounds on one GPU, in about five minutes: seconds, tokens a second, peak memory, as a table.
+"""Steps, passes and rounds on one GPU, meant to take about five minutes: seconds, tokens a second, peak memory, as a table.
 
 Run: python benchmarks/gpu.py [--device cuda] [--seconds 8]        (--device cpu --small tries the script where there is no GPU)
 
