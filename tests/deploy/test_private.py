@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-from made_flower import Grid, be_an_app, stop_time
-from rich.console import Console
-from saved import save_backbone
-from tiny_federation import COMMON, NAMES, facts, outcome, write_data
+from made_flower import be_an_app, stop_time
+from served import Killed, residents, serve, write_files
+from tiny_federation import facts, outcome
 
 from fibecfed import session
-from fibecfed.build import only, prepare
 from fibecfed.config import load
 from fibecfed.core.wire import decode, encode
-from fibecfed.deploy import server
-from fibecfed.deploy.client import _resident
 from fibecfed.engine.checkpoint import Checkpoints
 from fibecfed.engine.flower.agreement import digest
 from fibecfed.engine.flower.envelope import Reply, Request, packed
 from fibecfed.engine.flower.resident import FAILED_IN_PRIVATE, Resident
 from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.privacy.ledger import LEDGER, Ledger
-from fibecfed.progress import Progress
 
 pytestmark = [pytest.mark.flower, pytest.mark.filterwarnings("ignore")]
 
@@ -46,10 +39,6 @@ delta = 1e-3
 KEYS = 'rounds = 3\nclients_per_round = 2\non_failure = "drop"\n'
 
 
-class Killed(BaseException):
-    """A server app that dies: nothing catches it."""
-
-
 @pytest.fixture(autouse=True)
 def _one_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fibecfed.privacy.ledger.secrets.token_bytes", lambda size: b"7" * size)
@@ -60,29 +49,12 @@ def _one_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model, the data, sim.toml for the simulator and federation.toml for machines."""
-    folder = tmp_path_factory.mktemp("private")
-    save_backbone(folder / "backbone")
-    write_data(folder)
-    data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
-    for name, data_keys, more in (("federation", "", 'partition = "machines"'), ("sim", data, 'partition = "column"')):
-        text = COMMON.format(backbone=folder / "backbone", every=1, data=data_keys, federation=KEYS + more)
-        (folder / f"{name}.toml").write_text(text + PRIVATE)
-    return folder
+    return write_files(tmp_path_factory.mktemp("private"), KEYS, PRIVATE)
 
 
 @pytest.fixture
 def clients(here: Path, tmp_path: Path) -> dict[str, Resident]:
-    return residents(here, here / "federation.toml", tmp_path)
-
-
-def residents(here: Path, file: Path, tmp_path: Path) -> dict[str, Resident]:
-    found: dict[str, Resident] = {}
-    for name in NAMES:
-        own = (f"data.path={here}/{name}-train.csv", f"data.test_path={here}/{name}-test.csv")
-        prepared = prepare(load(file, own).config, read_data=only(name))
-        (tmp_path / name).mkdir()
-        found[name] = _resident(prepared, name, f"of {name}", tmp_path / name, lambda text: None)
-    return found
+    return residents(here, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -91,23 +63,6 @@ def simulated(here: Path) -> Path:
         patch.setattr("fibecfed.privacy.ledger.secrets.token_bytes", lambda size: b"7" * size)
         session.start(load(here / "sim.toml").config, here / "sim")
     return here / "sim"
-
-
-def serve(
-    here: Path,
-    runs: Path,
-    clients: dict[str, Resident],
-    again: Path | None = None,
-    instead: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
-    file: str = "federation.toml",
-) -> Path:
-    """The server app's work, from the start or resumed; the run's folder."""
-    grid = Grid({number: instead.get(name, clients[name].answer) for number, name in enumerate(NAMES, start=1)})
-    grid.names = dict(enumerate(NAMES, start=1))
-    settings: dict[str, Any] = {"config": str(here / file), "runs": str(runs), "wait-s": 5.0}
-    with Progress(Console(quiet=True)) as progress:
-        server._run(grid, settings | ({} if again is None else {"run": str(again)}), progress)
-    return again or next(runs.iterdir())
 
 
 def charges(out: Path) -> list[dict[str, Any]]:
@@ -133,7 +88,7 @@ def test_noised_scores_are_the_simulators_and_charged_alike(here: Path, tmp_path
     for name in ("federation", "sim"):
         (here / f"{name}-scored.toml").write_text((here / f"{name}.toml").read_text() + 'evaluation = "noised"\n')
     session.start(load(here / "sim-scored.toml").config, tmp_path / "sim")
-    scored = residents(here, here / "federation-scored.toml", tmp_path)
+    scored = residents(here, tmp_path, "federation-scored.toml")
     out = serve(here, tmp_path / "runs", scored, file="federation-scored.toml")
     assert outcome(out) == outcome(tmp_path / "sim") and charges(out) == charges(tmp_path / "sim")
     one, other = (json.loads((folder / "summary.json").read_text())["scores"] for folder in (out, tmp_path / "sim"))

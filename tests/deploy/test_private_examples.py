@@ -10,20 +10,15 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-from made_flower import Grid, be_an_app, stop_time
-from rich.console import Console
-from saved import save_backbone
-from tiny_federation import COMMON, NAMES, outcome, write_data
+from made_flower import be_an_app, stop_time
+from served import residents, serve, write_files
+from tiny_federation import NAMES, outcome
 
 from fibecfed import session
-from fibecfed.build import only, prepare
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed
-from fibecfed.deploy import server
-from fibecfed.deploy.client import _resident
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.privacy.ledger import LEDGER
-from fibecfed.progress import Progress
 
 pytestmark = [pytest.mark.flower, pytest.mark.filterwarnings("ignore")]
 
@@ -49,35 +44,12 @@ def _one_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model, the data, sim.toml for the simulator and federation.toml for machines."""
-    folder = tmp_path_factory.mktemp("private")
-    save_backbone(folder / "backbone")
-    write_data(folder)
-    data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
-    for name, data_keys, more in (("federation", "", 'partition = "machines"'), ("sim", data, 'partition = "column"')):
-        text = COMMON.format(backbone=folder / "backbone", every=1, data=data_keys, federation=KEYS + more)
-        (folder / f"{name}.toml").write_text(text + PRIVATE)
-    return folder
+    return write_files(tmp_path_factory.mktemp("private"), KEYS, PRIVATE)
 
 
 @pytest.fixture
 def clients(here: Path, tmp_path: Path) -> dict[str, Resident]:
-    found: dict[str, Resident] = {}
-    for name in NAMES:
-        own = (f"data.path={here}/{name}-train.csv", f"data.test_path={here}/{name}-test.csv")
-        prepared = prepare(load(here / "federation.toml", own).config, read_data=only(name))
-        (tmp_path / name).mkdir()
-        found[name] = _resident(prepared, name, f"of {name}", tmp_path / name, lambda text: None)
-    return found
-
-
-def serve(here: Path, runs: Path, clients: dict[str, Resident]) -> Path:
-    """The server app's work; the run's folder."""
-    grid = Grid({number: clients[name].answer for number, name in enumerate(NAMES, start=1)})
-    grid.names = dict(enumerate(NAMES, start=1))
-    settings: dict[str, Any] = {"config": str(here / "federation.toml"), "runs": str(runs), "wait-s": 5.0}
-    with Progress(Console(quiet=True)) as progress:
-        server._run(grid, settings, progress)
-    return next(runs.iterdir())
+    return residents(here, tmp_path)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
-from made_flower import Grid, be_an_app, stop_time
+from made_flower import be_an_app, stop_time
 from rich.console import Console
-from saved import save_backbone
-from tiny_federation import COMMON, NAMES, outcome, rounds_of, write_data
+from served import Killed, resident, serve, write_files
+from tiny_federation import NAMES, outcome, rounds_of
 
 from fibecfed import session
-from fibecfed.build import only, prepare
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.wire import decode, encode
 from fibecfed.deploy import client as client_module
-from fibecfed.deploy import server
-from fibecfed.deploy.client import ClientArguments, _resident, show_key
+from fibecfed.deploy.client import ClientArguments, show_key
 from fibecfed.engine.checkpoint import Checkpoints
 from fibecfed.engine.flower.envelope import Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.engine.masking import Told, remembered
-from fibecfed.progress import Progress
 from fibecfed.secure import identity
 
 pytestmark = [pytest.mark.flower, pytest.mark.filterwarnings("ignore")]
@@ -44,10 +40,6 @@ min_clients = 3
 dropouts = 0
 """
 KEYS = 'rounds = 2\nclients_per_round = 3\nmax_samples = 100\non_failure = "drop"\n'
-
-
-class Killed(BaseException):
-    """A server app that dies: nothing catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,20 +57,8 @@ def own_key(folder: Path, name: str) -> str:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model, the data, the clients' keys, sim.toml for the simulator and federation.toml for machines."""
     folder = tmp_path_factory.mktemp("secure")
-    save_backbone(folder / "backbone")
-    write_data(folder)
     pinned = "[privacy.keys]\n" + "\n".join(own_key(folder, name) for name in NAMES) + "\n"
-    data = f'path = "{folder}/all-train.csv"\ntest_path = "{folder}/all-test.csv"\nclient_column = "site"'
-    for name, data_keys, more in (("federation", "", 'partition = "machines"'), ("sim", data, 'partition = "column"')):
-        text = COMMON.format(backbone=folder / "backbone", every=1, data=data_keys, federation=KEYS + more)
-        (folder / f"{name}.toml").write_text(text + SECURE + pinned)
-    return folder
-
-
-def client_of(here: Path, name: str, folder: Path, say: Callable[[str], None] = lambda text: None) -> Resident:
-    own = (f"data.path={here}/{name}-train.csv", f"data.test_path={here}/{name}-test.csv")
-    prepared = prepare(load(here / "federation.toml", own).config, read_data=only(name))
-    return _resident(prepared, name, f"of {name}", folder, say)
+    return write_files(folder, KEYS, SECURE + pinned)
 
 
 @pytest.fixture
@@ -92,7 +72,7 @@ def clients(here: Path, tmp_path: Path, told: dict[str, list[str]]) -> dict[str,
     for name in NAMES:
         (tmp_path / name).mkdir()
         (tmp_path / name / identity.KEY).write_bytes((here / name / identity.KEY).read_bytes())
-        found[name] = client_of(here, name, tmp_path / name, told[name].append)
+        found[name] = resident(here, name, tmp_path / name, told[name].append)
     return found
 
 
@@ -100,22 +80,6 @@ def clients(here: Path, tmp_path: Path, told: dict[str, list[str]]) -> dict[str,
 def simulated(here: Path) -> Path:
     session.start(load(here / "sim.toml").config, here / "sim")
     return here / "sim"
-
-
-def serve(
-    here: Path,
-    runs: Path,
-    clients: dict[str, Resident],
-    again: Path | None = None,
-    instead: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
-) -> Path:
-    """The server app's work, from the start or resumed; the run's folder."""
-    grid = Grid({number: instead.get(name, clients[name].answer) for number, name in enumerate(NAMES, start=1)})
-    grid.names = dict(enumerate(NAMES, start=1))
-    settings: dict[str, Any] = {"config": str(here / "federation.toml"), "runs": str(runs), "wait-s": 5.0}
-    with Progress(Console(quiet=True)) as progress:
-        server._run(grid, settings | ({} if again is None else {"run": str(again)}), progress)
-    return again or next(runs.iterdir())
 
 
 def test_the_simulators_bits_and_no_update_on_the_way(here: Path, clients: dict[str, Resident], simulated: Path, tmp_path: Path) -> None:
@@ -204,15 +168,15 @@ def test_a_key_is_made_once_shown_and_readable_by_its_owner_alone(tmp_path: Path
 
 def test_a_lost_damaged_or_unpinned_key_is_refused_in_a_sentence(here: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"identity.key: the key of client a is missing, which others know its messages by; restore it"):
-        client_of(here, "a", tmp_path)
+        resident(here, "a", tmp_path)
     (tmp_path / identity.KEY).write_bytes((here / "b" / identity.KEY).read_bytes())
     with pytest.raises(UserError, match=r"identity.key: got a key that is not the one pinned for client a \(privacy.keys\)"):
-        client_of(here, "a", tmp_path)
+        resident(here, "a", tmp_path)
     (tmp_path / identity.KEY).write_text("zz")
     with pytest.raises(
         UserError, match=r"identity.key: got no key of 64 hexadecimal digits.* move it away, have `fibecfed client --show-key`"
     ):
-        client_of(here, "a", tmp_path)
+        resident(here, "a", tmp_path)
     with pytest.raises(UserError, match=r"privacy.keys: got no key of client x, expected one"):
         identity.own(here / "a", "x", {})
 
