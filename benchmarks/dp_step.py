@@ -31,7 +31,8 @@ from fibecfed.models.adapted_model import AdaptedModel
 from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
-from fibecfed.privacy.examples import ClientLedgers, ExampleTerms, OneTraining
+from fibecfed.privacy.examples import ClientLedgers, OneTraining
+from fibecfed.privacy.ledger import Terms
 
 BATCH, STEPS, CLIP = 16, 4, 1.0
 TRAINING = TrainingOptions(batch_size=BATCH, local_epochs=1, group_by_length=False, precision="float32", device="cpu")
@@ -49,10 +50,10 @@ def main(repetitions: int, model: str, tokens: int) -> None:
     differs(task, params, examples.batch(range(BATCH)))
     with tempfile.TemporaryDirectory() as folder:
         place: Callable[[ClientId], tuple[Path, Path]] = lambda client: (Path(folder), Path(folder) / "secret")  # noqa: E731
-        ledgers = ClientLedgers(ExampleTerms(10**6, 1.0, CLIP, 1e-5, None), place)
+        ledgers = ClientLedgers(Terms("example", len(examples), BATCH, 10**6, 1.0, CLIP, 1e-5, None), place)
         rows: list[tuple[float, float]] = []
         for number in range(repetitions + 1):
-            ledger = ledgers.open("a", len(examples), BATCH, number > 0)
+            ledger = ledgers.open("a", len(examples), number > 0)
             began = time.process_time()
             fit(task, params, [batches(examples, torch.arange(len(examples)), BATCH)], TRAINING, Key(number))
             between = time.process_time()

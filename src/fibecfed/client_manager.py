@@ -203,7 +203,7 @@ def runtime_of(prepared: Prepared, states: States, out: Path, anew: bool = False
     plan, key, examples = prepared.privacy, inputs.key.fold("run"), None
     clip_norm = plan.sent_norm if isinstance(plan, PrivacyPlan) else None
     if isinstance(plan, ExamplePlan):
-        examples = ExampleTraining(ClientLedgers(plan.terms, _ledgers(prepared, out), anew), plan.batch_size)
+        examples = ExampleTraining(ClientLedgers(plan.terms, _ledgers(prepared, out), anew))
     method, task = prepared.method, prepared.task
     return ClientRuntime(method, task, inputs.data.client, states, key, size, clip_norm, prepared.adding, examples)
 

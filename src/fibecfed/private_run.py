@@ -20,7 +20,7 @@ from .engine.summed import SUMMED
 from .engine.summing import SumPool, unmasked
 from .privacy.example_plan import ExamplePlan
 from .privacy.example_statement import example_statement
-from .privacy.ledger import LEDGER, Ledger, Terms, epsilon_of_clients
+from .privacy.ledger import LEDGER, Ledger, epsilon_of_clients
 from .privacy.statement import statement
 
 Private: TypeAlias = MeanPool | ExampleRounds
@@ -39,19 +39,16 @@ def private_of(prepared: Prepared, out: Path, key: Key, kept: Mapping[str, Any] 
     Raises:
         UserError: the ledger is not that of this run, or lacks something.
     """
-    plan, config = prepared.privacy, prepared.inputs.config
+    plan = prepared.privacy
     if plan is None:
         return None
-    z, clip_norm = plan.noise_multiplier, plan.clip_norm
-    units, size = (plan.units, plan.batch_size) if isinstance(plan, ExamplePlan) else (plan.clients, plan.size)
-    terms = Terms(config.privacy.unit, units, size, plan.rounds, z, clip_norm, plan.delta, plan.budget)
     data = prepared.inputs.data
     held = to_json([data.checksum(), *data.clients])
-    ledger = Ledger(out, terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
+    ledger = Ledger(out, plan.terms, kept=kept, recorded=rounds_recorded(out / RECORDS), data=held)
     if isinstance(plan, ExamplePlan):
         return ExampleRounds([(tuple(one.clients), one.times) for one in plan.asked], ledger)
     adaptive = plan.adaptive(None if kept is None else kept.get(CLIP_NORM))
-    return MeanPool(data.clients, plan.size, key, z, clip_norm, ledger, sums_of(prepared, run), adaptive)
+    return MeanPool(data.clients, plan.size, key, plan.noise_multiplier, plan.clip_norm, ledger, sums_of(prepared, run), adaptive)
 
 
 def kept_of(private: Private) -> dict[str, Any]:

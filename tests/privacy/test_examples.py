@@ -13,17 +13,17 @@ from fibecfed.core.errors import UserError
 from fibecfed.core.types import Round
 from fibecfed.local.threshold import BINS, bins_of, threshold
 from fibecfed.privacy.example_plan import PlannedRound, example_plan
-from fibecfed.privacy.examples import ClientLedgers, ExampleTerms, OneTraining
+from fibecfed.privacy.examples import ClientLedgers, OneTraining
 from fibecfed.privacy.gaussian import epsilon_of
-from fibecfed.privacy.ledger import BudgetSpent
+from fibecfed.privacy.ledger import BudgetSpent, Terms
 from fibecfed.privacy.options import PrivacyOptions
 
 Z, C = 1.5, 0.25
 
 
 def training(folder: Path, number: int = 0, budget: float | None = None, client: str = "a") -> OneTraining:
-    ledgers = ClientLedgers(ExampleTerms(4, Z, C, 1e-3, budget), lambda name: (folder / name, folder / "secrets" / name))
-    return OneTraining(ledgers.open(client, 10, 4, number > 0), client, Round("tune", number, 4, number))
+    ledgers = ClientLedgers(Terms("example", 10, 4, 4, Z, C, 1e-3, budget), lambda name: (folder / name, folder / "secrets" / name))
+    return OneTraining(ledgers.open(client, 10, number > 0), client, Round("tune", number, 4, number))
 
 
 def test_noise_has_the_declared_deviation_and_is_independent(tmp_path: Path) -> None:

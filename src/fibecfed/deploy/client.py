@@ -220,7 +220,7 @@ def _resident(prepared: Prepared, name: ClientId, identity: str, folder: Path, s
 
 
 def _by_example(plan: ExamplePlan) -> Callable[[Place], PrivateExamples]:
-    return lambda place: ExampleTraining(ClientLedgers(plan.terms, place), plan.batch_size)
+    return lambda place: ExampleTraining(ClientLedgers(plan.terms, place))
 
 
 def _check_key(options: ClientArguments, config: Config, name: ClientId) -> None:

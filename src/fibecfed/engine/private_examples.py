@@ -29,16 +29,13 @@ class ExampleTraining:
 
     Attributes:
         ledgers: of the clients.
-        batch_size: of a step.
     """
 
     ledgers: ClientLedgers
-    batch_size: int
 
     def train(self, phase: Phase[Any, Any, Any, Any], view: ClientView[Any], broadcast: Any, now: Round, again: bool) -> TrainedClient:
         """As `PrivateExamples.train`."""
-        units = len(Units.of(view.data.train))
-        ledger = self.ledgers.open(view.id, units, min(self.batch_size, units), again)
+        ledger = self.ledgers.open(view.id, len(Units.of(view.data.train)), again)
         try:
             training = OneTraining(ledger, view.id, now)
             update = self._update(phase, view, broadcast, now, training)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ..core.errors import UserError
 from ..core.types import ClientId, Round
-from .examples import UNIT, ExampleTerms
 from .gaussian import MOST_NOISE, epsilon_of, noise_for
+from .ledger import Terms
 from .options import PrivacyOptions
 
 
@@ -47,7 +47,7 @@ class ExamplePlan:
     units: int
     by_person: bool = False
 
-    unit = UNIT
+    unit = "example"
 
     @property
     def rounds(self) -> int:
@@ -55,9 +55,9 @@ class ExamplePlan:
         return len(self.asked)
 
     @property
-    def terms(self) -> ExampleTerms:
-        """What clients train by."""
-        return ExampleTerms(self.rounds, self.noise_multiplier, self.clip_norm, self.delta, self.budget)
+    def terms(self) -> Terms:
+        """What ledgers are kept for."""
+        return Terms(self.unit, self.units, self.batch_size, self.rounds, self.noise_multiplier, self.clip_norm, self.delta, self.budget)
 
     def most_times(self, rounds: int) -> int:
         """Noised sums in which an example of any client may be after so many rounds."""

@@ -7,9 +7,8 @@ in whichever order the examples come (`gaussian.py` composes).
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,55 +21,35 @@ from .clip import Integers, digest, grid_step
 from .ledger import BudgetSpent, Ledger, Release, Terms
 from .noise import noised
 
-UNIT = "example"
-
-
-@dataclass(frozen=True)
-class ExampleTerms:
-    """What every client of a run trains by.
-
-    Attributes:
-        rounds: planned ones.
-        budget: epsilon that a client does not pass; None: no limit.
-    """
-
-    rounds: int
-    noise_multiplier: float
-    clip_norm: float
-    delta: float
-    budget: float | None
-
 
 @dataclass(frozen=True)
 class ClientLedgers:
     """Where the clients of this process keep their ledgers.
 
     Attributes:
+        terms: what every client trains by; the units are those of the client that holds most.
         place: of a client the folder of its ledger, and the file of its secret.
         anew: whether one that took part before may begin a ledger.
     """
 
-    terms: ExampleTerms
+    terms: Terms
     place: Callable[[ClientId], tuple[Path, Path]]
     anew: bool = False
 
-    def open(self, client: ClientId, units: int, batch_size: int, trained: bool, data: str = "") -> Ledger:
+    def open(self, client: ClientId, units: int, trained: bool) -> Ledger:
         """The ledger of a client, begun if there is none.
 
         Args:
             units: how many examples it trains on.
-            batch_size: of them in a step.
             trained: whether it took part before, so that there must be one.
-            data: what identifies what it holds.
 
         Raises:
             UserError: it was changed, is another client's or run's, or is missing.
         """
         folder, secret = self.place(client)
         folder.mkdir(parents=True, exist_ok=True)
-        own = self.terms
-        terms = Terms(UNIT, units, batch_size, own.rounds, own.noise_multiplier, own.clip_norm, own.delta, own.budget)
-        return Ledger(folder, terms, recorded=int(trained and not self.anew), data=data, secret=secret)
+        terms = replace(self.terms, units=units, per_round=min(self.terms.per_round, units))
+        return Ledger(folder, terms, recorded=int(trained and not self.anew), secret=secret)
 
 
 @dataclass
@@ -174,8 +153,3 @@ class OneTraining:
 
 def _on_grid(total: Tensor, step: float) -> NDArray[np.int64]:
     return np.rint(total.detach().double().cpu().numpy() / step).astype(np.int64)
-
-
-def steps_per_epoch(units: int, batch_size: int) -> int:
-    """Batches of a partition."""
-    return math.ceil(units / batch_size)

@@ -10,6 +10,7 @@ from ..core.errors import UserError
 from .adaptive import REACH, AdaptiveClip, lane_weight, least_clients, noise_on_updates
 from .clip import MOST_CLIENTS
 from .gaussian import MOST_NOISE, epsilon_of, noise_for, releases_within
+from .ledger import Terms
 from .options import PrivacyOptions
 from .participation import most_rounds
 
@@ -47,6 +48,11 @@ class PrivacyPlan:
     def most_rounds(self) -> int:
         """Planned rounds of the client that takes part most often."""
         return most_rounds(self.clients, self.size, self.rounds)
+
+    @property
+    def terms(self) -> Terms:
+        """What the ledger is kept for."""
+        return Terms(self.unit, self.clients, self.size, self.rounds, self.noise_multiplier, self.clip_norm, self.delta, self.budget)
 
     def epsilon(self, rounds: int) -> float:
         """After so many rounds, for the client that was charged most."""
