@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from .example_plan import ExamplePlan
-from .statement import LEARNS_NOTHING, rounded_up
+from .statement import rounded_up, too_much_noise, within
 
 
 def example_statement(plan: ExamplePlan, epsilon: float) -> str:
@@ -43,18 +41,11 @@ def example_plan_lines(plan: ExamplePlan, numbers: int) -> list[tuple[str, str]]
         numbers: that a step has, one for each trained number.
     """
     ends, ratio = plan.affordable, plan.noise_to_signal(numbers)
-    within = "" if plan.budget is None else f"; budget {plan.budget:g}"
-    if plan.budget is not None:
-        within += f" holds for {plan.rounds}" if ends == plan.rounds else f" ends the run after {ends} of {plan.rounds} rounds"
     outside = "nothing is scored" if plan.evaluation == "off" else "scores are exact: validation and test examples are not protected"
-    verdict = ""
-    if ratio > LEARNS_NOTHING:
-        enough = math.ceil(plan.noise_multiplier * math.sqrt(numbers))
-        fewer = int((plan.batch_size / plan.noise_multiplier) ** 2)
-        verdict = f": the model will hardly learn. 1 to 1 needs {enough:,} examples in a step, or {fewer:,} numbers; see docs/privacy.md"
+    verdict = too_much_noise(ratio, plan.noise_multiplier, plan.batch_size, numbers, "the model will hardly learn", "examples in a step")
     return [
         ("used", f"each example in {plan.most_times(ends)} noised steps at most, in {ends} rounds"),
         ("released", f"steps of {numbers:,} numbers, by {plan.batch_size} examples each, and what follows from them; {outside}"),
-        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every example after {ends} rounds{within}"),
+        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every example after {ends} rounds{within(plan.budget, ends, plan.rounds)}"),
         ("noise to signal", f"at least {ratio:.3g} to 1 in a step{verdict}"),
     ]

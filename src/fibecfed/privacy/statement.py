@@ -62,20 +62,13 @@ def plan_lines(plan: PrivacyPlan, numbers: int) -> list[tuple[str, str]]:
         numbers: of the largest mean.
     """
     ends, ratio = plan.affordable, plan.noise_to_signal(numbers)
-    within = "" if plan.budget is None else f"; budget {plan.budget:g}"
-    if plan.budget is not None:
-        within += f" holds for {plan.rounds}" if ends == plan.rounds else f" ends the run after {ends} of {plan.rounds} rounds"
     noised = f"{sum(after <= ends for after in plan.scored)} noised evaluations, which every client is charged for"
     outside = {"off": "nothing is scored", "noised": noised, "exact": "scores are exact, outside of the guarantee"}[plan.evaluation]
-    verdict = ""
-    if ratio > LEARNS_NOTHING:
-        enough = math.ceil(plan.noise_on_updates * math.sqrt(numbers))
-        fewer = int((plan.size / plan.noise_on_updates) ** 2)
-        verdict = f": the model will not learn. 1 to 1 needs {enough:,} clients per round, or {fewer:,} numbers; see docs/privacy.md"
+    verdict = too_much_noise(ratio, plan.noise_on_updates, plan.size, numbers, "the model will not learn", "clients per round")
     return [
         ("takes part", f"{plan.most_rounds} of {plan.rounds} rounds at most, {plan.size} of {plan.clients} clients at a time, in turn"),
         ("released", f"{ends} noised means of {numbers:,} numbers; {outside}"),
-        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every client after {ends} rounds{within}"),
+        ("epsilon", f"{rounded_up(plan.epsilon(ends))} for every client after {ends} rounds{within(plan.budget, ends, plan.rounds)}"),
         *([] if plan.quantile is None else [("clip norm", _adaptive(plan))]),
         ("noise to signal", f"at least {ratio:.3g} to 1{verdict}"),
     ]
@@ -105,6 +98,31 @@ def cohort_lines(cohorts: Cohorts, adding: Adding | None) -> list[tuple[str, str
 LEARNS_NOTHING = 10.0
 """Noise over the largest possible signal in one round from which on `check` says that nothing can be learned. Rounds add up: over R of them
 the signal grows by up to R, noise by the root of R."""
+
+
+def within(budget: float | None, ends: int, rounds: int) -> str:
+    """How a budget is kept, as the end of a sentence; empty without one.
+
+    Args:
+        ends: after how many of the planned rounds it is spent.
+    """
+    if budget is None:
+        return ""
+    return f"; budget {budget:g} " + (f"holds for {rounds}" if ends == rounds else f"ends the run after {ends} of {rounds} rounds")
+
+
+def too_much_noise(ratio: float, noise_multiplier: float, size: int, numbers: int, verdict: str, of: str) -> str:
+    """What noise that hides every signal means, as the end of a sentence; empty where it does not.
+
+    Args:
+        ratio: of noise to signal.
+        size: of `of`, that a sum is about.
+        numbers: that it has.
+    """
+    if ratio <= LEARNS_NOTHING:
+        return ""
+    enough, fewer = math.ceil(noise_multiplier * math.sqrt(numbers)), int((size / noise_multiplier) ** 2)
+    return f": {verdict}. 1 to 1 needs {enough:,} {of}, or {fewer:,} numbers; see docs/privacy.md"
 
 
 def rounded_up(epsilon: float) -> str:
