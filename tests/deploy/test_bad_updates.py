@@ -56,7 +56,7 @@ def without_sender(prepared: Prepared, states: ClientStates, out: Path, complete
 def test_each_is_rejected_by_name_and_the_result_is_that_without_the_sender(tmp_path: Path) -> None:
     here = make_tiny(tmp_path, every=len(BAD), rounds=len(BAD), clients_per_round=3, max_update_norm=1000.0, max_samples=100_000)
     try:
-        start_tiny(here, {SENDER: (bad_updates.__file__,)})
+        start_tiny(here, {SENDER: (bad_updates.__file__,)}, eager=True)
         shown = here.run(str(BIN / "flwr"), "run", "fed", "production", "--stream")
     finally:
         here.close()

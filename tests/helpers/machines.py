@@ -35,7 +35,8 @@ class Machines:
         self.environment = {
             **os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
-            "FLWR_HOME": str(self.app / ".flwr"), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "FLWR_HOME": str(self.app / ".flwr"),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
 
     def on(self, machine: str, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,9 +167,9 @@ class Machines:
             "--root-certificates", str(self.app / "certificates" / "ca.crt"),
         ]  # fmt: skip
 
-    def node(self, name: str) -> None:
+    def node(self, name: str, program: tuple[str, ...] = (str(BIN / "flower-supernode"),)) -> None:
         self.start(
-            f"node-{name}", str(BIN / "flower-supernode"), "--superlink", f"{self.host}:{self.port}", "--port", str(free_port()),
+            f"node-{name}", *program, "--superlink", f"{self.host}:{self.port}", "--port", str(free_port()),
             "--root-certificates", str(self.app / "certificates" / "ca.crt"), "--auth-supernode-private-key", f"{name}-key",
             "--node-config", f'socket="{name}.sock"', machine=name,
         )  # fmt: skip

@@ -15,6 +15,7 @@ class Sites(Machines):
     def __init__(self, folder: Path) -> None:
         self.network = Network(NAMES, folder)
         super().__init__(folder, self.network.address(SERVER))
+        del self.environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"]  # here Flower's own seconds are measured
 
     def on(self, machine: str, command: tuple[str, ...]) -> tuple[str, ...]:
         return self.network.on(machine, *command)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import eager_supernode
 from machines import Machines
 from saved import save_backbone, write_reviews
 from sums import matrix
@@ -74,8 +76,13 @@ def make_tiny(
     return here
 
 
-def start_tiny(here: Machines, programs: Mapping[str, tuple[str, ...]] | None = None) -> None:
-    """SuperLink, clients and SuperNodes; `programs`: what a client is started with instead of `python -m fibecfed`."""
+def start_tiny(here: Machines, programs: Mapping[str, tuple[str, ...]] | None = None, eager: bool = False) -> None:
+    """SuperLink, clients and SuperNodes.
+
+    Args:
+        programs: what a client is started with instead of `python -m fibecfed`.
+        eager: SuperNodes ask for messages without a pause, for many rounds whose seconds do not matter.
+    """
     here.link()
     for name in NAMES:
         here.key(name)
@@ -83,7 +90,10 @@ def start_tiny(here: Machines, programs: Mapping[str, tuple[str, ...]] | None = 
         here.register(name)
     for name in NAMES:
         here.until(f"client-{name}", "listening at")
-        here.node(name)
+        if eager:
+            here.node(name, (sys.executable, eager_supernode.__file__))
+        else:
+            here.node(name)
 
 
 def facts(out: Path) -> list[Any]:
