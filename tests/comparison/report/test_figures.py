@@ -126,3 +126,13 @@ def test_how_many_neurons_are_updated_is_said_of_how_many() -> None:
     kept = {1: 10.0, 2: 12.0}
     assert "of 2,352 neurons, mean" in str(_kept(SelectionRecord(kept=kept, own=2352), "rte"))
     assert "neurons, mean over clients" in str(_kept(SelectionRecord(kept=kept), "rte"))
+
+
+def test_the_label_of_an_axis_stays_inside_the_drawing(found):
+    plot = svg.Plot(svg.Scale(0, 1, 320, 388), svg.Scale(0, 1, 60, 20), 400, 98)
+    for label in ("nat", "difference to fibecfed, nat, lower is better"):
+        placed = re.search(r'<text class="label mid" x="([\d.]+)"', "".join(plot.axes(label, "", str, None)))
+        assert placed
+        half = len(label) * 6.2 / 2
+        assert half <= float(placed[1]) <= 400 - half
+        assert len(label) > 10 or float(placed[1]) == 354  # where there is room, below the middle

@@ -81,6 +81,10 @@ def along(points: Sequence[tuple[float, float]], step: float = 4.0) -> list[tupl
     return found
 
 
+_LETTER = 6.4
+"""Width of a letter of a label, at most on average."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """A drawing area inside its margins."""
@@ -103,7 +107,8 @@ class Plot:
                     line(left, self.y(tick), right, self.y(tick), "grid"),
                     text(left - 5, self.y(tick) + 3.5, y_text(tick), "tick end"),
                 ]
-        parts.append(text((left + right) / 2, bottom + 30, x_label, "label mid"))
+        half = len(x_label) * _LETTER / 2  # what is longer than the plot ends at the edge of the drawing
+        parts.append(text(max(half, min((left + right) / 2, self.width - half)), bottom + 30, x_label, "label mid"))
         if y_label:
             parts.append(text(left, top - 7, y_label, "label"))
         return parts
