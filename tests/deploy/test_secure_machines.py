@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], or make test-flower")
 
+import eager_supernode
 from machines import BIN, WAIT_S, Machines
 from saved import save_backbone, write_reviews
 from tiny_federation import COMMON, outcome, rounds_of
@@ -59,7 +60,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         (here.app / "federation.toml", "", 'partition = "machines"\nround_timeout_s = 120.0'),
         (folder / "sim.toml", data, 'partition = "column"'),
     ):
-        text = COMMON.format(backbone=folder / "backbone", every=1, data=data_keys, federation=FEDERATION + more)
+        text = COMMON.format(backbone=folder / "backbone", every=3, data=data_keys, federation=FEDERATION + more)
         path.write_text(text.replace("clients = 3", "clients = 5") + SECURE.format(keys=keys))
     try:
         here.link()
@@ -69,7 +70,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
             here.register(name)
         for name in NAMES:
             here.until(f"client-{name}", "listening at")
-            here.node(name)
+            here.node(name, (sys.executable, eager_supernode.__file__))  # a sum takes five exchanges
         yield here
     finally:
         here.close()

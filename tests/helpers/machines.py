@@ -88,8 +88,8 @@ class Machines:
         return sorted(found)
 
     def close(self) -> None:
-        """End everything, also what a killed SuperLink has left behind."""
-        for name in list(self.running):
+        """End everything, also what a killed SuperLink has left behind; those first that take their leave of others."""
+        for name in reversed(list(self.running)):
             self.stop(name)
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):

@@ -14,6 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SERVER = "server"
+NETWORK = "192.0.2.0/24"
+"""One of those that are for documentation alone (RFC 5737)."""
+CONGESTION = "cubic"
+"""TCP's congestion control: what nearly every host has, whatever this one prefers. As an attribute of a route it can be had even where a
+namespace may not choose it for itself."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Network:
         return f"fibecfed-{os.getpid()}-{name}"
 
     def address(self, name: str) -> str:
-        """One of those that are for documentation alone (RFC 5737)."""
+        """Address of a machine."""
         return f"192.0.2.{1 + self._machines.index(name)}"
 
     def on(self, name: str, *command: str) -> tuple[str, ...]:
@@ -158,8 +163,6 @@ class Network:
         space = self.space(name)
         ip("netns", "add", space)
         ip("-n", space, "link", "set", "dev", "lo", "up")
-        congestion = "/proc/sys/net/ipv4/tcp_congestion_control"  # what nearly every host has, whatever this one prefers
-        subprocess.run(("ip", "netns", "exec", space, "sh", "-c", f"echo cubic > {congestion}"), stderr=subprocess.DEVNULL)
         if self._netem or name == SERVER:
             ip("link", "add", "eth0", "netns", space, "type", "veth", "peer", "name", name, "netns", self._hub)
         else:
@@ -173,6 +176,8 @@ class Network:
         ip("-n", self._hub, "link", "set", "dev", name, "master", "bridge", "up")
         ip("-n", space, "address", "add", f"{self.address(name)}/24", "dev", "eth0")
         ip("-n", space, "link", "set", "dev", "eth0", "up")
+        route = (NETWORK, "dev", "eth0", "proto", "kernel", "scope", "link", "src", self.address(name))
+        ip("-n", space, "route", "change", *route, "congctl", CONGESTION)
         if name != SERVER:
             self.shape(name, PLAIN)
 
