@@ -16,14 +16,14 @@ from ..core.clock import Network
 from ..core.process import threads
 from ..core.units import duration
 from ..effort import plan_effort
-from ..engine.flower.pace import ASKS_EVERY_S, network_seconds
+from ..engine.flower.pace import ASKS_EVERY_S, FLOWER_S, network_seconds
 from ..estimate import measure
 from ..inspection import Section, as_table, data_section, show, warnings_section
 from ..rehearsal import rehearse
 from ..tracking.sinks import reject_missing
 
-LINKS = (Network(), Network(1.0, 1.0, 200.0))
-"""[C] What the seconds of a round are shown for: that which a report assumes, and a slow one."""
+LINKS = ((Network(), 0.0), (Network(1.0, 1.0, 200.0), 0.01))
+"""[C] What the seconds of a round are shown for, with the fraction of packets lost: that which a report assumes, and a slow one."""
 
 EXAMPLES = 1000
 """[C] Training examples of each client that steps and time are estimated for."""
@@ -118,12 +118,12 @@ def _ways(prepared: Prepared) -> list[tuple[str, ...]]:
     """Seconds of the largest round's messages on their way, over links of several kinds."""
     largest = max(check.plan_traffic(prepared), key=lambda traffic: traffic.down.most + traffic.up.most)
     down, up = largest.down.most, largest.up.most
-    rows = [
-        (
-            f"network, {link.up_mbit:g}/{link.down_mbit:g} Mbit/s",
-            f"about {duration(network_seconds(down, up, link))} a round, at {link.latency_ms:g} ms in each direction",
-        )
-        for link in LINKS
-    ]
+    clients = prepared.inputs.config.federation.cohort_size(len(prepared.inputs.data.clients))
+    rows: list[tuple[str, ...]] = []
+    for link, loss in LINKS:
+        seconds = duration(network_seconds(down, up, link, loss, clients))
+        lost = f" and {loss:.0%} of the packets lost" if loss else ""
+        about = f"about {seconds} a round, at {link.latency_ms:g} ms in each direction{lost}"
+        rows.append((f"network, {link.up_mbit:g}/{link.down_mbit:g} Mbit/s", about))
     pauses = f"a SuperNode asks every {ASKS_EVERY_S:g} s, and starts a process for each message"
-    return [*rows, ("Flower", f"about {duration(2 * ASKS_EVERY_S)} a round beside these: {pauses}")]
+    return [*rows, ("Flower", f"about {duration(FLOWER_S)} a round beside these: {pauses}")]

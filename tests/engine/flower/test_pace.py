@@ -5,15 +5,30 @@ from __future__ import annotations
 import pytest
 
 from fibecfed.core.clock import Network, transfer_seconds
-from fibecfed.engine.flower.pace import ROUND_TRIPS, network_seconds
+from fibecfed.engine.flower.pace import ASKING_TRIPS, PART, PARTS_TRIPS, START_S, network_seconds
 
 
-def test_without_a_delay_it_is_what_a_report_counts_for_the_bytes() -> None:
-    network = Network(10.0, 50.0, 0.0)
-    expected = transfer_seconds(5_000_000, 50.0, 0.0) + transfer_seconds(1_000_000, 10.0, 0.0)
-    assert network_seconds(5_000_000, 1_000_000, network) == pytest.approx(expected) == pytest.approx(1.6)
+def test_without_a_delay_it_is_what_a_report_counts_for_the_bytes_but_for_the_start_of_a_process_and_what_frames_add() -> None:
+    network = Network(10.0, 5.0, 0.0)
+    expected = transfer_seconds(3_000_000, 5.0, 0.0) + transfer_seconds(1_000_000, 10.0, 0.0)
+    assert network_seconds(3_000_000, 1_000_000, network) + START_S == pytest.approx(expected, rel=0.06)
 
 
-def test_each_round_trip_costs_the_delay_twice_whatever_the_size() -> None:
-    slow, at_once = (network_seconds(1000, 1000, Network(1.0, 1.0, latency)) for latency in (200.0, 0.0))
-    assert slow - at_once == pytest.approx(ROUND_TRIPS * 0.4)
+def test_small_messages_cost_their_round_trips_of_which_those_before_the_answer_may_pass_while_a_process_starts() -> None:
+    for latency in (100.0, 1000.0):
+        trip = 2 * latency / 1e3
+        expected = max(0.0, PARTS_TRIPS * trip - START_S) + (ASKING_TRIPS + PARTS_TRIPS) * trip
+        assert network_seconds(1000, 1000, Network(100.0, 100.0, latency)) == pytest.approx(expected, rel=0.01)
+
+
+def test_parts_of_a_long_message_share_the_link() -> None:
+    network = Network(10.0, 10.0, 1.0)
+    assert network_seconds(2 * PART, 1, network) - network_seconds(PART, 1, network) == pytest.approx(8e-7 * PART, rel=0.1)
+
+
+def test_with_losses_a_round_takes_longer_and_the_longer_the_more_are_waited_for() -> None:
+    network = Network(1.0, 1.0, 200.0)
+    found = [network_seconds(263_640, 263_672, network, loss, clients) for loss, clients in ((0.0, 1), (0.01, 1), (0.01, 3), (0.01, 10))]
+    assert found == sorted(set(found))
+    assert found[2] == network_seconds(263_640, 263_672, network, 0.01, 3)
+    assert network_seconds(263_640, 263_672, network, 0.0, 10) == found[0]
