@@ -37,7 +37,8 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a set is used: clients, of each at most so many training and test rows; rounds, and clients in each of them."""
+    """How much of a set is used: clients, of each at most so many training and test rows; rounds, and clients in each of them; of how many
+    test examples of a client answers are generated at the end."""
 
     clients: int
     train: int
@@ -46,6 +47,7 @@ class Size:
     cohort: int
     max_length: int
     new_tokens: int
+    generated: int
 
     @property
     def steps(self) -> int:
@@ -54,13 +56,13 @@ class Size:
 
 
 SIZES: Mapping[str, Size] = {
-    "nl2bash": Size(clients=8, train=48, test=16, rounds=8, cohort=4, max_length=160, new_tokens=48),
-    "shakespeare": Size(clients=6, train=32, test=10, rounds=6, cohort=3, max_length=160, new_tokens=48),
-    "medquad": Size(clients=6, train=32, test=10, rounds=6, cohort=3, max_length=224, new_tokens=64),
+    "nl2bash": Size(clients=8, train=48, test=16, rounds=8, cohort=4, max_length=160, new_tokens=48, generated=8),
+    "shakespeare": Size(clients=4, train=32, test=12, rounds=6, cohort=2, max_length=160, new_tokens=48, generated=4),
+    "medquad": Size(clients=4, train=32, test=12, rounds=6, cohort=2, max_length=224, new_tokens=64, generated=4),
 }
-GENERATED = 8
-"""Test examples of each client whose answers are generated at the end."""
-
+VALIDATED = ("method.kind=fibecfed", "method.curriculum.pace=none", "method.neurons.rule=all", "method.finetune=validated")
+"""As many steps as FedAvg with LoRA, and the last training of the preset `best`; 13 of the 30 blocks are then 0.49 of the bytes."""
+UPPER = (*VALIDATED, "method.depth=13", "method.depth_rule=last", "method.layers.rule=all", "resources.activation_cache_mb=512")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "best": ("method.kind=fibecfed", "method.preset=best"),
@@ -74,6 +76,10 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "local": ("method.kind=local",),
     "pooled": ("method.kind=lora", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1"),
     "paper": ("method.kind=fibecfed", "method.preset=paper"),
+    "fast": ("method.kind=fibecfed", "method.preset=fast"),
+    "upper": UPPER,
+    "half": (*VALIDATED, "method.layers.rule=last", "method.layers.value=13"),
+    "nf4": (*UPPER, "model.quantization=nf4"),
 }
 """Runs. That of `lora` ends with a local training of every client, and gives the rows `lora` (its global model) and `lora-finetune`.
 `untrained` takes one step that changes nothing, as answers are generated behind training alone."""
@@ -83,6 +89,10 @@ TITLES: Mapping[str, str] = {
     "lora-finetune": "the same, then a local training",
     "best": "FibecFed, `best`",
     "paper": "FibecFed, `paper`",
+    "fast": "FibecFed, `fast`",
+    "upper": "FibecFed, upper 13 blocks trained and shared",
+    "nf4": "the same on a base in 4 bit",
+    "half": "FibecFed, all blocks trained, upper 13 shared",
     "local": "each client alone",
     "pooled": "pooled training",
 }
@@ -96,6 +106,7 @@ class Row:
         before: own NLL before the last local training; None without one.
         worst: own NLL that nine of ten clients have or fall below.
         megabytes: both ways, training alone. cpu_s: of the rounds.
+        validation: own NLL on the validation parts; settings are chosen by it.
     """
 
     name: str
@@ -115,6 +126,7 @@ class Row:
     cpu_s: float
     rounds: int
     where: str
+    validation: float | None = None
 
 
 def outcome(folder: Path, name: str, trained_last: bool = True) -> Row:
@@ -128,6 +140,7 @@ def outcome(folder: Path, name: str, trained_last: bool = True) -> Row:
     rounds = [record for record in records if isinstance(record, RoundRecord) and (trained_last or record.phase != "finetune")]
     ended, machine = any(record.phase == "finetune" for record in rounds), header["machine"]
     own = scored[-1].pooled if trained_last else scored[-1].server
+    held_out = scored[-1].pooled_validation if trained_last else scored[-1].server_validation
     clients = scored[-1].clients if trained_last else scored[-2].clients
     nll = METRICS["nll"]
 
@@ -153,6 +166,7 @@ def outcome(folder: Path, name: str, trained_last: bool = True) -> Row:
         rounds=sum(record.phase != "finetune" and bool(sum(record.steps.values())) for record in rounds),
         where=f"{machine['processor']}, {machine['cores']} cores, {header['threads']} thread, {header['precision']}, "
         f"torch {header['versions']['torch']}, transformers {header['versions']['transformers']}",
+        validation=of("nll", held_out) if held_out else None,
     )
 
 
@@ -177,12 +191,14 @@ def overrides(task: str, method: str, seed: int, data: Path) -> list[str]:
     """Of configs/<task>.toml."""
     size = SIZES[task]
     pooled = method == "pooled"
+    asked = size.generated * (size.clients if pooled else 1)
     return [
         f"data.root={data}", f"data.max_length={size.max_length}", "data.validation_fraction=0.125", f"seed={seed}",
         f"federation.rounds={size.rounds}", f"federation.clients_per_round={size.cohort}",
         f"evaluation.every={size.rounds}", "evaluation.batch_size=16",
-        f"evaluation.generate={GENERATED * (size.clients if pooled else 1)}", f"evaluation.max_new_tokens={size.new_tokens}",
-        "resources.workers=1", *METHODS[method], *([f"training.max_steps={size.steps * size.cohort}"] if pooled else []),
+        f"evaluation.generate={asked}", f"evaluation.max_new_tokens={size.new_tokens}",
+        "evaluation.examples=0", "resources.workers=1", *METHODS[method],
+        *([f"training.max_steps={size.steps * size.cohort}"] if pooled else []),
     ]  # fmt: skip
 
 
@@ -219,7 +235,7 @@ def run(only: str, out: Path) -> None:
                 print(f"{name}: exit code {code}, see {folder}.log", flush=True)
                 continue
         rows = [outcome(folder, name)]
-        if method == "lora":
+        if "method.finetune=true" in METHODS[method]:
             rows = [outcome(folder, name, trained_last=False), outcome(folder, f"{name}-finetune")]
         with RESULTS.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)

@@ -1,39 +1,75 @@
-"""Bytes of the frozen part of a model of SmolLM2-135M's shape as `model.quantization` keeps it: `python benchmarks/quantised_memory.py`.
+"""Bytes of the frozen part of a model by its shape, as `model.quantization` and `model.dtype` keep it.
 
-"linear maps": the weights of all linear maps of the blocks with the scales of packed ones; "all": with embeddings (which are those of the
-output layer too, and stay) and norms. Random weights; needs the extra qlora.
+    python benchmarks/quantised_memory.py smollm2-135m
+    python benchmarks/quantised_memory.py mistral-7b llama-3.1-8b
+
+One block is made and packed, and counted as often as there are blocks.
+
+"blocks": the weights of the linear maps, with the scales of packed ones: what is quantised. "words": embeddings and output layer, which
+bitsandbytes leaves as they are; the output layer, and embeddings tied to it, are kept in float32. Norms are in "all". Random weights;
+needs the extra qlora, and 2 GB for a block of the large ones.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from fibecfed.models.precision import keep_in_float32
 from fibecfed.models.quantised import Quantization, frozen_size, quantise
 
-KINDS: tuple[Quantization | None, ...] = (None, "int8", "nf4")
-
-
-def sizes(kind: Quantization | None) -> tuple[int, int]:
-    """Bytes of the linear maps in the blocks, and of everything."""
-    config = LlamaConfig(
+FEW = 8
+"""Words of the models that are made; the others are counted."""
+SHAPES: Mapping[str, LlamaConfig] = {
+    "smollm2-135m": LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         tie_word_embeddings=True,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).requires_grad_(False)
+    ),
+    "mistral-7b": LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    ),
+    "llama-3.1-8b": LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+    ),
+}  # fmt: skip
+KINDS: tuple[tuple[str, Quantization | None, torch.dtype], ...] = (
+    ("float32", None, torch.float32),
+    ("bfloat16", None, torch.bfloat16),
+    ("int8", "int8", torch.float32),
+    ("nf4", "nf4", torch.float32),
+    ("nf4, bfloat16", "nf4", torch.bfloat16),
+)
+
+
+def sizes(shape: LlamaConfig, kind: Quantization | None, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Bytes of the linear maps in the blocks, of embeddings and output layer, and of everything."""
+    one = LlamaConfig.from_dict({**shape.to_dict(), "num_hidden_layers": 1, "vocab_size": FEW})
+    torch.set_default_dtype(dtype)
+    model = LlamaForCausalLM(one).requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    keep_in_float32(model, [model.lm_head])  # as a run does
     if kind is not None:
         quantise(model, kind)
-    maps = nn.ModuleList(module for module in model.model.layers.modules() if isinstance(module, nn.Linear))
-    return frozen_size(maps)[1], frozen_size(model)[1]
+    words = sum(weight.nbytes for weight in {id(w): w for w in (model.lm_head.weight, model.model.embed_tokens.weight)}.values())
+    maps = frozen_size(nn.ModuleList(module for module in model.model.layers.modules() if isinstance(module, nn.Linear)))[1]
+    block = frozen_size(model.model.layers)[1]
+    last = frozen_size(model.model.norm)[1]
+    words = words // FEW * shape.vocab_size
+    return maps * shape.num_hidden_layers, words, block * shape.num_hidden_layers + last + words
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    whole = sizes(None)
-    for one in KINDS:
-        maps, everything = whole if one is None else sizes(one)
-        print(
-            f"{one or 'float32':8} linear maps {maps / 1e6:6.1f} MB ({maps / whole[0]:.3f})   "
-            f"all {everything / 1e6:6.1f} MB ({everything / whole[1]:.3f})"
-        )
+    for name in sys.argv[1:] or ["smollm2-135m"]:
+        whole = sizes(SHAPES[name], None, torch.float32)
+        for title, kind, dtype in KINDS:
+            found = sizes(SHAPES[name], kind, dtype)
+            parts = (
+                f"{what} {size / 1e6:8.1f} MB ({size / of:.3f})"
+                for what, size, of in zip(("blocks", "words", "all"), found, whole, strict=True)
+            )
+            print(f"{name} {title:14} {'   '.join(parts)}", flush=True)

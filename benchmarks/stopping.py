@@ -1,0 +1,73 @@
+"""Which answers of a finished run do not come to an end, and why: each client's own model on the test examples that the run generated.
+
+FIBECFED_DATA=FOLDER python benchmarks/stopping.py runs/instruction/nl2bash/0/best [NEW_TOKENS]
+
+Counts how long right answers are, how many answers end within the run's tokens and within NEW_TOKENS (4 times as many by default), and how
+many of the others go round in circles: their last 8 tokens stand in them before. Prints those that do not end; the sets are public.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from fibecfed.build import read_inputs
+from fibecfed.config import load as load_config
+from fibecfed.models.answer_task import BATCH, whole_answers
+from fibecfed.trained.answers import AnsweringModel, load
+
+CIRCLE = 8
+
+
+def in_circles(tokens: list[int]) -> bool:
+    """Whether the last tokens stand there before as well."""
+    last = tokens[-CIRCLE:]
+    return any(tokens[start : start + CIRCLE] == last for start in range(len(tokens) - CIRCLE))
+
+
+def answered(model: AnsweringModel, prompts: list[list[int]], number: int) -> list[list[int]]:
+    """Tokens of the answers."""
+    parts = (prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH))
+    return [row for part in parts for row in model.task.generate(model.task.params(), part, stop_ids=model.stop_ids, max_new_tokens=number)]
+
+
+def main() -> None:
+    """See the module's text."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    config = load_config(folder / "config.toml").config
+    short = config.evaluation.max_new_tokens
+    long = int(sys.argv[2]) if len(sys.argv) > 2 else 4 * short
+    data = read_inputs(config).data
+    right, counts, unended = list[int](), dict.fromkeys(("short", "long", "circles"), 0), list[str]()
+    for client in data.clients:
+        model = load(folder, client, device="cpu")
+        whole = whole_answers(data.client(client).test, model.stop_ids)
+        number = min(config.evaluation.generate, len(whole))
+        chosen = [whole[place * len(whole) // number] for place in range(number)]
+        right += [len(answer) for _, answer in whole]
+        for row, (_, expected) in zip(answered(model, [prompt for prompt, _ in chosen], long), chosen, strict=True):
+            ended = row[-1] in model.stop_ids
+            counts["short"] += ended and len(row) <= short
+            counts["long"] += ended
+            if not ended:
+                counts["circles"] += in_circles(row)
+            if not ended or len(row) > short:
+                expects = model.tokenizer.decode(expected, skip_special_tokens=True)
+                unended.append(f"{client}, {len(row)} tokens: {model.tokenizer.decode(row)!r}, expected {expects!r}")
+    for line in unended:
+        print(line)
+    longer = sum(length > short for length in right)
+    total = len(data.clients) * config.evaluation.generate
+    print(f"right answers: {len(right)}, median {statistics.median(right):.0f} tokens, longest {max(right)}, {longer} of more than {short}")
+    print(
+        f"of {total} answers {counts['short']} end within {short} tokens ({counts['short'] / total:.1%}), {counts['long']} within {long} "
+        f"({counts['long'] / total:.1%}); of the {total - counts['long']} others {counts['circles']} go round in circles"
+    )
+
+
+if __name__ == "__main__":
+    main()
