@@ -42,31 +42,27 @@ def main() -> None:
     short = config.evaluation.max_new_tokens
     long = int(sys.argv[2]) if len(sys.argv) > 2 else 4 * short
     data = read_inputs(config).data
-    right, counts, unended = list[int](), dict.fromkeys(("short", "long", "circles"), 0), list[str]()
+    right, lengths, circles, unended = list[int](), list[int](), 0, list[str]()
     for client in data.clients:
         model = load(folder, client, device="cpu")
         whole = whole_answers(data.client(client).test, model.stop_ids)
         number = min(config.evaluation.generate, len(whole))
         chosen = [whole[place * len(whole) // number] for place in range(number)]
-        right += [len(answer) for _, answer in whole]
+        right += [len(answer) for _, answer in chosen]
         for row, (_, expected) in zip(answered(model, [prompt for prompt, _ in chosen], long), chosen, strict=True):
             ended = row[-1] in model.stop_ids
-            counts["short"] += ended and len(row) <= short
-            counts["long"] += ended
-            if not ended:
-                counts["circles"] += in_circles(row)
-            if not ended or len(row) > short:
+            lengths.append(len(row) if ended else long + 1)
+            circles += not ended and in_circles(row)
+            if lengths[-1] > short:
                 expects = model.tokenizer.decode(expected, skip_special_tokens=True)
                 unended.append(f"{client}, {len(row)} tokens: {model.tokenizer.decode(row)!r}, expected {expects!r}")
     for line in unended:
         print(line)
-    longer = sum(length > short for length in right)
-    total = len(data.clients) * config.evaluation.generate
-    print(f"right answers: {len(right)}, median {statistics.median(right):.0f} tokens, longest {max(right)}, {longer} of more than {short}")
-    print(
-        f"of {total} answers {counts['short']} end within {short} tokens ({counts['short'] / total:.1%}), {counts['long']} within {long} "
-        f"({counts['long'] / total:.1%}); of the {total - counts['long']} others {counts['circles']} go round in circles"
-    )
+    print(f"{len(right)} right answers: median {statistics.median(right):.0f} tokens, longest {max(right)}")
+    for limit in (short, max(right), long):
+        ended, could = (sum(length <= limit for length in some) for some in (lengths, right))
+        print(f"within {limit} tokens: {ended} of {len(lengths)} answers end ({ended / len(lengths):.1%}), of the right ones {could}")
+    print(f"of the {sum(length > long for length in lengths)} that do not end {circles} go round in circles")
 
 
 if __name__ == "__main__":
