@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from machines import Machines
@@ -19,6 +20,18 @@ class Sites(Machines):
 
     def on(self, machine: str, command: tuple[str, ...]) -> tuple[str, ...]:
         return self.network.on(machine, *command)
+
+    def rounds(self, count: int) -> None:
+        """Let runs have so many rounds; clients that are started from now on expect that."""
+        path = self.app / "federation.toml"
+        path.write_text(re.sub(r"(?m)^rounds = \d+$", f"rounds = {count}", path.read_text()))
+
+    def clients(self) -> None:
+        """Start each site's client with its SuperNode, and wait until they are connected."""
+        for name in NAMES:
+            self.start(f"client-{name}", *self.alone(name, data=name), machine=name)
+        for name in NAMES:
+            self.until(f"client-{name}", "connected to")
 
     def close(self) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from namespaces import why_not
 
-ROUNDS = 11
+ROUNDS = 21
 TIMEOUT_S = 40
 
 
@@ -27,9 +27,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         for name in NAMES:
             here.key(name)
             here.register(name)
-            here.start(f"client-{name}", *here.alone(name, data=name), machine=name)
-        for name in NAMES:
-            here.until(f"client-{name}", "connected to")
+        here.clients()
         yield here
     finally:
         here.close()

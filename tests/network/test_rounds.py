@@ -21,7 +21,7 @@ LINKS = {
     "10/50 Mbit/s, 30 ms": Shape(10, 50, 30),
     "1 Mbit/s, 200 ms, 1 % loss": Shape(1, 1, 200, 0.01),
 }
-BEFORE, SHAPED = 3, {"10/50 Mbit/s, 30 ms": 4, "1 Mbit/s, 200 ms, 1 % loss": 3}
+BEFORE, SHAPED = 5, {"10/50 Mbit/s, 30 ms": 5, "1 Mbit/s, 200 ms, 1 % loss": 8}
 """Rounds on cables without a limit, and then on each link."""
 
 
@@ -37,7 +37,7 @@ def measured(sites: Any) -> tuple[Path, list[RoundRecord]]:
     """A run under way: its folder, and its rounds without a limit and then over each link."""
     from tiny_federation import NAMES, rounds_of
 
-    completed = 1 + BEFORE  # the first one measures importance
+    completed = 1 + BEFORE  # in the first one Flower also brings the app and its run to each site
     out = sites.begun(completed)
     for label, link in LINKS.items():
         for seed, name in enumerate(NAMES):
@@ -72,20 +72,19 @@ def resumed(measured: tuple[Path, list[RoundRecord]], sites: Any) -> tuple[Path,
 
 def test_rounds_take_what_is_predicted_for_their_link(measured: tuple[Path, list[RoundRecord]], sites: Any) -> None:
     """What is predicted: the network's seconds, which `check` shows, on top of what rounds take without any limit."""
-    from fibecfed.engine.flower.pace import network_seconds
+    from fibecfed.engine.flower.pace import FLOWER_S, network_seconds
 
-    unshaped, *others = split(measured[1], [1 + BEFORE, *SHAPED.values()])
+    _, unshaped, *others = split(measured[1], [1, BEFORE, *SHAPED.values()])
     own, own_error = mean_and_error(unshaped)
-    print(
-        f"\nlinks shaped by {sites.network.shaped_by}; seconds a round; without limits {own:.1f} ± {own_error:.1f}, {len(unshaped)} rounds"
-    )
+    print(f"\nlinks shaped by {sites.network.shaped_by}; seconds a round, with standard errors")
+    print(f"without limits {own:.1f} ± {own_error:.1f} in {len(unshaped)} rounds, of which `check` expects Flower to take {FLOWER_S:g}")
     print("| link | rounds | bytes down, up | network: report | network: check | predicted | measured | ratio |\n|" + "---|" * 8)
     misses = []
     for (label, link), rounds in zip(LINKS.items(), others, strict=True):
         network = Network(link.up_mbit, link.down_mbit, link.delay_ms, client_speed=1e9)  # computing is in what they take without limits
         report = mean(round_seconds(record, network) for record in rounds)
         down, up = max(rounds[0].bytes_down.values()), max(rounds[0].bytes_up.values())
-        check = network_seconds(down, up, network)
+        check = network_seconds(down, up, network, link.loss, len(rounds[0].cohort))
         seconds, error = mean_and_error(rounds)
         cells = (f"{down}, {up}", f"{report:.1f}", f"{check:.1f}", f"{own + check:.1f}", f"{seconds:.1f} ± {error:.1f}")
         print(f"| {label} | {len(rounds)} |", " | ".join(cells), f"| {seconds / (own + check):.2f} |")

@@ -8,6 +8,9 @@ import pytest
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
+FEW = 12
+"""Rounds of this run; those of the other tests take a while."""
+
 
 def test_a_site_that_vanishes_is_left_out_and_takes_part_again_once_it_is_back(sites: Any) -> None:
     from machines import WAIT_S
@@ -15,6 +18,10 @@ def test_a_site_that_vanishes_is_left_out_and_takes_part_again_once_it_is_back(s
 
     from fibecfed.core.records import EvalRecord, read
 
+    for name in NAMES:  # they know how many rounds a run has
+        sites.stop(f"client-{name}")
+    sites.rounds(FEW)
+    sites.clients()
     out = sites.begun(1)
     sites.network.pull("b")
     sites.until_round(out, 2)

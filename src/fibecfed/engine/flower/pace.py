@@ -35,7 +35,14 @@ RESENT_S = 0.2
 CONNECTIONS, PART = 2, 4 * 2**20
 """Flower's connections for parts, and the bytes of a part (see `relay`)."""
 
-DRAWS = 1200
+FIRST_RETRY_S, LAST_RETRY_S, JITTER = 1.0, 10.0, 0.2
+"""The server's app takes an answer as soon as it is announced. While a part has not come it waits before it asks for it again: 1 s, then
+twice as long each time, at most 10 s, each by chance up to a fifth more or less."""
+
+RETRIES = 50
+"""Of these times that are drawn; answers that take longer are waited for half of the last one too long."""
+
+DRAWS = 600
 """Clients' parts of rounds that are drawn where segments are lost; at least 40 rounds."""
 
 
@@ -60,4 +67,23 @@ def network_seconds(down: int, up: int, network: Network, loss: float = 0.0, cli
     small = 2 * (ASKING_TRIPS + 2 * PARTS_TRIPS)  # a request and an answer each
     resent = draws.binomial(small, loss, shape) * (2 * trip + RESENT_S)
     seconds = np.maximum(fetched - START_S, 0.0) + sent + ASKING_TRIPS * trip + resent
-    return float(seconds.max(axis=1).mean())
+    there, taken = seconds.max(axis=1), (seconds + _too_long(sent, draws if loss else None)).max(axis=1)
+    period = ASKS_EVERY_S + trip  # a SuperNode asks in vain until the server's next message is there
+    return float((there + period * np.floor((taken - there) / period)).mean())
+
+
+def _too_long(sent: np.ndarray, draws: np.random.Generator | None) -> np.ndarray:
+    """Seconds that the server goes on waiting for an answer that has come.
+
+    Args:
+        sent: how long after its announcement it had come.
+        draws: of the times between two questions; None: no chance.
+    """
+    waits = np.minimum(FIRST_RETRY_S * 2.0 ** np.arange(RETRIES), LAST_RETRY_S)
+    times = np.cumsum(np.broadcast_to(waits, (*sent.shape, RETRIES)) if draws is None else waits * _jitter(draws, sent.shape), axis=-1)
+    later = np.where(times >= sent[..., None], times - sent[..., None], np.inf).min(axis=-1)
+    return np.where(np.isfinite(later), later, LAST_RETRY_S / 2)
+
+
+def _jitter(draws: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return draws.uniform(1 - JITTER, 1 + JITTER, (*shape, RETRIES))
