@@ -53,6 +53,14 @@ def test_a_task_within_five_points_of_the_majority_is_not_counted_unless_its_tar
     assert fixed.targets["t"].score == 0.52 and fixed.targets["t"].counted
 
 
+def test_a_target_lies_above_what_clients_have_that_count_their_own_labels():
+    made = run("t", "a", 0.8, prior=0.7), run("u", "a", 0.8, prior=0.76), run("v", "a", 0.8, prior=0.4)
+    found = standings(compare(*made))
+    assert [one.base for one in found.targets.values()] == [0.7, 0.76, 0.5]
+    assert [one.score for one in found.targets.values()] == pytest.approx([0.7 + 0.08, 0.76 + 0.032, 0.5 + 0.24])
+    assert [one.task for one in found.counted] == ["t", "v"]
+
+
 def test_ablations_set_no_target_and_are_not_ranked():
     found = standings(compare(run("t", "fibecfed", 0.7), run("t", "layers", 0.9, kind="fibecfed"), run("t", "lora-long", 0.6, kind="lora")))
     assert found.targets["t"].best == "fibecfed"

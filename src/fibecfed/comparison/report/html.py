@@ -99,7 +99,7 @@ def _cards(standings: Standings) -> list[tuple[str, str]]:
 _READING = (
     "Personalised score: each client predicts its own part of the test set with its own model, and the predictions are pooled. Global "
     "score: the server's model on the whole test set. {of.both} after the last round; the last, not the best, counts.",
-    "Target of a task: {of.baseline} + 0.8 (best method's final score - {of.baseline}), from the same runs. It says how fast a method "
+    "Target of a task: {of.base} + 0.8 (best method's final score - {of.base}), from the same runs. It says how fast a method "
     "comes most of the way, not how good it is in the end; look at both.",
     "Modelled time is computed from recorded bytes and compute seconds for the network named above: the clients of a round work in "
     "parallel, the slowest counts, the server's link is never the bottleneck. Seconds in which other processes had the CPU are left "

@@ -61,7 +61,8 @@ def targets(standings: Standings) -> Table:
     """One row per task: where its target comes from, who reaches it first."""
     fixed, of = standings.comparison.fixed_targets, standings.comparison.scores
     majority = of.baseline.partition(" ")[0]
-    own = "Own majority: each client answers the most frequent class of its own training examples, whatever the text. "
+    own = "Own majority: each client answers the most frequent class of its own training examples, whatever the text; "
+    own += "the majority where that is more. "
     own = own if majority == "majority" else ""
     first = {task: standings.first(task) for task in standings.targets}
 
@@ -82,8 +83,8 @@ def targets(standings: Standings) -> Table:
         Column("reached by", lambda one: number(sum(standings.reaches(one.task, method) for method in standings.ranks), 0)),
     ]
     note = (
-        f"Target = {of.baseline} + 0.8 (best method's final score - {of.baseline}), from these runs. A task whose best method is less "
-        f"than {of.round(COUNTED_FROM)} {of.above} the {of.baseline} is shown but not counted. {own}"
+        f"Target = {of.base} + 0.8 (best method's final score - {of.base}), from these runs. A task whose best method is less "
+        f"than {of.round(COUNTED_FROM)} {of.above} the {of.base} is shown but not counted. {own}"
         f"Modelled time: {standings.comparison.network.describe()}."
     )
     return tables.table("targets", "Targets", note, columns, standings.targets.values())

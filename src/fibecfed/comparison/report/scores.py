@@ -92,6 +92,11 @@ class ComparedMetric:
         """What scores are compared with: `majority` of a run is its score."""
         return "majority class" if self.metric.needs == (CONFUSION,) else "untrained model"
 
+    @property
+    def base(self) -> str:
+        """What targets begin at: what is had without reading a text."""
+        return "own majority" if self.metric.needs == (CONFUSION,) else self.baseline
+
     def text(self, score: float) -> str:
         """As in "84.1 %", "0.412 nat"."""
         return f"{self.factor * score:.{self.digits}f}{self.unit}"

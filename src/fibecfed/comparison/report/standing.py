@@ -20,9 +20,9 @@ from .scores import ComparedMetric
 Frame = Any
 """A DataFrame; pandas' own types tell too little of what is selected from one."""
 COUNTED_FROM = 0.05
-"""A task counts for targets if its best method is at least this much better than the baseline."""
+"""A task counts for targets if its best method is at least this much better than what is had without reading a text."""
 TARGET_SHARE = 0.8
-"""Fraction of the way from the baseline to the best method's final score that is a task's target."""
+"""Fraction of the way from there to the best method's final score that is a task's target."""
 DIGITS = 9
 """Of a mean that count: in the last bits, equal scores differ by the order in which they were added."""
 SLACK = 10.0**-DIGITS
@@ -77,13 +77,15 @@ class Target:
         majority: the baseline's score, mean over the task's runs.
         prior: that of each client's own largest class; None where it is not known.
         best, best_score: the ranked method with the highest final score.
-        score: majority + 0.8 (best_score - majority), or the fixed one.
-        counted: the best score is at least `COUNTED_FROM` better than the baseline's, or the target is fixed.
+        base: the better one of `majority` and `prior`: what is had without reading a text.
+        score: base + 0.8 (best_score - base), or the fixed one.
+        counted: the best score is at least `COUNTED_FROM` better than `base`, or the target is fixed.
     """
 
     task: str
     majority: float
     prior: float | None
+    base: float
     best: str
     best_score: float
     score: float
@@ -271,7 +273,8 @@ def _target(runs: Frame, ranked: Iterable[str], fixed: float | None, scores: Com
     if not finals or majority is None:
         return None
     best = max(finals, key=lambda method: scores.sign * finals[method])
-    gain = finals[best] - majority.mean
-    score = majority.mean + TARGET_SHARE * gain if fixed is None else fixed
+    base = majority.mean if prior is None else scores.sign * max(scores.sign * majority.mean, scores.sign * prior.mean)
+    gain = finals[best] - base
+    score = base + TARGET_SHARE * gain if fixed is None else fixed
     counted = scores.sign * gain >= COUNTED_FROM - SLACK or fixed is not None
-    return Target(str(runs["task"].iloc[0]), majority.mean, prior and prior.mean, best, finals[best], score, counted)
+    return Target(str(runs["task"].iloc[0]), majority.mean, prior and prior.mean, base, best, finals[best], score, counted)

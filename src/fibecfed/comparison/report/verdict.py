@@ -158,7 +158,7 @@ def _race(standings: Standings) -> list[str]:
     races = standings.counted
     if not races:
         of = standings.comparison.scores
-        return [f"No task counts for targets: nowhere is the best method {of.round(COUNTED_FROM)} {of.above} the {of.baseline}."]
+        return [f"No task counts for targets: nowhere is the best method {of.round(COUNTED_FROM)} {of.above} the {of.base}."]
     reached = sum(standings.reaches(one.task, OURS) for one in races)
     wins = {method: sum(method in standings.first(one.task) for one in races) for method in standings.ranks}
     most = max(wins[method] for method in _others(standings))
