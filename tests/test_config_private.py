@@ -44,7 +44,7 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (EXAMPLE, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit` = "example"'),
         ({**EXAMPLE, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' without `data.path`"),
         ({**UNIT, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' with .* which protects all that a client holds"),
-        ({**EXAMPLE, "secure_aggregation": True}, {}, "privacy.secure_aggregation: got true with"),
+        ({**EXAMPLE, "secure_aggregation": True}, {}, 'privacy.secure_aggregation: got "pairs" with'),
         (EXAMPLE, {"training": {"dropout": 0.1}}, "training.dropout: got 0.1 with"),
         (EXAMPLE, {"training": {"class_weights": "balanced"}}, "training.class_weights: got 'balanced' with .* weigh the same"),
         (EXAMPLE, {"resources": {"activation_cache_mb": 100}}, "resources.activation_cache_mb: got 100 with"),
@@ -159,6 +159,42 @@ DIGITS = {name: name * 64 for name in "abcde"}
 def test_every_client_of_machines_has_a_pinned_key(keys: dict[str, str], federation: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         pinning(keys, **federation)
+
+
+def test_true_and_false_are_what_they_were_called_before() -> None:
+    for value, name in ((True, "pairs"), (False, "none"), ("helper", "helper")):
+        assert PrivacyOptions(secure_aggregation=value).secure_aggregation == name  # pyright: ignore[reportArgumentType]
+
+
+def helped(keys: dict[str, str], **federation: Any) -> Config:
+    tables = {"partition": "machines", "clients": 5, "max_samples": 9, **federation}
+    table = {"data": {"labels": ["x", "y"]}, "method": {"kind": "lora"}, "federation": tables}
+    return from_table({**table, "privacy": {"secure_aggregation": "helper", "keys": keys}})
+
+
+def test_the_helpers_key_is_beside_those_of_the_clients() -> None:
+    made = helped({**DIGITS, "helper": "f" * 64})
+    assert made.privacy.pinned == DIGITS and made.privacy.helper_key == "f" * 64 and from_table(tomllib.loads(to_toml(made))) == made
+    assert pinning(DIGITS).privacy.helper_key is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "federation", "sentence"),
+    [
+        (DIGITS, {}, 'privacy.keys: got no key of the helper, expected an entry "helper"; add the line that `fibecfed helper --show-key`'),
+        ({**DIGITS, "helper": "a" * 64}, {}, "privacy.keys: got one key for two names"),
+        ({**DIGITS, "helper": "0"}, {}, "privacy.keys: got 'helper' = '0', expected a client's name and 64 hexadecimal digits"),
+        ({"helper": "f" * 64}, {}, "privacy.keys: got 0 keys for 5 clients"),
+        (
+            {**DIGITS, "helper": "f" * 64},
+            {"client_names": ["a", "b", "c", "d", "helper"]},
+            'federation.client_names: got "helper" with .* that is the name of the helper, which holds no data',
+        ),
+    ],
+)
+def test_a_helper_is_pinned_and_no_client(keys: dict[str, str], federation: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        helped(keys, **federation)
 
 
 def test_pinned_keys_are_a_table_and_written_again() -> None:

@@ -1,8 +1,10 @@
-"""The command that a client of a federation across machines runs."""
+"""The commands of what stays loaded in a federation across machines: its clients, and the helper."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,9 +21,27 @@ if TYPE_CHECKING:
     from .deploy.superlink import SuperLink
 
 
+_Superlink = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="The server's address: starts the SuperNode as well. [default: another process does]"),
+]
+_RootCertificates = Annotated[
+    Path | None, path_option("With --superlink: who signed the server's certificate, ca.crt. [default: whom this system trusts]")
+]
+_Key = Annotated[Path | None, path_option("With --superlink: this client's private key, whose public half the server knows.")]
+_PlainHttp = Annotated[
+    bool, typer.Option("--allow-plain-http", help="With --superlink: without TLS and key; only where another layer encrypts.")
+]
+_MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for Prometheus; 0: any free one. [default: none]")
+]
+_LogFormat = Annotated[LogFormat, typer.Option(help="json: what happens as one JSON object a line, and nothing else.")]
+
+
 def add(app: Commands) -> None:
-    """Add it to a program."""
+    """Add them to a program."""
     app.command()(client)
+    app.command()(helper)
 
 
 def client(
@@ -38,21 +58,12 @@ def client(
     name: Annotated[
         str | None, typer.Option(help="The client's name, which must not change. [default: that of its folder, or a new one]")
     ] = None,
-    superlink: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="The server's address: starts the SuperNode as well. [default: another process does]"),
-    ] = None,
-    root_certificates: Annotated[
-        Path | None, path_option("With --superlink: who signed the server's certificate, ca.crt. [default: whom this system trusts]")
-    ] = None,
-    key: Annotated[Path | None, path_option("With --superlink: this client's private key, whose public half the server knows.")] = None,
-    allow_plain_http: Annotated[
-        bool, typer.Option("--allow-plain-http", help="With --superlink: without TLS and key; only where another layer encrypts.")
-    ] = False,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port on 127.0.0.1 for Prometheus; 0: any free one. [default: none]")
-    ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="json: what happens as one JSON object a line, and nothing else.")] = LogFormat.text,
+    superlink: _Superlink = None,
+    root_certificates: _RootCertificates = None,
+    key: _Key = None,
+    allow_plain_http: _PlainHttp = False,
+    metrics_port: _MetricsPort = None,
+    log_format: _LogFormat = LogFormat.text,
     device: Annotated[str | None, typer.Option(help="Device to compute on. [default: as in the configuration]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: as in the configuration]")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only check data and model on this machine; nothing is sent or written.")] = False,
@@ -72,23 +83,13 @@ def client(
     """
     place = socket.with_name(f"{socket.stem}-client") if folder is None else folder
     if status:
-        with exit_codes():
-            from .deploy.status import report
-
-            if not report(place, console(), json):
-                raise typer.Exit(FAILED)
+        _report(place, json)
         return
     as_json = log_format is LogFormat.json
-    with (
-        exit_codes(),
-        json_lines(logging.DEBUG if verbose > 1 else logging.INFO) if as_json else shown(verbose),
-        terminated_like_interrupted(),
-    ):
+    with _resident(log_format, verbose, json):
         if config is None or data is None:
             missing = "--config" if config is None else "--data"
             raise UserError(f"{missing}: not given; give the federation's configuration with --config, and this client's data with --data")
-        if json:
-            raise UserError("--json: got it without --status; did you mean --log-format json?")
         from .deploy.client import ClientArguments, try_out
         from .deploy.client import run as be_client
         from .deploy.client import show_key as own_key
@@ -111,6 +112,72 @@ def client(
             try_out(options, console())
         else:
             be_client(options, _nothing if as_json else _now, console(quiet=as_json))
+
+
+def helper(
+    config: Annotated[Path | None, path_option("The federation's configuration, the same file on every machine. [required]")] = None,
+    socket: Annotated[Path, path_option("Socket through which the SuperNode reaches it. [default: fibecfed.sock]")] = Path("fibecfed.sock"),
+    folder: Annotated[Path | None, path_option("Folder for its key and what it has answered. [default: beside the socket]")] = None,
+    superlink: _Superlink = None,
+    root_certificates: _RootCertificates = None,
+    key: _Key = None,
+    allow_plain_http: _PlainHttp = False,
+    metrics_port: _MetricsPort = None,
+    log_format: _LogFormat = LogFormat.text,
+    show_key: Annotated[bool, typer.Option("--show-key", help="Only print the line that pins its key under [privacy.keys].")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Only say what the helper with this --socket or --folder is doing; 1 if it is not well.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run the helper of a federation across machines.
+
+    With `privacy.secure_aggregation` = "helper" it takes the masks off the sums of clients' updates. It has no data, must be run by
+    somebody who does not work with the server's operator, and runs until it is stopped with Ctrl-C or SIGTERM.
+    """
+    place = socket.with_name(f"{socket.stem}-helper") if folder is None else folder
+    if status:
+        _report(place, json)
+        return
+    as_json = log_format is LogFormat.json
+    with _resident(log_format, verbose, json):
+        if config is None:
+            raise UserError("--config: not given; give the federation's configuration with it")
+        from .deploy.client import ClientArguments
+        from .deploy.client import show_key as own_key
+        from .deploy.helper import COMMAND
+        from .deploy.helper import run as be_helper
+        from .privacy.options import HELPER
+
+        link = _link(superlink, root_certificates, key, allow_plain_http)
+        options = ClientArguments(config, (), socket, place, HELPER, link, metrics_port)
+        if show_key:
+            typer.echo(own_key(options, COMMAND))
+        else:
+            be_helper(options, _nothing if as_json else _now)
+
+
+def _report(place: Path, json: bool) -> None:
+    with exit_codes():
+        from .deploy.status import report
+
+        if not report(place, console(), json):
+            raise typer.Exit(FAILED)
+
+
+@contextlib.contextmanager
+def _resident(log_format: LogFormat, verbose: int, json: bool) -> Iterator[None]:
+    """Inside, a process that runs until it is stopped, with its log and its exit codes."""
+    as_json = log_format is LogFormat.json
+    with (
+        exit_codes(),
+        json_lines(logging.DEBUG if verbose > 1 else logging.INFO) if as_json else shown(verbose),
+        terminated_like_interrupted(),
+    ):
+        if json:
+            raise UserError("--json: got it without --status; did you mean --log-format json?")
+        yield
 
 
 def _link(address: str | None, root_certificates: Path | None, key: Path | None, plain_http: bool) -> SuperLink | None:

@@ -80,7 +80,7 @@ def sums_asked(config: Config, method: Method[Any, Any], clients: int) -> Cohort
     """
     cohorts = cohorts_of(config.privacy, min(config.federation.cohort_size(clients), clients))
     if cohorts is not None:
-        reject_unsummed(method, config.method.model_dump()["kind"])
+        reject_unsummed(method, config.method.model_dump()["kind"], config.privacy.secure_aggregation)
         if (most := MOST // cohorts.size) < config.federation.max_samples:
             raise UserError(
                 f"federation.max_samples: got {config.federation.max_samples} for {cohorts.size} clients per round, expected at most "

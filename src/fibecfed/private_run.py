@@ -77,9 +77,14 @@ def sums_of(prepared: Prepared, run: str | None) -> SumPool | None:
         return None
     if run is None:
         return unmasked(adding, cohorts)
-    from .engine.masking import Masked  # needs `cryptography`, which the extra flower brings
+    keys = prepared.inputs.config.privacy  # what follows needs `cryptography`, which the extra flower brings
+    if keys.helper_key is not None:
+        from .engine.helping import Helped
 
-    return SumPool(adding, cohorts, Masked(adding, cohorts, run, raw_keys(prepared.inputs.config.privacy.pinned)))
+        return SumPool(adding, cohorts, Helped(adding, cohorts, run, raw_keys(keys.pinned), bytes.fromhex(keys.helper_key)))
+    from .engine.masking import Masked
+
+    return SumPool(adding, cohorts, Masked(adding, cohorts, run, raw_keys(keys.pinned)))
 
 
 def raw_keys(pinned: Mapping[str, str]) -> dict[str, bytes]:
@@ -157,6 +162,7 @@ def about_sums(prepared: Prepared, records: Sequence[RoundRecord | EvalRecord]) 
     cohorts, rounds = prepared.cohorts, [record for record in records if isinstance(record, RoundRecord)]
     assert cohorts is not None
     return {
+        "kind": "helper" if cohorts.helped else "pairs",
         "clients_per_round": cohorts.size,
         "least": cohorts.least,
         "colluders": cohorts.colluders,

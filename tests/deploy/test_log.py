@@ -46,5 +46,5 @@ def test_what_a_server_says_of_its_clients_is_shown_and_logged(
 def test_what_a_client_says_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     said: list[str] = []
     with caplog.at_level(logging.INFO, logger="fibecfed"):
-        client._logged(said.append)("train: tune round 3: done")
+        client.logged(said.append)("train: tune round 3: done")
     assert said == [record.getMessage() for record in caplog.records] == ["train: tune round 3: done"]

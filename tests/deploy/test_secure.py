@@ -26,7 +26,7 @@ from fibecfed.deploy.client import ClientArguments, show_key
 from fibecfed.engine.checkpoint import Checkpoints
 from fibecfed.engine.flower.envelope import Reply, Request, packed, unpacked
 from fibecfed.engine.flower.resident import Resident
-from fibecfed.engine.masking import Told, remembered
+from fibecfed.engine.sum_exchanges import Told, remembered
 from fibecfed.secure import identity
 
 pytestmark = [pytest.mark.flower, pytest.mark.filterwarnings("ignore")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fibecfed.config import Config
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.types import Failure
 from fibecfed.engine.simulator import Simulator
+from fibecfed.privacy.statement import cohort_lines
 
 DP = {"unit": "client", "noise_multiplier": 1.0, "clip_norm": 1.0, "delta": 1e-3}
 
@@ -52,7 +54,7 @@ def test_it_ends_beside_the_plain_run(whole: Path, inputs: Path, tmp_path: Path)
 def test_nothing_of_single_clients_is_recorded(whole: Path) -> None:
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["secure_aggregation"] == {
-        "clients_per_round": 4, "least": 4, "colluders": 1, "dropouts": 0, "beyond_range": 0, "evaluation": "exact",
+        "kind": "pairs", "clients_per_round": 4, "least": 4, "colluders": 1, "dropouts": 0, "beyond_range": 0, "evaluation": "exact",
     }  # fmt: skip
     assert summary["clients_that_took_part"] == 4 and summary["scores"]["global"] is not None
     for record in records(whole, "round"):
@@ -64,6 +66,7 @@ def test_nothing_of_single_clients_is_recorded(whole: Path) -> None:
 
 def test_check_foretells_the_bytes_and_what_a_sum_hides(whole: Path, inputs: Path) -> None:
     prepared = prepare(summed(inputs, privacy={"evaluation": "exact"}))
+    assert prepared.cohorts is not None
     (traffic,) = plan_traffic(prepared)
     found = [sum(record["bytes_up"].values()) for record in records(whole, "round")]
     assert sum(found) == traffic.total_up.least == traffic.total_up.most
@@ -72,6 +75,8 @@ def test_check_foretells_the_bytes_and_what_a_sum_hides(whole: Path, inputs: Pat
     with console.capture() as text:
         console.print(lines)
     assert "at least 4 of 4 clients; with 1 who work with the server, it hides at least 3" in text.get()
+    assert "taken off by the clients" in text.get()
+    assert "taken off by the helper" in dict(cohort_lines(replace(prepared.cohorts, helped=True), None))["masks"]
 
 
 def test_by_default_nothing_is_scored(inputs: Path, tmp_path: Path) -> None:
@@ -123,7 +128,10 @@ def test_rounds_may_lose_as_many_clients_as_is_said(inputs: Path, tmp_path: Path
 
 @pytest.mark.parametrize("method", [{"kind": "fibecfed"}, {"kind": "hetlora"}, {"kind": "fedex-lora"}, {"kind": "scaffold"}])
 def test_a_method_that_needs_single_answers_is_rejected_by_name(method: dict[str, Any], inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"secure_aggregation: got true, which the method {method['kind']} cannot be run with"):
+    kind = method["kind"]
+    with pytest.raises(UserError, match=f'secure_aggregation: got "helper", which the method {kind} cannot be run with'):
+        session.start(summed(inputs, method=method, privacy={"secure_aggregation": "helper"}), tmp_path / "helped")
+    with pytest.raises(UserError, match=f'secure_aggregation: got "pairs", which the method {kind} cannot be run with'):
         session.start(summed(inputs, method=method), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

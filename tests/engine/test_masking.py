@@ -20,15 +20,16 @@ from fibecfed.core.errors import RunFailed
 from fibecfed.core.types import ClientId, Failure, Round
 from fibecfed.core.wire import WireError, decode, encode
 from fibecfed.engine.failures import STOP
-from fibecfed.engine.masking import STEPS, Masked, Opening, OwnSums, Told, remembered, table_of, told
+from fibecfed.engine.masking import STEPS, Masked, Opening, OwnSums
 from fibecfed.engine.runtime import ClientRuntime
 from fibecfed.engine.simulator import Simulator
+from fibecfed.engine.sum_exchanges import Told, remembered, table_of, told
 from fibecfed.engine.summands import summand
 from fibecfed.engine.summing import SumPool, unmasked
 from fibecfed.engine.transport import InTurn, Ticket
 from fibecfed.privacy.cohorts import Cohorts
 from fibecfed.privacy.fixed import FixedPoint
-from fibecfed.secure.client import Misled
+from fibecfed.secure.signed import Misled
 
 NOW = Round("tune", 0, 1, 0)
 RUN = "0123456789abcdef"

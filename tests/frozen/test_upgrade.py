@@ -45,5 +45,5 @@ def test_a_client_keeps_name_and_identity_of_its_folder_whatever_version_made_it
     before = hashes(tmp_path)
     options = client.ClientArguments(tmp_path / "f.toml", (), tmp_path / "c.sock", tmp_path, None)
     config = cast(Any, SimpleNamespace(federation=SimpleNamespace(client_names=None)))
-    assert client._who(options, config) == ("hospital-a", "0123456789abcdef")
+    assert client.who(options, config) == ("hospital-a", "0123456789abcdef")
     assert hashes(tmp_path) == before

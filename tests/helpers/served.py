@@ -17,6 +17,7 @@ from fibecfed.config import load
 from fibecfed.deploy import server
 from fibecfed.deploy.client import _resident
 from fibecfed.engine.flower.resident import Resident
+from fibecfed.privacy.options import HELPER
 from fibecfed.progress import Progress
 
 
@@ -63,10 +64,17 @@ def serve(
     again: Path | None = None,
     instead: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
     file: str = "federation.toml",
+    helper: Callable[[bytes], bytes] | None = None,
 ) -> Path:
-    """The server app's work, from the start or resumed; the run's folder."""
-    grid = Grid({number: instead.get(name, clients[name].answer) for number, name in enumerate(NAMES, start=1)})
-    grid.names = dict(enumerate(NAMES, start=1))
+    """The server app's work, from the start or resumed; the run's folder.
+
+    Args:
+        instead: what answers in place of a client.
+        helper: what answers as the helper.
+    """
+    answers = {name: instead.get(name, clients[name].answer) for name in NAMES} | ({} if helper is None else {HELPER: helper})
+    grid = Grid(dict(enumerate(answers.values(), start=1)))
+    grid.names = dict(enumerate(answers, start=1))
     settings: dict[str, Any] = {"config": str(here / file), "runs": str(runs), "wait-s": 5.0}
     with Progress(Console(quiet=True)) as progress:
         server._run(grid, settings | ({} if again is None else {"run": str(again)}), progress)

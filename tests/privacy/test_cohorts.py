@@ -10,7 +10,7 @@ from fibecfed.privacy.options import PrivacyOptions
 
 
 def options(**more: int) -> PrivacyOptions:
-    return PrivacyOptions(secure_aggregation=True, **more)
+    return PrivacyOptions(secure_aggregation="pairs", **more)
 
 
 def test_nothing_is_asked_without_secure_aggregation() -> None:
@@ -37,6 +37,17 @@ def test_a_sum_is_of_all_but_the_dropouts(size: int, more: dict[str, int], least
 def test_too_few_clients_are_rejected_by_the_key(size: int, more: dict[str, int], text: str) -> None:
     with pytest.raises(UserError, match=text):
         cohorts_of(options(**more), size)
+
+
+def test_with_a_helper_as_many_may_be_lost_as_leave_enough() -> None:
+    """The helper adds up one sum in a round, so that no two sets of survivors need to overlap."""
+    with_helper = PrivacyOptions(secure_aggregation="helper", dropouts=6)
+    cohorts = cohorts_of(with_helper, 10)
+    assert cohorts is not None and cohorts.helped and cohorts.least == 4
+    with pytest.raises(UserError, match=r"privacy.dropouts: got 7 for 10 clients per round, expected at most 6"):
+        cohorts_of(with_helper.model_copy(update={"dropouts": 7}), 10)
+    with pytest.raises(UserError, match=r"privacy.min_clients: got 2, expected at least 3"):
+        cohorts_of(PrivacyOptions(secure_aggregation="helper", min_clients=2), 10)
 
 
 def test_two_sets_of_survivors_never_both_have_enough_signatures() -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from summing import Played, context, drawn, identities, names, pinned, plain
 
-from fibecfed.secure.client import STEPS, Misled, SumClient
+from fibecfed.secure.client import STEPS, SumClient
 from fibecfed.secure.context import digest_of_broadcast
 from fibecfed.secure.server import NoSum, SumServer
-from fibecfed.secure.signed import stated
+from fibecfed.secure.signed import Misled, stated
 
 COHORT = names(5)
 FIRST, LAST = COHORT[0], COHORT[-1]

@@ -118,8 +118,8 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
         )
     if prepared.cohorts is not None:
         raise UserError(
-            "privacy.secure_aggregation: got true, expected false: an audit looks at single updates, which this run has none of; audit a "
-            "run of the same configuration without it"
+            f'privacy.secure_aggregation: got "{config.privacy.secure_aggregation}", expected "none": an audit looks at single updates, '
+            "which this run has none of; audit a run of the same configuration without it"
         )
     kept = Checkpoints(out / CHECKPOINTS, config.resources.keep_checkpoints)
     end = kept.load_latest()

@@ -29,7 +29,7 @@ def private(config: Tables) -> Iterator[str]:
     yield from secure(config)
     yield from _of_single_clients(options)
     if options.unit == "none":
-        free = {"secure_aggregation", *KEYS, *(("evaluation",) if options.secure_aggregation else ())}
+        free = {"secure_aggregation", *KEYS, *(("evaluation",) if options.summed else ())}
         for name in PrivacyOptions.model_fields:
             if name not in free and (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
                 yield (
@@ -79,11 +79,11 @@ def private(config: Tables) -> Iterator[str]:
 def _of_single_clients(options: PrivacyOptions) -> Iterator[str]:
     """What the server makes of the answers of single clients, and noises itself."""
     for name, value, instead in (("evaluation", "noised", "off"), ("clipping", "adaptive", "fixed")):
-        if getattr(options, name) != value or (options.unit == "none" and not options.secure_aggregation):
+        if getattr(options, name) != value or (options.unit == "none" and not options.summed):
             continue
         if options.unit != "client":
             yield f'privacy.{name}: got "{value}" with `privacy.unit` = "{options.unit}", which is for "client" alone; set "{instead}"'
-        elif options.secure_aggregation:
+        elif options.summed:
             yield (
                 f'privacy.{name}: got "{value}" with `privacy.secure_aggregation`, where the server sees no single client\'s answer; set '
                 f'"{instead}"'
@@ -98,8 +98,8 @@ def _by_example(config: Tables) -> Iterator[str]:
     across = config.federation.partition == "machines"
     if (column := config.privacy.unit_column) is not None and config.data.path is None and not across:
         yield f"privacy.unit_column: got {column!r} without `data.path`, the file that has such a column; set it, or remove this"
-    if config.privacy.secure_aggregation:
-        yield f"privacy.secure_aggregation: got true {unit}, which it does not go with so far; set it to false"
+    if config.privacy.summed:
+        yield f'privacy.secure_aggregation: got "{config.privacy.secure_aggregation}" {unit}, which it does not go with so far; set "none"'
     if training.class_weights is not None:
         yield f"training.class_weights: got {training.class_weights!r} {unit}, where all examples weigh the same; remove it"
     if training.dropout:

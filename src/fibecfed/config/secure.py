@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ..engine.options import CLIENT_NAME, FederationOptions, LinkOptions, SpeedOptions
-from ..privacy.options import PrivacyOptions
+from ..privacy.options import HELPER, PrivacyOptions
 from .kinds import Tables
 
 KEYS = ("range", "min_clients", "colluders", "dropouts", "keys")
@@ -25,12 +25,12 @@ _NOT_USED = {
 def secure(config: Tables) -> Iterator[str]:
     """Contradictions of `privacy.secure_aggregation` with the other keys, as sentences."""
     options, federation = config.privacy, config.federation
-    if not options.secure_aggregation:
+    if not options.summed:
         for name in KEYS:
             if (got := getattr(options, name)) != PrivacyOptions.model_fields[name].default:
                 yield (
                     f"privacy.{name}: got {got!r} without `privacy.secure_aggregation`, which alone uses it; set "
-                    "`privacy.secure_aggregation` = true, or remove it"
+                    '`privacy.secure_aggregation` = "pairs" or "helper", or remove it'
                 )
         return
     yield from _pinned(options, federation)
@@ -57,16 +57,26 @@ def secure(config: Tables) -> Iterator[str]:
 
 def _pinned(options: PrivacyOptions, federation: FederationOptions) -> Iterator[str]:
     """Keys that no client across machines could check others by."""
-    for name, key in options.pinned.items():
+    for name, key in options.keys_by_name.items():
         if not re.fullmatch(CLIENT_NAME, name) or not re.fullmatch("[0-9a-f]{64}", key):
             yield (
                 f"privacy.keys: got {name[:80]!r} = {key[:80]!r}, expected a client's name and 64 hexadecimal digits; copy the line that "
                 "`fibecfed client --show-key` prints there"
             )
-    if len(set(options.pinned.values())) < len(options.pinned):
+    if len(set(options.keys_by_name.values())) < len(options.keys_by_name):
         yield "privacy.keys: got one key for two names, expected one for each client; have each make its own"
+    if options.helped and HELPER in (federation.client_names or ()):
+        yield (
+            f'federation.client_names: got "{HELPER}" {_WITH} = "helper", where that is the name of the helper, which holds no data; give '
+            "the client another one"
+        )
     if federation.partition != "machines":
         return
+    if options.helped and options.helper_key is None:
+        yield (
+            f'privacy.keys: got no key of the helper, expected an entry "{HELPER}"; add the line that `fibecfed helper --show-key` prints '
+            "there"
+        )
     if lacking := sorted(set(federation.client_names or ()) - options.pinned.keys()):
         yield (
             f"privacy.keys: got no key of client {lacking[0]}, expected one for each of federation.client_names; add the line that "

@@ -27,13 +27,16 @@ from ..core.types import ClientId, Params
 from ..engine.checkpoint import run_lock
 from ..engine.flower.resident import Place, Resident
 from ..engine.flower.sockets import SocketError, listening, serve
+from ..engine.helping import GivenSums
 from ..engine.masking import OwnSums
 from ..engine.options import CLIENT_NAME, EXPECTED_NAME
 from ..engine.private_examples import ExampleTraining
 from ..engine.runtime import PrivateExamples
+from ..engine.summing import ClientSums
 from ..inspection import show
 from ..privacy.example_plan import ExamplePlan
 from ..privacy.examples import ClientLedgers
+from ..privacy.options import HELPER
 from ..privacy.plan import PrivacyPlan
 from ..private_run import raw_keys, scores_nothing
 from ..saving import checksum_of_files, save, versions
@@ -82,12 +85,12 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
     Raises:
         UserError: whatever the user can fix; nothing was answered then.
     """
-    config, say = _config(options), _logged(say)
-    ends = None if options.link is None else _look_at(options.link, options.socket, say)
+    config, say = federation_config(options), logged(say)
+    ends = None if options.link is None else look_at(options.link, options.socket, say)
     with contextlib.ExitStack() as held:
-        with _writable(options.folder):
+        with writable(options.folder):
             held.enter_context(run_lock(options.folder))
-            name, identity = _who(options, config)
+            name, identity = who(options, config)
             status = Status(options.folder, superlink=options.link and options.link.address, certificate_ends=ends)
             status.update(name=name, connected=None if options.link is None else False)
         if options.metrics_port is not None:
@@ -110,13 +113,13 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
                 say(f"client {name}: listening at {options.socket} (process {os.getpid()})")
                 examples = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
                 status.update(doing=IDLE, since=time.time(), examples=examples)
-                with _connected(options, say, status):
+                with connected(options, say, status):
                     serve(server, resident.answer, say)
         except SocketError as error:
             raise UserError(f"--socket: {error}") from None
 
 
-def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> float | None:
+def look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> float | None:
     """Find mistakes before data and model are loaded; when the server's certificate ends, where that can be seen.
 
     Raises:
@@ -134,7 +137,7 @@ def _look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -
 
 
 @contextlib.contextmanager
-def _connected(options: ClientArguments, say: Callable[[str], None], status: Status) -> Iterator[None]:
+def connected(options: ClientArguments, say: Callable[[str], None], status: Status) -> Iterator[None]:
     """Inside, the client's own SuperNode runs, where it has one."""
     if options.link is None:
         yield
@@ -158,7 +161,9 @@ def _connected(options: ClientArguments, say: Callable[[str], None], status: Sta
         node.stop()
 
 
-def _logged(say: Callable[[str], None]) -> Callable[[str], None]:
+def logged(say: Callable[[str], None]) -> Callable[[str], None]:
+    """As `say`, and the same in the log."""
+
     def both(text: str) -> None:
         logger.info("%s", one_line(text), extra={"shown": True})
         say(text)
@@ -172,17 +177,22 @@ def try_out(options: ClientArguments, console: Console) -> None:
     Raises:
         UserError: whatever the user can fix.
     """
-    config = _config(options)
+    config = federation_config(options)
     name = _name(options, config, _known(options)) or "this client"
     _check_key(options, config, name)
     if options.link is not None:
-        _look_at(options.link, options.socket, lambda text: console.print(Text(text)))
+        look_at(options.link, options.socket, lambda text: console.print(Text(text)))
     with threads(config.resources.threads):
         show(site_sections(prepare(config, read_data=only(name), trial=True)), console)
     console.print(Text("This client can take part. Nothing was sent or written."))
 
 
-def _config(options: ClientArguments) -> Config:
+def federation_config(options: ClientArguments) -> Config:
+    """The federation's configuration, with what this machine sets for itself.
+
+    Raises:
+        UserError: it has a mistake, or is of no federation across machines.
+    """
     config = load(options.config, options.overrides).config
     if config.federation.partition != "machines":
         raise UserError(
@@ -229,31 +239,42 @@ def _check_key(options: ClientArguments, config: Config, name: ClientId) -> None
     Raises:
         UserError: it is lost, or not the pinned one.
     """
-    if config.privacy.secure_aggregation:
+    if config.privacy.summed:
         pinned_key.own(options.folder, name, config.privacy.pinned)
 
 
-def _sums(prepared: Prepared, name: ClientId, folder: Path) -> OwnSums | None:
+def _sums(prepared: Prepared, name: ClientId, folder: Path) -> ClientSums | None:
     """A client's part of masked sums; None without secure aggregation."""
-    if prepared.adding is None or prepared.cohorts is None:
+    adding, cohorts, keys = prepared.adding, prepared.cohorts, prepared.inputs.config.privacy
+    if adding is None or cohorts is None:
         return None
-    pinned = prepared.inputs.config.privacy.pinned
-    return OwnSums(name, pinned_key.own(folder, name, pinned), raw_keys(pinned), prepared.adding, prepared.cohorts)
+    identity, pinned = pinned_key.own(folder, name, keys.pinned), raw_keys(keys.pinned)
+    if keys.helper_key is not None:
+        return GivenSums(name, identity, pinned, bytes.fromhex(keys.helper_key), adding, cohorts)
+    return OwnSums(name, identity, pinned, adding, cohorts)
 
 
-def show_key(options: ClientArguments) -> str:
+def show_key(options: ClientArguments, command: str = pinned_key.CLIENT) -> str:
     """The line that pins this client's key, which is made where there is none. The configuration is not looked at: it may lack keys.
+
+    Args:
+        command: as for `secure.identity.made`.
 
     Raises:
         UserError: whatever the user can fix.
     """
-    with _writable(options.folder):
-        name, _ = _who(options, None)
-        return f'"{name}" = "{pinned_key.public(pinned_key.made(options.folder))}"'
+    with writable(options.folder):
+        name, _ = who(options, None)
+        return f'"{name}" = "{pinned_key.public(pinned_key.made(options.folder, command))}"'
 
 
 @contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """Inside, a folder that cannot be written is a sentence.
+
+    Raises:
+        UserError: it cannot.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         yield
@@ -277,13 +298,15 @@ def _name(options: ClientArguments, config: Config | None, before: Mapping[str, 
         raise UserError(f"--name: got {name!r}, but {options.folder} is that of client {before['name']!r}; choose another --folder")
     if name is not None and not re.fullmatch(CLIENT_NAME, name):
         raise UserError(f"--name: got {name!r}, {EXPECTED_NAME}; choose another one")
+    if config is not None and config.privacy.helped and name == HELPER:
+        raise UserError(f"--name: got {name!r}, which is the name of the helper (privacy.secure_aggregation); choose another one")
     names = None if config is None else config.federation.client_names
     if names is not None and name not in names:
         raise UserError(f"--name: got {name!r}, expected one of federation.client_names: {', '.join(names)}; say which one this is")
     return name
 
 
-def _who(options: ClientArguments, config: Config | None) -> tuple[ClientId, str]:
+def who(options: ClientArguments, config: Config | None) -> tuple[ClientId, str]:
     """Name and identity of this client: those of its folder, or new ones that are written there."""
     before = _known(options)
     name = _name(options, config, before) or f"client-{secrets.token_hex(4)}"

@@ -33,6 +33,7 @@ from ..engine.held import HeldStates
 from ..engine.requests import OnDemand
 from ..engine.states import ClientStates
 from ..models.base_models import find
+from ..privacy.options import HELPER
 from ..progress import Progress
 from ..saving import checksum_of_files, versions
 from .again import about
@@ -109,7 +110,10 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     transport = FlowerTransport(grid, run, shared, versions(), completed, say, unregistered_names=chosen)
     options = config.federation
     expected = known.get("clients") or options.client_names or tuple(sorted(config.privacy.pinned)) or None
-    clients = transport.wait_for(options.clients, expected, float(settings["wait-s"]))
+    if expected is not None and config.privacy.helped:
+        expected = *expected, HELPER
+    here = transport.wait_for(options.clients, expected, float(settings["wait-s"]))
+    clients = tuple(name for name in here if not (config.privacy.helped and name == HELPER))
 
     def connect(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> Machines:
         transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))

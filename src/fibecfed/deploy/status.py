@@ -33,7 +33,7 @@ LOCK = "lock"
 IDLE = "waiting for the server"
 _ADVICE = "remove it, and the client writes it again when it is next asked something"
 _TRAINING = ("hello", "start", "train", "evaluate", "evaluate_both", "evaluate_global", "finish")
-_SUMS = ("share", "mask", "confirm", "reveal")
+_SUMS = ("share", "mask", "confirm", "reveal", "key", "unmask")
 _ACTIONS = (*_TRAINING, *_SUMS, "other")
 """What is counted, each for itself; the server cannot add names."""
 

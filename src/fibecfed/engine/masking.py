@@ -11,41 +11,36 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..core.errors import RunFailed
-from ..core.files import write_atomically
-from ..core.json_text import from_json, to_json
 from ..core.method import Phase
-from ..core.types import ClientId, Failure, Round
+from ..core.types import ClientId, Round
 from ..core.wire import WireError, decode, encode, message
 from ..privacy.cohorts import Cohorts
 from ..privacy.fixed import Adding, Words
-from ..secure.client import Misled, SumClient
+from ..secure.client import SumClient
 from ..secure.context import Context, digest_of_broadcast
 from ..secure.server import NoSum, SumServer
+from ..secure.signed import Misled
 from .checks import OVERHEAD_BYTES
 from .gathering import USABLE
 from .requests import OnDemand, Requests
-from .summands import Summand, summand, summand_bytes, words_of
+from .sum_exchanges import Post, Told, as_tensor, begun, own_words, remember, request_of, table_of, told
+from .summands import summand, summand_bytes, words_of
 from .summing import Sum, SumRequest
-from .transport import Action, Transport, exchange
+from .transport import Action, Transport
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 STEPS: tuple[Action, ...] = ("share", "mask", "confirm", "reveal")
 """Actions after "train"."""
-
-SUMS = "sums.json"
-"""In a client's folder of a run: which sums it has helped to unmask."""
 
 
 @message
@@ -61,31 +56,6 @@ class Opening:
     broadcast: Tensor
     cohort: tuple[str, ...]
     attempt: int
-
-
-@message
-class Told:
-    """Names of clients, and a text of or for each."""
-
-    names: tuple[str, ...]
-    texts: tuple[str, ...] = ()
-
-
-def told(table: Mapping[str, str]) -> bytes:
-    """The bytes of a `Told`."""
-    return encode(Told(tuple(table), tuple(table.values())))
-
-
-def table_of(blob: bytes) -> dict[str, str]:
-    """What `told` encoded.
-
-    Raises:
-        WireError: something else.
-    """
-    got = decode(Told, blob)
-    if len(got.names) != len(got.texts) or len(set(got.names)) != len(got.names):
-        raise WireError(f"got {len(got.texts)} texts for {len(got.names)} names, expected one for each")
-    return dict(zip(got.names, got.texts, strict=True))
 
 
 # ---- the server's half
@@ -118,8 +88,8 @@ class Masked:
         digest = digest_of_broadcast(blob)
         context = Context(self.run, now.number, 0, asked.cohort, digest, self.cohorts.least, self.cohorts.colluders)
         sum_ = SumServer(context, self.pinned)
-        post = _Post(transport, now, timeout_s)
-        opening = encode(Opening(_bytes(blob), asked.cohort, context.attempt))
+        post = Post(transport, now, timeout_s)
+        opening = encode(Opening(as_tensor(blob), asked.cohort, context.attempt))
         longest, length = summand_bytes(self.adding, asked.sent) + OVERHEAD_BYTES, self.adding.length(asked.sent)
         summands = 0
         try:
@@ -141,44 +111,7 @@ class Masked:
         return Sum(total, sum_.survivors, _failed(post, sum_), post.down, post.up, summands)
 
 
-@dataclass
-class _Post:
-    """The exchanges of one sum: bytes by client, and who failed in which."""
-
-    transport: Transport
-    now: Round
-    timeout_s: float | None
-    down: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
-    up: dict[ClientId, int] = field(default_factory=dict[ClientId, int])
-    failures: dict[ClientId, str] = field(default_factory=dict[ClientId, str])
-
-    def ask(self, action: Action, requests: Mapping[ClientId, bytes], longest: int = 2**26) -> Iterable[tuple[ClientId, bytes]]:
-        for client, blob in requests.items():
-            self.down[client] = self.down.get(client, 0) + len(blob)
-        silent = dict.fromkeys(requests)
-        for client, reply in exchange(self.transport, action, self.now, requests, self.timeout_s, longest):
-            silent.pop(client, None)
-            if isinstance(reply, Failure):
-                self.failures[client] = reply.reason
-            else:
-                self.up[client] = self.up.get(client, 0) + len(reply)
-                yield client, reply
-        self.failures |= {client: f"client {client}: no answer" for client in silent}
-
-    def texts(self, action: Action, requests: Mapping[ClientId, bytes]) -> dict[ClientId, str]:
-        return {client: reply.decode(errors="replace") for client, reply in self.ask(action, requests)}
-
-    def tables(self, action: Action, requests: Mapping[ClientId, bytes]) -> dict[ClientId, dict[str, str]]:
-        found: dict[ClientId, dict[str, str]] = {}
-        for client, reply in self.ask(action, requests):
-            try:
-                found[client] = table_of(reply)
-            except WireError as error:
-                self.failures[client] = f"client {client}: {error}"
-        return found
-
-
-def _failed(post: _Post, sum_: SumServer) -> dict[ClientId, str]:
+def _failed(post: Post, sum_: SumServer) -> dict[ClientId, str]:
     return {**post.failures, **{client: f"client {client}: {reason}" for client, reason in sum_.wrong.items()}}
 
 
@@ -202,15 +135,12 @@ class OwnSums:
     cohorts: Cohorts
     _open: _Open | None = None
 
+    actions = ("train", *STEPS)
+
     def answer(
         self, action: str, run: str, now: Round, payload: bytes, folder: Path, start: Callable[[], str], train: Callable[[bytes], bytes]
     ) -> bytes:
-        """The reply to an action of a sum.
-
-        Args:
-            folder: the client's, of this run.
-            start: a checksum of the tensors that the run started from, which the server may have sent.
-            train: makes the client's `Summand` of a broadcast.
+        """As `summing.ClientSums`.
 
         Raises:
             Misled: the server asks for what an honest one would not; nothing was revealed, and this sum is over for the client.
@@ -236,24 +166,13 @@ class OwnSums:
 
     def _begin(self, run: str, now: Round, payload: bytes, folder: Path, start: str, train: Callable[[bytes], bytes]) -> _Open:
         opening = decode(Opening, payload)
-        if len(opening.cohort) != self.cohorts.size:
-            raise Misled(
-                f"the server asks for a sum of {len(opening.cohort)} clients, expected {self.cohorts.size} (federation.clients_per_round)"
-            )
         broadcast = opening.broadcast.numpy().tobytes()
-        digest, known = digest_of_broadcast(broadcast), remembered(folder).get(str(now.number), {})
-        if known and known["broadcast"] != digest:
-            raise Misled(f"the server asks for a second sum of round {now.number}, of another model: one round is summed once")
-        before = tuple(known.get("survivors", ()))
+        digest, known = begun(folder, now, broadcast, opening.cohort, self.cohorts)
         least, colluders = self.cohorts.least, self.cohorts.colluders
         context = Context(run, now.number, opening.attempt, opening.cohort, digest, least, colluders)
-        request = f"{now.phase} {now.index} {now.num_rounds} {start}"
-        sum_ = SumClient(self.name, self.identity, self.pinned, context, before, request)
-        blob = train(broadcast)
-        words = _own_words(blob, self.adding)
-        about = {"broadcast": digest, "words": hashlib.sha256(words.tobytes()).hexdigest()}
-        if known and known["words"] != about["words"]:
-            raise Misled(f"a second sum of round {now.number} would have other numbers of this client in it: one round is summed once")
+        before = tuple(known.get("survivors", ()))
+        sum_ = SumClient(self.name, self.identity, self.pinned, context, before, request_of(now, start))
+        words, about = own_words(train(broadcast), self.adding, now, digest, known)
         return _Open(sum_, words, about)
 
 
@@ -271,24 +190,3 @@ class _Open:
         if words is None:
             raise Misled("the server asks for masked words a second time")
         return words
-
-
-def remembered(folder: Path) -> dict[str, Any]:
-    """Round -> the sum of it that the client helped to unmask."""
-    path = folder / SUMS
-    return from_json(path.read_text()) if path.exists() else {}
-
-
-def remember(folder: Path, round_number: int, about: Mapping[str, str], survivors: tuple[str, ...]) -> None:
-    """Add a sum to those that were unmasked; returns once it is on the disk."""
-    table = {**remembered(folder), str(round_number): {**about, "survivors": list(survivors)}}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SUMS, (to_json(table) + "\n").encode())
-
-
-def _own_words(blob: bytes, adding: Adding) -> Words:
-    return words_of(blob, adding, len(decode(Summand, blob, copy=False).words)).copy()
-
-
-def _bytes(blob: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(blob), dtype=torch.uint8)

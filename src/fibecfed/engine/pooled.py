@@ -28,6 +28,7 @@ from ..privacy.clip import Integers, clipped_or_whole, digest, grid_step, nothin
 from ..privacy.fixed import ClippedGrid, NotASum
 from ..privacy.ledger import EVALUATION, BudgetSpent, Ledger, Release
 from ..privacy.noise import noised
+from ..privacy.options import HELPER
 from ..privacy.participation import cyclic
 from .checks import OVERHEAD_BYTES
 from .gathering import USABLE
@@ -184,13 +185,14 @@ def pooled_round(
         failures=silent,
         server={},
         seconds=0.0,  # of the wall: they tell how much the clients hold
+        notes={HELPER: got.helper} if got.helper else {},
     )
     return after, record
 
 
 @dataclass(frozen=True)
 class _Total:
-    """The sum of a round's clipped updates, in steps of the grid; who is in it; bytes by client and by field."""
+    """The sum of a round's clipped updates, in steps of the grid; who is in it; bytes by client and by field, and the helper's."""
 
     total: Integers
     heard: Collection[ClientId]
@@ -198,6 +200,7 @@ class _Total:
     bytes_up: Mapping[ClientId, int]
     fields_down: Mapping[str, int]
     fields_up: Mapping[str, int]
+    helper: Mapping[str, int]
 
 
 def _added(
@@ -226,6 +229,7 @@ def _added(
         dict.fromkeys(sorted(heard), len(likeness)),
         _times(next(iter(requests.fields().values())), len(chosen)),
         _times(up, len(heard)),
+        {},
     )
 
 
@@ -239,7 +243,7 @@ def _summed(
         total = sums.adding.integers(got.total, asked.sent)
     except NotASum as error:
         raise RunFailed(f"{now.phase} round {now.index}: what came does not add up to a sum of updates: {error}. {USABLE}") from None
-    return _Total(total, got.clients, got.bytes_down, got.bytes_up, *got.fields(asked))
+    return _Total(total, got.clients, got.bytes_down, got.bytes_up, *got.fields(asked), got.helper)
 
 
 def mean_of(total: Integers, sent: Params, release: Release) -> dict[str, torch.Tensor]:

@@ -38,7 +38,12 @@ def summand_of(phase: Phase[Any, Any, Any, Any], broadcast: Any, message: Any, a
 
 def summand(words: Words) -> bytes:
     """The bytes of a `Summand`."""
-    return encode(Summand(torch.from_numpy(words.view(_SIGNED[words.dtype.type][0]))))
+    return encode(Summand(signed_words(words)))
+
+
+def signed_words(words: Words) -> Tensor:
+    """Words as a message has them."""
+    return torch.from_numpy(words.view(_SIGNED[words.dtype.type][0]))
 
 
 def summand_bytes(adding: Adding, sent: Params) -> int:
@@ -52,7 +57,15 @@ def words_of(blob: bytes | memoryview, adding: Adding, length: int) -> Words:
     Raises:
         WireError: something else, or of another length.
     """
-    words = decode(Summand, blob, copy=False).words
+    return words_in(decode(Summand, blob, copy=False).words, adding, length)
+
+
+def words_in(words: Tensor, adding: Adding, length: int) -> Words:
+    """What `signed_words` made.
+
+    Raises:
+        WireError: something else, or of another length.
+    """
     if words.dtype != _SIGNED[adding.dtype][1] or words.shape != (length,):
         raise WireError(f"got {words.dtype} of shape {tuple(words.shape)}, expected {length} words of {adding.dtype.__name__}")
     return words.numpy().view(adding.dtype)

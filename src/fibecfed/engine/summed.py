@@ -12,6 +12,7 @@ from ..core.trees import first_not_finite
 from ..core.types import ClientId, Round
 from ..core.wire import tensors_of
 from ..privacy.fixed import FixedPoint, NotASum, moved
+from ..privacy.options import HELPER
 from .failures import printable
 from .gathering import USABLE
 from .options import FederationOptions
@@ -25,16 +26,19 @@ SUMMED = "sum"
 """What the one answer is called that a method aggregates."""
 
 
-def reject_unsummed(method: Method[Any, Any], kind: str) -> None:
+def reject_unsummed(method: Method[Any, Any], kind: str, aggregation: str) -> None:
     """A method whose server needs more of the answers than their mean.
+
+    Args:
+        aggregation: the value of `privacy.secure_aggregation`.
 
     Raises:
         UserError: naming the method and the stage.
     """
     if (why := why_unpooled(method)) is not None:
         raise UserError(
-            f"privacy.secure_aggregation: got true, which the method {kind} cannot be run with: {why}; choose another method, such as "
-            "lora, or leave that stage out (docs/privacy.md says how)"
+            f'privacy.secure_aggregation: got "{aggregation}", which the method {kind} cannot be run with: {why}; choose another method, '
+            "such as lora, or leave that stage out (docs/privacy.md says how)"
         )
 
 
@@ -69,6 +73,7 @@ def summed_round(
         if (bad := first_not_finite(tensors)) is not None:
             raise Diverged(f"{where}: {named(field, bad)} of the server's state is not finite after it. {USABLE}")
     fields_down, fields_up = got.fields(asked)
+    helped = {HELPER: got.helper} if got.helper else {}
     record = RoundRecord(
         phase=now.phase,
         index=now.index,
@@ -85,6 +90,6 @@ def summed_round(
         failures={client: printable(got.failures[client]) for client in sorted(got.failures)},
         server={},
         seconds=time.perf_counter() - start,
-        notes={SUMMED: {"num_samples": mean.num_samples, "beyond_range": mean.saturated}},
+        notes=helped | {SUMMED: {"num_samples": mean.num_samples, "beyond_range": mean.saturated}},
     )
     return after, record

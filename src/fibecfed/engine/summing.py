@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -61,6 +62,7 @@ class Sum:
         failures: why others are not.
         bytes_down, bytes_up: of the whole exchange, by client.
         summands: how many came, of clients that were lost afterwards too.
+        helper: bytes to and from the helper, who is no client; empty where there is none.
     """
 
     total: Words
@@ -69,6 +71,7 @@ class Sum:
     bytes_down: Mapping[ClientId, int]
     bytes_up: Mapping[ClientId, int]
     summands: int
+    helper: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def fields(self, asked: SumRequest) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes down and up by message field, over the cohort."""
@@ -90,6 +93,33 @@ class Summing(Protocol):
 
         Raises:
             RunFailed: no sum may be had.
+        """
+        ...
+
+
+class ClientSums(Protocol):
+    """A client's part of such sums.
+
+    Attributes:
+        adding: how its answer becomes words.
+        actions: that it answers.
+    """
+
+    @property
+    def adding(self) -> Adding: ...
+
+    @property
+    def actions(self) -> tuple[str, ...]: ...
+
+    def answer(
+        self, action: str, run: str, now: Round, payload: bytes, folder: Path, start: Callable[[], str], train: Callable[[bytes], bytes]
+    ) -> bytes:
+        """The reply to an action of a sum.
+
+        Args:
+            folder: the client's, of this run.
+            start: a checksum of the tensors that the run started from, which the server may have sent.
+            train: makes the client's `Summand` of a broadcast.
         """
         ...
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, Protocol
 
 from ..core.types import ClientId, Failure, Round
 
-Action = Literal["train", "share", "mask", "confirm", "reveal", "evaluate", "evaluate_both", "evaluate_global"]
-"""What a client is asked for: to train; to take a step of a masked sum (`masking`); or to count, for its own model, for that and the global
-one, or for the global one alone."""
+Action = Literal["train", "share", "mask", "confirm", "reveal", "key", "unmask", "evaluate", "evaluate_both", "evaluate_global"]
+"""What a client is asked for: to train; to take a step of a masked sum (`masking`; the helper of `helping`: to give its key, or to add up
+masks); or to count, for its own model, for that and the global one, or for the global one alone."""
 
 
 @dataclass(frozen=True)

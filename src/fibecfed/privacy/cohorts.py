@@ -16,15 +16,17 @@ class Cohorts:
         size: n, clients of a cohort.
         colluders: c, of them that may work with the server.
         dropouts: d, that a round may lose.
+        helped: whether a helper takes the masks off, in place of the clients.
     """
 
     size: int
     colluders: int
     dropouts: int
+    helped: bool = False
 
     @property
     def least(self) -> int:
-        """t = n - d: clients that a sum is of at least, and whose help unmasks it. At least t - c of them are honest."""
+        """t = n - d: clients that a sum is of at least, and without a helper whose help unmasks it. At least t - c of them are honest."""
         return self.size - self.dropouts
 
 
@@ -37,7 +39,7 @@ def cohorts_of(options: PrivacyOptions, size: int) -> Cohorts | None:
     Raises:
         UserError: naming the key to change.
     """
-    if not options.secure_aggregation:
+    if not options.summed:
         return None
     if size < options.min_clients:
         raise UserError(
@@ -54,10 +56,10 @@ def cohorts_of(options: PrivacyOptions, size: int) -> Cohorts | None:
             f"privacy.dropouts: got {options.dropouts} for {size} clients per round, expected at most {size - options.min_clients}, so "
             f"that {options.min_clients} (privacy.min_clients) are left; lower it, or raise federation.clients_per_round"
         )
-    if 2 * (size - options.dropouts) <= size + options.colluders:
+    if not options.helped and 2 * (size - options.dropouts) <= size + options.colluders:
         raise UserError(
             f"privacy.dropouts: got {options.dropouts} and privacy.colluders = {options.colluders} for {size} clients per round, expected "
             f"2 dropouts + colluders below {size}: else a lying server could name two sets of survivors; lower one of them, or raise "
             "federation.clients_per_round"
         )
-    return Cohorts(size, options.colluders, options.dropouts)
+    return Cohorts(size, options.colluders, options.dropouts, options.helped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,6 +13,17 @@ LEAST_NOISE = 1e-3
 MOST_EPSILON = 1e6
 """Beyond these nothing is protected."""
 
+
+HELPER = "helper"
+"""The helper's name: of its key under [privacy.keys], and of its SuperNode."""
+
+
+def _named(value: Any) -> Any:
+    """`true` and `false` as earlier versions had them."""
+    return {True: "pairs", False: "none"}[value] if isinstance(value, bool) else value
+
+
+SecureAggregation = Annotated[Literal["none", "helper", "pairs"], BeforeValidator(_named)]
 
 Keys = Annotated[tuple[str, ...], BeforeValidator(entries_of)]
 """Names with a text each: a table, or its entries as strings "name = text"."""
@@ -79,10 +90,11 @@ class PrivacyOptions(Options):
         "experiments on data that need no protection.",
     )
 
-    secure_aggregation: bool = Field(
-        default=False,
-        description="Whether the server gets nothing of the clients' updates but their sum: each is masked, and the masks cancel. In a "
-        "simulation the same sum is computed without masks.",
+    secure_aggregation: SecureAggregation = Field(
+        default="none",
+        description='"pairs": the server gets nothing of the clients\' updates but their sum; each is masked, and the clients take the '
+        'masks off the sum together. "helper": a further process takes them off, which must not work with the server. In a simulation the '
+        "same sum is computed without masks.",
     )
     range: float = Field(
         default=0.5,
@@ -102,14 +114,35 @@ class PrivacyOptions(Options):
 
     keys: Keys = Field(
         default=(),
-        description="With secure_aggregation across machines: the public key of every client, as `fibecfed client --show-key` prints it: a "
-        "table of names with 64 hexadecimal digits each. Copied by hand, so that no server can put its own in their place.",
+        description="With secure_aggregation across machines: the public key of every client, as `fibecfed client --show-key` prints it, "
+        "and of the helper, as `fibecfed helper --show-key` does: a table of names with 64 hexadecimal digits each. Copied by hand, so "
+        "that no server can put its own in their place.",
     )
+
+    @property
+    def summed(self) -> bool:
+        """Whether the server gets sums alone."""
+        return self.secure_aggregation != "none"
+
+    @property
+    def helped(self) -> bool:
+        """Whether a helper takes the masks off."""
+        return self.secure_aggregation == "helper"
+
+    @property
+    def keys_by_name(self) -> dict[str, str]:
+        """Every entry of `keys`."""
+        return {name: key for entry in self.keys for name, _, key in [entry.rpartition(" = ")]}
 
     @property
     def pinned(self) -> dict[str, str]:
         """Name of a client -> its public key, 64 hexadecimal digits."""
-        return {name: key for entry in self.keys for name, _, key in [entry.rpartition(" = ")]}
+        return {name: key for name, key in self.keys_by_name.items() if not (self.helped and name == HELPER)}
+
+    @property
+    def helper_key(self) -> str | None:
+        """The helper's public key; None: there is none."""
+        return self.keys_by_name.get(HELPER) if self.helped else None
 
     @property
     def budget(self) -> float | None:

@@ -79,6 +79,10 @@ def _adaptive(plan: PrivacyPlan) -> str:
     return f"from {plan.clip_norm:g} towards the norm that {plan.quantile:.0%} of updates are within; its count costs {more:.1%} more noise"
 
 
+_HELPED = "taken off by the helper, which sees who answered and no update; it and the server together could see every update"
+_IN_PAIRS = "taken off by the clients, in four exchanges more"
+
+
 def cohort_lines(cohorts: Cohorts, adding: Adding | None) -> list[tuple[str, str]]:
     """What `fibecfed check` says of secure aggregation, as rows of two cells."""
     n, c, d = cohorts.size, cohorts.colluders, cohorts.dropouts
@@ -88,6 +92,7 @@ def cohort_lines(cohorts: Cohorts, adding: Adding | None) -> list[tuple[str, str
             f"at least {cohorts.least} of {n} clients; with {c} who work with the server, it hides at least {cohorts.least - c}",
         ),
         ("lost clients", f"{d} per round at most; with more the round fails"),
+        ("masks", _HELPED if cohorts.helped else _IN_PAIRS),
     ]
     if isinstance(adding, FixedPoint):
         each = f"whole steps of {adding.range / adding.most:.3g} for a client with {adding.max_samples} examples"

@@ -1,4 +1,5 @@
-"""Secure aggregation by the protocol of Bonawitz et al. (CCS 2017) against a server that may lie: state machines without input or output.
+"""Secure aggregation against a server that may lie: state machines without input or output. With a helper: `helper.py`. In pairs: by the
+protocol of Bonawitz et al. (CCS 2017).
 
 Section 4 and figure 4 there, with the signatures and the check of consistency of section 6. One sum takes five exchanges:
 

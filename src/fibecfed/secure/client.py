@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from . import shamir
 from .context import Context
 from .masks import Words, add_mask, agreed, derived
-from .signed import BadStatement, keys_in, read, stated, transcript_of
+from .signed import BadStatement, Misled, keys_in, read, stated, transcript_of
 
 STEPS = ("advertise", "share", "masked", "confirm", "reveal")
 _ONCE = bytes(12)
@@ -22,10 +22,6 @@ _ONCE = bytes(12)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Misled(Exception):
-    """The server asks for what an honest one would not, or somebody else's message is not theirs. The text says which."""
 
 
 def _once(
@@ -79,7 +75,7 @@ class SumClient:
         before: Sequence[str] = (),
         request: str = "",
     ) -> None:
-        if (problem := context.problem()) is not None:
+        if (problem := context.problem() or context.two_sets()) is not None:
             raise Misled(f"the server asks for what may not be: {problem}")
         if name not in context.cohort:
             raise Misled(f"the server asks client {name} for a sum of others")

@@ -44,12 +44,16 @@ class Context:
 
     def problem(self) -> str | None:
         """Why nothing may be summed so; None: it may."""
-        n, t, c = len(self.cohort), self.least, self.colluders
         if tuple(sorted(set(self.cohort))) != self.cohort:
             return "the cohort is not a sorted list of different names"
-        if not c + 2 <= t <= n or 2 * t <= n + c:
-            return f"sums of {t} of {n} clients hide nothing from {c} colluders and a lying server"
-        return None
+        return None if self.colluders + 2 <= self.least <= len(self.cohort) else self._hides_nothing()
+
+    def two_sets(self) -> str | None:
+        """Why clients that agree on the survivors by signatures could be shown two sets of them; None: they could not."""
+        return None if 2 * self.least > len(self.cohort) + self.colluders else self._hides_nothing()
+
+    def _hides_nothing(self) -> str:
+        return f"sums of {self.least} of {len(self.cohort)} clients hide nothing from {self.colluders} colluders and a lying server"
 
 
 def digest_of_broadcast(blob: bytes) -> str:

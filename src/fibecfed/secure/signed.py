@@ -20,6 +20,10 @@ class BadStatement(ValueError):
     """A statement that its client did not make."""
 
 
+class Misled(Exception):
+    """The server asks for what an honest one would not, or somebody else's message is not theirs. The text says which."""
+
+
 def stated(key: Ed25519PrivateKey, table: Mapping[str, Any]) -> str:
     """A signed statement."""
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))

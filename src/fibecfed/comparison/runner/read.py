@@ -203,10 +203,10 @@ def _private(comparison: ComparisonOptions) -> Iterator[str]:
     found = {name: dict(leaves(table)) for name, table in tables.items()}
     for name, table in found.items():
         exact = table.get("privacy.evaluation", found["base"].get("privacy.evaluation")) == "exact"
-        if table.get("privacy.secure_aggregation") is True and not exact:
+        if (got := table.get("privacy.secure_aggregation", False)) not in (False, "none") and not exact:
             yield (
-                f'{name}.privacy.secure_aggregation: got true without scores that could be compared; set privacy.evaluation = "exact" '
-                "beside it, which sends each client's counts"
+                f"{name}.privacy.secure_aggregation: got {show(got)} without scores that could be compared; set privacy.evaluation = "
+                '"exact" beside it, which sends the counts of each client'
             )
         if table.get("privacy.unit", "none") == "none":
             continue

@@ -92,9 +92,10 @@ class Connections:
     def node_of(self, client: ClientId) -> int | None:
         """Where a client can be asked now; None: nowhere."""
         connection = self._connections.get(client)
-        return (
-            connection.node if connection is not None and connection.hello.initial == (self._checksum or connection.hello.initial) else None
-        )
+        if connection is None:
+            return None
+        initial = connection.hello.initial
+        return connection.node if self._checksum is None or initial in ("", self._checksum) else None
 
     def absence(self, client: ClientId) -> Failure:
         """Why a client cannot be asked."""

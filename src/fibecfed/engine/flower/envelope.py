@@ -66,7 +66,7 @@ class Hello:
         name: its stable name.
         identity: drawn once for its folder, to distinguish two machines of one name.
         config: what it has in common with the server, as JSON.
-        initial: checksum of its trainable tensors at the start.
+        initial: checksum of its trainable tensors at the start; "" where it has none, as the helper.
         versions: of what computes its numbers, as JSON.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,14 @@ from ...core.trees import checksum
 from ...core.types import ClientData, ClientId, Params
 from ...core.wire import Tensors, WireError, decode, encode, message
 from ...privacy.ledger import LEDGERS, SECRET
-from ...secure.client import Misled
 from ..failures import printable
-from ..masking import STEPS, OwnSums
 from ..runtime import ClientRuntime, NoAnswer, PrivateExamples
+from ..summing import ClientSums
 from .agreement import digest, disagreements, table_of
-from .envelope import Finish, Hello, Reply, Request, packed, unpacked
+from .envelope import Finish, Hello, Request, unpacked
+from .replies import Outcome, not_for, of_no_run, outcome_of, reply_to
 from .round_states import RoundStates
 
-_RUN = re.compile(r"[0-9a-f]{16}")  # it becomes the name of a folder here
 _START = "start.safetensors"
 
 FAILED_IN_PRIVATE = "its work failed; its own log says why"
@@ -80,48 +78,31 @@ class Resident:
     say: Callable[[str], None]
     clip_norm: float | None = None
     scored: bool = True
-    sums: OwnSums | None = None
+    sums: ClientSums | None = None
     examples: Callable[[Place], PrivateExamples] | None = None
     begun: Callable[[Request], None] = lambda request: None
     ended: Callable[[Request, str, int, int], None] = lambda request, status, received, sent: None
 
     def answer(self, blob: bytes) -> bytes:
         """The reply to a request."""
-        try:
-            request = decode(Request, blob)
-        except WireError as error:
-            return encode(Reply("refused", str(error), "", "", self.name, 0, packed(b"")))
-        self.begun(request)
-        status, reason, payload = self._handle(request)
-        where = f"{request.phase[:40]} round {request.index}: " if request.phase else ""
-        self._tell(f"{request.action[:40]}: {where}{status}" + (f" ({reason})" if reason else ""))
-        if status == "failed" and (self.clip_norm is not None or self.examples is not None):
-            reason = FAILED_IN_PRIVATE
-        reply = encode(Reply(status, reason, request.action, request.run, self.name, request.number, packed(payload)))
-        self.ended(request, status, len(blob), len(reply))
-        return reply
+        return reply_to(blob, self.name, self._handle, self.say, self.begun, self.ended, self._told)
+
+    def _told(self, status: str, reason: str) -> str:
+        private = self.clip_norm is not None or self.examples is not None
+        return FAILED_IN_PRIVATE if status == "failed" and private else reason
 
     def _tell(self, text: str) -> None:
         self.say(printable(text))
 
-    def _handle(self, request: Request) -> tuple[str, str, bytes]:
+    def _handle(self, request: Request) -> Outcome:
         own = json.dumps(self.config, sort_keys=True)
-        if not _RUN.fullmatch(request.run):
-            return "refused", f"got {request.run[:40]!r} as the name of a run, expected 16 hexadecimal digits", b""
+        if (refused := of_no_run(request)) is not None:
+            return refused
         if request.action != "hello" and request.config != digest(self.config):
             return "refused", "the server has another configuration", own.encode()
-        if request.action != "hello" and request.client != self.name:
-            return "refused", f"the request is for {request.client[:80]!r}, and this is {self.name!r}", b""
-        try:
-            return self._hello(request, own) if request.action == "hello" else self._work(request)
-        except Misled as error:
-            return "refused", str(error), b""
-        except (NoAnswer, WireError) as error:
-            return "failed", str(error), b""
-        except Exception as error:  # a bug or a full disk here must not end the client, nor be hidden from the server
-            return "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", b""
+        return not_for(request, self.name) or outcome_of(lambda: self._work(request, own))
 
-    def _hello(self, request: Request, own: str) -> tuple[str, str, bytes]:
+    def _hello(self, request: Request, own: str) -> Outcome:
         server = unpacked(request.payload).decode(errors="replace")
         differing = disagreements(table_of(server), self.config)
         if differing:
@@ -132,14 +113,16 @@ class Resident:
         hello = Hello(self.name, self.identity, own, initial, json.dumps(self.versions, sort_keys=True))
         return "done", "", encode(hello)
 
-    def _work(self, request: Request) -> tuple[str, str, bytes]:
+    def _work(self, request: Request, own: str) -> Outcome:
+        if request.action == "hello":
+            return self._hello(request, own)
         payload, now = unpacked(request.payload), request.round
         if request.action == "start":
             decode(Start, payload)
             self._run_folder(request).mkdir(parents=True, exist_ok=True)
             write_atomically(self._run_folder(request) / _START, payload)
             return "done", "", b""
-        if self.sums is not None and request.action in ("train", *STEPS):
+        if self.sums is not None and request.action in self.sums.actions:
             folder, runtime = self._run_folder(request), self._runtime(request, now.number)
 
             def train(broadcast: bytes) -> bytes:
