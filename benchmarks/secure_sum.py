@@ -1,9 +1,9 @@
 """Seconds and bytes of secure aggregation: python benchmarks/secure_sum.py [NUMBERS ...]
 
-One sum by each of the two protocols of `fibecfed.secure`, in pairs and with a helper, all in this process, one thread: without lost clients,
-and with as many as allowed lost, in pairs after they shared their secrets, which costs the server most. Processor seconds: of one client over all
-its steps, of the server, and of the helper; bytes of all messages of one client, up and down, beside those of its update in float32, and of
-the helper. Every sum is compared with the plain one.
+One sum by each of the two protocols of `fibecfed.secure`, in pairs and with a helper, all in this process, one thread: without lost
+clients, and with as many as allowed lost, in pairs after they shared their secrets, which costs the server most. Processor seconds: of
+one client over all its steps, of the server, and of the helper; bytes of all messages of one client, up and down, beside those of its
+update in float32, and of the helper. Every sum is compared with the plain one.
 """
 
 from __future__ import annotations
