@@ -166,6 +166,21 @@ def test_a_helper_that_was_started_again_before_it_answered_ends_the_round_and_i
     assert np.array_equal(summed(own).total, plain(drawn(FIVE), FIVE))
 
 
+def test_a_helper_that_was_started_again_between_two_rounds_gives_a_new_key_and_the_round_is_asked_for_again(tmp_path: Path) -> None:
+    own, asked = played(tmp_path), list[tuple[str, str]]()
+    pool = own.pool()
+    summed(own, pool=pool)
+    own.restart_helper()
+    own.change = lambda ticket, blob: asked.append((ticket.client, ticket.action)) or blob
+    got = summed(own, now=replace(NOW, number=1), pool=pool)
+    assert np.array_equal(got.total, plain(drawn(FIVE), FIVE)) and not got.failures
+    assert [action for client, action in asked if client == HELPER] == ["unmask", "key", "unmask"]
+    assert [action for client, action in asked if client == FIVE[0]] == ["train", "train"]
+    own.change = losing([HELPER], "unmask")
+    with pytest.raises(RunFailed, match="the helper did not help"):
+        summed(own, now=replace(NOW, number=2), pool=pool)
+
+
 def test_a_round_whose_masks_were_lost_on_the_way_is_repeated_with_the_same_clients_alone(tmp_path: Path) -> None:
     """Or the server died before its checkpoint. Who was not in it is left out again, although the helper was started again too."""
     own, lost = played(tmp_path), FIVE[1]

@@ -118,6 +118,21 @@ class Helped:
         digest = digest_of_broadcast(blob)
         context = Context(self.run, now.number, 0, asked.cohort, digest, self.cohorts.least, self.cohorts.colluders)
         with_helper, post = Post(transport, now, timeout_s), Post(transport, now, timeout_s)
+        with_helper.down[HELPER] = with_helper.up[HELPER] = 0
+        came_before = self._next is not None and self._next[0] == now.number
+        got = self._sum(asked, blob, context, with_helper, post)
+        if got is None and came_before:  # a helper that was started again since then has a new key
+            self._next = None
+            with_helper.failures.clear()
+            post.failures.clear()
+            got = self._sum(asked, blob, context, with_helper, post)
+        if got is None:
+            raise _helpless(with_helper)
+        return got
+
+    def _sum(self, asked: SumRequest, blob: bytes, context: Context, with_helper: Post, post: Post) -> Sum | None:
+        """The sum; None: the helper did not add up the masks."""
+        now = post.now
         statement, offer = self._offered(with_helper)
         clients = [client for client in asked.cohort if not offer.before or client in offer.before]
         wrong = dict.fromkeys(set(asked.cohort) - set(clients), f"round {now.number} was summed before, without it")
@@ -141,7 +156,10 @@ class Helped:
         survivors = tuple(sorted(seeds))
         asked.reject(failures, now)
         self._reject_other(now, survivors, offer.before, failures)
-        total -= self._masks(with_helper, seeds, length, longest)
+        masks = self._masks(with_helper, seeds, length, longest)
+        if masks is None:
+            return None
+        total -= masks
         carried = {"bytes_down": with_helper.down[HELPER], "bytes_up": with_helper.up[HELPER]}
         return Sum(total, survivors, failures, post.down, post.up, len(seeds), carried)
 
@@ -168,17 +186,21 @@ class Helped:
         now = post.now
         if self._next is not None and self._next[0] == now.number:
             statement = self._next[1]
-            post.down[HELPER] = post.up[HELPER] = 0
         else:
-            statement = self._asked(post, "key", b"", STATEMENT_BYTES).decode(errors="replace")
+            reply = _answer(post, "key", b"", STATEMENT_BYTES)
+            if reply is None:
+                raise _helpless(post)
+            statement = reply.decode(errors="replace")
         self._next = None  # it is for one round, and none of another one's attempts
         try:
             return statement, offer_of(statement, self.helper, self.run, now.number)
         except BadStatement as error:
             raise RunFailed(f"{now.phase} round {now.index}: the helper's key cannot be used: {error}. {USABLE}") from None
 
-    def _masks(self, post: Post, seeds: Mapping[ClientId, str], length: int, longest: int) -> Words:
-        reply, now = self._asked(post, "unmask", told(seeds), longest), post.now
+    def _masks(self, post: Post, seeds: Mapping[ClientId, str], length: int, longest: int) -> Words | None:
+        reply, now = _answer(post, "unmask", told(seeds), longest), post.now
+        if reply is None:
+            return None
         try:
             got = decode(Masks, reply, copy=False)
             words = words_in(got.words, self.adding, length)
@@ -187,13 +209,15 @@ class Helped:
         self._next = now.number + 1, got.offer
         return words
 
-    def _asked(self, post: Post, action: Action, blob: bytes, longest: int) -> bytes:
-        for _, reply in post.ask(action, {HELPER: blob}, longest):
-            return reply
-        where, why = f"{post.now.phase} round {post.now.index}", post.failures.get(HELPER, f"client {HELPER}: no answer")
-        raise RunFailed(
-            f"{where}: the helper did not help, and without it nothing of the round can be used: {why.removeprefix('client ')}. {USABLE}"
-        )
+
+def _answer(post: Post, action: Action, blob: bytes, longest: int) -> bytes | None:
+    """The helper's; None: it did not answer, or rejected the request."""
+    return dict(post.ask(action, {HELPER: blob}, longest)).get(HELPER)
+
+
+def _helpless(post: Post) -> RunFailed:
+    where, why = f"{post.now.phase} round {post.now.index}", post.failures[HELPER].removeprefix("client ")
+    return RunFailed(f"{where}: the helper did not help, and without it nothing of the round can be used: {why}. {USABLE}")
 
 
 # ---- a client's part
