@@ -188,7 +188,7 @@ def test_what_flower_is_told_of_the_client() -> None:
 
 
 def test_a_clients_check_looks_at_the_connection_before_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(federation=SimpleNamespace(client_names=None))
+    config = SimpleNamespace(federation=SimpleNamespace(client_names=None), privacy=SimpleNamespace(helped=False))
     monkeypatch.setattr(client, "federation_config", lambda options: config)
     monkeypatch.setattr(client, "_check_key", lambda *words: None)
     context = tls(*certificate(tmp_path, 5.0, HERE))
