@@ -44,7 +44,7 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (EXAMPLE, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit` = "example"'),
         ({**EXAMPLE, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' without `data.path`"),
         ({**UNIT, "unit_column": "who"}, {}, "privacy.unit_column: got 'who' with .* which protects all that a client holds"),
-        ({**EXAMPLE, "secure_aggregation": True}, {}, 'privacy.secure_aggregation: got "pairs" with'),
+        ({**EXAMPLE, "secure_aggregation": "pairs"}, {}, 'privacy.secure_aggregation: got "pairs" with'),
         (EXAMPLE, {"training": {"dropout": 0.1}}, "training.dropout: got 0.1 with"),
         (EXAMPLE, {"training": {"class_weights": "balanced"}}, "training.class_weights: got 'balanced' with .* weigh the same"),
         (EXAMPLE, {"resources": {"activation_cache_mb": 100}}, "resources.activation_cache_mb: got 100 with"),
@@ -164,6 +164,12 @@ def test_every_client_of_machines_has_a_pinned_key(keys: dict[str, str], federat
 def test_true_and_false_are_what_they_were_called_before() -> None:
     for value, name in ((True, "pairs"), (False, "none"), ("helper", "helper")):
         assert PrivacyOptions(secure_aggregation=value).secure_aggregation == name  # pyright: ignore[reportArgumentType]
+
+
+def test_false_with_another_mistake_is_no_second_one() -> None:
+    with pytest.raises(UserError) as told:
+        config({**EXAMPLE, "secure_aggregation": False}, training={"dropout": 0.1})
+    assert "secure_aggregation" not in str(told.value)
 
 
 def helped(keys: dict[str, str], **federation: Any) -> Config:

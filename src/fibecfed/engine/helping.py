@@ -32,7 +32,7 @@ from .checks import OVERHEAD_BYTES
 from .gathering import USABLE
 from .helped import HelpedSums
 from .requests import Requests
-from .sum_exchanges import Post, as_tensor, begun, own_words, remember, request_of, table_of, told
+from .sum_exchanges import SumPost, as_tensor, begun, own_words, remember, request_of, table_of, told
 from .summands import signed_words, summand_bytes, words_in
 from .summing import Sum, SumRequest
 from .transport import Action, Transport
@@ -117,7 +117,7 @@ class Helped:
         assert blob is not None, "why_unpooled lets no phase with addressed messages be summed"
         digest = digest_of_broadcast(blob)
         context = Context(self.run, now.number, 0, asked.cohort, digest, self.cohorts.least, self.cohorts.colluders)
-        with_helper, post = Post(transport, now, timeout_s), Post(transport, now, timeout_s)
+        with_helper, post = SumPost(transport, now, timeout_s), SumPost(transport, now, timeout_s)
         with_helper.down[HELPER] = with_helper.up[HELPER] = 0
         came_before = self._next is not None and self._next[0] == now.number
         got = self._sum(asked, blob, context, with_helper, post)
@@ -130,7 +130,7 @@ class Helped:
             raise _helpless(with_helper)
         return got
 
-    def _sum(self, asked: SumRequest, blob: bytes, context: Context, with_helper: Post, post: Post) -> Sum | None:
+    def _sum(self, asked: SumRequest, blob: bytes, context: Context, with_helper: SumPost, post: SumPost) -> Sum | None:
         """The sum; None: the helper did not add up the masks."""
         now = post.now
         statement, offer = self._offered(with_helper)
@@ -181,7 +181,7 @@ class Helped:
                 f"adds up the masks of one sum in a round; have the same clients take part. {USABLE}"
             )
 
-    def _offered(self, post: Post) -> tuple[str, Offer]:
+    def _offered(self, post: SumPost) -> tuple[str, Offer]:
         """The helper's key for a round, as it signed it and what it is; it came with the masks of the last one, or is asked for."""
         now = post.now
         if self._next is not None and self._next[0] == now.number:
@@ -197,7 +197,7 @@ class Helped:
         except BadStatement as error:
             raise RunFailed(f"{now.phase} round {now.index}: the helper's key cannot be used: {error}. {USABLE}") from None
 
-    def _masks(self, post: Post, seeds: Mapping[ClientId, str], length: int, longest: int) -> Words | None:
+    def _masks(self, post: SumPost, seeds: Mapping[ClientId, str], length: int, longest: int) -> Words | None:
         reply, now = _answer(post, "unmask", told(seeds), longest), post.now
         if reply is None:
             return None
@@ -210,12 +210,12 @@ class Helped:
         return words
 
 
-def _answer(post: Post, action: Action, blob: bytes, longest: int) -> bytes | None:
+def _answer(post: SumPost, action: Action, blob: bytes, longest: int) -> bytes | None:
     """The helper's; None: it did not answer, or rejected the request."""
     return dict(post.ask(action, {HELPER: blob}, longest)).get(HELPER)
 
 
-def _helpless(post: Post) -> RunFailed:
+def _helpless(post: SumPost) -> RunFailed:
     where, why = f"{post.now.phase} round {post.now.index}", post.failures[HELPER].removeprefix("client ")
     return RunFailed(f"{where}: the helper did not help, and without it nothing of the round can be used: {why}. {USABLE}")
 
@@ -303,7 +303,7 @@ class Helping:
         """The reply to an action.
 
         Raises:
-            Misled: the server asks for what an honest one would not; nothing was told.
+            Misled: the server asks for what an honest one would not; nothing was revealed.
             WireError: bytes that are not the action's.
         """
         if action == "key":

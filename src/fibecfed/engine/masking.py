@@ -31,7 +31,7 @@ from ..secure.signed import Misled
 from .checks import OVERHEAD_BYTES
 from .gathering import USABLE
 from .requests import OnDemand, Requests
-from .sum_exchanges import Post, Told, as_tensor, begun, own_words, remember, request_of, table_of, told
+from .sum_exchanges import SumPost, Told, as_tensor, begun, own_words, remember, request_of, table_of, told
 from .summands import summand, summand_bytes, words_of
 from .summing import Sum, SumRequest
 from .transport import Action, Transport
@@ -88,7 +88,7 @@ class Masked:
         digest = digest_of_broadcast(blob)
         context = Context(self.run, now.number, 0, asked.cohort, digest, self.cohorts.least, self.cohorts.colluders)
         sum_ = SumServer(context, self.pinned)
-        post = Post(transport, now, timeout_s)
+        post = SumPost(transport, now, timeout_s)
         opening = encode(Opening(as_tensor(blob), asked.cohort, context.attempt))
         longest, length = summand_bytes(self.adding, asked.sent) + OVERHEAD_BYTES, self.adding.length(asked.sent)
         summands = 0
@@ -111,7 +111,7 @@ class Masked:
         return Sum(total, sum_.survivors, _failed(post, sum_), post.down, post.up, summands)
 
 
-def _failed(post: Post, sum_: SumServer) -> dict[ClientId, str]:
+def _failed(post: SumPost, sum_: SumServer) -> dict[ClientId, str]:
     return {**post.failures, **{client: f"client {client}: {reason}" for client, reason in sum_.wrong.items()}}
 
 

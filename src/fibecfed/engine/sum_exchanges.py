@@ -52,7 +52,7 @@ def table_of(blob: bytes) -> dict[str, str]:
 
 
 @dataclass
-class Post:
+class SumPost:
     """The exchanges of one sum: bytes by client, and who failed in which."""
 
     transport: Transport

@@ -122,7 +122,7 @@ class PrivacyOptions(Options):
     @property
     def summed(self) -> bool:
         """Whether the server gets sums alone."""
-        return self.secure_aggregation != "none"
+        return _named(self.secure_aggregation) != "none"  # a table with another mistake is looked at as it was written
 
     @property
     def helped(self) -> bool:

@@ -33,7 +33,7 @@ def reply_to(
     Args:
         name: of the process.
         say, begun, ended: as of `resident.Resident`.
-        told: of a status and its reason, what the server is told of the latter.
+        told: of a status and its reason, what the server gets of the latter.
     """
     try:
         request = decode(Request, blob)
