@@ -69,7 +69,7 @@ lint: $(VENV)/.dev ## Check style, types and import contracts
 test-flower: $(VENV)-flower/.ready ## Run the tests of federations across machines, in an environment of their own with Flower
 	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -rs -m "flower and not machines" tests/engine/flower tests/deploy
 
-test-machines: $(VENV)-flower/.ready ## Run masked sums of five clients that are processes of their own, one of which is killed; about ten minutes
+test-machines: $(VENV)-flower/.ready ## Run masked sums of five clients that are processes of their own, one of which is killed, and of three with a helper; a few minutes
 	OMP_NUM_THREADS=1 PATH="$(abspath $(VENV)-flower/bin):$$PATH" $(VENV)-flower/bin/python -m pytest -q -rs -m machines tests/deploy
 
 test-network: $(VENV)-flower/.ready ## Run a federation in network namespaces of this machine, over links that are slow and fail; needs root

@@ -48,7 +48,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     for path in (here.app / "federation.toml", folder / "sim.toml"):
         path.write_text(path.read_text() + HELPED_BY.format(keys=keys))
     try:
-        start_tiny(here)
+        start_tiny(here, eager=True)
         here.key(HELPER)
         here.register(HELPER)
         link = ("--superlink", f"{here.host}:{here.port}", "--key", f"{HELPER}-key")

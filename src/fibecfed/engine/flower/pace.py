@@ -46,7 +46,7 @@ DRAWS = 600
 """Clients' parts of rounds that are drawn where segments are lost; at least 40 rounds."""
 
 
-def network_seconds(down: int, up: int, network: Network, loss: float = 0.0, clients: int = 1) -> float:
+def network_seconds(down: int, up: int, network: Network, loss: float = 0.0, clients: int = 1, start_s: float = START_S) -> float:
     """Seconds on the way of one message and its answer, beyond those on a network without delay or limit.
 
     Args:
@@ -54,6 +54,7 @@ def network_seconds(down: int, up: int, network: Network, loss: float = 0.0, cli
         network: its rates and its delay; how fast clients compute is not used.
         loss: fraction of the frames that is lost, in each direction; the mean over drawn losses, always the same ones.
         clients: how many are asked at once, each over a link of its own; the round waits for the last.
+        start_s: as `START_S`, on these machines.
     """
     draws, trip = np.random.default_rng(0), 2 * network.latency_ms / 1e3
     shape = (max(40, DRAWS // clients), clients) if loss else (1, 1)
@@ -66,7 +67,7 @@ def network_seconds(down: int, up: int, network: Network, loss: float = 0.0, cli
     fetched, sent = parts(down, network.down_mbit), parts(up, network.up_mbit)
     small = 2 * (ASKING_TRIPS + 2 * PARTS_TRIPS)  # a request and an answer each
     resent = draws.binomial(small, loss, shape) * (2 * trip + RESENT_S)
-    seconds = np.maximum(fetched - START_S, 0.0) + sent + ASKING_TRIPS * trip + resent
+    seconds = np.maximum(fetched - start_s, 0.0) + sent + ASKING_TRIPS * trip + resent
     there, taken = seconds.max(axis=1), (seconds + _too_long(sent, draws if loss else None)).max(axis=1)
     period = ASKS_EVERY_S + trip  # a SuperNode asks in vain until the server's next message is there
     return float((there + period * np.floor((taken - there) / period)).mean())
