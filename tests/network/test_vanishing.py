@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
-FEW = 12
+FEW = 9
 """Rounds of this run; those of the other tests take a while."""
 
 
