@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run docs test test-docs test-flower test-machines test-gpu test-network lint format coverage release smollm2 constraints clean
+.PHONY: help run docs test test-docs test-accounting test-flower test-machines test-gpu test-network lint format coverage release smollm2 constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -82,6 +82,11 @@ $(VENV)-flower/.ready: pyproject.toml constraints-flower.txt
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt torch hatchling editables
 	@$(VENV)-flower/bin/python -m pip install -qq --constraint constraints-flower.txt --no-build-isolation --editable '.[demo,flower,metrics]' 'flwr[simulation]' pytest hypothesis
 	@touch $@
+
+# dp-accounting asks for an attrs of 2023, so it cannot be resolved together with the rest; it works with the one that is there.
+test-accounting: $(VENV)/.dev ## Check what is charged for privacy against Google's dp-accounting, which is fetched for it
+	@$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(VENV)-accounting dp-accounting==0.6.0 dm-tree==0.1.10 wrapt==2.5.2
+	PYTHONPATH=$(VENV)-accounting $(BIN)/python -m pytest -q -rs tests/privacy/test_dp_accounting.py
 
 test-gpu: $(VENV)/.dev ## Run the tests that need a GPU; DEVICE=cpu runs them small on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m gpu --device $(DEVICE) tests/gpu tests/engine/test_runtime.py

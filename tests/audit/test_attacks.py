@@ -82,6 +82,15 @@ def test_shares_are_guessed_exactly_where_the_update_is_a_line_of_them() -> None
         torch.testing.assert_close(guessed_shares(features, shares, place), shares[place])
 
 
+def test_of_a_mean_the_shares_of_the_cohort_are_guessed_without_the_clients_own_update() -> None:
+    shares = torch.tensor([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
+    features = 0.01 * shares + 3.0
+    for place in range(len(shares)):
+        other = features.clone()
+        other[place] = 7.0
+        torch.testing.assert_close(guessed_shares(other, shares, place, features.mean(0)), shares.mean(0))
+
+
 def test_a_guess_does_not_look_at_the_clients_own_shares() -> None:
     shares, features = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3)
     other = shares.clone()

@@ -73,6 +73,8 @@ def test_a_table_at_80_columns_and_the_same_as_json(inputs: Path, tmp_path: Path
         assert row["name"] in out and row["unit"] in " ".join(out.split())
         for figure in row["views"].values():
             assert figure["low"] <= figure["value"] <= figure["high"] or row["name"] == "members named"
+            assert figure["guessing"] == pytest.approx(row["guessing"], abs=0.5)
+            assert figure["better_than_guessing"] in (False, not figure["low"] <= figure["guessing"] <= figure["high"])
     names = [row["name"] for row in found["rows"]]
     assert names == ["label shares", "members by loss", "members by angle", "members named", "words", "canaries"]
     assert [row["guessing"] for row in found["rows"][1:5]] == [0.5, 0.5, 0.01, 0.5]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 
-from fibecfed.audit.figures import MemberScores, auc, mean, true_positives
+from fibecfed.audit.figures import Interval, MemberScores, auc, mean, named_by_chance, student, true_positives
+from fibecfed.audit.views import AttackRow
 
 
 def normal(count: int, shift: float, seed: int) -> torch.Tensor:
@@ -40,4 +42,45 @@ def test_nothing_to_compare_is_no_figure() -> None:
 
 def test_a_mean_and_its_interval() -> None:
     found = mean([1.0, 2.0, 3.0])
-    assert (found.value, found.high - found.value) == (2.0, pytest.approx(1.96 / 3**0.5)) and mean([2.0]).high == 2.0
+    assert (found.value, found.high - found.value) == (2.0, pytest.approx(4.303 / 3**0.5)) and mean([2.0]).high == 2.0
+
+
+def test_few_values_have_the_quantiles_of_student() -> None:
+    for freedom in (1, 2, 4, 10, 11, 15, 30, 100):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=5e-4)
+
+
+def test_others_that_are_the_same_for_every_client_are_drawn_together() -> None:
+    """20 clients with 30 members each against the same 100 others: the variance of the area is about (1/100 + 1/600) / 12. Drawn anew for
+    each client, the others would seem to be 2,000."""
+    others, members = normal(100, 0.0, 0), [normal(30, 0.0, 1 + place) for place in range(20)]
+    shared, apart = (auc([MemberScores(own, others, sample) for own in members]) for sample in (0, None))
+    assert shared is not None and apart is not None and shared.value == apart.value
+    half = 1.96 * ((1 / 100 + 1 / 600) / 12) ** 0.5
+    assert (shared.high - shared.low) / 2 == pytest.approx(half, rel=0.2)
+    assert apart.high - apart.low < 0.6 * (shared.high - shared.low)
+
+
+def test_members_are_named_by_chance_as_often_as_is_said() -> None:
+    """More often than 1 in 100 where there are few others: the third highest of 200 is above one in 67 at random."""
+    found = list[float]()
+    for seed in range(300):
+        strata = [
+            MemberScores(normal(40, 0.0, 3 * seed), normal(200, 0.0, 3 * seed + 1)),
+            MemberScores(normal(80, 0.0, 3 * seed + 2), normal(50, 0.0, -1 - seed)),
+        ]
+        share = true_positives(strata)
+        assert share is not None
+        found.append(share.value)
+    expected = (40 * 3 / 201 + 80 * 1 / 51) / 120
+    assert named_by_chance(strata) == pytest.approx(expected)
+    assert sum(found) / len(found) == pytest.approx(expected, abs=4 * torch.tensor(found).std().item() / len(found) ** 0.5)
+
+
+def test_a_figure_tells_more_than_guessing_on_the_side_where_it_does() -> None:
+    low, middle, high = Interval(0.2, 0.1, 0.3), Interval(0.5, 0.3, 0.7), Interval(0.8, 0.7, 0.9)
+    views = {"low": low, "middle": middle, "high": high}
+    for better, told in (("below", ["low"]), ("above", ["high"]), ("both", ["low", "high"])):
+        row = AttackRow("", "", 0.5, views, better=better)
+        assert [view for view in views if row.tells(view)] == told
+    assert not AttackRow("", "", 0.5, views, guesses={"low": 0.1}).tells("low")

@@ -93,6 +93,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fedadam, depth by position": {"kind": "fedadam", "depth": 0.5, "depth_rule": "last"},
     "scaffold, depth by Fisher information": {"kind": "scaffold", "depth": 1},
     "local, depth by position": {"kind": "local", "depth": 1, "depth_rule": "last"},
+    "lora, the head alone": {"kind": "lora", "depth": 0},
     "ffa-lora, depth by position": {"kind": "ffa-lora", "depth": 1, "depth_rule": "last"},
     "agreement": {"layers": {"rule": "agreement", "after": 1, "mean_every": 3}, "head": "agreement"},
     "agreement, all rules": {

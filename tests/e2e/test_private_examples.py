@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_runs import save_chats
+from chats import chat_config
 from safetensors.torch import load_file
 from saved import run_config
 
 from fibecfed import session
 from fibecfed.audit.command import audit
+from fibecfed.audit.replay import observed
 from fibecfed.build import prepare
 from fibecfed.check import privacy_section
 from fibecfed.config import Config
@@ -288,3 +291,24 @@ def test_its_messages_can_be_audited_without_touching_its_ledgers(whole: Path, t
     found = audit(tmp_path / "run", 2)
     assert found["rounds"] == [0, 3] and found["note"]
     assert own(tmp_path / "run") == own(whole) and not list((tmp_path / "run" / "checkpoints").rglob("*secret*/*"))
+
+
+def test_answers_are_private_too_and_clients_weigh_by_their_number(tmp_path: Path) -> None:
+    """Not by labelled tokens, which would tell how long one is."""
+    save_chats(tmp_path)
+    tables = {"method": {"kind": "lora"}, "training": {"objective": "example"}, "privacy": PRIVACY}
+    out = tmp_path / "run"
+    session.start(chat_config(tmp_path, **tables), out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["privacy"]["epsilon"] == epsilon_of(summary_times(out) / 2.0**2, 1e-3) and "example" in summary["privacy"]["statement"]
+    prepared = prepare(chat_config(tmp_path, **tables))
+    (first, *_), _, _ = observed(prepared, out)
+    sizes = {client: len(prepared.inputs.data.client(client).train) for client in first.updates}
+    for name, change in first.mean.items():
+        mean = sum(first.updates[client][name].double() * sizes[client] for client in sizes) / sum(sizes.values())
+        assert float((change.double() - mean).abs().max()) <= 1e-6 + 1e-4 * float(mean.abs().max())
+
+
+def summary_times(out: Path) -> int:
+    """In how many noised sums an example of the client that trained most was."""
+    return max(sum(line["times"] for line in mine[1:]) for mine in own(out).values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from answering import alone, answer_task, answers
 from made import KEY, made_data, made_task
 from torch import Tensor
 
@@ -59,6 +60,25 @@ def test_the_clipped_sum_is_that_of_a_loop_over_examples(part: str, clip_norm: f
     size = max(float(value.abs().max()) for value in expected.values())
     for name in moving:
         torch.testing.assert_close(found.sums[name], expected[name], rtol=1e-5, atol=1e-5 * size)
+
+
+def test_of_answers_each_has_the_gradient_of_its_own_mean_over_tokens() -> None:
+    """Whatever the others of the batch are, and however long."""
+    task, batch = answer_task(), answers()
+    params, moving = task.params(), list(task.names)
+    whole = clipped_sum(task, leaves(task, params, moving), moving, batch, C)
+    total = {name: torch.zeros_like(params[name]) for name in moving}
+    for row in range(4):
+        one, own = alone(batch, row), leaves(task, params, moving)
+        tokens = int((one["labels"] != -100).sum())
+        grads = torch.autograd.grad(task.losses(own, one).sum() / tokens, [own[name] for name in moving])
+        norm = float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+        assert float(whole.squared_norms[row]) ** 0.5 == pytest.approx(norm, rel=1e-4)
+        for name, grad in zip(moving, grads, strict=True):
+            total[name] += grad * min(1.0, C / norm)
+    size = max(float(value.abs().max()) for value in total.values())
+    for name in moving:
+        torch.testing.assert_close(whole.sums[name], total[name], rtol=1e-4, atol=1e-5 * size)
 
 
 @dataclass
@@ -128,6 +148,22 @@ def test_a_step_is_the_noised_sum_over_the_configured_batch_size() -> None:
         expected = params[name] - 0.1 * sum(sums[name] for sums in whole.sums) / 4
         torch.testing.assert_close(one.params[name], expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(other.params[name], one.params[name], rtol=1e-4, atol=1e-6)
+
+
+def test_kept_activations_change_no_step() -> None:
+    """Of the upper blocks, and of the head alone; in the second epoch the lower blocks do not run."""
+    examples = made_data(examples=9).client("0").train
+    options = TrainingOptions(local_epochs=2, batch_size=4, gradient_accumulation=3, learning_rate=0.1)
+    for blocks in ((3,), ()):
+        found = list[Mapping[str, Tensor]]()
+        for budget in (0, 2**22):
+            task = made_task()
+            if budget:
+                task.keep_activations(budget)
+            trained = [name for name in task.names if task.layer_of(name) in (None, *blocks)]
+            found.append(fit_private(task, moved(task), examples, options, KEY, NoNoise(), trained=trained).params)
+        assert task.lower_blocks is not None and task.lower_blocks.found >= len(examples)
+        assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_a_penalty_pulls_beside_the_noise_and_masked_rows_stay() -> None:

@@ -55,6 +55,27 @@ def test_what_is_not_trained_stays_is_not_sent_and_may_be_kept(kind: str) -> Non
     assert all(torch.equal(plain.server.params[name], start[name]) for name in still)
 
 
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"fibecfed"}))
+def test_with_no_block_the_head_alone_is_trained_and_sent(kind: str) -> None:
+    plain, kept = (world_of(kind, budget, depth=0, finetune=True) for budget in (0, 2**22))
+    start = plain.task.init_params(KEY.fold("run", "init"))
+    assert [phase.name for phase in plain.method.phases] == ["tune", "finetune"]  # nothing is measured
+    for world in (plain, kept):
+        world.finish()
+    assert encode(plain.server) == encode(kept.server) and kept.task.lower_blocks.found > 0
+    head, phases = names_of_layers(plain.task, [None]), {phase.name: phase for phase in plain.method.phases}
+    sent, moved = set[str](), set[str]()
+    for _, _, now, down, up in plain.transport.carried:
+        for fields in (tensors_of(decode(phases[now.phase].down, down)), tensors_of(decode(phases[now.phase].up, up[:-32]))):
+            sent |= {name for tensors in fields.values() for name in tensors}
+    for client in DATA.clients:
+        tuned = plain.state(client).tuned
+        moved |= {name for name in plain.task.names if not torch.equal(tuned[name], start[name])}
+    assert moved == head and sent <= head
+    assert plain.method.summary(plain.server)["trained_layers"] == []
+    assert set(plain.method.trains(plain.task, plain.server)) == head
+
+
 @pytest.mark.parametrize("kind", ["lora", "scaffold"])
 def test_the_blocks_of_the_largest_measured_information_are_trained(kind: str) -> None:
     world = world_of(kind, depth=2)

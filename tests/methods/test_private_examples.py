@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from answering import answer_task, answers
 from made import KEY, TRAINING, made_data, made_method, made_task
 from torch import Tensor
 
@@ -30,6 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedadam": {"kind": "fedadam"},
     "lora, then personal": {"kind": "lora", "finetune": True},
     "local": {"kind": "local"},
+    "the head alone": {"kind": "lora", "depth": 0},
+    "lora in the last block": {"kind": "lora", "depth": 1, "depth_rule": "last"},
     "fibecfed": {"layers": LAST, "score_after": 1, "curriculum": {"beta": 0.1}},
     "fibecfed, scored again, closing round": {
         "layers": LAST,
@@ -106,6 +109,21 @@ class WithoutOne:
         return losses * self._kept(batch), tape
 
 
+class Answered:
+    """Texts with answers of many lengths, as a client's training part."""
+
+    def __init__(self, count: int) -> None:
+        lengths = tuple(5 + number % 7 for number in range(count))
+        self._table = answers(lengths, tuple(1 + number % 4 for number in range(count)))
+        self.lengths, self.units, self.weight = self._table["attention_mask"].sum(1), None, count
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, positions: Sequence[int], max_length: int | None = None) -> Batch:
+        return {name: value[list(positions)] for name, value in self._table.items()}
+
+
 @dataclass(frozen=True)
 class Seen:
     """One client's run: what went into releases, what came out, and what left the client."""
@@ -134,12 +152,14 @@ def run(method: Any, task: Any, data: ClientData, released: Sequence[Mapping[str
     return Seen(private.inputs, private.outputs, messages, times, own)
 
 
-def neighbours(kind: str, number: int = 3, batch_size: int = 6, people: bool = False) -> tuple[Seen, Seen, Any]:
+def neighbours(kind: str, number: int = 3, batch_size: int = 6, people: bool = False, answered: bool = False) -> tuple[Seen, Seen, Any]:
     options = METHODS[kind]
     training = TRAINING.model_copy(update={"batch_size": batch_size, "learning_rate": 0.1})
     method = made_method(**{"kind": "fibecfed", **options}, rounds=ROUNDS, clients=1, training=training)
     task, data = made_task(), made_data(clients=1, examples=EXAMPLES).client("0")
     theirs = [number]
+    if answered:
+        task, data = answer_task(), replace(data, train=Answered(EXAMPLES))
     if people:
         units = torch.arange(EXAMPLES) % 7
         data = replace(data, train=replace(data.train, table=replace(data.train.table, units=units[data.train.indices.argsort()])))
@@ -163,12 +183,12 @@ def distances(first: Seen, second: Seen) -> list[float]:
     return [norm(one, other) / C for one, other in zip(first.inputs, second.inputs, strict=True)]
 
 
-CASES = [*((kind, False) for kind in METHODS), ("lora", True), ("fibecfed", True)]
+CASES = [(kind, "texts") for kind in METHODS] + [(kind, of) for kind in ("lora", "fibecfed") for of in ("people", "answers")]
 
 
-@pytest.mark.parametrize(("kind", "people"), CASES)
-def test_one_example_or_person_moves_each_release_by_its_sensitivity_at_most_and_nothing_else(kind: str, people: bool) -> None:
-    first, second, method = neighbours(kind, people=people)
+@pytest.mark.parametrize(("kind", "of"), CASES)
+def test_one_example_or_person_moves_each_release_by_its_sensitivity_at_most_and_nothing_else(kind: str, of: str) -> None:
+    first, second, method = neighbours(kind, people=of == "people", answered=of == "answers")
     found = distances(first, second)
     assert 0 < max(found) <= 1 + 1e-5
     assert sum(distance > 1e-4 for distance in found) <= sum(first.times)  # each example is in so many sums, and no more

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 from fibecfed.core.errors import UserError
 from fibecfed.core.types import Round
 from fibecfed.local.threshold import BINS, bins_of, threshold
+from fibecfed.privacy import examples as own
 from fibecfed.privacy.example_plan import PlannedRound, example_plan
 from fibecfed.privacy.examples import ClientLedgers, OneTraining
 from fibecfed.privacy.gaussian import epsilon_of
-from fibecfed.privacy.ledger import BudgetSpent, Terms
+from fibecfed.privacy.ledger import BudgetSpent, Ledger, Terms
+from fibecfed.privacy.noise import key_of
 from fibecfed.privacy.options import PrivacyOptions
 
 Z, C = 1.5, 0.25
@@ -26,7 +30,10 @@ def training(folder: Path, number: int = 0, budget: float | None = None, client:
     return OneTraining(ledgers.open(client, 10, number > 0), client, Round("tune", number, 4, number))
 
 
-def test_noise_has_the_declared_deviation_and_is_independent(tmp_path: Path) -> None:
+# ---- laws, each with planted faults that it catches
+
+
+def noise_has_the_declared_deviation_and_is_independent(tmp_path: Path) -> None:
     """Over numbers, steps, rounds and clients; 120,000 of them. A quarter of the noise is off by 200 standard errors."""
     total = {"w": torch.full((100, 100), 0.125)}
     found: list[np.ndarray] = []
@@ -43,7 +50,7 @@ def test_noise_has_the_declared_deviation_and_is_independent(tmp_path: Path) -> 
     assert np.abs(correlations).max() < 5 / math.sqrt(10_000)
 
 
-def test_the_same_sum_gets_the_same_noise_and_another_one_other_noise(tmp_path: Path) -> None:
+def the_same_sum_gets_the_same_noise_and_another_one_other_noise(tmp_path: Path) -> None:
     """So a training that is repeated after an interruption releases nothing new, unless it ends otherwise."""
     total = {"w": torch.ones(50)}
     first = training(tmp_path).noised(total)["w"]
@@ -52,6 +59,49 @@ def test_the_same_sum_gets_the_same_noise_and_another_one_other_noise(tmp_path: 
     other = training(tmp_path).noised({"w": torch.ones(50) + 1e-6})["w"]
     assert float((other - first).abs().mean()) > 0.1 * Z * C
     assert not torch.equal(again.noised(total)["w"], first)  # another step
+
+
+@pytest.mark.parametrize(
+    "law", [noise_has_the_declared_deviation_and_is_independent, the_same_sum_gets_the_same_noise_and_another_one_other_noise]
+)
+def test_a_training_keeps(law: Callable[[Path], None], tmp_path: Path) -> None:
+    law(tmp_path)
+
+
+FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], Callable[[Path], None]]] = {
+    "a quarter of the noise": (
+        own,
+        "noised",
+        lambda true: lambda total, clip, z, key: true(total, clip, z / 4, key),
+        noise_has_the_declared_deviation_and_is_independent,
+    ),
+    "one noise for all rounds": (
+        Ledger,
+        "key",
+        lambda true: lambda ledger, purpose, phase, number, *more: true(ledger, purpose, phase, 0, *more),
+        noise_has_the_declared_deviation_and_is_independent,
+    ),
+    "one noise for all clients": (
+        Ledger,
+        "key",
+        lambda true: lambda ledger, *names: key_of(b"", *names),
+        noise_has_the_declared_deviation_and_is_independent,
+    ),
+    "the noise of a step again after a retry": (
+        own,
+        "digest",
+        lambda true: lambda integers, clip: b"",
+        the_same_sum_gets_the_same_noise_and_another_one_other_noise,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, make, law = FAULTS[fault]
+    monkeypatch.setattr(owner, name, make(getattr(owner, name)))
+    with pytest.raises(AssertionError):
+        law(tmp_path)
 
 
 def test_every_epoch_is_a_partition_of_its_own(tmp_path: Path) -> None:

@@ -68,21 +68,23 @@ def alignments(task: Task, params: Params, updates: Sequence[Params], examples: 
 
 
 def within_classes(members: Tensor, others: Tensor, of_members: Tensor | None, of_others: Tensor | None) -> list[MemberScores]:
-    """MemberScores apart by class, so that finding out the class alone tells nobody from anybody; all together without classes."""
+    """MemberScores apart by class, so that finding out the class alone tells nobody from anybody; all together without classes. The others
+    of a class are taken for the same ones in every call."""
     if of_members is None or of_others is None:
-        return [MemberScores(members, others)]
-    return [MemberScores(members[of_members == one], others[of_others == one]) for one in of_members.unique()]
+        return [MemberScores(members, others, 0)]
+    return [MemberScores(members[of_members == one], others[of_others == one], int(one)) for one in of_members.unique()]
 
 
-def guessed_shares(features: Tensor, shares: Tensor, of: int) -> Tensor:
+def guessed_shares(features: Tensor, shares: Tensor, of: int, seen: Tensor | None = None) -> Tensor:
     """The shares of the classes among one client's labels, guessed by somebody who knows those of all other clients.
 
-    One slope from features to shares, the least squares of the other clients', is applied to the difference of this client's features
-    from their mean.
+    One slope from features to shares, the least squares of the other clients', is applied to the difference of what is seen from the mean
+    of their features.
 
     Args:
         features: shape (clients, classes); what an update does to each class.
         shares: shape (clients, classes); row `of` is not looked at.
+        seen: features of what is seen instead of this client's own, shape (classes,); then row `of` of `features` is not looked at either.
 
     Returns:
         Shape (classes,), not negative, of sum 1.
@@ -92,7 +94,8 @@ def guessed_shares(features: Tensor, shares: Tensor, of: int) -> Tensor:
     mean_f, mean_s = f[known].mean(0), s[known].mean(0)
     df, ds = f[known] - mean_f, s[known] - mean_s
     slope = (df * ds).sum() / df.square().sum().clamp(min=1e-300)
-    guess = (mean_s + slope * (f[of] - mean_f)).clamp(min=0)
+    own = f[of] if seen is None else seen.double() - seen.double().mean()
+    guess = (mean_s + slope * (own - mean_f)).clamp(min=0)
     return guess / guess.sum().clamp(min=1e-300)
 
 

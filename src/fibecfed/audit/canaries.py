@@ -108,8 +108,10 @@ def canary_rows(
     guess = sum(math.log2(number / rank) for rank in range(1, number + 1)) / number
     bounds = {view: bound(scores) for view, scores in of_views.items()}
     return (
-        AttackRow("canaries", f"mean exposure of a planted one, bit (at most {math.log2(number):.1f})", guess, _means(exposures)),
-        AttackRow("canaries' epsilon", "at least, for one example, by how many guesses are right", 0.0, bounds),
+        AttackRow(
+            "canaries", f"mean exposure of a planted one, bit (at most {math.log2(number):.1f})", guess, _means(exposures), better="above"
+        ),
+        AttackRow("canaries' epsilon", "at least, for one example, by how many guesses are right", 0.0, bounds, better="above"),
     )
 
 

@@ -89,14 +89,15 @@ def _of_private(prepared: Prepared) -> str | None:
 
 
 def _json(row: AttackRow) -> dict[str, Any]:
-    def of(figure: Interval) -> dict[str, float]:
-        return {"value": figure.value, "low": figure.low, "high": figure.high}
+    def of(view: str, figure: Interval) -> dict[str, Any]:
+        measured = {"value": figure.value, "low": figure.low, "high": figure.high}
+        return {**measured, "guessing": row.guess(view), "better_than_guessing": row.tells(view)}
 
     return {
         "name": row.name,
         "unit": row.unit,
         "guessing": row.guessing,
-        "views": {view: of(figure) for view, figure in row.figures.items()},
+        "views": {view: of(view, figure) for view, figure in row.figures.items()},
         "why_empty": row.why,
     }
 
@@ -118,12 +119,12 @@ def show(found: Mapping[str, Any], out: Console) -> None:
     out.print()
     for row in found["rows"]:
         out.print(Text(f"{row['name']}: {row['unit']}" + (f"; not measured: {row['why_empty']}" if row["why_empty"] else "")))
-    out.print(Text(f"\n± is half a 95 % interval. {found['warning']}"))
+    out.print(Text(f"\n± is half a 95 % interval, * tells more than guessing by more than that. {found['warning']}"))
     if found["note"]:
         out.print(Text(f"note: {found['note']}"))
 
 
-def _cell(figure: Mapping[str, float] | None) -> str:
+def _cell(figure: Mapping[str, Any] | None) -> str:
     if figure is None:
-        return "-"
-    return f"{figure['value']:.2f} ±{(figure['high'] - figure['low']) / 2:.2f}"
+        return "- "
+    return f"{figure['value']:.2f}±{(figure['high'] - figure['low']) / 2:.2f}{'*' if figure['better_than_guessing'] else ' '}"

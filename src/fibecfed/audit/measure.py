@@ -13,7 +13,7 @@ from ..core.task import Task
 from ..core.types import ClientId, Examples, Params
 from ..data.text import TableExamples
 from . import attacks
-from .figures import FALSE_POSITIVES, Interval, MemberScores, auc, mean, true_positives
+from .figures import FALSE_POSITIVES, Interval, MemberScores, auc, mean, named_by_chance, true_positives
 from .replay import Observed
 from .views import FINAL, AttackRow, names_of
 
@@ -58,24 +58,26 @@ class _Audit:
         name, unit = "label shares", "mean error of the guessed share of a class"
         if self.data.label_names is None:
             return AttackRow(name, unit, 0.0, {}, "these examples have no classes")
-        classes, figures, guessing = len(self.data.label_names), dict[str, Interval](), list[float]()
+        classes, figures, guesses = len(self.data.label_names), dict[str, Interval](), dict[str, float]()
         for one in self.rounds:
             clients = sorted(one.updates)
             if len(clients) < TOO_FEW:
                 continue
-            single, together = names_of(one)
             shares = attacks.shares_of([self.data.client(client) for client in clients], classes)
             features = torch.stack([attacks.class_features(self.task, one.before, one.updates[client], self.others) for client in clients])
-            guesses = torch.stack([attacks.guessed_shares(features, shares, place) for place in range(len(clients))])
-            figures[single] = mean((guesses - shares).abs().mean(1).tolist())
-            sizes = torch.tensor([len(self.data.client(client).train) for client in clients]).double()
-            pooled = (shares * sizes[:, None]).sum(0) / sizes.sum()
-            figures[together] = mean((pooled - shares).abs().mean(1).tolist())
-            known = [torch.arange(len(shares)) != place for place in range(len(clients))]
-            guessing += [float((shares[others].mean(0) - shares[place]).abs().mean()) for place, others in enumerate(known)]
+            single, together = names_of(one)
+            views: dict[str, Tensor | None] = {single: None}  # of its own update
+            if one.mean:
+                views[together] = attacks.class_features(self.task, one.before, one.mean, self.others)
+            places = range(len(clients))
+            by_chance = [shares[torch.arange(len(shares)) != place].mean(0) for place in places]
+            for view, seen in views.items():
+                guessed = torch.stack([attacks.guessed_shares(features, shares, place, seen) for place in places])
+                figures[view] = mean((guessed - shares).abs().mean(1).tolist())
+                guesses[view] = float((torch.stack(by_chance) - shares).abs().mean())
         if not figures:
             return AttackRow(name, unit, 0.0, {}, f"fewer than {TOO_FEW} clients take part in a round")
-        return AttackRow(name, unit, sum(guessing) / len(guessing), figures)
+        return AttackRow(name, unit, sum(guesses.values()) / len(guesses), figures, guesses=guesses, better="below")
 
     # ---- membership
 
@@ -108,7 +110,14 @@ class _Audit:
         return (
             AttackRow("members by loss", area, 0.5, _known({view: auc(scores) for view, scores in by_loss.items()})),
             AttackRow("members by angle", area, 0.5, _known({v: auc(s) for v, s in by_direction.items()}) if linear else {}, why),
-            AttackRow("members named", share, FALSE_POSITIVES, _known({view: true_positives(scores) for view, scores in by_loss.items()})),
+            AttackRow(
+                "members named",
+                share,
+                FALSE_POSITIVES,
+                _known({view: true_positives(scores) for view, scores in by_loss.items()}),
+                guesses={view: named_by_chance(scores) for view, scores in by_loss.items()},
+                better="above",
+            ),
         )
 
     def _apart(self, own: Tensor, others: Tensor, members: Examples) -> list[MemberScores]:

@@ -92,9 +92,12 @@ def _of_single_clients(options: PrivacyOptions) -> Iterator[str]:
 
 def _by_example(config: Tables) -> Iterator[str]:
     """What goes on among a client's examples while it trains: under `privacy.unit` = "example" none may move another one's step."""
-    unit, training, resources = 'with `privacy.unit` = "example"', config.training, config.resources
-    if config.data.kind == "instruction":
-        yield f'data.kind: got "instruction" {unit}, which needs examples with a class so far; leave the table [privacy] out'
+    unit, training = 'with `privacy.unit` = "example"', config.training
+    if config.data.kind == "instruction" and training.objective != "example":
+        yield (
+            f'training.objective: got "{training.objective}" {unit}: how many labelled tokens an answer has would move the weights of all '
+            'others; set "example"'
+        )
     across = config.federation.partition == "machines"
     if (column := config.privacy.unit_column) is not None and config.data.path is None and not across:
         yield f"privacy.unit_column: got {column!r} without `data.path`, the file that has such a column; set it, or remove this"
@@ -107,5 +110,3 @@ def _by_example(config: Tables) -> Iterator[str]:
             f"training.dropout: got {training.dropout} {unit}: its draws are known to everybody and depend on how long the other texts "
             "of a batch are; set it to 0"
         )
-    if resources.activation_cache_mb:
-        yield f"resources.activation_cache_mb: got {resources.activation_cache_mb} {unit}, which keeps no activations so far; set it to 0"

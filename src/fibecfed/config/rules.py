@@ -51,7 +51,7 @@ def contradictions(config: Tables) -> list[str]:
         *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
         *_parts(config.method, config.model),
         *_finetune(config),
-        *_depth(config.method),
+        *_depth(config.method, config),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
         *private(config),
@@ -64,8 +64,14 @@ def _metric(name: str | None) -> Iterator[str]:
         yield mistake
 
 
-def _depth(method: MethodOptions) -> Iterator[str]:
+def _depth(method: MethodOptions, config: Tables) -> Iterator[str]:
     depth, rule = getattr(method, "depth", None), getattr(method, "depth_rule", "fisher")
+    if depth == 0:
+        if config.data.kind == "instruction" or config.model.head == "label-words":
+            why = 'data.kind` = "instruction' if config.data.kind == "instruction" else 'model.head` = "label-words'
+            yield f'method.depth: got 0 with `{why}", which trains no head, so that nothing would be trained; set 1 or more'
+        if isinstance(getattr(method, "layers", None), LayerOptions):
+            yield f'method.depth: got 0 with `method.kind` = "{method.kind}", which chooses among trained blocks; set 1 or more, or lora'
     if depth is None and rule != "fisher":
         yield f'method.depth_rule: got "{rule}" without `method.depth`, so that every block is trained; set it, or remove the rule'
     if rule == "coverage" and isinstance(depth, int):

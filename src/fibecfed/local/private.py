@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.answers import targets_of
 from ..core.private import PrivateTraining
 from ..core.rng import Key
 from ..core.task import Tape, Task
-from ..core.trees import first_not_finite
+from ..core.trees import first_not_finite, moved
 from ..core.types import Batch, Examples, Params
 from .batches import PASS_BATCH, batches, by_length
 from .fisher import Neurons, is_lora_b, squares, uses
@@ -127,10 +128,17 @@ def traces(task: Task, params: Params, examples: Examples, over: Collection[str]
     for batch in batches(examples, order, PASS_BATCH):
         losses, tape = task.traced(leaves, batch)
         tape = Tape(tuple(one for one in tape.linears if one.weight in names or one.bias in names))
-        gradients = torch.autograd.grad(losses.sum(), [one.output for one in tape.linears], allow_unused=True)
+        outputs = [one.output for one in tape.linears]
+        gradients = torch.autograd.grad(example_losses(losses, batch).sum(), outputs, allow_unused=True)
         parts.append(squares(tape, gradients, trace_over=names, rows_of=()).trace.detach())
     found = torch.cat(parts).to("cpu", torch.float32)
     return torch.empty_like(found).index_copy_(0, order, found)
+
+
+def example_losses(losses: Tensor, batch: Batch) -> Tensor:
+    """The loss of each example: of an answer the mean over its labelled tokens, which depends on no other answer."""
+    targets = targets_of(batch)
+    return losses if targets is None else losses / moved(targets.clamp(min=1), losses.device, losses.dtype)
 
 
 def clipped_sum(task: Task, params: Params, moving: Collection[str], batch: Batch, clip_norm: float) -> ClippedSum:
@@ -149,7 +157,7 @@ def clipped_sum(task: Task, params: Params, moving: Collection[str], batch: Batc
     over = frozenset(moving)
     tape = Tape(tuple(one for one in tape.linears if one.weight in over or one.bias in over))
     outputs = [one.output for one in tape.linears]
-    gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
+    gradients = torch.autograd.grad(example_losses(losses, batch).sum(), outputs, allow_unused=True)
     squared = squares(tape, gradients, trace_over=over, rows_of=()).trace
     factor = (clip_norm * _MARGIN * squared.rsqrt()).clamp(max=1.0)
     usable = torch.isfinite(squared)
@@ -213,7 +221,9 @@ def fit_private(
                 if options.max_steps and steps == options.max_steps:
                     break
                 positions = one_each[places]
-                parts = positions[among.taken[positions]].split(options.batch_size)
+                positions = positions[among.taken[positions]]
+                # which examples of a step go through the model together changes nothing but roundings: alike ones need little padding
+                parts = positions[examples.lengths[positions].argsort(stable=True)].split(options.batch_size)
                 noised = private.noised(_total(task, work, moving, examples, parts, private.clip_norm))
                 step = [noised[name].to(leaf) / size for name, leaf in zip(moving, leaves, strict=True)]
                 found.add(moving, step)

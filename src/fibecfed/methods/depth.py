@@ -26,6 +26,8 @@ from .options import DepthParts
 from .parts import of_layers
 
 PHASE, BLOCKS = "depth", "blocks"
+NO_BLOCK = (-1,)
+"""The trained blocks where there are none: an empty tuple stands for all."""
 
 
 @message
@@ -46,7 +48,8 @@ class Depth:
     """How many blocks, and which.
 
     Attributes:
-        amount: a number of blocks, or a fraction of them; with the rule "coverage" a fraction of the Fisher information.
+        amount: a number of blocks, 0 for the head alone, or a fraction of them; with the rule "coverage" a fraction of the Fisher
+            information.
         examples: most examples that a client measures on.
         clients: how many measure.
         key: random stream of the rule random.
@@ -61,7 +64,7 @@ class Depth:
     @property
     def measures(self) -> bool:
         """Whether it must be measured."""
-        return self.rule in ("fisher", "coverage")
+        return self.rule in ("fisher", "coverage") and self.amount != 0
 
     def phase(
         self, choose: Callable[[Any, Sequence[Received[Information]], Round], Any], num_blocks: Callable[[Any], int]
@@ -88,7 +91,9 @@ class Depth:
         return () if self.measures else self.chosen(torch.zeros(num_layers))
 
     def chosen(self, information: Tensor) -> tuple[int, ...]:
-        """The trained blocks, 0-based, ascending."""
+        """The trained blocks, 0-based, ascending; `NO_BLOCK` for none."""
+        if self.amount == 0:
+            return NO_BLOCK
         return selection.trained_blocks(self.amount, self.rule, information, self.key)
 
     def numbers(self, num_layers: int) -> tuple[int, ...]:
@@ -170,7 +175,7 @@ def summary(server: Any) -> dict[str, Any]:
     if not server.trained:
         return {}
     measured = {"information": [float(f"{one:.6g}") for one in server.information[BLOCKS]]} if server.information else {}
-    return {"trained_layers": list(server.trained), **measured}
+    return {"trained_layers": [block for block in server.trained if (block,) != NO_BLOCK], **measured}
 
 
 def _choose(depth: Depth, server: Any, received: Sequence[Received[Information]], now: Round) -> Any:

@@ -51,10 +51,10 @@ class MethodOptions(Options):
 class DepthParts(MethodOptions):
     """Options of methods that can leave whole blocks of the model as pre-trained: those that train LoRA of one rank on all of them."""
 
-    depth: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+    depth: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
         description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
-        "nor updated. Default: all.",
+        "nor updated. 0: none, the classification head alone. Default: all.",
     )
     depth_rule: Literal["fisher", "coverage", "last", "random"] = Field(
         default="fisher",

@@ -21,7 +21,7 @@ FOUND: dict[str, Any] = {
     "rows": [
         {
             "name": "members by loss", "unit": "AUC", "guessing": 0.5, "why_empty": None,
-            "views": {"round 0: one update": {"value": 0.65, "low": 0.62, "high": 0.68}},
+            "views": {"round 0: one update": {"value": 0.65, "low": 0.62, "high": 0.68, "better_than_guessing": True}},
         },
         {"name": "words", "unit": "AUC of words", "guessing": 0.5, "views": {}, "why_empty": "the first block is not sent"},
     ],
@@ -40,7 +40,7 @@ def test_each_attack_is_a_row_with_its_views(tmp_path: Path) -> None:
     assert lines == ("This run is private.", "words: not measured, the first block is not sent.")
     assert table.header == ("attack", "measured", "guessing reaches", "round 0: one update", "final model")
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["members by loss", "AUC", "0.50", "0.65 ± 0.03", "-"],
+        ["members by loss", "AUC", "0.50", "0.65 ± 0.03*", "-"],
         ["words", "AUC of words", "-", "-", "-"],
     ]
     assert "0.65 ± 0.03" in to_markdown(table) and "members by loss,AUC,0.5,0.65," in to_csv(table) and "simple" in table.note

@@ -19,6 +19,7 @@ class _Figure(BaseModel):
     value: float
     low: float
     high: float
+    better_than_guessing: bool = False
 
 
 class _Row(BaseModel):
@@ -57,7 +58,8 @@ def audited(folder: Path) -> tuple[tuple[str, ...], tuple[Table, ...]]:
         Column("guessing reaches", lambda row: number(row.guessing, 2) if row.views else Cell("-")),
         *(Column(view, partial(_figure, view)) for view in found.views),
     ]
-    note = f"Attacks on what was sent, by somebody who has the base model and the model before the round. {found.warning}"
+    star = "; * tells more than guessing" if any(one.better_than_guessing for row in found.rows for one in row.views.values()) else ""
+    note = f"Attacks on what was sent, by somebody who has the base model and the model before the round{star}. {found.warning}"
     why = [f"{row.name}: not measured, {row.why_empty}." for row in found.rows if row.why_empty and not row.views]
     lines = tuple(filter(None, (found.note, *why)))
     return lines, (tables.table("audit", "Attacks", note, columns, found.rows),)
@@ -67,4 +69,5 @@ def _figure(view: str, row: Any) -> Cell:
     figure: _Figure | None = row.views.get(view)
     if figure is None:
         return Cell("-")
-    return Cell(f"{figure.value:.2f} ± {(figure.high - figure.low) / 2:.2f}", figure.value)
+    star = "*" if figure.better_than_guessing else ""
+    return Cell(f"{figure.value:.2f} ± {(figure.high - figure.low) / 2:.2f}{star}", figure.value)
