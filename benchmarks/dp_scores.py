@@ -1,14 +1,19 @@
 """What privacy for examples costs in score: epsilon 2, 4, 8 and none.
 
-python benchmarks/dp_scores.py run FOLDER [KEY=VALUE ...]     # resumable: what is done is not made again
-python benchmarks/dp_scores.py table FOLDER                   # the table of what is done so far
+python benchmarks/dp_scores.py run FOLDER [TASK ...] [KEY=VALUE ...]     # resumable: what is done is not made again
+python benchmarks/dp_scores.py table FOLDER                              # the table of what is done so far
 
-`TASKS` are sst2 and mr (tables as `data.root` has them, default: FIBECFED_DATA). Settings that make it easier to learn: few trained
-numbers (`ffa-lora` of rank 1 in the last layer, and a head: 1,538 with MiniLM), large batches, all clients in every round, even clients.
-The clip norm is near the norm of gradients at the start: with a much smaller one every example counts the same whatever the model makes
-of it already, and a model ends up predicting the largest class. The same settings for all epsilons, with privacy and without; none of them
-was looked for with the data but the clip norm, the rank and the learning rate, on a tenth of sst2. `KEY=VALUE` changes one for all runs, as
-in `fibecfed run`.
+`TASKS` are sst2, mr and nl2bash (tables as `data.root` has them: FIBECFED_DATA, for nl2bash FIBECFED_SFT). The settings make it easy to
+learn, and are the same for all epsilons, with privacy and without:
+
+- few trained numbers: of MiniLM the head alone (770; `method.depth` = 0), of SmolLM2-135M the second matrices of LoRA of rank 1 in the last
+  block (`ffa-lora`);
+- each client's examples all in one step, so that noise is small beside their sum, and few steps;
+- a clip norm near the norm of gradients at the start: with a much smaller one every example counts the same whatever the model makes of it
+  already, and a model ends up predicting the largest class;
+- all clients in every round, with even data.
+
+Steps, learning rate and clip norm for sst2 and mr were found on mr. `KEY=VALUE` changes a setting for all runs, as in `fibecfed run`.
 """
 
 from __future__ import annotations
@@ -16,44 +21,70 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fibecfed import session
 from fibecfed.config import from_table, load, to_toml
 
-TASKS = ("sst2", "mr")
 EPSILONS = (2.0, 4.0, 8.0, None)
-SETTINGS: dict[str, Any] = {
-    "model.name": "minilm",
-    "model.rank": 1,
-    "model.alpha": 2.0,
-    "model.layers_to_transform": [5],
-    "method.kind": "ffa-lora",
-    "data.max_train": 8000,
-    "data.max_test": 1000,
+EVERYWHERE: Mapping[str, Any] = {
     "data.validation_fraction": 0.0,
+    "federation.partition": "iid",
+    "training.weight_decay": 0.0,
+    "training.device": "cpu",
+    "resources.workers": 1,
+    "resources.activation_cache_mb": 1024,
+}
+HEAD: Mapping[str, Any] = {
+    "model.name": "minilm",
+    "method.kind": "lora",
+    "method.depth": 0,
+    "data.max_train": 12000,
+    "data.max_test": 2000,
     "data.max_length": 64,
     "federation.clients": 4,
     "federation.clients_per_round": 4,
-    "federation.partition": "iid",
-    "federation.rounds": 8,
-    "training.local_epochs": 1,
+    "federation.rounds": 4,
+    "training.local_epochs": 10,
     "training.batch_size": 64,
-    "training.gradient_accumulation": 4,
-    "training.learning_rate": 3e-3,
-    "training.weight_decay": 0.0,
-    "training.device": "cpu",
+    "training.gradient_accumulation": 64,
+    "training.learning_rate": 0.03,
     "evaluation.every": 4,
 }
-PRIVACY = {"privacy.unit": "example", "privacy.clip_norm": 8.0, "privacy.delta": 1e-5, "privacy.evaluation": "exact"}
+ANSWERS: Mapping[str, Any] = {
+    "model.name": "smollm2-135m",
+    "model.rank": 1,
+    "model.alpha": 1.0,
+    "model.layers_to_transform": [29],
+    "model.target_modules": ["o_proj", "down_proj"],
+    "method.kind": "ffa-lora",
+    "data.kind": "instruction",
+    "data.max_train": 1024,
+    "data.max_test": 200,
+    "data.max_length": 128,
+    "federation.clients": 2,
+    "federation.clients_per_round": 2,
+    "federation.rounds": 2,
+    "training.objective": "example",
+    "training.local_epochs": 4,
+    "training.batch_size": 16,
+    "training.gradient_accumulation": 64,
+    "training.learning_rate": 0.05,
+    "evaluation.every": 2,
+}
+TASKS: Mapping[str, Mapping[str, Any]] = {"sst2": HEAD, "mr": HEAD, "nl2bash": ANSWERS}
+CLIP = {"sst2": 1.0, "mr": 1.0, "nl2bash": 1.0}
+PRIVACY = {"privacy.unit": "example", "privacy.delta": 1e-5, "privacy.evaluation": "exact"}
 
 
 def settings(task: str, epsilon: float | None) -> dict[str, Any]:
     """The keys of one run."""
-    own = {"data.task": task, "data.root": os.environ.get("FIBECFED_DATA", "../shared/data")}
-    return {**SETTINGS, **own, **({} if epsilon is None else {**PRIVACY, "privacy.epsilon": epsilon})}
+    sft = TASKS[task] is ANSWERS
+    root = os.environ.get("FIBECFED_SFT", "../shared/data-sft") if sft else os.environ.get("FIBECFED_DATA", "../shared/data")
+    own = {"data.task": task, "data.root": root, **EVERYWHERE, **TASKS[task]}
+    return own if epsilon is None else {**own, **PRIVACY, "privacy.clip_norm": CLIP[task], "privacy.epsilon": epsilon}
 
 
 def nested(keys: dict[str, Any]) -> dict[str, Any]:
@@ -72,9 +103,9 @@ def place(folder: Path, task: str, epsilon: float | None) -> Path:
     return folder / f"{task}-{'none' if epsilon is None else f'{epsilon:g}'}"
 
 
-def run(folder: Path, changed: Sequence[str]) -> None:
+def run(folder: Path, tasks: Sequence[str], changed: Sequence[str]) -> None:
     """Every run that is not done, with keys changed as on the command line."""
-    for task in TASKS:
+    for task in tasks:
         for epsilon in EPSILONS:
             out = place(folder, task, epsilon)
             if (out / "config.toml").is_file():
@@ -86,28 +117,41 @@ def run(folder: Path, changed: Sequence[str]) -> None:
                 ours = [one for one in changed if epsilon is not None or not one.startswith("privacy.")]
                 config = load(start, ours).config
                 summary = session.start(config, out)
-            print(f"{out.name}: {100 * summary['scores']['global']:.1f}", flush=True)
+            print(f"{out.name}: {score(summary, 'global')}", flush=True)
+
+
+def score(summary: Mapping[str, Any], of: str) -> str:
+    """Accuracy in per cent, or the loss per token of answers."""
+    found = summary["scores"].get(of, "-")
+    if isinstance(found, dict):
+        found = found["global"]
+    if found == "-":
+        return found
+    return f"{found:.3f} nat" if summary["metric"] == "nll" else f"{100 * found:.1f}"
 
 
 def table(folder: Path) -> None:
-    """Scores of the global model after the last round, in per cent."""
-    print("| task | " + " | ".join("no privacy" if epsilon is None else f"epsilon {epsilon:g}" for epsilon in EPSILONS) + " | majority |")
+    """Scores of the global model after the last round: accuracy in per cent, of answers the loss per token."""
+    titles = ["no privacy" if epsilon is None else f"epsilon {epsilon:g}" for epsilon in EPSILONS]
+    print(f"| task | {' | '.join(titles)} | largest class, or untrained |")
     print("|---" * (len(EPSILONS) + 2) + "|")
     for task in TASKS:
-        cells, majority = list[str](), "-"
+        done: dict[float | None, Any] = {}
         for epsilon in EPSILONS:
             path = place(folder, task, epsilon) / "summary.json"
-            summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-            noise = "" if summary is None or "privacy" not in summary else f" (z {summary['privacy']['noise_multiplier']:.2f})"
-            cells.append("-" if summary is None else f"{100 * summary['scores']['global']:.1f}{noise}")
-            majority = majority if summary is None else f"{100 * summary['scores']['majority']:.1f}"
-        print(f"| {task} | " + " | ".join(cells) + f" | {majority} |")
+            if path.is_file():
+                done[epsilon] = json.loads(path.read_text(encoding="utf-8"))
+        cells = [score(done[epsilon], "global") if epsilon in done else "-" for epsilon in EPSILONS]
+        any_of = next(iter(done.values()), None)
+        nothing = "-" if any_of is None else score(any_of, "majority" if "majority" in any_of["scores"] else "untrained")
+        print(f"| {task} | {' | '.join(cells)} | {nothing} |")
 
 
 def main() -> None:
     match sys.argv[1:]:
-        case ["run", folder, *keys]:
-            run(Path(folder), keys)
+        case ["run", folder, *rest]:
+            changed = [one for one in rest if "=" in one]
+            run(Path(folder), [one for one in rest if one not in changed] or list(TASKS), changed)
         case ["table", folder]:
             table(Path(folder))
         case _:

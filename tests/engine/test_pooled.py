@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from given_answers import BAD, START, Replies, moved
-from made import KEY, Around, federation, made_data, made_method, made_task
+from made import KEY, Around, federation, made_data, made_method, made_options, made_task
 
 from fibecfed.core.method import Method, Phase, Work
 from fibecfed.core.records import RoundRecord
@@ -21,10 +21,11 @@ from fibecfed.core.types import ClientId, Failure, Params
 from fibecfed.core.wire import decode, encode
 from fibecfed.engine import pooled
 from fibecfed.engine.loop import schedule
-from fibecfed.engine.pooled import MeanPool, pooled_round
+from fibecfed.engine.pooled import MeanPool, pooled_round, why_unpooled
 from fibecfed.engine.runtime import frame
 from fibecfed.engine.shared_fields import only_clipped, shared_of
 from fibecfed.local.options import TrainingOptions
+from fibecfed.methods import catalogue
 from fibecfed.methods.fedavg import FedAvg, ServerModel
 from fibecfed.privacy.clip import Integers, grid_step
 from fibecfed.privacy.ledger import Ledger, Terms
@@ -193,8 +194,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "ffa-lora": {},
     "fedsa-lora": {},
     "fedprox": {},
+    "fedavgm": {},
     "fedadam": {},
+    "fedyogi": {},
     "voc": {},
+    "slw": {},
+    "shortformer": {},
     "self-evolution": {},
     "fibecfed": {"layers": {"rule": "last", "value": 1}, "score_after": 1},
 }
@@ -270,6 +275,16 @@ def with_other_data(client: ClientId) -> Any:
             return DATA.client(other if name == client else name)
 
     return Changed()
+
+
+def test_every_method_that_is_offered_is_looked_at() -> None:
+    """Of those on LoRA: the others differ in what is trained, not in what is sent and made of it."""
+    offered = {
+        kind
+        for kind in catalogue.CATALOGUE
+        if getattr(made_options(kind), "adapter", None) is None and why_unpooled(made_method(kind, rounds=2, clients=2)) is None
+    }
+    assert offered <= {*METHODS} and len(offered) > 5
 
 
 def test_a_client_that_cannot_train_sends_no_change_and_keeps_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

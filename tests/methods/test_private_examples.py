@@ -3,6 +3,7 @@ noised release differs by at most its sensitivity, and nothing else that leaves 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 from answering import answer_task, answers
-from made import KEY, TRAINING, made_data, made_method, made_task
+from made import KEY, TRAINING, made_data, made_method, made_options, made_task
 from torch import Tensor
 
 from fibecfed.core.method import ClientView, Received
 from fibecfed.core.types import Batch, ClientData, Params
 from fibecfed.core.wire import encode
 from fibecfed.engine.loop import schedule
+from fibecfed.engine.private_examples import why_not_by_example
 from fibecfed.local import private as steps
-from fibecfed.methods import fibecfed_private
+from fibecfed.methods import catalogue, fibecfed_private
 
 C, ROUNDS, EXAMPLES = 0.5, 3, 24
 LAST = {"rule": "last", "value": 1}
@@ -28,7 +30,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "ffa-lora": {"kind": "ffa-lora"},
     "fedsa-lora": {"kind": "fedsa-lora"},
     "fedprox": {"kind": "fedprox", "proximal": 1.0},
+    "fedavgm": {"kind": "fedavgm"},
     "fedadam": {"kind": "fedadam"},
+    "fedyogi": {"kind": "fedyogi"},
+    "fedex-lora": {"kind": "fedex-lora"},
+    "lora-finetune": {"kind": "lora-finetune"},
+    "adapter": {"kind": "adapter", "adapter": {"size": 3}},
     "lora, then personal": {"kind": "lora", "finetune": True},
     "local": {"kind": "local"},
     "the head alone": {"kind": "lora", "depth": 0},
@@ -156,7 +163,7 @@ def neighbours(kind: str, number: int = 3, batch_size: int = 6, people: bool = F
     options = METHODS[kind]
     training = TRAINING.model_copy(update={"batch_size": batch_size, "learning_rate": 0.1})
     method = made_method(**{"kind": "fibecfed", **options}, rounds=ROUNDS, clients=1, training=training)
-    task, data = made_task(), made_data(clients=1, examples=EXAMPLES).client("0")
+    task, data = made_task(options=made_options(**{"kind": "fibecfed", **options})), made_data(clients=1, examples=EXAMPLES).client("0")
     theirs = [number]
     if answered:
         task, data = answer_task(), replace(data, train=Answered(EXAMPLES))
@@ -199,6 +206,18 @@ def test_one_example_or_person_moves_each_release_by_its_sensitivity_at_most_and
         phase = next(phase for phase in method.phases if phase.name == now.phase)
         assert phase.sums is not None and times <= phase.sums(now, earlier.setdefault(now.phase, []))
         earlier[now.phase].append(now)
+
+
+def test_every_method_that_is_offered_is_looked_at() -> None:
+    data, offered = made_data(clients=1, examples=4).client("0"), set[str]()
+    for kind in catalogue.CATALOGUE:
+        method, task = made_method(kind, rounds=2, clients=1), made_task(2, made_options(kind))
+        if why_not_by_example(method) is None:
+            with contextlib.suppress(ValueError):  # what it trains is no linear map, which the task says
+                task.traced(task.init_params(KEY), data.train.batch([0, 1]))
+                offered.add(kind)
+    looked_at = {options.get("kind", "fibecfed") for options in METHODS.values()}
+    assert offered <= looked_at and {"lora", "adapter", "fedex-lora"} <= offered
 
 
 # ---- planted faults
