@@ -220,7 +220,7 @@ def fit_private(
             for places in epoch:
                 if options.max_steps and steps == options.max_steps:
                     break
-                positions = one_each[places]
+                positions = one_each[places].sort().values
                 positions = positions[among.taken[positions]]
                 # which examples of a step go through the model together changes nothing but roundings: alike ones need little padding
                 parts = positions[examples.lengths[positions].argsort(stable=True)].split(options.batch_size)
