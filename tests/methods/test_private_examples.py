@@ -35,7 +35,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedyogi": {"kind": "fedyogi"},
     "fedex-lora": {"kind": "fedex-lora"},
     "lora-finetune": {"kind": "lora-finetune"},
-    "adapter": {"kind": "adapter", "adapter": {"size": 3}},
     "lora, then personal": {"kind": "lora", "finetune": True},
     "local": {"kind": "local"},
     "the head alone": {"kind": "lora", "depth": 0},
@@ -217,7 +216,7 @@ def test_every_method_that_is_offered_is_looked_at() -> None:
                 task.traced(task.init_params(KEY), data.train.batch([0, 1]))
                 offered.add(kind)
     looked_at = {options.get("kind", "fibecfed") for options in METHODS.values()}
-    assert offered <= looked_at and {"lora", "adapter", "fedex-lora"} <= offered
+    assert offered <= looked_at and {"lora", "fedex-lora"} <= offered
 
 
 # ---- planted faults
