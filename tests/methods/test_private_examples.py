@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedyogi": {"kind": "fedyogi"},
     "fedex-lora": {"kind": "fedex-lora"},
     "lora-finetune": {"kind": "lora-finetune"},
+    "idpg": {"kind": "idpg", "adapter": {"num_tokens": 2, "size": 3}},
+    "lpt": {"kind": "lpt", "adapter": {"num_tokens": 2, "size": 3}},
     "lora, then personal": {"kind": "lora", "finetune": True},
     "local": {"kind": "local"},
     "the head alone": {"kind": "lora", "depth": 0},
@@ -216,7 +218,7 @@ def test_every_method_that_is_offered_is_looked_at() -> None:
                 task.traced(task.init_params(KEY), data.train.batch([0, 1]))
                 offered.add(kind)
     looked_at = {options.get("kind", "fibecfed") for options in METHODS.values()}
-    assert offered <= looked_at and {"lora", "fedex-lora"} <= offered
+    assert offered <= looked_at and {"lora", "fedex-lora", "lpt"} <= offered
 
 
 # ---- planted faults
