@@ -138,7 +138,7 @@ def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], dict[int, 
             peak["all processes, PSS"] = max(peak.get("all processes, PSS", 0.0), everything)
             looked = now
     new = set(runs.glob("*")) - before
-    assert new, here.log("flwr")
+    assert new, f"{here.log('flwr')}\n{here.log('link')[-6000:]}"
     return new.pop(), peak, killed
 
 
