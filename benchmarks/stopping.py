@@ -3,7 +3,8 @@
 FIBECFED_DATA=FOLDER python benchmarks/stopping.py runs/instruction/nl2bash/0/best [NEW_TOKENS]
 
 Counts how long right answers are, how many answers end within the run's tokens and within NEW_TOKENS (4 times as many by default), and how
-many of the others go round in circles: their last 8 tokens stand in them before. Prints those that do not end; the sets are public.
+many of the others go round in circles: their last 8 tokens stand in them before. Prints those that do not end; the sets are public. With
+NEW_TOKENS = 0 nothing is generated: right answers alone are counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from fibecfed.build import read_inputs
 from fibecfed.config import load as load_config
 from fibecfed.models.answer_task import BATCH, whole_answers
+from fibecfed.models.tokenizers import stop_ids
 from fibecfed.trained.answers import AnsweringModel, load
 
 CIRCLE = 8
@@ -41,14 +43,17 @@ def main() -> None:
     config = load_config(folder / "config.toml").config
     short = config.evaluation.max_new_tokens
     long = int(sys.argv[2]) if len(sys.argv) > 2 else 4 * short
-    data = read_inputs(config).data
+    inputs = read_inputs(config)
+    data, stops = inputs.data, stop_ids(inputs.source, inputs.tokenizer)
     right, lengths, circles, unended = list[int](), list[int](), 0, list[str]()
     for client in data.clients:
-        model = load(folder, client, device="cpu")
-        whole = whole_answers(data.client(client).test, model.stop_ids)
+        whole = whole_answers(data.client(client).test, stops)
         number = min(config.evaluation.generate, len(whole))
         chosen = [whole[place * len(whole) // number] for place in range(number)]
         right += [len(answer) for _, answer in chosen]
+        if not long:
+            continue
+        model = load(folder, client, device="cpu")
         for row, (_, expected) in zip(answered(model, [prompt for prompt, _ in chosen], long), chosen, strict=True):
             ended = row[-1] in model.stop_ids
             lengths.append(len(row) if ended else long + 1)
@@ -59,10 +64,11 @@ def main() -> None:
     for line in unended:
         print(line)
     print(f"{len(right)} right answers: median {statistics.median(right):.0f} tokens, longest {max(right)}")
-    for limit in (short, max(right), long):
+    for limit in sorted({short, max(right), long} - {0}):
         ended, could = (sum(length <= limit for length in some) for some in (lengths, right))
-        print(f"within {limit} tokens: {ended} of {len(lengths)} answers end ({ended / len(lengths):.1%}), of the right ones {could}")
-    print(f"of the {sum(length > long for length in lengths)} that do not end {circles} go round in circles")
+        print(f"within {limit} tokens: {could} of {len(right)} right answers" + (f", {ended} of the model's end" if long else ""))
+    if long:
+        print(f"of the {sum(length > long for length in lengths)} that do not end {circles} go round in circles")
 
 
 if __name__ == "__main__":
