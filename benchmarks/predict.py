@@ -2,8 +2,8 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/predict.py [texts [repetitions]]
 
-A short run of FedAvg-LoRA with the packaged MiniLM on the packaged movie reviews; then 10,000 texts of that package: sentences, and
-every tenth joined to the nine before it, so that lengths differ as in a user's file. Compared in turn, once, in one process on one
+A short run of FedAvg-LoRA with the packaged MiniLM on the packaged movie reviews; then 10,000 different texts of that package:
+sentences, and every tenth joined to the nine before it, so that lengths differ as in a user's file. Compared in turn, once, in one process on one
 thread, in float32:
 
 - predict: from a CSV file to a CSV file, as the command does it: reading, tokens, batches by length, probabilities, writing;
@@ -18,6 +18,7 @@ import csv
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -43,12 +44,15 @@ SHORT = (
 
 
 def texts_of_package(number: int) -> list[str]:
-    """Sentences, every tenth with the nine before it."""
+    """Different texts: sentences, every tenth with the nine before it, and behind the last sentence each with the one after it."""
     data = load_data(DataOptions(task="movie-reviews"), Key(0))
-    sentences = [*data.train.texts, *data.test.texts]
-    rows = range(number)
-    around = [sentences[row % len(sentences)] for row in rows]  # more than there are begin again
-    return [" ".join(around[row - 9 : row + 1]) if row % 10 == 9 else around[row] for row in rows]
+    sentences = list(dict.fromkeys([*data.train.texts, *data.test.texts]))
+    twice = [f"{sentence} {after}" for sentence, after in pairwise(sentences)]
+    around = [*sentences, *twice][:number]
+    texts = [" ".join(around[row - 9 : row + 1]) if row % 10 == 9 else around[row] for row in range(len(around))]
+    if len(set(texts)) < number:
+        raise SystemExit(f"got {number} texts, expected at most {len(set(texts))}, which is what the package makes")
+    return texts
 
 
 def main(number: int, repetitions: int) -> None:

@@ -62,6 +62,7 @@ def config(privacy: dict[str, Any], **tables: Any) -> Config:
         (UNIT, {"federation": {"schedule": "over-select"}}, 'federation.schedule: got "over-select" with `privacy.unit`'),
         (UNIT, {"federation": {"links": {"latency_ms": 3.0}}}, "federation.links: got a model of time with `privacy.unit`"),
         (UNIT, {"evaluation": {"save": "best"}, "data": {"path": "x"}}, 'evaluation.save: got "best" with `privacy.unit`'),
+        (UNIT, {"evaluation": {"patience": 3}, "data": {"path": "x"}}, "evaluation.patience: got 3 with `privacy.unit`"),
         (UNIT, {"resources": {"cohort_batch": 2}}, "resources.cohort_batch: got 2 with `privacy.unit`"),
         (UNIT, {"tracking_by_client": True}, "tracking_by_client: got true with `privacy.unit`"),
         (UNIT, {"method": {"kind": "custom"}}, 'method.kind: got "custom" with `privacy.unit`'),

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .build import Prepared
 from .client_manager import ClientManager, InProcess, in_process
 from .config import flat
+from .core.errors import UserError
 from .core.files import CHECKPOINTS, RECORDS, SUMMARY, write_atomically
 from .core.json_text import to_json
 from .core.metrics import Metric, offered_by
@@ -19,12 +21,14 @@ from .core.records import EvalRecord
 from .core.trees import checksum
 from .core.types import ClientId, Round
 from .core.wire import decode
-from .engine.checkpoint import Checkpoint
+from .engine.checkpoint import Checkpoint, Checkpoints
 from .engine.evaluation import every_score, known, scores
 from .engine.log import read_records
+from .engine.loop import schedule
 from .engine.pooled import MeanPool
 from .engine.requests import Requests
 from .engine.states import StatesAt
+from .engine.stopping import Stopped
 from .engine.summary import summarise
 from .methods.presets import in_force
 from .privacy.ledger import forget
@@ -70,8 +74,31 @@ def tracked_scores(record: EvalRecord, metric: Metric) -> TrackedScores:
     return TrackedScores(whole, {client: {one.name: known(one.of(sums)) for one in offered} for client, sums in record.clients.items()})
 
 
+def best_of(
+    prepared: Prepared, out: Path, checkpoints: Checkpoints, best: EvalRecord | None, last: Final, warn: Callable[[str], None]
+) -> Final:
+    """What is saved with `evaluation.save` = "best": where it cannot be had, the last round's models, with a warning."""
+    if best is None:
+        warn("evaluation.save: no evaluation had the answers of all clients, so the models of the last round are saved")
+        return last
+    if best.rounds == last.now.number + 1:
+        return last
+    try:
+        checkpoint = checkpoints.load(best.rounds)
+    except UserError as error:
+        warn(f"{error}; it held the models of round {best.rounds}, the best one; those of the last round are saved instead")
+        return last
+    return of_round(prepared, out, checkpoint, schedule(prepared.method)[best.rounds - 1])
+
+
 def finish(
-    prepared: Prepared, out: Path, final: Final, selected: Mapping[str, Any], adapters: bool, pool: Private | None = None
+    prepared: Prepared,
+    out: Path,
+    final: Final,
+    selected: Mapping[str, Any],
+    adapters: bool,
+    pool: Private | None = None,
+    stopped: Mapping[str, Stopped] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write adapters, then the summary: where there is one, everything is there.
 
@@ -79,6 +106,7 @@ def finish(
         selected: what the method chose.
         adapters: whether the folder keeps adapters and checkpoints.
         pool: of a private run.
+        stopped: phases that ended early.
 
     Returns:
         The summary.
@@ -102,6 +130,8 @@ def finish(
         ),
     }
     summary |= prepared.beforehand.summary
+    if stopped:
+        summary["stopped_early"] = {phase: {**vars(one), "text": one.text} for phase, one in stopped.items()}
     if prepared.cohorts is not None:
         summary |= {"secure_aggregation": about_sums(prepared, records), "clients_that_took_part": took_part(records)}
     if pool is not None:

@@ -39,11 +39,7 @@ def reject_misfits(config: Config, model_config: PretrainedConfig, data: Federat
             f"data.max_length: got a text of {got} tokens, expected at most {max(0, window - prompt)}: the model's attention window is "
             f"{window} tokens, of which the method's adapter takes {prompt}; set it to that, or choose another model"
         )
-    if config.evaluation.save == "best" and not len(data.validation):
-        raise UserError(
-            f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)} to "
-            'choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"'
-        )
+    _reject_no_validation(config, data)
     scored, present = config.evaluation.clients, num_clients(config, data)
     if scored is not None and scored > present:
         raise UserError(f"evaluation.clients: got {scored}, expected at most {present}, the number of clients; lower it")
@@ -67,6 +63,20 @@ def reject_misfits(config: Config, model_config: PretrainedConfig, data: Federat
         raise UserError(f"method.depth: got {depth} blocks, expected at most {has}, the model's number of blocks; lower it")
     if has and isinstance(layers, LayerOptions) and layers.rule in ("count", "last", "first", "random") and (layers.value or 0) > has:
         raise UserError(f"method.layers.value: got {layers.value:g} layers, expected at most {has}, the model's number of layers; lower it")
+
+
+def _reject_no_validation(config: Config, data: FederatedData) -> None:
+    """A client across machines may have none where others have some."""
+    if len(data.validation) or config.federation.partition == "machines":
+        return
+    none = f"data.validation_fraction: got {config.data.validation_fraction}, which leaves no validation example of {len(data.train)}"
+    if config.evaluation.save == "best":
+        raise UserError(f'{none} to choose the best round by with `evaluation.save` = "best"; raise it, or set `evaluation.save` = "last"')
+    if config.evaluation.patience is not None:
+        raise UserError(
+            f"{none} to tell by when training is to end with `evaluation.patience` = {config.evaluation.patience}; raise it, or remove "
+            "`evaluation.patience`"
+        )
 
 
 def num_clients(config: Config, data: FederatedData) -> int:

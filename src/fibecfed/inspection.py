@@ -32,7 +32,7 @@ def as_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
     """Rows of plain text."""
     table = Table(box=None, pad_edge=False, show_header=any(header))
     for name in header:
-        table.add_column(Text(escaped(name)))  # Text: brackets in the name of a class are no markup
+        table.add_column(Text(escaped(name)), overflow="fold")  # Text: brackets in the name of a class are no markup
     for row in rows:
         table.add_row(*map(Text, map(escaped, row)))
     return table

@@ -21,7 +21,7 @@ from .core.metrics import METRICS
 from .core.terminal import escaped
 from .core.units import count, duration
 from .engine.baselines import metric_of, remarks
-from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned
+from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, StoppedEarly, Warned
 from .methods.selected import in_short, in_words
 from .privacy.statement import rounded_up
 
@@ -81,6 +81,9 @@ class Progress:
                 scores = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
                 shown = ", ".join(f"{name} {event.metric.text(score)}" for name, score in scores.items())
                 self._line(f"after round {event.rounds}{some}: {shown}" + (" (last)" if event.is_last else ""))
+            case StoppedEarly():
+                self._total -= event.left_out
+                self._line(event.text, always=True)
             case Warned():
                 self._line(f"warning: {event.text}", always=True)
             case Finished():
@@ -137,7 +140,7 @@ class Progress:
 
     def _refresh(self) -> None:
         if self._live is not None:
-            self._live.update(self._task, completed=self._done, description=self._phase, facts=self._facts())
+            self._live.update(self._task, total=self._total, completed=self._done, description=self._phase, facts=self._facts())
 
     def _end_status(self) -> None:
         if self._status is not None:

@@ -24,7 +24,7 @@ from .core.streams import quiet_libraries
 from .core.wire import WireError, decode, encode
 from .engine.checkpoint import Checkpoint, Checkpoints, run_lock
 from .engine.evaluation import Evaluator, Unscored, best_by_validation, better_by_validation, every_score, sample, scores
-from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, Warned, logged
+from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, StoppedEarly, Warned, logged
 from .engine.failures import Standing, computed_again, sentences
 from .engine.held import HeldStates, KeptRequests
 from .engine.log import Log, read_header, read_records, rounds_recorded
@@ -32,8 +32,9 @@ from .engine.loop import Step, run, schedule
 from .engine.noised_evaluation import NoisedEvaluator
 from .engine.pooled import MeanPool
 from .engine.states import OnServer
+from .engine.stopping import EarlyStopping
 from .engine.virtual import VirtualTime, devices
-from .finish import Final, finish, of_round, tracked_scores
+from .finish import Final, best_of, finish, tracked_scores
 from .methods.catalogue import given
 from .models.kept import KeptWeights
 from .privacy.ledger import forget
@@ -263,6 +264,8 @@ class _Session:
 
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
         header, records = ({}, []) if checkpoint is None else read_records(self.out / RECORDS, known)  # before anything of it is cut off
+        scored_before = [one for one in records if isinstance(one, EvalRecord)]
+        stopping = EarlyStopping(self.config.evaluation.patience, rounds, self.prepared.metric, scored_before)
         with contextlib.closing(Log(self.out / RECORDS, known)) as log:
             if checkpoint is None:
                 server = self.method.init(self.prepared.task, self.key.fold("init"))
@@ -273,7 +276,7 @@ class _Session:
                 self._evaluated(log, evaluator.untrained(server), False)
                 self.tracking.flush()
             else:
-                best = best_by_validation([one for one in records if isinstance(one, EvalRecord) and one.rounds], self.prepared.metric)
+                best = best_by_validation([one for one in scored_before if one.rounds], self.prepared.metric)
                 reject_other_inputs(self.prepared, header, self.out)
                 for warning in (*checkpoint.warnings, *changed_conditions(self.prepared, header)):
                     self.say(Warned(warning))
@@ -293,10 +296,13 @@ class _Session:
                 standing=standing,
                 kept=OnServer(states),
                 asked=requests.restored(),
+                skips=stopping.skips,
                 **held_by(self.prepared, pool, clients.masked_run),
             )
             phase, last = None, number
             for now in rounds[number:]:
+                if stopping.skips(now):
+                    continue
                 if now.phase != phase:
                     phase = now.phase
                     self.say(PhaseStarted(phase, now.num_rounds))
@@ -311,7 +317,11 @@ class _Session:
                 standing = replace(step.standing, counted=standing.counted)
                 if self._due(step) or ((pool is not None or self.prepared.cohorts is not None) and is_last):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
+                    stopped = stopping.saw(scored)
+                    is_last = is_last or stopping.is_over(step.number)
                     self._evaluated(log, scored, is_last)
+                    if stopped is not None:
+                        self.say(StoppedEarly(stopped.left_out, stopped.text))
                     best = better_by_validation(best, scored, self.prepared.metric)
                 self.tracking.flush()  # before the checkpoint: what it does not have is repeated
                 pinned = best.rounds if best is not None and self.config.evaluation.save == "best" else None
@@ -325,24 +335,10 @@ class _Session:
         reject_nothing(pool, last)
         final = Final(clients, server, rounds[last - 1])
         if self.config.evaluation.save == "best":
-            final = self._best(checkpoints, best, final)
-        summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters, pool)
+            final = best_of(self.prepared, self.out, checkpoints, best, final, lambda text: self.say(Warned(text)))
+        summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters, pool, stopping.stopped)
         self.say(Finished(summary, self.out))
         return summary
-
-    def _best(self, checkpoints: Checkpoints, best: EvalRecord | None, last: Final) -> Final:
-        """What is saved with `evaluation.save` = "best": where it cannot be had, the last round's models, with a warning."""
-        if best is None:
-            self.say(Warned("evaluation.save: no evaluation had the answers of all clients, so the models of the last round are saved"))
-            return last
-        if best.rounds == last.now.number + 1:
-            return last
-        try:
-            checkpoint = checkpoints.load(best.rounds)
-        except UserError as error:
-            self.say(Warned(f"{error}; it held the models of round {best.rounds}, the best one; those of the last round are saved instead"))
-            return last
-        return of_round(self.prepared, self.out, checkpoint, schedule(self.method)[best.rounds - 1])
 
     def _server(self, checkpoint: Checkpoint) -> Any:
         """The server's state at a checkpoint."""

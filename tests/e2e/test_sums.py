@@ -154,6 +154,7 @@ def test_a_cohort_that_is_too_small_is_rejected(inputs: Path, tmp_path: Path) ->
         ({"federation": {"quorum": 0.5}}, "federation.quorum: got 0.5 with `privacy.secure_aggregation`"),
         ({"federation": {"exclude_after": 1}}, "federation.exclude_after: got 1 with `privacy.secure_aggregation`"),
         ({"evaluation": {"save": "best"}}, 'evaluation.save: got "best" with `privacy.secure_aggregation`'),
+        ({"evaluation": {"patience": 3}}, "evaluation.patience: got 3 with `privacy.secure_aggregation`"),
         ({"tracking_by_client": True}, "tracking_by_client: got true with `privacy.secure_aggregation`"),
         ({"privacy": {"secure_aggregation": False, "range": 0.25, "dropouts": 1}}, "privacy.range: got 0.25 without"),
         ({"privacy": {"clip_norm": 0.5}}, 'privacy.clip_norm: got 0.5 with `privacy.unit` = "none"'),

@@ -109,7 +109,8 @@ _FOR_OWN_DATA = (
     "seed", "tracking", "model.name", "model.rank", "model.alpha", "data.path", "data.text_column", "data.pair_column", "data.label_column",
     "data.client_column", "data.labels", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients",
     "federation.clients_per_round", "federation.rounds", "federation.partition", "federation.alpha", "training.local_epochs",
-    "training.batch_size", "training.learning_rate", "evaluation.every", "evaluation.save", "method.kind", "method.preset",
+    "training.batch_size", "training.learning_rate", "evaluation.every", "evaluation.save", "evaluation.patience", "method.kind",
+    "method.preset",
 )  # fmt: skip
 
 
@@ -118,8 +119,8 @@ _FOR_ANSWERS = (
     "data.completion_column", "data.messages_column", "data.system_column", "data.system", "data.loss_on", "data.chat_template",
     "data.client_column", "data.test_path", "data.test_fraction", "data.max_length", "federation.clients", "federation.clients_per_round",
     "federation.rounds", "federation.partition", "training.local_epochs", "training.batch_size", "training.objective",
-    "training.learning_rate", "evaluation.every", "evaluation.save", "method.kind", "method.preset", "method.curriculum.order",
-    "method.curriculum.normalise",
+    "training.learning_rate", "evaluation.every", "evaluation.save", "evaluation.patience", "method.kind", "method.preset",
+    "method.curriculum.order", "method.curriculum.normalise",
 )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ _FOR_MACHINES = (
     "federation.clients", "federation.client_names", "federation.clients_per_round", "federation.rounds", "federation.partition",
     "federation.on_failure", "federation.quorum", "federation.round_attempts", "federation.round_timeout_s", "federation.exclude_after",
     "federation.max_samples", "federation.max_update_norm", "training.local_epochs", "training.batch_size", "training.learning_rate",
-    "evaluation.every", "method.kind", "method.preset",
+    "evaluation.every", "evaluation.patience", "method.kind", "method.preset",
 )  # fmt: skip
 
 

@@ -70,6 +70,8 @@ def private(config: Tables) -> Iterator[str]:
         yield f"resources.cohort_batch: got {got} {unit}: joined passes let a client's texts round others' updates; remove it"
     if config.evaluation.save == "best":
         yield f'evaluation.save: got "best" {unit}, which would choose a model by validation examples; set "last"'
+    if (patience := config.evaluation.patience) is not None:
+        yield f"evaluation.patience: got {patience} {unit}, which would tell by validation examples when training ends; remove it"
     if config.tracking_by_client:
         yield f"tracking_by_client: got true {unit}, which lets nothing be known of single clients; remove it"
     if config.method.model_dump()["kind"] == "custom":

@@ -28,6 +28,7 @@ from .computing import who_computes
 from .kinds import Tables, needing_classes, of_kind
 from .private import private
 from .text import nearest
+from .validating import by_validation
 
 
 def contradictions(config: Tables) -> list[str]:
@@ -43,7 +44,7 @@ def contradictions(config: Tables) -> list[str]:
         *_label_words(config),
         *_federation(config.federation, config.data),
         *_metric(config.evaluation.metric),
-        *_save(config),
+        *by_validation(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
         *(_layers(layers, config.federation, getattr(config.method, "head", "shared")) if isinstance(layers, LayerOptions) else ()),
@@ -257,21 +258,6 @@ def _machines(federation: FederationOptions, data: DataOptions) -> Iterator[str]
         yield (f"federation.client_names: got {list(names)}, {EXPECTED_NAME} in each, and no two alike; fix the list")
     if len(names) != federation.clients:
         yield f"federation.client_names: got {len(names)} names, expected `federation.clients` = {federation.clients}; fix one of them"
-
-
-def _save(config: Tables) -> Iterator[str]:
-    if config.evaluation.save != "best":
-        return
-    if config.federation.partition == "machines":
-        yield (
-            'evaluation.save: got "best" with `federation.partition` = "machines", where each client keeps only the '
-            'newest states of its own model; set it to "last"'
-        )
-    if config.data.validation_fraction == 0:
-        yield (
-            'evaluation.save: got "best" with `data.validation_fraction` = 0, so there is nothing to choose the best round by; '
-            'set `data.validation_fraction` above 0, or `evaluation.save` = "last"'
-        )
 
 
 def _training(training: TrainingOptions) -> Iterator[str]:

@@ -51,6 +51,8 @@ def secure(config: Tables) -> Iterator[str]:
             yield f"federation.{name}: got a model of time {_WITH}, whose records have none of single clients; remove it"
     if config.evaluation.save == "best" and options.evaluation == "off":
         yield f'evaluation.save: got "best" {_WITH}, where nothing is scored; set `privacy.evaluation` = "exact", or "last"'
+    if (patience := config.evaluation.patience) is not None and options.evaluation == "off":
+        yield f'evaluation.patience: got {patience} {_WITH}, where nothing is scored; set `privacy.evaluation` = "exact", or remove it'
     if config.tracking_by_client:
         yield f"tracking_by_client: got true {_WITH}, which lets nothing be known of single clients; remove it"
 

@@ -74,6 +74,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
         *(_no_better(saved, metric) or _no_better_than_untrained(saved, scores.get("untrained"), metric)),
         *_clients_below(summary.get("clients", {}), metric),
         *_better_round(scores, saved, metric),
+        *(one["text"] for one in summary.get("stopped_early", {}).values()),
         *still_rising(summary.get("rising"), metric),
     ]
 

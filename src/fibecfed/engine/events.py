@@ -85,6 +85,18 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class StoppedEarly:
+    """A phase ended before its last round, by `evaluation.patience`.
+
+    Attributes:
+        left_out: rounds that are not held.
+    """
+
+    left_out: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something the user should know, which does not stop the run."""
 
@@ -114,7 +126,7 @@ class Finished:
     folder: Path
 
 
-Event: TypeAlias = Started | DataInspected | PhaseStarted | RoundDone | Evaluated | Warned | Finished
+Event: TypeAlias = Started | DataInspected | PhaseStarted | RoundDone | Evaluated | StoppedEarly | Warned | Finished
 
 
 def logged(listen: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -143,6 +155,8 @@ def _in_words(event: Event) -> Iterator[tuple[int, str]]:
             of = {"personalised": event.pooled_personalised, "global": event.global_, "worst decile": event.worst_decile}
             scores = f"{event.metric.name}: {', '.join(f'{name} {event.metric.text(score)}' for name, score in of.items())}"
             yield logging.INFO, f"evaluation after {event.rounds} rounds: {scores}, {event.answered} of {event.clients} clients"
+        case StoppedEarly():
+            yield logging.INFO, event.text
         case Warned():
             yield logging.WARNING, event.text
         case DataInspected():

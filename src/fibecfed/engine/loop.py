@@ -128,6 +128,7 @@ def run(
     pool: MeanPool | None = None,
     sums: SumPool | None = None,
     examples: ExampleRounds | None = None,
+    skips: Callable[[Round], bool] = lambda now: False,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -142,6 +143,7 @@ def run(
         pool: how answers are pooled where the run is private for clients; it ends before a round that would pass its budget.
         sums: how they are summed where the server sees no single one, and nothing is noised.
         examples: what each round may cost where the run is private for examples; it ends likewise.
+        skips: whether a round is not held; asked before each. Which clients later rounds ask does not depend on it.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -154,6 +156,9 @@ def run(
     at_work = sent_again(asked, phases, transport, tolerance.timeout_s)
     for now in rounds[start:]:
         phase = phases[now.phase]
+        if skips(now):
+            sampled += phase.cohort == "sampled"
+            continue
         if pool is not None:
             try:
                 server, record = pooled_round(phase, transport, server, now, tolerance.timeout_s, pool)

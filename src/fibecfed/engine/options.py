@@ -209,6 +209,12 @@ class EvaluationOptions(Options):
         description="Which models a run saves at its end: those of the last round, or those of the evaluated round with the best "
         "primary metric on the clients' validation parts (the earlier of equals); that round's checkpoint is kept with the newest ones.",
     )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Early stopping: training ends after this many evaluations in a row without a better primary metric on the clients' "
+        "validation parts; phases after it, such as a last local training, are still held. Default: all rounds are.",
+    )
 
 
 class ResourceOptions(Options):
