@@ -3,8 +3,8 @@
 Run: OMP_NUM_THREADS=1 python benchmarks/predict.py [texts [repetitions]]
 
 A short run of FedAvg-LoRA with the packaged MiniLM on the packaged movie reviews; then 10,000 different texts of that package:
-sentences, and every tenth joined to the nine before it, so that lengths differ as in a user's file. Compared in turn, once, in one process on one
-thread, in float32:
+sentences, and every tenth joined to the nine before it, so that lengths differ as in a user's file. Compared in turn, once, in one
+process on one thread, in float32:
 
 - predict: from a CSV file to a CSV file, as the command does it: reading, tokens, batches by length, probabilities, writing;
 - pipeline: `fibecfed.load_model(run)`, transformers' own pipeline around the merged model, on the texts in a list, in batches of 64.

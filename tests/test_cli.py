@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fibecfed
-from fibecfed import cli, exits
+from fibecfed import cli, cli_parts, exits
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.engine.events import Finished, RoundDone, Started
@@ -331,3 +331,9 @@ def test_a_home_is_a_home_in_every_path(session: types.SimpleNamespace, tmp_path
     code, text = call("client", "--config", "~/app/federation.toml", "--data=~/none.csv", "--socket=~/a.sock", "--folder=~/folder")
     assert code == 2 and f'data.path: got "{home}/none.csv" (nothing there)' in text
     assert not (tmp_path / "~").exists()
+
+
+def test_commands_are_listed_in_the_order_of_a_users_way() -> None:
+    listed = CliRunner().invoke(cli.app, ["--help"]).output.partition("Commands:")[2].splitlines()
+    names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert names == list(cli_parts.ORDER)

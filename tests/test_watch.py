@@ -63,7 +63,7 @@ def test_a_log_gets_a_line_for_each_evaluation_and_ten_rounds_and_the_summary_at
     console, lines = plain()
     summary = watch(going.folder, console, sleep=going)
     assert summary is not None and summary["scores"]["pooled_personalised"] == pytest.approx(0.8, abs=0.01)
-    assert lines()[0] == f"{going.folder}: lora for sst2 on 6 clients, 10 rounds"
+    assert lines()[0] == f"{going.folder}: lora for sst2 on 6 clients, 10 training rounds"
     assert [line.split(":")[0] for line in lines()[1:6]] == [
         "after round 0",
         "after round 4",
@@ -109,7 +109,7 @@ def test_the_page_reads_itself_again_until_the_run_is_done(tmp_path: Path, monke
     going = Going(tmp_path / "run")
     watch(going.folder, plain()[0], page=True, sleep=going)
     assert len(going.pages) > 2 and all("data-refresh" in page.partition("<script>")[0] for page in going.pages)
-    assert "unfinished, round 4 of 10" in going.pages[1] or "unfinished, round 5 of 10" in going.pages[1]
+    assert "unfinished, 4 of 10 training rounds" in going.pages[1] or "unfinished, 5 of 10 training rounds" in going.pages[1]
     last = (going.folder / "report.html").read_text()
     assert "data-refresh" not in last.partition("<script>")[0] and "80.0 %" in last
     assert REFRESH_S > 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_audit, cli_client, cli_trained, cli_watch
-from .cli_parts import Commands, Quiet, Verbose, path_argument, path_option
+from .cli_parts import Commands, InOrder, Quiet, Verbose, path_argument, path_option
 from .core.errors import UserError
 from .core.files import CONFIG, FLOWER
 from .core.streams import keep_streams, without_library_warnings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 app = Commands(
     name="fibecfed",
+    cls=InOrder,
     help="Fine-tune language models on text that cannot leave its owners.",
     no_args_is_help=True,
     add_completion=False,

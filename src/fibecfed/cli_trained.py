@@ -75,6 +75,8 @@ def predict(
         _tell(note_on_base(model.found))
         for note in predict_file(model, file, out, TextColumns(text_column, pair_column), _bar):
             _tell(note)
+        if out is not None:
+            typer.echo(f"{out} written.")
 
 
 def evaluate(

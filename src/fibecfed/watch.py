@@ -268,7 +268,7 @@ class _Lines:
             self._print("resumed from its last checkpoint: rounds after it are repeated")
         if seen.header and not self._begun:
             self._begun = True
-            self._print(f"{self._folder}: {seen.title}, {count(seen.total, 'round')}")
+            self._print(f"{self._folder}: {seen.title}, {count(seen.total, 'training round')}")
             records = _newest(records)
         elif not seen.header and not self._begun:
             return

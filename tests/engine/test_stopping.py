@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def scored(rounds: int, right: int, clients: tuple[str, ...] = ("a", "b"), missi
     none = sums([[0, 0], [0, 0]])
     return EvalRecord(
         rounds,
-        {client: none for client in clients},
+        dict[str, Any](dict.fromkeys(clients, none)),
         none,
         sums([[right, 10 - right], [0, 0]]),
         none,

@@ -58,7 +58,7 @@ def test_standard_input_and_an_output_file(run: Path, place: Path, tmp_path: Pat
     code, out, _ = call(run, "-", "--text-column", "text", given=line)
     assert code == 0 and json.loads(out)["id"] == 7
     to = tmp_path / "out.csv"
-    assert call(run, place / "reviews.csv", "--out", to) == (0, "", "")
+    assert call(run, place / "reviews.csv", "--out", to) == (0, f"{to} written.\n", "")
     assert to.read_text() == call(run, place / "reviews.csv")[1]
 
 

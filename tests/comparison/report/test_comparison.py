@@ -189,7 +189,9 @@ def test_a_run_that_is_not_finished_is_reported_with_its_round(tmp_path: Path):
     (run / "records.jsonl").write_text("".join(lines[:8]))  # header, untrained, importance, 4 rounds with an evaluation after the second
     found = read_comparison(run)
     assert len(found.runs[0].points) == 2 and found.runs[0].last.rounds == 3
-    assert found.problems == (f"{run}: unfinished, round 4 of 10: these are its numbers so far; resume with: fibecfed resume {run}",)
+    assert found.problems == (
+        f"{run}: unfinished, 4 of 10 training rounds: these are its numbers so far; resume with: fibecfed resume {run}",
+    )
     write_report(run)
     assert "unfinished, round 4 of 10" in (run / "report.md").read_text() and "unfinished" in (run / "report.html").read_text()
 

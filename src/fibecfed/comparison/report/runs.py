@@ -142,12 +142,12 @@ def _so_far(records: Sequence[RoundRecord | EvalRecord], metric: Metric) -> Summ
 
 
 def progress_of(folder: Path) -> str | None:
-    """How far a run is that has no results, as in "unfinished, round 3 of 40"; None for one that has."""
+    """How far a run is that has no results, as in "unfinished, 3 of 40 training rounds"; None for one that has."""
     if (folder / SUMMARY).is_file():
         return None
     header, records = read(folder / RECORDS, length_of_whole_lines(folder / RECORDS))
     trained = sum(isinstance(record, RoundRecord) and any(record.steps.values()) for record in records)
-    return f"unfinished, round {trained} of {header['configuration']['federation']['rounds']}"
+    return f"unfinished, {trained} of {header['configuration']['federation']['rounds']} training rounds"
 
 
 def _advice(folder: Path, place: Place) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import made_runs
@@ -17,6 +18,7 @@ from fibecfed.comparison.report.one import report
 from fibecfed.comparison.report.one.converged import converged, training_loss
 from fibecfed.comparison.report.one.examples import difficulty, listed
 from fibecfed.comparison.report.one.section import Section
+from fibecfed.comparison.report.results import Classes
 from fibecfed.comparison.report.standing import Standings
 from fibecfed.comparison.report.tables import Table
 from fibecfed.core.metrics import METRICS
@@ -223,3 +225,25 @@ def test_a_run_of_another_metric_and_one_with_nothing_counted_have_a_report(tmp_
     made_runs.write(tmp_path / "none", [*rounds, last], "sst2", "lora", 0, "lora", {}, {})
     found = write_report(tmp_path / "none")
     assert part(found, "learned").lines[0].startswith("No test examples were counted")
+
+
+def test_a_matrix_of_many_classes_fills_no_terminal_and_is_in_the_files(run: Path) -> None:
+    found = read_report(run)
+
+    def with_classes(number: int) -> Standings:
+        confusion = [[3 if a == b else 0 for b in range(number)] for a in range(number)]
+        classes = Classes(tuple(f"chapter {c}" for c in range(number)), confusion, confusion)
+        (one,) = found.comparison.runs
+        return replace(found, comparison=replace(found.comparison, runs=(replace(one, classes=classes),)))
+
+    def shown(number: int) -> str:
+        console = Console(file=io.StringIO(), width=80)
+        report.show(with_classes(number), console)
+        return " ".join(console.file.getvalue().split())  # pyright: ignore[reportAttributeAccessIssue]
+
+    assert "predicted predicted" in shown(12), "headers of columns, on several lines"
+    assert "predicted predicted" not in shown(21)
+    assert "Confusion matrix, global: 21 columns, in report.html and report-confusion-global.csv" in shown(21)
+    page = report.to_html(with_classes(21))
+    assert 'class="scroll dense"' in page and '<button type="button">chapter 20</button>' in page
+    assert 'class="scroll dense"' not in report.to_html(with_classes(4))

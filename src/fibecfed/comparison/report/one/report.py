@@ -28,6 +28,7 @@ from .sent import cost, sent, settings
 
 _SHOWN = 20
 """Rows of a table on a terminal."""
+_COLUMNS = 13  # of a table, on a terminal at most: a confusion matrix of more classes would fill screens
 
 
 def parts(found: Standings) -> list[Section]:
@@ -74,7 +75,7 @@ def lead(comparison: ComparisonResults) -> str:
     run, files = run_and_files(comparison)
     number = len(files.header.get("partition") or {})
     on = f" on {count(number, 'client')}" if number else ""
-    state = "" if files.is_finished else ", not finished"
+    state = "" if files.is_finished else " so far, not finished"
     return f"{run.method} for {run.task}{on}, {count(run.last.rounds, 'round')}{state}, seed {run.seed}."
 
 
@@ -121,7 +122,11 @@ def show(found: Standings, console: Console) -> None:
         for name, text in part.facts:
             tables.prose(f"- {name}: {text}", console)
         for table in part.tables:
-            tables.show(_first(table), console)
+            if len(table.header) > _COLUMNS:
+                elsewhere = f"{table.title}: {len(table.header) - 1} columns, in report.html and report-{table.name}.csv"
+                tables.prose(elsewhere, console, above=True)
+            else:
+                tables.show(_first(table), console)
     tables.prose("Figures, settings and whole tables: report.html, report.md and the report-*.csv files.", console, above=True)
 
 
