@@ -24,7 +24,6 @@ from .core.wire import decode
 from .engine.checkpoint import Checkpoint, Checkpoints
 from .engine.evaluation import every_score, known, scores
 from .engine.log import read_records
-from .engine.loop import schedule
 from .engine.pooled import MeanPool
 from .engine.requests import Requests
 from .engine.states import StatesAt
@@ -75,9 +74,19 @@ def tracked_scores(record: EvalRecord, metric: Metric) -> TrackedScores:
 
 
 def best_of(
-    prepared: Prepared, out: Path, checkpoints: Checkpoints, best: EvalRecord | None, last: Final, warn: Callable[[str], None]
+    prepared: Prepared,
+    out: Path,
+    checkpoints: Checkpoints,
+    best: EvalRecord | None,
+    last: Final,
+    rounds: Sequence[Round],
+    warn: Callable[[str], None],
 ) -> Final:
-    """What is saved with `evaluation.save` = "best": where it cannot be had, the last round's models, with a warning."""
+    """What is saved with `evaluation.save` = "best": where it cannot be had, the last round's models, with a warning.
+
+    Args:
+        rounds: that were held.
+    """
     if best is None:
         warn("evaluation.save: no evaluation had the answers of all clients, so the models of the last round are saved")
         return last
@@ -88,7 +97,7 @@ def best_of(
     except UserError as error:
         warn(f"{error}; it held the models of round {best.rounds}, the best one; those of the last round are saved instead")
         return last
-    return of_round(prepared, out, checkpoint, schedule(prepared.method)[best.rounds - 1])
+    return of_round(prepared, out, checkpoint, rounds[best.rounds - 1])
 
 
 def finish(

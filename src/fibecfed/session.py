@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,6 @@ class _Session:
         evaluator = Unscored(plain(self.prepared.task.statistics.zero)) if scores_nothing(self.prepared) else exact
         if noised and isinstance(pool, MeanPool):
             evaluator = NoisedEvaluator(exact, pool)
-        rounds = schedule(self.method)
         phases = tuple((phase.name, phase.num_rounds) for phase in self.method.phases)
         self.say(Started(self.out, phases, number))
         if checkpoint is None and (again := rounds_recorded(self.out / RECORDS)):
@@ -265,7 +265,10 @@ class _Session:
         known = 0 if checkpoint is None else int(checkpoint.extra["records_bytes"])
         header, records = ({}, []) if checkpoint is None else read_records(self.out / RECORDS, known)  # before anything of it is cut off
         scored_before = [one for one in records if isinstance(one, EvalRecord)]
-        stopping = EarlyStopping(self.config.evaluation.patience, rounds, self.prepared.metric, scored_before)
+        stopping = EarlyStopping(self.config.evaluation.patience, schedule(self.method), self.prepared.metric, scored_before)
+        rounds = stopping.rounds
+        for one in stopping.stopped.values():
+            self.say(StoppedEarly(one.left_out, one.text))
         with contextlib.closing(Log(self.out / RECORDS, known)) as log:
             if checkpoint is None:
                 server = self.method.init(self.prepared.task, self.key.fold("init"))
@@ -296,13 +299,11 @@ class _Session:
                 standing=standing,
                 kept=OnServer(states),
                 asked=requests.restored(),
-                skips=stopping.skips,
+                rounds=rounds,
                 **held_by(self.prepared, pool, clients.masked_run),
             )
             phase, last = None, number
-            for now in rounds[number:]:
-                if stopping.skips(now):
-                    continue
+            for now in islice(rounds, number, None):
                 if now.phase != phase:
                     phase = now.phase
                     self.say(PhaseStarted(phase, now.num_rounds))
@@ -318,7 +319,7 @@ class _Session:
                 if self._due(step) or ((pool is not None or self.prepared.cohorts is not None) and is_last):
                     scored, standing = evaluator.after(server, step.now, step.number, standing)
                     stopped = stopping.saw(scored)
-                    is_last = is_last or stopping.is_over(step.number)
+                    is_last = is_last or step.number == len(rounds)
                     self._evaluated(log, scored, is_last)
                     if stopped is not None:
                         self.say(StoppedEarly(stopped.left_out, stopped.text))
@@ -335,7 +336,7 @@ class _Session:
         reject_nothing(pool, last)
         final = Final(clients, server, rounds[last - 1])
         if self.config.evaluation.save == "best":
-            final = best_of(self.prepared, self.out, checkpoints, best, final, lambda text: self.say(Warned(text)))
+            final = best_of(self.prepared, self.out, checkpoints, best, final, rounds, lambda text: self.say(Warned(text)))
         summary = finish(self.prepared, self.out, final, self.method.summary(server), self.adapters, pool, stopping.stopped)
         self.say(Finished(summary, self.out))
         return summary

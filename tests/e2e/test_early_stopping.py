@@ -12,7 +12,9 @@ from rich.console import Console
 from saved import adapter_files, interrupted_at, run_config
 
 from fibecfed import session
-from fibecfed.config import Config
+from fibecfed.audit.replay import observed
+from fibecfed.comparison.report.comparison import read_report
+from fibecfed.config import Config, load
 from fibecfed.core.errors import UserError
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.checkpoint import Checkpoint, Checkpoints
@@ -87,7 +89,11 @@ def test_a_last_local_training_is_still_held_and_the_best_round_is_saved(inputs:
     summary = session.start(config(inputs, method={"kind": "lora", "finetune": True}), tmp_path / "last")
     rounds = [one for one in read(tmp_path / "last" / "records.jsonl")[1] if isinstance(one, RoundRecord)]
     assert summary["stopped_early"]["tune"]["left_out"] == ROUNDS + 1 - len(rounds) > 0
-    assert rounds[-1].phase == "finetune" and rounds[-1].number == ROUNDS and summary["scores"]["rounds"] == ROUNDS + 1
+    assert rounds[-1].phase == "finetune" and [one.number for one in rounds] == list(range(summary["rounds"]))
+    assert summary["scores"]["rounds"] == summary["saved"]["rounds"] == summary["rounds"]
+    assert read_report(tmp_path / "last").comparison.problems == ()
+    seen, _, missing = observed(session.prepare(load(tmp_path / "last" / "config.toml").config), tmp_path / "last")
+    assert missing is None and seen[-1].now.phase == "finetune"
     best = session.start(config(inputs, evaluation={"save": "best"}, method={"kind": "lora"}), tmp_path / "best")
     assert best["saved"]["rounds"] == best["stopped_early"]["tune"]["best"]
 
@@ -103,6 +109,7 @@ def test_the_end_of_the_run_says_so(stopped: Any) -> None:
     ("tables", "text"),
     [
         ({"data": {"validation_fraction": 0.0}}, "evaluation.patience: got 2 with `data.validation_fraction` = 0"),
+        ({"evaluation": {"generate": 3}}, "evaluation.patience: got 2 with `evaluation.generate` = 3"),
         ({"federation": {"schedule": "buffered"}}, 'evaluation.patience: got 2 with `federation.schedule` = "buffered"'),
         ({"evaluation": {"patience": 0}}, "evaluation.patience: got 0, expected an integer, at least 1"),
     ],

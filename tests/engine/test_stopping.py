@@ -55,9 +55,11 @@ def test_a_phase_ends_as_a_slow_reference_says(right: list[int], patience: int) 
         if found.saw(scored(n, number)):
             break
     assert (n if found.stopped else None) == reference(patience, right)
-    assert [found.skips(now) for now in ROUNDS] == [bool(found.stopped)] * 6 + [False] * 3
+    held = n if found.stopped else 6
+    assert [(now.phase, now.index) for now in found.rounds] == [(now.phase, now.index) for now in (*ROUNDS[:held], *ROUNDS[6:])]
+    assert [now.number for now in found.rounds] == list(range(held + 3)), "rounds are numbered as they are held"
     again = stopping(patience, *(scored(k, number) for k, number in enumerate(right[:n], start=1)))
-    assert again.stopped == found.stopped  # as after an interruption
+    assert (again.stopped, again.rounds) == (found.stopped, found.rounds)  # as after an interruption
 
 
 def test_an_equal_score_is_no_better_one_and_what_was_ended_is_said() -> None:
@@ -68,10 +70,10 @@ def test_an_equal_score_is_no_better_one_and_what_was_ended_is_said() -> None:
         "Phase tune ended after round 4, 2 rounds early: no score on the validation parts was better than after round 2 in 2 evaluations "
         "(evaluation.patience)."
     )
-    assert not found.is_over(4), "the phase behind it is still held"
-    assert all(map(found.skips, ROUNDS[:6])) and not any(map(found.skips, ROUNDS[6:]))
-    assert found.saw(scored(7, 3)) is None and found.saw(scored(8, 2)) is None, "each phase is measured by its own scores"
-    assert stopping(1, scored(7, 3), scored(8, 2)).is_over(8)
+    assert [now.phase for now in found.rounds] == ["tune"] * 4 + ["last"] * 3, "the phase behind it is still held"
+    assert found.saw(scored(5, 3)) is None, "each phase is measured by its own scores"
+    assert found.saw(scored(6, 2)) is None and found.saw(scored(7, 2)) is None, "nothing is left to be ended"
+    assert len(stopping(1, scored(7, 3), scored(8, 2)).rounds) == 8
 
 
 def test_an_evaluation_that_lacks_a_client_counts_neither_way_and_fewer_clients_begin_again() -> None:

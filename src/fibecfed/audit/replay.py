@@ -14,18 +14,21 @@ from torch import Tensor
 from ..build import Prepared
 from ..client_manager import in_process
 from ..core.errors import UserError
-from ..core.files import CHECKPOINTS
+from ..core.files import CHECKPOINTS, RECORDS
 from ..core.method import Phase
+from ..core.records import EvalRecord
 from ..core.types import ClientId, Failure, Params, Round
 from ..core.wire import decode, encode, tensors_of
 from ..engine.checkpoint import Checkpoint, Checkpoints
 from ..engine.checks import expected
 from ..engine.failures import Standing
+from ..engine.log import read_records
 from ..engine.loop import run, schedule
 from ..engine.pooled import MeanPool
 from ..engine.private_examples import ExampleRounds
 from ..engine.runtime import unframe
 from ..engine.states import OnServer, StatesAt
+from ..engine.stopping import EarlyStopping
 from ..engine.transport import Action, Answer, Ticket, Transport
 from ..private_run import Private, private_of
 
@@ -125,7 +128,7 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
     end = kept.load_latest()
     if end is None:
         raise UserError(f"{out}: got a run without checkpoints, expected a finished run as `fibecfed run` leaves it; run it again")
-    rounds = schedule(method)[: end.number]  # a private run may have ended by its budget
+    rounds = _held(prepared, out)[: end.number]  # a private run may have ended by its budget
     phases = {phase.name: phase for phase in method.phases}
     training = [now for now in rounds if phases[now.phase].trains]
     first, last = training[0], training[-1]
@@ -145,6 +148,12 @@ def observed(prepared: Prepared, out: Path) -> tuple[tuple[Observed, ...], Any, 
     return (*seen, replace(found, after=method.server_params(server))), server, None  # with the noise that the run drew, if it drew any
 
 
+def _held(prepared: Prepared, out: Path) -> list[Round]:
+    """The rounds of a run, without those that early stopping left out."""
+    evaluations = [one for one in read_records(out / RECORDS)[1] if isinstance(one, EvalRecord)]
+    return EarlyStopping(prepared.inputs.config.evaluation.patience, schedule(prepared.method), prepared.metric, evaluations).rounds
+
+
 def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -> Observed:
     """Round `number`, from a checkpoint or from the start."""
     inputs, method = prepared.inputs, prepared.method
@@ -156,11 +165,20 @@ def _rounds(prepared: Prepared, out: Path, number: int, at: Checkpoint | None) -
     with TemporaryDirectory() as folder:  # of a private run's noise, which is drawn anew, and ledgers for it: nothing is released
         manager = in_process(prepared, states, Path(folder), begin, anew=True)  # pyright: ignore[reportArgumentType]
         transport = _Seen(manager.transport)
-        return _computed(prepared, number, begin, transport, server, standing, states, private_of(prepared, Path(folder), key, None))
+        pool = private_of(prepared, Path(folder), key, None)
+        return _computed(prepared, number, begin, _held(prepared, out), transport, server, standing, states, pool)
 
 
 def _computed(
-    prepared: Prepared, number: int, begin: int, transport: _Seen, server: Any, standing: Standing, states: _Scratch, pool: Private | None
+    prepared: Prepared,
+    number: int,
+    begin: int,
+    rounds: Sequence[Round],
+    transport: _Seen,
+    server: Any,
+    standing: Standing,
+    states: _Scratch,
+    pool: Private | None,
 ) -> Observed:
     """Compute the rounds up to `number`, and look at that one."""
     inputs, method = prepared.inputs, prepared.method
@@ -176,6 +194,7 @@ def _computed(
         tolerance=options,
         standing=standing,
         kept=OnServer(states),  # pyright: ignore[reportArgumentType]
+        rounds=rounds,
         pool=pool if isinstance(pool, MeanPool) else None,
         examples=pool if isinstance(pool, ExampleRounds) else None,
     )

@@ -141,11 +141,6 @@ def _of_written(config: Tables) -> Iterator[str]:
             f'evaluation.metric: got "{metric}" with `evaluation.save` = "best", but answers are generated after the last round alone; '
             "choose nll, by which rounds can be told apart, or save the last"
         )
-    if evaluation.patience is not None:
-        yield (
-            f'evaluation.metric: got "{metric}" with `evaluation.patience` = {evaluation.patience}, but answers are generated after the '
-            "last round alone; choose nll, or remove `evaluation.patience`"
-        )
 
 
 def needing_classes(config: Tables) -> list[str]:

@@ -22,6 +22,11 @@ def by_validation(config: Tables) -> Iterator[str]:
             yield f'evaluation.save: got "best" {nothing} choose the best round by; {above} `evaluation.save` = "last"'
         if evaluation.patience is not None:
             yield f"evaluation.patience: got {evaluation.patience} {nothing} tell by when training is to end; {above} remove the key"
+    if evaluation.patience is not None and evaluation.generate:
+        yield (
+            f"evaluation.patience: got {evaluation.patience} with `evaluation.generate` = {evaluation.generate}, but answers are generated "
+            "after the last of all rounds; remove one of them"
+        )
     if evaluation.patience is not None and federation.schedule == "buffered":
         yield (
             f'evaluation.patience: got {evaluation.patience} with `federation.schedule` = "buffered", where answers are under way when '

@@ -128,7 +128,7 @@ def run(
     pool: MeanPool | None = None,
     sums: SumPool | None = None,
     examples: ExampleRounds | None = None,
-    skips: Callable[[Round], bool] = lambda now: False,
+    rounds: Sequence[Round] | None = None,
 ) -> Iterator[Step]:
     """Yield the state after each round, from round `start` on.
 
@@ -143,7 +143,7 @@ def run(
         pool: how answers are pooled where the run is private for clients; it ends before a round that would pass its budget.
         sums: how they are summed where the server sees no single one, and nothing is noised.
         examples: what each round may cost where the run is private for examples; it ends likewise.
-        skips: whether a round is not held; asked before each. Which clients later rounds ask does not depend on it.
+        rounds: what is held, each looked up when its turn comes; left out: all rounds of the method.
 
     Raises:
         RunFailed: a client failed and `tolerance.on_failure` is "stop", or too few answered in every attempt at a round.
@@ -151,14 +151,11 @@ def run(
     """
     phases = {phase.name: phase for phase in method.phases}
     kept = InMemory() if kept is None else kept
-    rounds = schedule(method)
+    rounds = schedule(method) if rounds is None else rounds
     sampled = sum(phases[now.phase].cohort == "sampled" for now in rounds[:start])
     at_work = sent_again(asked, phases, transport, tolerance.timeout_s)
-    for now in rounds[start:]:
+    for now in islice(rounds, start, None):
         phase = phases[now.phase]
-        if skips(now):
-            sampled += phase.cohort == "sampled"
-            continue
         if pool is not None:
             try:
                 server, record = pooled_round(phase, transport, server, now, tolerance.timeout_s, pool)

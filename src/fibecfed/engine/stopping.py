@@ -6,7 +6,7 @@ What follows from the records alone is the same after an interruption.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.metrics import Metric
 from ..core.records import EvalRecord
@@ -42,31 +42,29 @@ class Stopped:
 
 
 class EarlyStopping:
-    """Which phases of a run are over early, as its evaluations come in."""
+    """Which rounds a run holds, as its evaluations come in.
+
+    Attributes:
+        rounds: those that are or will be held, in order. It gets shorter while the run is under way, never at or before the round that
+            was held last, so that a loop over it goes on with what is left.
+        stopped: phases that ended early.
+    """
 
     def __init__(self, patience: int | None, rounds: Sequence[Round], metric: Metric, before: Iterable[EvalRecord] = (), /) -> None:
         """Args:
         patience: evaluations in a row without a better score that end a phase; None: none are ever enough.
-        rounds: all of the run.
-        before: its evaluations up to now, in order.
+        rounds: all that the method asks for.
+        before: evaluations up to now, in order.
         """
+        self.rounds = list(rounds)
+        self.stopped: dict[str, Stopped] = {}
         self._patience = patience
-        self._rounds = rounds
         self._metric = metric
         self._phase: str | None = None
         self._best: EvalRecord | None = None
         self._without = 0
-        self.stopped: dict[str, Stopped] = {}
         for record in before:
             self.saw(record)
-
-    def skips(self, now: Round) -> bool:
-        """Whether a round is not held, since its phase is over."""
-        return now.phase in self.stopped
-
-    def is_over(self, completed: int) -> bool:
-        """Whether no round is left to be held."""
-        return all(map(self.skips, self._rounds[completed:]))
 
     def saw(self, record: EvalRecord) -> Stopped | None:
         """Take an evaluation in; what it ended, if it did.
@@ -75,7 +73,7 @@ class EarlyStopping:
         """
         if self._patience is None or not record.rounds:
             return None
-        now = self._rounds[record.rounds - 1]
+        now = self.rounds[record.rounds - 1]
         if now.phase != self._phase:
             self._phase, self._best, self._without = now.phase, None, 0
         best = better_by_validation(self._best, record, self._metric)
@@ -86,5 +84,7 @@ class EarlyStopping:
         left_out = now.num_rounds - now.index - 1
         if self._without < self._patience or not left_out:
             return None
+        behind = self.rounds[record.rounds + left_out :]
+        self.rounds[record.rounds :] = [replace(one, number=one.number - left_out) for one in behind]
         self.stopped[now.phase] = Stopped(now.phase, record.rounds, left_out, best.rounds, self._without)
         return self.stopped[now.phase]

@@ -193,7 +193,9 @@ def test_a_run_that_is_not_finished_is_reported_with_its_round(tmp_path: Path):
         f"{run}: unfinished, 4 of 10 training rounds: these are its numbers so far; resume with: fibecfed resume {run}",
     )
     write_report(run)
-    assert "unfinished, round 4 of 10" in (run / "report.md").read_text() and "unfinished" in (run / "report.html").read_text()
+    text = (run / "report.md").read_text()
+    assert "unfinished, 4 of 10 training rounds" in text and "20 clients, scored after 3 rounds, not finished" in text
+    assert "unfinished" in (run / "report.html").read_text()
 
 
 def test_the_number_of_clients_is_that_of_the_data(tmp_path: Path):

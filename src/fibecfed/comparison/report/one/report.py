@@ -75,8 +75,9 @@ def lead(comparison: ComparisonResults) -> str:
     run, files = run_and_files(comparison)
     number = len(files.header.get("partition") or {})
     on = f" on {count(number, 'client')}" if number else ""
-    state = "" if files.is_finished else " so far, not finished"
-    return f"{run.method} for {run.task}{on}, {count(run.last.rounds, 'round')}{state}, seed {run.seed}."
+    rounds = count(run.last.rounds, "round")
+    state = rounds if files.is_finished else f"scored after {rounds}, not finished"
+    return f"{run.method} for {run.task}{on}, {state}, seed {run.seed}."
 
 
 def to_html(found: Standings, refresh_s: float | None = None) -> str:
