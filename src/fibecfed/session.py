@@ -112,7 +112,8 @@ def resume(
         if (out / COMPARISON).is_file():
             again = shlex.join(["fibecfed", "compare", str(out / COMPARISON), "--out", str(out)])
             raise UserError(f"{out}: got the folder of a comparison, expected that of a single run; resume with: {again}")
-        raise UserError(f"{out}: got a folder without {CONFIG}, expected the folder of a run, as given to --out")
+        got = f"a folder without {CONFIG}" if out.exists() else "nothing"
+        raise UserError(f"{out}: got {got}, expected the folder of a run, as given to --out")
     reject_lasting(overrides)
     if (out / SUMMARY).is_file():
         forget(out)

@@ -14,6 +14,8 @@ from saved import run_config
 from typer.testing import CliRunner
 
 from fibecfed import cli, session
+from fibecfed.core.errors import UserError
+from fibecfed.trained.export import export
 from fibecfed.trained.model import load
 
 READS = ["--text-column", "review"]
@@ -91,6 +93,16 @@ def test_a_run_without_what_is_needed_is_rejected(run: Path, place: Path, tmp_pa
     assert "fibecfed resume" in rejected(tmp_path / "stopped", file)
     session.start(run_config(place, federation={"rounds": 1}, method={"kind": "lora"}), tmp_path / "bare", adapters=False)
     assert "got a run without adapters" in rejected(tmp_path / "bare", file)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_adapter_that_lost_a_file_is_rejected_by_name(run: Path, place: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "global" / name).unlink()
+    assert f"got an adapter without {name}" in rejected(tmp_path / "run", place / "reviews.csv")
+    with pytest.raises(UserError, match=f"got an adapter without {name}"):
+        export(tmp_path / "run", None, {"adapter": tmp_path / "copy"})
+    assert not (tmp_path / "copy").exists()
 
 
 def test_clients_that_are_unknown_or_never_trained_are_rejected(place: Path, tmp_path: Path) -> None:

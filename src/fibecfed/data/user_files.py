@@ -84,7 +84,7 @@ def reject_unreadable(path: Path, way_out: str) -> None:
         what = "does not exist" if kind is None else f"is {kind}"
         if kind not in (None, "a folder", TOO_LONG):
             way_out = "write what it gives to a file first"
-        raise UserError(f"{path}: the file {what}. Expected a file with labelled texts ({', '.join(EXTENSIONS)}); {way_out}.")
+        raise UserError(f"{path}: the file {what}. Expected a file with texts ({', '.join(EXTENSIONS)}); {way_out}.")
     if extension_of(path) not in EXTENSIONS:
         wanted_ones = f"expected one of {', '.join(EXTENSIONS)}, followed by .gz if it is compressed"
         way_out = "Convert it, or rename it if it is one of these."

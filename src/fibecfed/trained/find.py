@@ -16,6 +16,7 @@ from ..core.records import RoundRecord
 from ..core.types import ClientId
 from ..data.names import listed, shown
 from ..engine.log import read_header, read_records
+from ..models.own_adapters import TABLE, TENSORS
 from ..saving import folder_names
 
 
@@ -67,7 +68,19 @@ def find(run: str | Path, client: ClientId | None = None, base: str | None = Non
     folder, note = run / "global", None
     if client is not None:
         folder, note = _of_client(run, client, header.get("partition", {}), config)
+    _reject_incomplete(folder)
     return FoundModel(run, folder, client, config, files, note)
+
+
+_OF_PEFT, _OWN = ("adapter_config.json", "adapter_model.safetensors"), (TABLE, TENSORS)
+"""What an adapter's folder holds in PEFT's format; where the method trains something else than LoRA, in ours."""
+
+
+def _reject_incomplete(folder: Path) -> None:
+    is_own = any((folder / name).exists() for name in _OWN)
+    lost = [name for name in (_OWN if is_own else _OF_PEFT) if not (folder / name).is_file()]
+    if lost:
+        raise UserError(f"{folder}: got an adapter without {' and '.join(lost)}, expected it as the run saved it; restore the folder")
 
 
 def _reject_other_folders(run: Path) -> None:

@@ -247,3 +247,19 @@ def test_a_matrix_of_many_classes_fills_no_terminal_and_is_in_the_files(run: Pat
     page = report.to_html(with_classes(21))
     assert 'class="scroll dense"' in page and '<button type="button">chapter 20</button>' in page
     assert 'class="scroll dense"' not in report.to_html(with_classes(4))
+
+
+def test_of_machines_no_examples_are_claimed_and_no_command_is_advised_that_needs_their_data(run: Path) -> None:
+    header, records = read(run / "records.jsonl")
+    last = next(one for one in reversed(records) if isinstance(one, EvalRecord))
+    assert "fibecfed run" in " ".join(part(read_report(run), "learned").lines)
+    nothing = {"train": [0, 0], "validation": [0, 0], "test": [0, 0]}
+    configuration = header["configuration"]
+    federation = configuration["federation"] | {"partition": "machines"}
+    with_header(run, partition=dict.fromkeys(last.clients, nothing), configuration=configuration | {"federation": federation})
+    found = read_report(run)
+    assert "fibecfed run" not in " ".join(part(found, "learned").lines)
+    made = table(found, "clients")
+    assert "training examples" not in made.header
+    place = made.header.index("test examples")
+    assert [row[place].value for row in made.rows] == [25.0] * len(last.clients)

@@ -74,6 +74,8 @@ def held(comparison: ComparisonResults) -> list[Client]:
     found = []
     for name in sorted({*took, *scored}):
         parts, own = partition.get(name), scored.get(name, {})
+        if parts is not None and not any(map(sum, parts.values())):
+            parts = None  # of a machine, whose data were never here
         found.append(
             Client(
                 name=name,

@@ -11,7 +11,7 @@ from ....core.files import CONFIG
 from ....core.units import duration
 from ....engine.baselines import remarks
 from .. import tables
-from ..results import ComparisonResults
+from ..results import ComparisonResults, RunFiles
 from ..scores import ComparedMetric
 from ..standing import ALONE
 from ..tables import Column, Table, score, words
@@ -28,11 +28,22 @@ def learned(comparison: ComparisonResults) -> Section:
     lines = [*_personalised(saved, files.summary, of), *_global(saved, files.summary, of), *_alone(comparison, saved, alone)]
     if saved[PERSONALISED] is None and saved[GLOBAL] is None:
         lines = ["No test examples were counted in this run, so that nothing can be said of what was learned."]
-    elif run.kind != ALONE and alone is None and files.is_finished and "privacy" not in files.summary:
+    elif (
+        run.kind not in (ALONE, "custom")
+        and alone is None
+        and files.is_finished
+        and "privacy" not in files.summary
+        and _is_simulated(files)
+    ):
         again = ["fibecfed", "run", str(files.folder / CONFIG), f"method.kind={ALONE}", "--out", str(beside(files.folder))]
         lines.append(f"Not measured: each client alone. This measures it, and the next report shows it here: {shlex.join(again)}")
     notes = remarks({**files.summary, "rising": None})  # which the next section says
     return Section("learned", "What was learned", (*lines, *notes), (scores(comparison, alone),))
+
+
+def _is_simulated(files: RunFiles) -> bool:
+    """Whether the run can be repeated from its configuration: the data of machines are not here."""
+    return files.header.get("configuration", {}).get("federation", {}).get("partition") != "machines"
 
 
 def cards(comparison: ComparisonResults) -> list[tuple[str, str]]:
