@@ -212,7 +212,7 @@ class EvaluationOptions(Options):
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="Early stopping: training ends after this many evaluations in a row without a better primary metric on the clients' "
+        description="Early stopping: training ends after this many consecutive evaluations without a better primary metric on the clients' "
         "validation parts; phases after it, such as a last local training, are still held. Default: all rounds are.",
     )
 

@@ -1,4 +1,4 @@
-"""Early stopping (`evaluation.patience`): a phase ends once evaluations in a row have brought no better score on the validation parts.
+"""Early stopping (`evaluation.patience`): a phase ends once consecutive evaluations have brought no better score on the validation parts.
 
 What follows from the records alone is the same after an interruption.
 """
@@ -52,7 +52,7 @@ class EarlyStopping:
 
     def __init__(self, patience: int | None, rounds: Sequence[Round], metric: Metric, before: Iterable[EvalRecord] = (), /) -> None:
         """Args:
-        patience: evaluations in a row without a better score that end a phase; None: none are ever enough.
+        patience: consecutive evaluations without a better score that end a phase; None: none are ever enough.
         rounds: all that the method asks for.
         before: evaluations up to now, in order.
         """
