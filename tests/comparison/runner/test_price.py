@@ -48,6 +48,14 @@ def test_the_papers_comparison_is_priced_for_both_models_without_their_weights()
     assert text.rstrip().endswith("Nothing was trained or written.")
 
 
+def test_on_a_narrow_terminal_nothing_is_cut(compared: Callable[..., ComparisonOptions]) -> None:
+    console = Console(file=io.StringIO(), width=72)
+    price_comparison(compared("methods=lora", "resources.teraflops=1"), console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "10^15" in text and "…" not in text
+    assert "beside what Python and torch take" in " ".join(text.split())
+
+
 def test_what_cannot_be_priced_says_why(compared: Callable[..., ComparisonOptions]) -> None:
     with pytest.raises(UserError, match=r'architecture\."x": .*expected `model_type`'):
         config_of("x", {"hidden_size": 3})

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ...build import Prepared, build_method, max_length, prepare
@@ -128,7 +128,7 @@ def price_comparison(comparison: ComparisonOptions, console: Console, out: Path 
         _print(console, f"{name}: {shape.family}, {shape.layers} layers, {shape.values / 1e6:,.0f} M values; {count(runs, 'run')}", "bold")
         unit = "CPU time" if model.weights is not None else "time"
         header = ("method", "adapter and head", "down, each", "up, each", "all runs", "steps", "10^15 operations", unit)
-        table = Table(*header, box=None, pad_edge=False)
+        table = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
         prices = {}
         for method in comparison.methods:
             try:
@@ -240,7 +240,8 @@ def _notes(comparison: ComparisonOptions, model: Model, prices: Mapping[str, Pri
     most = max((one.values for one in prices.values()), default=0)
     needed = 2 * shape.values + 16 * most + shape.layers * per_layer
     yield (
-        f"memory while training: about {decimal(round(needed))} = weights {decimal(2 * shape.values)} in bf16, "
+        f"memory for tensors while training, beside what Python and torch take: about {decimal(round(needed))} = "
+        f"weights {decimal(2 * shape.values)} in bf16, "
         f"activations {decimal(round(shape.layers * per_layer))} for {batch} x {longest} tokens, "
         f"parameters of adapter and head with gradient and two moments at most {decimal(16 * most)}"
     )
