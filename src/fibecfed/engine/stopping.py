@@ -46,7 +46,7 @@ class EarlyStopping:
 
     Attributes:
         rounds: those that are or will be held, in order. It gets shorter while the run is under way, never at or before the round that
-            was held last, so that a loop over it goes on with what is left.
+            was held last, so that a loop over it continues with what is left.
         stopped: phases that ended early.
     """
 
