@@ -16,8 +16,10 @@ from made_flower import be_an_app, stop_time
 from rich.console import Console
 from served import Killed, resident, serve, write_files
 from tiny_federation import NAMES, outcome, rounds_of
+from typer.testing import CliRunner
 
 from fibecfed import session
+from fibecfed.cli import app
 from fibecfed.config import load
 from fibecfed.core.errors import RunFailed, UserError
 from fibecfed.core.wire import decode, encode
@@ -198,3 +200,24 @@ def test_no_client_has_the_helpers_name(here: Path, tmp_path: Path) -> None:
     options = ClientArguments(here / "federation.toml", (), tmp_path / "s", tmp_path / "own", HELPER)
     with pytest.raises(UserError, match="--name: got 'helper', which is the name of the helper"):
         client_module.run(options, print, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "--config: not given; give the federation's configuration with it"),
+        (("--config", "x.toml", "--json"), "--json: got it without --status"),
+        (("--config", "x.toml", "--key", "k"), "--key: got it without --superlink"),
+        (("--config", "x.toml"), "x.toml: got no such file"),
+        (("--status", "--folder", "nowhere"), "nowhere/status.json does not exist"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_a_sentence(options: tuple[str, ...], text: str) -> None:
+    done = CliRunner().invoke(app, ["helper", *options])
+    assert done.exit_code == 2 and text in done.output
+
+
+def test_the_command_prints_the_line_that_pins_the_key(tmp_path: Path) -> None:
+    command = ["helper", "--config", str(tmp_path / "not-yet.toml"), "--folder", str(tmp_path / "own"), "--show-key"]
+    first, again = (CliRunner().invoke(app, command).output for _ in range(2))
+    assert first == again and first.startswith('"helper" = "') and len(first) == len('"helper" = ""\n') + 64
