@@ -74,7 +74,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "training.max_steps=1",
     ),
     "local": ("method.kind=local",),
-    "pooled": ("method.kind=lora", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1"),
+    "pooled": ("method.kind=lora", "data.client_column=", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1"),
     "paper": ("method.kind=fibecfed", "method.preset=paper"),
     "fast": ("method.kind=fibecfed", "method.preset=fast"),
     "upper": UPPER,
