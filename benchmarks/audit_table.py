@@ -27,11 +27,14 @@ EXAMPLES = ("training.dropout=0", "privacy.unit=example", "privacy.epsilon=8", "
 LAST = ("method.layers.rule=last", "method.layers.value=2")
 SETTINGS: Mapping[str, Sequence[str]] = {
     "lora": ("method.kind=lora",),
-    "fibecfed": ("method.kind=fibecfed",),
+    "fibecfed": (
+        "method.kind=fibecfed",
+        "method.preset=paper",
+    ),
     "lora-clients-8": ("method.kind=lora", *CLIENTS),
-    "fibecfed-clients-8": ("method.kind=fibecfed", *LAST, *CLIENTS),
+    "fibecfed-clients-8": ("method.kind=fibecfed", "method.preset=paper", *LAST, *CLIENTS),
     "lora-examples-8": ("method.kind=lora", *EXAMPLES),
-    "fibecfed-examples-8": ("method.kind=fibecfed", *LAST, *EXAMPLES),
+    "fibecfed-examples-8": ("method.kind=fibecfed", "method.preset=paper", *LAST, *EXAMPLES),
 }
 
 

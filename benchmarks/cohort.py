@@ -36,10 +36,10 @@ from fibecfed.models.options import ModelOptions
 
 OF, EXAMPLES, BATCH = 20, 40, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LAYERS = {"rule": "last", "value": 3}  # half of them, as by default, without a phase that measures
+LAYERS = {"rule": "last", "value": 3}  # half of them, as in the preset paper, without a phase that measures
 METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {},
-    "fibecfed": {"layers": LAYERS, "curriculum": {"scoring": "training"}},
+    "fibecfed": {"preset": "paper", "layers": LAYERS, "curriculum": {"scoring": "training"}},
 }
 
 

@@ -48,7 +48,7 @@ EXAMPLES = {"minilm": 96, "smollm2-135m": 32}
 OF = 40
 TRAININGS = tuple(range(1, OF, 4))
 UPPER = {"depth": 0.5, "depth_rule": "last", "layers": {"rule": "last", "value": 2}}
-CHEAP = {"curriculum": {"scoring": "training"}, "neurons": {"every": 4}}
+CHEAP = {"preset": "paper", "curriculum": {"scoring": "training"}, "neurons": {"every": 4}}
 
 
 def made(name: str, training: TrainingOptions) -> TransformerTask:

@@ -47,9 +47,12 @@ BATCH, TOKENS, STEPS = 32, 64, 16
 SHORT = ("federation.clients=20", "federation.clients_per_round=4", "federation.rounds=3", "data.max_train=2000", "data.max_test=200")
 RUNS = {
     "lora": ("method.kind=lora",),
-    "fibecfed": (),
+    "fibecfed": ("method.preset=paper",),
     "lora, 4 clients in one pass": ("method.kind=lora", "resources.cohort_batch=4"),
-    "fibecfed, 4 clients in one pass": ("resources.cohort_batch=4",),
+    "fibecfed, 4 clients in one pass": (
+        "method.preset=paper",
+        "resources.cohort_batch=4",
+    ),
     "lora on nf4": ("method.kind=lora", "model.quantization=nf4"),
     "lora on int8": ("method.kind=lora", "model.quantization=int8"),
 }

@@ -26,14 +26,14 @@ RULES = ("share", "coverage", "layer_gap", "plateau")
 
 def main() -> None:
     """See the module's text."""
-    file, overrides = Path(sys.argv[1]), sys.argv[2:]
-    config = load(file, [*overrides, "method.layers.rule=share"]).config
+    file, pairs = Path(sys.argv[1]), ("method.preset=paper", *sys.argv[2:])
+    config = load(file, [*pairs, "method.layers.rule=share"]).config
     prepared = prepare(config)
     key = Key(config.seed).fold("run")
     for kind in ("output", "increment"):
         for rule in RULES if kind == "output" else ("share", "coverage"):
             begin = time.process_time()
-            asked = load(file, [*overrides, f"method.layers.rule={rule}", f"method.layers.importance={kind}"]).config
+            asked = load(file, [*pairs, f"method.layers.rule={rule}", f"method.layers.importance={kind}"]).config
             method = build_method(prepared.inputs.__class__(**{**vars(prepared.inputs), "config": asked}))
             server = method.init(prepared.task, key.fold("init"))
             notes: dict[str, object] = {}

@@ -70,7 +70,7 @@ def measure(kind: str, clients: int) -> dict[str, float]:
 def train(
     kind: str, task: TransformerTask, data: FederatedData, key: Key, rounds: int, folder: Path, seconds: list[float], saving: list[float]
 ) -> None:
-    options = METHODS[kind].model_validate({"kind": kind, **({"score_after": 0} if kind == "fibecfed" else {})})
+    options = METHODS[kind].model_validate({"kind": kind, **({"preset": "paper", "score_after": 0} if kind == "fibecfed" else {})})
     method = make(options, MethodContext(TrainingOptions(), rounds, len(data.clients), key.fold("method")))
     checkpoints = Checkpoints(folder, keep=2)
     states = checkpoints.open_states(None, MEMORY_MB * 2**20)

@@ -72,7 +72,7 @@ def ratios(task: Any, data: Any, training: TrainingOptions, options: dict[str, A
     fedavg.shuffled_batches = lambda *args, **more: iter(batches[0])  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with tempfile.TemporaryDirectory() as name:
-            ours = Cohort("fibecfed", {"layers": LAYERS, **options}, task, data, training, Path(name))
+            ours = Cohort("fibecfed", {"preset": "paper", "layers": LAYERS, **options}, task, data, training, Path(name))
             lora = Cohort("lora", {}, task, data, training, Path(name))
             found = {}
             for which, index in ROUNDS.items():

@@ -37,6 +37,8 @@ data = { max_train = 160, max_test = 100, validation_fraction = 0.2, max_length 
 federation = { clients = 8, clients_per_round = 4, rounds = 10 }
 training = { local_epochs = 1, batch_size = 8 }
 evaluation = { every = 5 }
+[method.fibecfed.method]
+preset = "paper"
 """
 
 

@@ -53,6 +53,7 @@ def run(out: Path, methods: tuple[str, ...] = METHODS) -> None:
                     session.resume(folder, weights=weights)
                 else:
                     pairs = (*COMMON, *own, f"seed={seed}", f"method.kind={method}", f"federation.schedule={schedule}")
+                    pairs += ("method.preset=paper",) if method == "fibecfed" else ()
                     session.start(load(ROOT / "configs" / "sst2.toml", pairs).config, folder, adapters=False, weights=weights)
                 print(f"{method}, {schedule}, seed {seed}: {time.monotonic() - begin:.0f} s", flush=True)
 

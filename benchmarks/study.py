@@ -29,11 +29,12 @@ class Job:
     overrides: tuple[str, ...]
 
 
+PAPER = "method.preset=paper"
 PARTS = {
     "lora": ("method.kind=lora", "method.finetune=true"),
-    "fibecfed": (),
-    "layers": ("method.neurons.rule=all", "method.curriculum.pace=none"),
-    "layers+mask": ("method.curriculum.pace=none",),
+    "fibecfed": (PAPER,),
+    "layers": (PAPER, "method.neurons.rule=all", "method.curriculum.pace=none"),
+    "layers+mask": (PAPER, "method.curriculum.pace=none"),
     "local": ("method.kind=local",),
 }
 """The table of line-ups: shared layers, plus masks, plus curriculum (= fibecfed). `lora` ends with one local training for each
@@ -55,7 +56,7 @@ _NOISE = ("data.label_noise=0.1",)
 
 
 def sweeps() -> Iterator[Job]:
-    """sst2 cut to 2,000 examples, 20 rounds, three seeds."""
+    """The published method with one part changed: sst2 cut to 2,000 examples, 20 rounds, three seeds."""
     rows: dict[str, tuple[str, ...]] = {"base": (), "lora": ("method.kind=lora",)}
     for n in (1, 2, 4, 5, 6):
         rows[f"layers-{n}"] = ("method.layers.rule=count", f"method.layers.value={n}")
@@ -82,9 +83,10 @@ def sweeps() -> Iterator[Job]:
         noisy[f"noise-after-{after}"] = (f"method.score_after={after}",)
     for seed in range(3):
         for name, overrides in rows.items():
-            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, f"seed={seed}", *overrides))
+            paper = () if name == "lora" else (PAPER,)
+            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, *paper, f"seed={seed}", *overrides))
         for name, overrides in noisy.items():
-            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, *_NOISE, f"seed={seed}", *overrides))
+            yield Job(f"sweeps/{name}/{seed}", "configs/sst2.toml", (*_SMALL, *_NOISE, PAPER, f"seed={seed}", *overrides))
 
 
 _QUICK = (
@@ -92,9 +94,9 @@ _QUICK = (
     "training.local_epochs=1", "training.group_by_length=true", "evaluation.every=4",
 )  # fmt: skip
 SCORING = {
-    "pass": (),
-    "training": ("method.curriculum.scoring=training",),
-    "training-4": ("method.curriculum.scoring=training", "method.neurons.every=4"),
+    "pass": (PAPER,),
+    "training": (PAPER, "method.curriculum.scoring=training"),
+    "training-4": (PAPER, "method.curriculum.scoring=training", "method.neurons.every=4"),
 }
 
 
@@ -108,9 +110,9 @@ def scoring() -> Iterator[Job]:
 
 SHARING = {
     "lora": ("method.kind=lora",),
-    "default": (),
-    "agreement": ("method.layers.rule=agreement", "method.head=agreement"),
-    "head kept": ("method.layers.rule=all", "method.head=personal"),
+    "default": (PAPER,),  # as it was then
+    "agreement": (PAPER, "method.layers.rule=agreement", "method.head=agreement"),
+    "head kept": (PAPER, "method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
     "best, upper third": (
@@ -163,7 +165,7 @@ def fast() -> Iterator[Job]:
 
 
 _UPPER = (
-    "method.depth_rule=last", "resources.activation_cache_mb=512", "method.layers.rule=last", "method.curriculum.scoring=training",
+    PAPER, "method.depth_rule=last", "resources.activation_cache_mb=512", "method.layers.rule=last", "method.curriculum.scoring=training",
     "method.neurons.every=4",
 )  # fmt: skip
 FORMS = {

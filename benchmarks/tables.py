@@ -190,8 +190,8 @@ SWEEPS = {
 
 
 LABELS = {
-    "base": "`base` (the defaults)",
-    "noise-fisher": "`noise-fisher` (the defaults)",
+    "base": "`base` (`paper`)",
+    "noise-fisher": "`noise-fisher` (`paper`)",
     "layers-6": "`layers-6`: what `layer_gap` answers",
     "lora": "`lora` (FedAvg-LoRA)",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import published
 from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -47,7 +48,7 @@ def config(folder: Path, **method: Any) -> Config:
             "data": {"path": str(folder / "reviews.csv"), "max_length": 4},
             "federation": {"clients": 6, "clients_per_round": 6, "rounds": 3, "partition": "dirichlet"},
             "training": {"batch_size": 4, "precision": "float32"},
-            "method": method,
+            "method": published(method),
         }
     )
 
@@ -59,6 +60,7 @@ def config(folder: Path, **method: Any) -> Config:
         {"kind": "fibecfed", "depth": 2, "closing_round": True, "layers": {"rule": "first", "value": 1}},
         {"kind": "lora", "finetune": True},
         {"kind": "fibecfed", "layers": {"rule": "last", "value": 1, "mean_every": 2, "pull": 0.5}, "finetune": True},
+        {"kind": "fibecfed", "preset": None, "layers": {"rule": "agreement"}},
     ],
     ids=lambda method: method.get("layers", {}).get("rule") or method["kind"],
 )
@@ -70,7 +72,7 @@ def test_bytes_and_steps_are_those_of_the_run(folder: Path, tmp_path: Path, meth
     assert effort.steps == summary["steps"]
     together = sum((row.total for row in traffic), Span())
     assert together.least <= summary["bytes_up"] + summary["bytes_down"] <= together.most
-    assert (together.least < together.most) == (method.get("layers", {}).get("rule") == "coverage")
+    assert (together.least < together.most) == (method.get("layers", {}).get("rule") in ("coverage", "agreement"))
     assert [(row.phase, row.num_rounds) for row in traffic] == [(phase.name, phase.num_rounds) for phase in prepared.method.phases]
 
 

@@ -69,7 +69,7 @@ def config(**data: Any) -> Config:
         ({"method": {"layers": {"rule": "all", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
         ({"method": {"layers": {"rule": "last", "value": math.inf}}}, "method.layers.value: got inf, expected a finite number"),
         ({"method": {"layers": {"rule": "agreement", "value": 3}}}, "method.layers.value: got 3, but .* finds the number itself"),
-        ({"method": {"layers": {"pull": 0.5}}}, "method.layers.pull: got 0.5 without `method.layers.mean_every`"),
+        ({"method": {"layers": {"rule": "share", "pull": 0.5}}}, "method.layers.pull: got 0.5 without `method.layers.mean_every`"),
         ({"method": {"aggregation": "exact", "layers": {"mean_every": 3}}}, 'method.aggregation: got "exact" with a mean of the layers'),
         ({"method": {"aggregation": "exact", "preset": "best"}}, 'method.aggregation: got "exact" with a mean of the layers'),
         ({"method": {"layers": {"rule": "all", "mean_every": 3}}}, "method.layers.mean_every: got 3 with .* nothing stays with a client"),
@@ -82,7 +82,10 @@ def config(**data: Any) -> Config:
             {"data": {"validation_fraction": 0.0}, "method": {"kind": "lora", "finetune": "validated"}},
             'method.finetune: got "validated" with `data.validation_fraction` = 0',
         ),
-        ({"method": {"head": "agreement"}}, 'method.head: got "agreement" with `method.layers.rule` = "share"; set both'),
+        (
+            {"method": {"head": "agreement", "layers": {"rule": "share"}}},
+            'method.head: got "agreement" with `method.layers.rule` = "share"; set both',
+        ),
         (
             {"method": {"layers": {"rule": "agreement", "importance_round": "first"}}},
             'method.layers.importance_round: got "first", but `method.layers.rule` = "agreement" measures no importance',

@@ -96,7 +96,7 @@ def by_aggregation() -> str:
     task = build_task(find(options), options, TrainingOptions(precision="float32"), objective=ClassHead(2), pad_token_id=0, key=Key(0))
     rows = ["| `method.aggregation` | `method.head` | to a client | from a client |", "|---|---|---|---|"]
     for aggregation, head in (("mean", "shared"), ("mean", "personal"), ("ffa", "shared"), ("exact", "shared"), ("fedadam", "shared")):
-        chosen = FibecFedOptions(aggregation=aggregation, head=head)
+        chosen = FibecFedOptions(preset="paper", aggregation=aggregation, head=head)
         made = make(chosen, MethodContext(TrainingOptions(), 40, 50, Key(0)))
         server = replace(made.init(task, Key(0)), layers=(3, 4, 5))
         down = made.phases[-1].broadcast(server, Round("tune", 0, 40, 1))
@@ -109,7 +109,7 @@ def leaves_a_client() -> str:
     """What a client sends, by message class: names, shapes and bytes for MiniLM with LoRA of rank 8, 3 of 6 layers global, 2 classes."""
     options = ModelOptions(name="minilm")
     task = build_task(find(options), options, TrainingOptions(precision="float32"), objective=ClassHead(2), pad_token_id=0, key=Key(0))
-    server_method = make(FibecFedOptions(), MethodContext(TrainingOptions(), 40, 50, Key(0)))
+    server_method = make(FibecFedOptions(preset="paper"), MethodContext(TrainingOptions(), 40, 50, Key(0)))
     server = server_method.init(task, Key(0))
     server = replace(server, layers=(3, 4, 5))
     tune = next(phase for phase in server_method.phases if phase.name == "tune")

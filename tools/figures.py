@@ -1,7 +1,8 @@
 """Draws the figures of the documentation: `python tools/figures.py` from code and from what one run recorded, `--check` only compares.
 
 The algorithm's outline comes from FibecFed's table of phases and the pacing function, layers and difficulties from a run of
-`configs/demo.toml`: `python tools/figures.py runs/demo` takes what that run selected into benchmarks/results/demo-selection.json.
+`configs/demo.toml` with method.preset=paper: `python tools/figures.py runs/demo` takes what that run selected into
+benchmarks/results/demo-selection.json.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def federation() -> str:
 
 def rounds() -> str:
     """The table of phases as messages between server and clients."""
-    method = make(FibecFedOptions(), MethodContext(TrainingOptions(), 12, 20, Key(0), 64))
+    method = make(FibecFedOptions(preset="paper"), MethodContext(TrainingOptions(), 12, 20, Key(0), 64))
     does = {
         "importance": ("measure how each layer's", "output reacts to noise"),
         "tune": ("train easy examples, few", "neurons of own layers"),

@@ -303,6 +303,13 @@ def test_a_method_that_needs_more_than_a_mean_is_rejected_by_name(method: dict[s
     assert not (tmp_path / "run").exists()
 
 
+def test_the_default_of_fibecfed_is_rejected_with_what_to_set_and_can_be_run_so(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'in its stage "tune" .*; set `method.layers.rule` = "last" without `method.finetune`, or choose'):
+        session.start(private(inputs, method={"preset": None}), tmp_path / "run")
+    summary = session.start(private(inputs, method={"preset": None, "layers": {"rule": "last"}}), tmp_path / "run")
+    assert summary["rounds"] == 4
+
+
 def test_nobody_who_answers_ends_a_run_uncharged(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fibecfed.engine.simulator.Simulator.answer", lambda self, ticket, blob: Failure("x"))
     with pytest.raises(RunFailed, match="none of 2 clients answered"):

@@ -258,6 +258,10 @@ def _die() -> None:
 
 REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "a method that measures": ({"method": {"kind": "fibecfed"}}, 'the method fibecfed cannot be run with: in its stage "importance"'),
+    "the default of fibecfed": (
+        {"method": {"kind": "fibecfed", "preset": None}},
+        'in its stage "tune" .*; set `method.layers.rule` = "last", or choose another method',
+    ),
     "a curriculum": ({"method": {"kind": "voc"}}, 'the method voc cannot be run with: in its stage "tune"'),
     "control variates": ({"method": {"kind": "scaffold"}}, "the method scaffold cannot be run with"),
     "delta": ({"privacy": {"delta": 0.5}}, r"privacy\.delta: got 0.5 where a client has \d+ training examples"),

@@ -140,6 +140,12 @@ def test_a_method_that_cannot_serve_a_schedule_is_rejected_before_anything_is_wr
     assert not (tmp_path / "out" / "records.jsonl").exists()
 
 
+def test_the_default_of_fibecfed_is_not_buffered_and_says_what_is(inputs: Path, tmp_path: Path) -> None:
+    config = run_config(inputs, federation={"schedule": "buffered"}, method={"preset": None})
+    with pytest.raises(UserError, match=r'set "synchronous" or "over-select", or `method.preset` = "paper"'):
+        session.start(config, tmp_path / "out")
+
+
 def test_a_factor_for_each_client_or_a_sentence(inputs: Path, tmp_path: Path) -> None:
     config = run_config(inputs, federation={"speeds": {"factors": [1.0, 2.0]}})
     with pytest.raises(UserError, match=r"federation.speeds.factors: got 2, expected 4, one for each client"):

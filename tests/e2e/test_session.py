@@ -28,6 +28,7 @@ from fibecfed.saving import folder_name
 
 METHODS: dict[str, dict[str, Any]] = {
     "fibecfed": {"kind": "fibecfed"},
+    "fibecfed by default": {"kind": "fibecfed", "preset": None},
     "closing round": {"kind": "fibecfed", "closing_round": True},
     "lora, then personal": {"kind": "lora", "finetune": True},
     "local": {"kind": "local"},

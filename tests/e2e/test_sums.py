@@ -136,6 +136,12 @@ def test_a_method_that_needs_single_answers_is_rejected_by_name(method: dict[str
     assert not (tmp_path / "run").exists()
 
 
+def test_the_default_of_fibecfed_is_rejected_with_what_to_set_and_then_accepted(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'in its stage "tune" .*; set `method.layers.rule` = "last" without `method.finetune`, or choose'):
+        session.start(summed(inputs, method={"preset": None}), tmp_path / "run")
+    prepare(summed(inputs, method={"preset": None, "layers": {"rule": "last"}}), trial=True)
+
+
 def test_a_cohort_that_is_too_small_is_rejected(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"federation.clients_per_round: got 2, expected at least 4"):
         session.start(summed(inputs, federation={"clients_per_round": 2}), tmp_path / "run")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from frozen_runs import METHODS, ROUNDS_BEFORE_STOP, config
+from frozen_runs import METHODS, ROUNDS_BEFORE_STOP, by_default, config
 from safetensors.torch import load_file
 
 from fibecfed import session
@@ -100,6 +100,13 @@ def test_a_run_of_today_has_the_same_numbers(left: Path, kind: str) -> None:
         assert summary["scores"][name] == pytest.approx(then["scores"][name], abs=0.09)  # one test example in twelve
 
 
+def test_the_defaults_have_the_same_numbers(left: Path) -> None:
+    then = json.loads((HERE / "default.json").read_text())
+    now = by_default(left / "today")
+    assert now.keys() == then.keys() and now.pop("left_after_round") == then.pop("left_after_round")
+    assert {name: pytest.approx(value, abs=0.05) for name, value in then.items()} == now
+
+
 def test_the_report_of_a_comparison_is_read(left: Path) -> None:
     found = read_comparison(left / "comparison", Network(10.0, 50.0, 30.0, 1.0))
     scores = {(run.method, run.task): run.points[-1].personalised for run in found.runs}
@@ -108,9 +115,14 @@ def test_the_report_of_a_comparison_is_read(left: Path) -> None:
 
 def test_a_comparison_has_nothing_left_to_do(left: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = {path: path.stat().st_mtime_ns for path in (left / "comparison").rglob("records.jsonl")}
-    results = compare_in(load(left / "compare.toml", ()), left / "comparison", console())
+    results = compare_in(load(left / "compare.toml", ["method.fibecfed.method.preset=paper"]), left / "comparison", console())
     assert results.unfinished("again") is None
     assert {path: path.stat().st_mtime_ns for path in (left / "comparison").rglob("records.jsonl")} == kept
+
+
+def test_a_comparison_of_the_former_default_says_how_it_goes_on(left: Path) -> None:
+    with pytest.raises(UserError, match=r'method\.curriculum\.pace, .* differ; set them back \(method\.fibecfed\.method\.preset = "paper"'):
+        compare_in(load(left / "compare.toml", ()), left / "comparison", console())
 
 
 def test_a_message_is_read_and_written_to_the_same_bytes(left: Path) -> None:

@@ -20,7 +20,7 @@ from fibecfed.trained.model import load
 pytestmark = pytest.mark.gpu
 
 FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2", "modernbert", "gpt2", "llama", "qwen3")
-FIBECFED = {"kind": "fibecfed", "score_after": 1, "layers": {"importance_clients": 2}}
+FIBECFED = {"kind": "fibecfed", "preset": "paper", "score_after": 1, "layers": {"importance_clients": 2}}
 
 
 def clocks_apart(summary: dict[str, Any]) -> dict[str, Any]:

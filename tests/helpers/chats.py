@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from published import published
 from saved import save_inputs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
@@ -72,7 +73,7 @@ def write_lines(path: Path, table: list[dict[str, Any]]) -> Path:
 
 
 def chat_config(folder: Path, **tables: Any) -> Config:
-    """A short run on the model and the rows in `folder`."""
+    """A short run on the model and the rows in `folder`, of FibecFed as published where `tables` name no other method."""
     table: dict[str, Any] = {
         "model": {"name": str(folder / "model"), "rank": 2},
         "data": {"kind": "instruction", "path": str(folder / "rows.jsonl"), "client_column": "client", "max_length": 64},
@@ -82,7 +83,7 @@ def chat_config(folder: Path, **tables: Any) -> Config:
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values} if isinstance(values, dict) else values
-    return from_table(table)
+    return from_table({**table, "method": published(table.get("method", {}))})
 
 
 def save_chats_and_reviews(folder: Path) -> Path:

@@ -6,14 +6,17 @@ comparison, where they are absolute: those lead to ELSEWHERE, as in a folder tha
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from saved import SPECIAL, WORDS, write_reviews
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -56,11 +59,21 @@ workers = 1
 """
 
 
+PUBLISHED = {
+    "finetune": False,
+    "head": "shared",
+    "curriculum": {"pace": "linear"},
+    "layers": {"rule": "share"},
+    "neurons": {"rule": "share"},
+}
+"""FibecFed's defaults when version 0.1 was made."""
+
+
 def config(kind: str) -> Config:
     """A run of a few rounds with paths that hold wherever the folder lies."""
     return from_table(
         {
-            "method": {"kind": kind},
+            "method": {"kind": kind, **(PUBLISHED if kind == "fibecfed" else {})},
             "model": {"name": "backbone", "rank": 2},
             "data": {"path": "reviews.csv", "text_column": "review", "label_column": "verdict"},
             "federation": {"clients": 3, "clients_per_round": 2, "rounds": 6},
@@ -68,6 +81,17 @@ def config(kind: str) -> Config:
             "evaluation": {"every": 2},
         }
     )
+
+
+def by_default(out: Path) -> dict[str, Any]:
+    """A run of FibecFed's defaults on a version's inputs, in the current folder: which layers left, sum and norm of each adapter."""
+    table = config("fibecfed").model_dump(mode="json") | {"method": {}}
+    summary = session.start(from_table(table), out)
+    found: dict[str, Any] = {"left_after_round": summary["selected"]["left_after_round"]}
+    for file in sorted(out.rglob("adapter*.safetensors")):
+        together = torch.cat([value.double().flatten() for _, value in sorted(load_file(file).items())])
+        found[str(file.parent.relative_to(out))] = [round(float(together.sum()), 4), round(float(together.norm()), 4)]
+    return found
 
 
 def backbone(folder: Path) -> None:
@@ -154,5 +178,11 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "records":
         records(Path(sys.argv[2]), Path(sys.argv[3]))
+    elif sys.argv[1] == "default":  # ... frozen_runs.py default tests/frozen/0.1 tests/frozen/default.json
+        file = Path(sys.argv[3]).resolve()
+        os.chdir(sys.argv[2])
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as made:
+            file.write_text(json.dumps(by_default(Path(made) / "run"), indent=1) + "\n")
     else:
         main(Path(sys.argv[1]))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from published import published
 from torch import Tensor
 
 from fibecfed.core.options import Options
@@ -44,7 +45,8 @@ def made_task(layers: int = 4, options: Options | None = None) -> TransformerTas
 
 
 def made_options(kind: str = "fibecfed", **options: Any) -> Options:
-    return METHODS[kind].model_validate({"kind": kind, **options})
+    """Options of a method; FibecFed's as published, where `preset` says nothing else (None: its defaults)."""
+    return METHODS[kind].model_validate(published({"kind": kind, **options}))
 
 
 def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedData:

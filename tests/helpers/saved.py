@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import torch
+from published import published
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -75,7 +76,7 @@ def write_task(folder: Path, task: str, train: int = 24, test: int = 4) -> None:
 
 
 def run_config(folder: Path, **tables: Any) -> Config:
-    """A short run on the backbone and the reviews in `folder`."""
+    """A short run on the backbone and the reviews in `folder`, of FibecFed as published where `tables` name no other method."""
     table: dict[str, Any] = {
         "model": {"name": str(folder / "backbone"), "rank": 8},
         "data": {"path": str(folder / "reviews.csv"), "text_column": "review", "label_column": "verdict"},
@@ -85,7 +86,7 @@ def run_config(folder: Path, **tables: Any) -> Config:
     }
     for name, values in tables.items():
         table[name] = {**table.get(name, {}), **values} if isinstance(values, dict) else values
-    return from_table(table)
+    return from_table({**table, "method": published(table.get("method", {}))})
 
 
 def save_language_model(folder: Path, *, masked: bool) -> None:

@@ -10,6 +10,7 @@ from made import federation, made_data, made_method, made_task, same
 
 from fibecfed.config import flat, from_table, load, to_toml
 from fibecfed.core.errors import UserError
+from fibecfed.local.options import CurriculumOptions, LayerOptions, NeuronOptions
 from fibecfed.methods.options import FibecFedOptions
 from fibecfed.methods.presets import PRESETS, in_force
 
@@ -29,8 +30,94 @@ def test_a_preset_fills_in_its_keys_and_nothing_else(name: str):
     assert {key: with_it[key] for key in others} == {key: without[key] for key in others}
 
 
-def test_paper_is_the_default():
-    assert config({"preset": "paper"}) == {**config({}), "method.preset": "paper"}
+def test_best_is_the_default():
+    assert config({"preset": "best"}) == {**config({}), "method.preset": "best"}
+    assert FibecFedOptions.model_validate({"preset": "best"}) == FibecFedOptions(preset="best")
+    assert FibecFedOptions().model_dump() == {**FibecFedOptions(preset="best").model_dump(), "preset": None}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_names_every_key_in_which_it_differs_from_the_defaults(name: str):
+    """So that its name takes the place of whatever a run has written out, whichever preset that run was of."""
+    with_it, without = config({"preset": name}), config({})
+    assert {key for key in with_it if with_it[key] != without.get(key)} <= PRESETS[name].keys() | {"method.preset"}
+    assert {"method.finetune", "method.head", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule"} <= PRESETS[name].keys()
+
+
+def test_the_options_of_other_methods_and_of_python_keep_their_defaults():
+    assert (CurriculumOptions().pace, LayerOptions().rule, NeuronOptions().rule) == ("linear", "share", "share")
+    assert config({"kind": "lora"})["method.finetune"] is False and config({"kind": "lora"})["method.head"] == "shared"
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "finetune", "head"),
+    [
+        ({}, {}, "validated", "agreement"),
+        ({}, {"data": {"path": "a.csv", "validation_fraction": 0.0}}, False, "agreement"),
+        ({"finetune": True}, {"data": {"path": "a.csv", "validation_fraction": 0.0}}, True, "agreement"),
+        ({"layers": {"rule": "share"}}, {}, False, "shared"),
+        ({"layers": {"rule": "last", "value": 2}, "finetune": "validated", "head": "personal"}, {}, "validated", "personal"),
+        ({"layers": {"rule": "agreement"}}, {}, "validated", "agreement"),
+        (
+            {},
+            {
+                "model": {"head": "label-words"},
+                "data": {"path": "a.csv", "labels": ["a", "b"], "template": "{x} <mask>", "label_words": ["c", "d"]},
+            },
+            "validated",
+            "shared",
+        ),
+    ],
+)
+def test_two_defaults_follow_from_other_keys(method: dict[str, Any], more: dict[str, Any], finetune: Any, head: str):
+    values = config(method, **more)
+    assert (values["method.finetune"], values["method.head"]) == (finetune, head)
+
+
+def test_what_is_trained_otherwise_without_validation_examples_is_said(tmp_path: Any):
+    data, file = tmp_path / "a.csv", tmp_path / "run.toml"
+    data.write_text("text,label\na,0\n")
+    file.write_text(f'[data]\npath = "{data}"\nvalidation_fraction = 0.0\n')
+    found = load(file)
+    assert found.notes == ("method.finetune = false, since data.validation_fraction = 0 leaves nothing to choose by",)
+    again = tmp_path / "config.toml"
+    again.write_text(to_toml(found.config))
+    assert load(again).notes == () and load(again).config == found.config
+
+
+@pytest.mark.parametrize(
+    ("pairs", "note"),
+    [
+        (["method.curriculum.beta=0.4"], 'method.curriculum.beta: no effect with method.curriculum.pace = "none"; set that to "linear"'),
+        (["method.layers.importance=increment"], 'method.layers.importance: no effect with method.layers.rule = "agreement"; set that to'),
+        (["method.neurons.momentum=0.5"], 'method.neurons.momentum: no effect with method.neurons.rule = "all"; set that to "share"'),
+        (["method.curriculum.labels=model"], 'method.curriculum.labels: no effect with method.curriculum.pace = "none"'),
+    ],
+)
+def test_a_key_that_has_nothing_to_do_beside_the_defaults_is_named(pairs: list[str], note: str, tmp_path: Any):
+    data, file = tmp_path / "a.csv", tmp_path / "run.toml"
+    data.write_text("text,label\na,0\n")
+    file.write_text(f'[data]\npath = "{data}"\n')
+    (said,) = load(file, pairs).notes
+    assert said.startswith(note) and said.endswith('or method.preset = "paper"')
+    assert load(file, ["method.preset=paper", *pairs]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        (
+            {"layers": {"value": 3.0}},
+            r'got 3\.0, but `method\.layers\.rule` = "agreement" finds the number itself; set that to "share" or "count"',
+        ),
+        ({"layers": {"importance_round": "first"}}, r'`method\.layers\.rule` = "agreement" measures no importance; set that to "share"'),
+        ({"neurons": {"value": 0.5}}, r'`method\.neurons\.rule` = "all" needs none; set that to "share"'),
+        ({"neurons": {"every": 2}}, r'`method\.neurons\.rule` = "all" measures nothing; set that to "share"'),
+    ],
+)
+def test_a_key_of_the_published_method_beside_the_defaults_is_rejected_with_what_to_set(method: dict[str, Any], sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        config(method)
 
 
 def test_a_key_that_is_set_is_left():
@@ -77,11 +164,15 @@ def test_a_pair_for_it_takes_the_place_of_the_files_keys(tmp_path: Any):
     found = load(file, ["method.preset=best", "method.neurons.rule=random"])
     method = found.config.method
     assert (method.head, method.layers.rule, method.score_after, method.neurons.rule) == ("agreement", "agreement", 1, "random")  # type: ignore[attr-defined]
-    assert found.notes == ("method.preset=best sets method.head, method.layers.rule: dropped from the file's settings",)
+    dropped, unused = found.notes
+    assert dropped == "method.preset=best sets method.head, method.layers.rule: dropped from the file's settings"
+    assert unused.startswith("method.score_after: no effect with")
 
 
-@pytest.mark.parametrize("old", ["best", "fast", "paper"])
-@pytest.mark.parametrize("new", ["method.preset=best", "method.preset=paper", "method.kind=lora", "method.kind=fedavgm"])
+@pytest.mark.parametrize("old", ["best", "fast", "paper", ""])
+@pytest.mark.parametrize(
+    "new", ["method.preset=best", "method.preset=paper", "method.kind=lora", "method.kind=lora-finetune", "method.kind=fedsa-lora"]
+)
 def test_what_a_run_has_written_out_of_its_preset_does_not_outlive_it(old: str, new: str, tmp_path: Any):
     """config.toml of a run has the name and the keys; with another kind it is what a run suggests to compare with."""
     data, plain, resolved = tmp_path / "a.csv", tmp_path / "plain.toml", tmp_path / "config.toml"

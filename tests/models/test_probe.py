@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from every_family import config_of_run, quiet, save_tiny
+from published import published
 from saved import write_reviews
 
 from fibecfed.core.errors import UserError
@@ -30,7 +31,7 @@ def tried(task: Any, *uses: Any) -> None:
 
 
 def method(kind: str, **options: Any) -> Any:
-    return make(METHODS[kind].model_validate({"kind": kind, **options}), MethodContext(TrainingOptions(), 4, 4, Key(0), 16))
+    return make(METHODS[kind].model_validate(published({"kind": kind, **options})), MethodContext(TrainingOptions(), 4, 4, Key(0), 16))
 
 
 # The sentence

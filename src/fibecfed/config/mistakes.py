@@ -37,6 +37,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
             mistakes[name] = f"{name}: got {strange} (a {type(strange).__name__}), which no key accepts; put strings in quotes"
             delete(rest, name)
     by_preset = presets.fill(rest)
+    presets.follow(rest)
     config: Config | None = None
     general: list[str] = []
     while True:

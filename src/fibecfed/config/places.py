@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import expanded
 from ..engine.options import ResourceOptions
+from ..methods.presets import copied, follow
 from .model import Config, flat, keys, leaves
 from .read import read_pairs, read_toml
 from .text import show
@@ -32,7 +33,9 @@ def changed_settings(config: Config, recorded: Mapping[str, Any]) -> list[str]:
         recorded: the tables of the configuration, after a round trip through JSON.
     """
     defaults = {key.name: key.default for key in keys(config.method.model_dump()["kind"])}
-    now, then = _plain(flat(config)), _plain({**defaults, **dict(leaves(recorded))})
+    began = copied(recorded)
+    follow(began)
+    now, then = _plain(flat(config)), _plain({**defaults, **dict(leaves(began))})
     names = [name for name in {**now, **then} if name not in CHANGEABLE and now.get(name) != then.get(name)]
     return [f"{name}: got {_shown(now.get(name))}, expected {_shown(then.get(name))}" for name in names]
 

@@ -19,10 +19,11 @@ from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
 from ..data.options import template_text
 from ..methods.catalogue import BROKEN, METHODS
-from ..methods.presets import KEY, PRESETS
+from ..methods.presets import KEY, PRESETS, copied, fill, follow
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
+from .selection import without_effect
 from .text import ConfigKey, show
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     mistakes |= missing_files(table)
     if config is None or mistakes:
         raise rejection(str(path), mistakes)
+    notes += _of_defaults(config, table)
     if (used := config.method.model_dump()["kind"]) in BROKEN:
         notes.append(f"method.kind = {show(used)}: {BROKEN[used]}")
     for note in notes:
@@ -149,13 +151,38 @@ def _drop_foreign(table: dict[str, Any], kind: Any) -> list[str]:
     # A key that no method has stays, to be reported as the misspelling it is.
     dropped = [name for name, _ in leaves({"method": method}) if name in foreign]
     dropped += [name for name in _of_its_preset(table) if name not in dropped]
-    for name in dropped:
+    others = [name for name in _of_other_defaults(table, origins, kind) if name not in dropped]
+    for name in (*dropped, *others):
         delete(table, name)
         above = name.rpartition(".")[0]
         while above not in ("method", "") and not get(table, above):  # a table that is empty now goes with its keys
             delete(table, above)
             above = above.rpartition(".")[0]
-    return [f"method.kind={kind} does not have {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+    notes = [f"method.kind={kind} does not have {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
+    return [
+        *notes,
+        *([f"method.kind={kind} has its own default for {', '.join(others)}: dropped from the file's settings"] if others else []),
+    ]
+
+
+def _of_other_defaults(table: Mapping[str, Any], origins: Sequence[str], kind: str) -> list[str]:
+    """Keys of a file that hold the default of its method, which a run writes out, where another method has another default."""
+    if len(origins) != 1:
+        return []
+    old, new = ({key.name: key.default for key in keys(one)} for one in (origins[0], kind))
+    return [
+        name for name, value in leaves(table) if name in old and name in new and value == old[name] != new[name] and name != "method.kind"
+    ]
+
+
+def _of_defaults(config: Config, table: dict[str, Any]) -> list[str]:
+    """What hangs on other keys and changes what is trained; and keys that were set and have no effect."""
+    filled = copied(table)
+    filled.setdefault("method", {})
+    fill(filled)
+    followed = {name: why for name, why in follow(filled).items() if name == "method.finetune"}
+    notes = [f"{name} = {show(get(filled, name))}, since {why}" for name, why in followed.items()]
+    return [*notes, *without_effect(config, {name for name, _ in leaves(table)})]
 
 
 def _of_its_preset(table: Mapping[str, Any]) -> list[str]:

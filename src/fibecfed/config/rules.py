@@ -18,7 +18,7 @@ from ..engine.options import (
     LinkOptions,
     SpeedOptions,
 )
-from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
+from ..local.options import LayerOptions, TrainingOptions
 from ..methods.means import means_of
 from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
 from ..models.options import ModelOptions
@@ -27,13 +27,13 @@ from .adapting import adapting
 from .computing import who_computes
 from .kinds import Tables, needing_classes, of_kind
 from .private import private
+from .selection import selection
 from .text import nearest
 from .validating import by_validation
 
 
 def contradictions(config: Tables) -> list[str]:
     """Every contradiction in a configuration, as sentences. Other keys that a sentence rests on stand in it in backticks."""
-    layers, neurons, curriculum = (getattr(config.method, part, None) for part in ("layers", "neurons", "curriculum"))
     return [
         *_not_finite(config.model_dump()),
         *_tracking(config.tracking),
@@ -47,9 +47,7 @@ def contradictions(config: Tables) -> list[str]:
         *by_validation(config),
         *_training(config.training),
         *_score_after(getattr(config.method, "score_after", None), config.federation),
-        *(_layers(layers, config.federation, getattr(config.method, "head", "shared")) if isinstance(layers, LayerOptions) else ()),
-        *(_neurons(neurons) if isinstance(neurons, NeuronOptions) else ()),
-        *(_curriculum(curriculum) if isinstance(curriculum, CurriculumOptions) else ()),
+        *selection(config),
         *_parts(config.method, config.model),
         *_finetune(config),
         *_depth(config.method, config),
@@ -278,44 +276,6 @@ def _score_after(score_after: int | None, federation: FederationOptions) -> Iter
         )
 
 
-def _layers(layers: LayerOptions, federation: FederationOptions, head: str) -> Iterator[str]:
-    value, rule = layers.value, layers.rule
-    if layers.importance_round == "first" and rule in ("last", "first", "random", "all", "agreement"):
-        yield f'method.layers.importance_round: got "first", but `method.layers.rule` = "{rule}" measures no importance; remove it'
-    if layers.importance_round == "separate" and layers.first_layers != "all":
-        yield (
-            f'method.layers.first_layers: got "{layers.first_layers}" with `method.layers.importance_round` = "separate", where the global '
-            'layers are known before tuning; set `importance_round` = "first", or remove it'
-        )
-    for name in ("after", "momentum"):
-        if rule != "agreement" and getattr(layers, name) != LayerOptions.model_fields[name].default:
-            yield f'method.layers.{name}: got {getattr(layers, name)} with `method.layers.rule` = "{rule}"; set "agreement", or remove it'
-    yield from _means(layers, head)
-    if layers.after is not None and layers.after >= federation.rounds:
-        yield f"method.layers.after: got {layers.after}, expected less than `federation.rounds` = {federation.rounds}; lower it"
-    if value is None:
-        return
-    if rule in ("last", "first", "random") and value < 1:
-        return
-    if rule in ("count", "last", "first", "random") and value != int(value if math.isfinite(value) else 0):
-        yield f'method.layers.value: got {value}, expected an integer number of layers with `method.layers.rule` = "{rule}"; round it'
-    elif rule in ("share", "coverage") and value > 1:
-        yield f'method.layers.value: got {value}, expected a fraction, at most 1, with `method.layers.rule` = "{rule}"; or set "count"'
-    elif rule in ("layer_gap", "plateau", "all", "agreement"):
-        yield f'method.layers.value: got {value}, but `method.layers.rule` = "{rule}" finds the number itself; remove it'
-
-
-def _means(layers: LayerOptions, head: str) -> Iterator[str]:
-    every, rule = layers.mean_every, layers.rule
-    if every and rule == "all" and head == "shared":
-        yield f'method.layers.mean_every: got {every} with `method.layers.rule` = "all", where nothing stays with a client; remove it'
-    if layers.pull and (every == 0 or (every is None and rule != "agreement")):
-        yield (
-            f"method.layers.pull: got {layers.pull} without `method.layers.mean_every`, so that there is no mean to pull to; set that to "
-            "a number of rounds, such as 5, or remove this"
-        )
-
-
 def _importance_under_way(config: Tables) -> Iterator[str]:
     layers = getattr(config.method, "layers", None)
     if isinstance(layers, LayerOptions) and layers.importance_round == "first" and config.federation.schedule == "buffered":
@@ -354,36 +314,4 @@ def _finetune(config: Tables) -> Iterator[str]:
         yield (
             'method.finetune: got "validated" with `data.validation_fraction` = 0, so that clients have nothing to choose by; '
             "set `data.validation_fraction` above 0, or this to true or false"
-        )
-
-
-def _neurons(neurons: NeuronOptions) -> Iterator[str]:
-    if neurons.rule == "all" and neurons.value is not None:
-        yield f'method.neurons.value: got {neurons.value}, but `method.neurons.rule` = "all" needs none; remove it'
-    if neurons.rule in ("all", "random") and neurons.every != 1:
-        yield f'method.neurons.every: got {neurons.every}, but `method.neurons.rule` = "{neurons.rule}" measures nothing; remove it'
-
-
-def _curriculum(options: CurriculumOptions) -> Iterator[str]:
-    if options.scoring != "training":
-        return
-    if options.order in ("nll", "ira"):
-        yield (
-            f'method.curriculum.order: got "{options.order}" with `method.curriculum.scoring` = "training", whose backward passes give '
-            'Fisher information; set `scoring` = "pass", or remove it'
-        )
-    if options.normalise == "length-bins":
-        yield (
-            'method.curriculum.normalise: got "length-bins" with `method.curriculum.scoring` = "training", where examples are scored a few '
-            'at a time and have no ranks; set `scoring` = "pass", or "token"'
-        )
-    if options.labels == "model":
-        yield (
-            'method.curriculum.labels: got "model" with `method.curriculum.scoring` = "training", whose backward passes are those of the '
-            'true labels; set `scoring` = "pass", or remove it'
-        )
-    if options.rescore_every:
-        yield (
-            f'method.curriculum.rescore_every: got {options.rescore_every} with `method.curriculum.scoring` = "training", which scores in '
-            'every local training; set `scoring` = "pass", or remove it'
         )

@@ -45,10 +45,10 @@ def advice(partition: Iterable[Parts]) -> str | None:
     )
     if own - overall >= ONE_SIDED:
         return (
-            f'Clients differ in their classes {spread}: where they do, method.preset = "best" and method.kind = "lora" with '
+            f'Clients differ in their classes {spread}: where they do, FibecFed as by default and method.kind = "lora" with '
             f'method.finetune = "validated" scored highest, and a model without a last local training less.{few} {_PAGE}'
         )
     return (
         f"Clients are alike in their classes {spread}: where they are, a last local training that everybody keeps (method.finetune = true) "
-        f'cost points; method.kind = "lora", or method.preset = "best", which asks the validation parts, did not lose them.{few} {_PAGE}'
+        f'cost points; method.kind = "lora", or FibecFed as by default, which asks the validation parts, did not lose them.{few} {_PAGE}'
     )

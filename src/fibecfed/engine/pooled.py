@@ -112,9 +112,15 @@ def reject_unpooled(method: Method[Any, Any], kind: str) -> None:
     """
     if (why := why_unpooled(method)) is not None:
         raise UserError(
-            f'privacy.unit: got "client", which the method {kind} cannot be run with: {why}; choose another method, such as lora, or leave '
-            "that stage out (docs/privacy.md says how)"
+            f'privacy.unit: got "client", which the method {kind} cannot be run with: {why}; {instead_of(kind)} (docs/privacy.md says how)'
         )
+
+
+def instead_of(kind: str) -> str:
+    """What to set for a method whose server needs more of the answers than their mean."""
+    if kind == "fibecfed":
+        return 'set `method.layers.rule` = "last" without `method.finetune`, or choose another method, such as lora'
+    return "choose another method, such as lora, or leave that stage out"
 
 
 def _can_pool(phase: Phase[Any, Any, Any, Any]) -> bool:

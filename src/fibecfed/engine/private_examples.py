@@ -132,7 +132,8 @@ def reject_not_by_example(method: Method[Any, Any], kind: str) -> None:
         UserError: naming the method and the stage.
     """
     if (why := why_not_by_example(method)) is not None:
+        out = 'set `method.layers.rule` = "last", or ' if kind == "fibecfed" else ""
         raise UserError(
-            f'privacy.unit: got "example", which the method {kind} cannot be run with: {why}; choose another method, such as lora, or '
+            f'privacy.unit: got "example", which the method {kind} cannot be run with: {why}; {out}choose another method, such as lora, or '
             "leave that part out (docs/privacy.md says how)"
         )

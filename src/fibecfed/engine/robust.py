@@ -22,7 +22,7 @@ from ..core.method import Method, Phase, Received
 from ..core.types import ClientId, Round
 from .gathering import aggregating, answers_of, check_finite
 from .options import FederationOptions, RobustMean
-from .pooled import why_unpooled
+from .pooled import instead_of, why_unpooled
 from .shared_fields import pooled_fields, shared_of, with_shared
 
 STEPS = 3
@@ -77,8 +77,8 @@ def reject_not_robust(method: Method[Any, Any], kind: str, options: FederationOp
         )
     if (why := why_unpooled(method)) is not None:
         raise UserError(
-            f'federation.aggregation: got "{options.aggregation}", which the method {kind} cannot be run with: {why}; choose another '
-            "method, such as lora, or leave that stage out (docs/privacy.md says how)"
+            f'federation.aggregation: got "{options.aggregation}", which the method {kind} cannot be run with: {why}; {instead_of(kind)} '
+            "(docs/privacy.md says how)"
         )
 
 

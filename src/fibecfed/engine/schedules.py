@@ -80,7 +80,7 @@ def reject_schedule(method: Method[Any, Any], options: FederationOptions, kind: 
             others = [f'"{other}"' for other in ("synchronous", "over-select", "buffered") if other in phase.schedules]
             raise UserError(
                 f'federation.schedule: got "{schedule}", which the method {kind} cannot be run with: {_why(method, phase, schedule)}; '
-                f"set {' or '.join(others)}"
+                f"set {' or '.join(others)}" + (', or `method.preset` = "paper"' if kind == "fibecfed" and schedule == "buffered" else "")
             )
 
 

@@ -16,7 +16,7 @@ from ..privacy.options import HELPER
 from .failures import printable
 from .gathering import USABLE
 from .options import FederationOptions
-from .pooled import why_unpooled
+from .pooled import instead_of, why_unpooled
 from .runtime import named
 from .shared_fields import pooled_fields, shared_of, with_shared
 from .summing import SumPool, SumRequest
@@ -37,8 +37,8 @@ def reject_unsummed(method: Method[Any, Any], kind: str, aggregation: str) -> No
     """
     if (why := why_unpooled(method)) is not None:
         raise UserError(
-            f'privacy.secure_aggregation: got "{aggregation}", which the method {kind} cannot be run with: {why}; choose another method, '
-            "such as lora, or leave that stage out (docs/privacy.md says how)"
+            f'privacy.secure_aggregation: got "{aggregation}", which the method {kind} cannot be run with: {why}; {instead_of(kind)} '
+            "(docs/privacy.md says how)"
         )
 
 

@@ -8,6 +8,10 @@ from pydantic import Field
 
 from ..core.options import Options
 
+Pace = Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"]
+LayerRule = Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all", "agreement"]
+NeuronRule = Literal["share", "coverage", "random", "all"]
+
 
 class TrainingOptions(Options):
     """The table [training]: one client's local training, the same for every method."""
@@ -61,7 +65,7 @@ class CurriculumOptions(Options):
         description="[C] By what the Fisher information of an answer of n labelled tokens is divided, for examples and neurons: token: n; "
         "none: nothing; mean: n^2; length-bins: n, and examples are ranked among answers of like length.",
     )
-    pace: Literal["linear", "sqrt", "quadratic", "exp", "log", "step", "none"] = Field(
+    pace: Pace = Field(
         default="linear",
         description="[C] Pacing function: how the fraction of data grows with the rounds; none = all data in random order in every round.",
     )
@@ -89,9 +93,7 @@ class CurriculumOptions(Options):
 class LayerOptions(Options):
     """`method.layers`: which layers are aggregated globally (GAL)."""
 
-    rule: Literal["share", "count", "coverage", "layer_gap", "plateau", "last", "first", "random", "all", "agreement"] = Field(
-        default="share", description="[C] Selects the layers and their number: see docs/methods/fibecfed.md."
-    )
+    rule: LayerRule = Field(default="share", description="[C] Selects the layers and their number: see docs/methods/fibecfed.md.")
     value: float | None = Field(
         default=None,
         gt=0,
@@ -144,7 +146,7 @@ class LayerOptions(Options):
 class NeuronOptions(Options):
     """`method.neurons`: which neurons a client updates in the layers that are not aggregated."""
 
-    rule: Literal["share", "coverage", "random", "all"] = Field(
+    rule: NeuronRule = Field(
         default="share",
         description="[C] share, random: ceil(value x neurons) of each tensor; coverage: the fewest with that fraction of the information.",
     )

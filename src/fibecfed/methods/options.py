@@ -15,7 +15,7 @@ from ..adapters.options import (
     PromptAdapter,
 )
 from ..core.options import Options
-from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions
+from .fibecfed_tables import FibecFedCurriculum, FibecFedLayers, FibecFedNeurons
 from .presets import filled_options
 
 
@@ -91,17 +91,23 @@ class CustomOptions(MethodOptions):
 
 
 class FibecFedOptions(LoraParts):
-    """FibecFed: curriculum by Fisher information, important layers aggregated, sparse updates of the others."""
+    """FibecFed: layers on which clients agree are shared; as published, important ones, with a Fisher curriculum and sparse updates."""
 
     kind: Literal["fibecfed"] = Field(default="fibecfed", description="The method.")
     preset: Literal["paper", "fast", "best"] | None = Field(
         default=None,
-        description="[C] Values for the keys that are not set: paper: as by default; fast: the least computing; best: the highest "
-        "score. See docs/methods/fibecfed.md.",
+        description="[C] Values for the keys that are not set: paper: the published method; fast: the least computing; best: the "
+        "highest score, as by default. See docs/methods/fibecfed.md.",
+    )
+    finetune: bool | Literal["validated"] = Field(
+        default="validated",
+        description=f"{MethodOptions.model_fields['finetune'].description} Default: false with another rule of "
+        "`method.layers`, and with `data.validation_fraction` = 0.",
     )
     head: Literal["shared", "personal", "agreement"] = Field(  # type: ignore[assignment]
-        default="shared",
-        description="[C] Whether the classification head is aggregated or kept by each client; agreement: as the layers' rule decides.",
+        default="agreement",
+        description="[C] Whether the classification head is aggregated or kept by each client; agreement: as the layers' rule decides. "
+        "Default: shared with another rule of `method.layers`, and without a new head.",
     )
     score_after: int | None = Field(
         default=None,
@@ -111,14 +117,14 @@ class FibecFedOptions(LoraParts):
     closing_round: bool = Field(
         default=False, description="[C] Add a last round in which the sampled clients send every layer, for the sake of new clients."
     )
-    curriculum: CurriculumOptions = CurriculumOptions()
-    layers: LayerOptions = LayerOptions()
-    neurons: NeuronOptions = NeuronOptions()
+    curriculum: FibecFedCurriculum = FibecFedCurriculum()
+    layers: FibecFedLayers = FibecFedLayers()
+    neurons: FibecFedNeurons = FibecFedNeurons()
 
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, value: Any) -> Any:
-        """What the preset stands for, where the options are made without a whole configuration."""
+        """What the preset stands for and what follows from other keys, where the options are made without a whole configuration."""
         return filled_options(value) if isinstance(value, dict) else value
 
 

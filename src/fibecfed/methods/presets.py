@@ -1,4 +1,7 @@
-"""`method.preset`: keys of FibecFed that go together, under one name. A preset fills in what the user did not set."""
+"""`method.preset`: keys of FibecFed that go together, under one name. A preset fills in what the user did not set.
+
+A preset names every key in which it differs from another one or from the defaults, which are those of "best".
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 KEY = "method.preset"
+LAYERS = "method.layers.rule"
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -19,8 +23,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method.neurons.rule": "share",
     },
     "fast": {
+        "method.finetune": False,
+        "method.head": "shared",
         "method.depth": 0.5,
         "method.depth_rule": "last",
+        "method.curriculum.pace": "linear",
         "method.curriculum.beta": 0.4,
         "method.curriculum.scoring": "training",
         "method.layers.rule": "last",
@@ -61,10 +68,40 @@ def fill(table: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def follow(table: dict[str, Any]) -> dict[str, str]:
+    """Sets in the table of a run of FibecFed the defaults that hang on other keys, after `fill`.
+
+    Args:
+        table: as of `fill`.
+
+    Returns:
+        Dotted key -> why it has not its usual default.
+    """
+    method = table.get("method")
+    if not isinstance(method, dict) or method.get("kind", "fibecfed") != "fibecfed":
+        return {}
+    layers, model, data = (
+        inner if isinstance(inner, dict) else {} for inner in (method.get("layers"), table.get("model"), table.get("data"))
+    )
+    found: dict[str, str] = {}
+    other = layers.get("rule", "agreement") != "agreement"  # a file of an earlier version names the rule, and not all of these keys
+    for name, value, holds, why in (
+        ("head", "shared", other, f"{LAYERS} is not agreement"),
+        ("head", "shared", model.get("head") == "label-words", "label words need no new head"),
+        ("finetune", False, other, f"{LAYERS} is not agreement"),
+        ("finetune", False, data.get("validation_fraction") == 0, "data.validation_fraction = 0 leaves nothing to choose by"),
+    ):
+        if holds and name not in method:
+            method[name] = value
+            found[f"method.{name}"] = why
+    return found
+
+
 def filled_options(method: Mapping[str, Any]) -> dict[str, Any]:
     """The table [method] alone with what its preset stands for."""
     table: dict[str, Any] = {"method": copied(method)}
     fill(table)
+    follow(table)
     return table["method"]
 
 

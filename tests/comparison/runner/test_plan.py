@@ -24,7 +24,7 @@ def test_a_runs_configuration_is_the_base_under_the_task_under_the_method(
     both = compared("base.training.batch_size=1", *over)
     fibecfed, lora = (job(both, tmp_path, "reviews", method, 4).config for method in ("fibecfed", "lora"))
     assert (fibecfed.training.batch_size, lora.training.batch_size) == (2, 3)
-    assert lora.method.model_dump()["finetune"] is True and fibecfed.method.model_dump()["finetune"] is False and lora.seed == 4
+    assert lora.method.model_dump()["finetune"] is True and fibecfed.method.model_dump()["finetune"] == "validated" and lora.seed == 4
     assert lora.training.learning_rate == TrainingOptions().learning_rate  # as that of a single run
 
 
@@ -41,10 +41,10 @@ def test_the_learning_rate_is_the_tuned_one_or_the_one_given_and_while_it_is_sou
 
 
 def test_a_table_of_a_method_can_be_a_variant_of_another(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
-    both = compared("methods=fibecfed,no-masks", "method.no-masks.method.kind=fibecfed", "method.no-masks.method.neurons.rule=all")
+    both = compared("methods=fibecfed,masks", "method.masks.method.kind=fibecfed", "method.masks.method.preset=paper")
     plain, variant = (job(both, tmp_path, "reviews", method, 0) for method in both.methods)
-    assert variant.folder.parent.name == "no-masks" and both.kind("no-masks") == "fibecfed"
-    assert (plain.config.method.neurons.rule, variant.config.method.neurons.rule) == ("share", "all")  # pyright: ignore[reportAttributeAccessIssue]
+    assert variant.folder.parent.name == "masks" and both.kind("masks") == "fibecfed"
+    assert (plain.config.method.neurons.rule, variant.config.method.neurons.rule) == ("all", "share")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def begun(one: Job) -> None:

@@ -16,6 +16,7 @@ from ...core.files import CONFIG, RECORDS, SUMMARY
 from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
 from ...methods.catalogue import CATALOGUE
+from ...methods.presets import KEY, PRESETS
 from ..report.recorded import ASIDE, Damaged, Place
 from ..report.runs import read_results, read_run
 from .options import ComparisonOptions
@@ -139,11 +140,13 @@ def look(one: Job) -> Held:
         return Held(unusable=f"{' '.join(str(error).split())}; move {one.folder} away, and the same command repeats the run")
     new = flat(one.config)
     moved = [name for name in PLACES if before.get(name) != new[name]]
-    changed = differences(held, one.config)
+    changed = {name for name in differences(held, one.config) if name != KEY}
     if changed := sorted({*changed, *(name for name in moved if not same_name(name, before.get(name), new[name]))}):
+        paper = all(name in PRESETS["paper"] and flat(held).get(name) == PRESETS["paper"][name] for name in changed)
+        how = f' (method.{one.method}.{KEY} = "paper", the default of earlier versions)' if paper else ""
         raise UserError(
-            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back, move {one.folder} away to have its run "
-            "made, or choose another folder with --out"
+            f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back{how}, move "
+            f"{one.folder} away to have its run made, or choose another folder with --out"
         )
     if not (one.folder / SUMMARY).is_file():
         return Held()

@@ -25,6 +25,7 @@ from ...core.metrics import OF_WRITTEN
 from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
 from ...methods.catalogue import COMPARED, METHODS
+from ...methods.presets import KEY
 from ...tracking.sinks import reject_missing
 from .options import ComparisonOptions
 from .plan import has_answers, primary_metric, table_of
@@ -115,7 +116,8 @@ def differences(old: ComparisonOptions, new: ComparisonOptions) -> list[str]:
 def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     left, right = dict(leaves(old)), dict(leaves(new))
     found = [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
-    return [name for name in found if not was_moved(name, left.get(name), right.get(name)) and name.split(".")[-1] not in TRACKING]
+    found = [name for name in found if not was_moved(name, left.get(name), right.get(name)) and name.split(".")[-1] not in TRACKING]
+    return [name for name in found if not name.endswith(f".{KEY}")]  # what a preset stands for is compared run by run
 
 
 def was_moved(name: str, old: Any, new: Any) -> bool:
