@@ -107,7 +107,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write(task, options.rows, options.seed, Path(folder))
             pairs = (f"data.root={folder}", "data.max_length=192", "data.validation_fraction=0", "federation.clients_per_round=2")
-            config = load(ROOT / "configs" / f"{task}.toml", [*pairs, "method.curriculum.order=ira", f"seed={options.seed}"]).config
+            config = load(
+                ROOT / "configs" / f"{task}.toml", ["method.preset=paper", *pairs, "method.curriculum.order=ira", f"seed={options.seed}"]
+            ).config
             prepared = prepare(config)
             key = Key(options.seed)
             params = prepared.task.init_params(key.fold("init"))
