@@ -207,7 +207,7 @@ class FibecFed(Defaults):
             "num_layers": len(server.importance),
             "importance": [round(float(i), 6) for i in server.importance] if self._measuring.needed else None,
             "ratio": server.ratio if self._measures_ratio else None,
-            "score_after": self.score_after,
+            "score_after": None if self.curriculum.pace == "none" else self.score_after,
             **trained_blocks(server),
             **({"residual_ratio": residual_ratio(server)} if server.maps else {}),
             **(self.agreement.summary(server) if self.agreement is not None else {}),

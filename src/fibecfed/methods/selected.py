@@ -18,6 +18,8 @@ _WORDS = {
     "sparse_values": "values trained in the first stage",
     "sparse_rounds": "rounds of the first stage",
 }
+_UNSAID = ("num_layers", "agreement_between", "agreement_within")
+"""Said with another value, or for summary.json alone."""
 _LAYERS = {"importance": "importance of each layer", "scores": "score of each layer"}
 
 
@@ -32,13 +34,16 @@ def in_words(selected: Mapping[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for name, value in selected.items():
-        if value is None or name == "num_layers":
+        if value is None or name in _UNSAID:
             continue
         if name == "global_layers":
             of = f" of {selected['num_layers']}" if "num_layers" in selected else ""
             found["layers shared with all clients"] = f"{_numbers(value)}{of} (the first is 0)" if value else f"none{of}"
         elif name == "score_after":
             found[_WORDS[name]] = f"after {count(value, 'round')} of training"
+        elif name == "left_after_round":
+            left = [f"{'the head' if layer == 'head' else f'layer {layer}'} after round {number}" for layer, number in value.items()]
+            found["kept by each client"] = ", ".join(left[:_LISTED]) + (", ..." if len(left) > _LISTED else "") or "nothing"
         elif name in _LAYERS:
             found[_LAYERS[name]] = _of_layers(value)
         elif name == "ranks":
