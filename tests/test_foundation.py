@@ -187,7 +187,9 @@ def test_hosted_integration_runs_targets_that_exist_on_every_python_that_is_supp
     of_matrix = jobs["flower-and-docs"]["strategy"]["matrix"]["target"]
     targets = {*(one.partition(" ")[0] for one in of_matrix), *(words[0] for words in found if len(words) == 1)}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == {"test", "test-flower", "test-docs", "test-gpu", "release"} and all(f"\n{target}:" in makefile for target in targets)
+    assert targets == {"test", "test-flower", "test-machines", "test-docs", "test-gpu", "release"} and all(
+        f"\n{target}:" in makefile for target in targets
+    )
 
 
 def test_templates_of_issues_are_forms_with_a_name_and_questions() -> None:

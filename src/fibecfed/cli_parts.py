@@ -18,7 +18,7 @@ class _Command(TyperCommand):
 
 ORDER = (
     "init", "check", "run", "resume", "watch", "report", "predict", "evaluate", "generate", "export", "push", "compare", "audit", "client",
-    "flower", "list",
+    "helper", "flower", "list",
 )  # fmt: skip
 """The commands as somebody needs them who begins: the order in which they are listed."""
 

@@ -158,7 +158,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "ffa on global layers, personal head, then personal": _SCORES,
         "fedadam on global layers": _SCORES,
         **dict.fromkeys(("fedavgm", "fedadam", "fedyogi"), "its server takes another step than to the mean"),
-        **dict.fromkeys(DEPTH, "which blocks are trained comes with the message"),
+        **dict.fromkeys([*DEPTH, "lora, the head alone"], "which blocks are trained comes with the message"),
         "scaffold": "its steps are corrected by what it remembers",
         "slora": "between its stages the model is put into another form",
     },

@@ -45,7 +45,7 @@ def test_the_file_of_a_federation_is_checked_without_data_and_nothing_is_written
     shown = invoked("check", str(file))
     assert "clients the first 3 that answer" in shown and "data on the clients, not read here" in shown
     assert "1,000 training examples at each client" in shown
-    assert re.search(r"tune 3 2 [\d.]+ kB [\d.]+ kB", shown) and re.search(r"optimiser steps about [\d,]+", shown)
+    assert re.search(r"tune 3 2 [\d.]+ kB to [\d.]+ bytes to [\d.]+ kB", shown) and re.search(r"optimiser steps about [\d,]+", shown)
     assert re.search(r"network, 10/50 Mbit/s about [\d.]+ s a round, at 30 ms", shown) and "network, 1/1 Mbit/s" in shown
     assert "memory of a client" in shown and shown.endswith("The configuration is valid. Nothing was trained or written.")
     assert [path.name for path in file.parent.iterdir()] == ["federation.toml"]

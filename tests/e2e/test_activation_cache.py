@@ -115,7 +115,11 @@ def test_a_budget_that_holds_no_batch_is_a_sentence_before_anything_is_written(f
     ("method", "sentence"),
     [
         ({"depth": 3}, r"method\.depth: got 3 blocks, expected at most 2"),
-        ({"depth": 0}, r"method\.depth: got 0, expected an integer, at least 1, or a number, above 0 and at most 1"),
+        ({"depth": -1}, r"method\.depth: got -1, expected an integer, at least 0, or a number, above 0 and at most 1"),
+        (
+            {"depth": 0},
+            r'method\.depth: got 0 with `method\.kind` = "fibecfed", which chooses among trained blocks; set 1 or more, or lora',
+        ),
         ({"depth": 1.5}, r"method\.depth: got 1\.5, expected"),
         ({"depth": "half"}, r'method\.depth: got "half", expected'),
         ({"depth": 2, "depth_rule": "coverage"}, r'method\.depth: got 2 with `method\.depth_rule` = "coverage", expected a fraction'),

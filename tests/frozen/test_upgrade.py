@@ -44,6 +44,6 @@ def test_a_client_keeps_name_and_identity_of_its_folder_whatever_version_made_it
     (tmp_path / client.ABOUT).write_text(json.dumps({"name": "hospital-a", "identity": "0123456789abcdef"}))
     before = hashes(tmp_path)
     options = client.ClientArguments(tmp_path / "f.toml", (), tmp_path / "c.sock", tmp_path, None)
-    config = cast(Any, SimpleNamespace(federation=SimpleNamespace(client_names=None)))
+    config = cast(Any, SimpleNamespace(federation=SimpleNamespace(client_names=None), privacy=SimpleNamespace(helped=False)))
     assert client.who(options, config) == ("hospital-a", "0123456789abcdef")
     assert hashes(tmp_path) == before

@@ -80,7 +80,9 @@ def _reject_incomplete(folder: Path) -> None:
     is_own = any((folder / name).exists() for name in _OWN)
     lost = [name for name in (_OWN if is_own else _OF_PEFT) if not (folder / name).is_file()]
     if lost:
-        raise UserError(f"{folder}: got an adapter without {' and '.join(lost)}, expected it as the run saved it; restore the folder")
+        raise UserError(
+            f"{folder}: got an adapter without {' and '.join(lost)}, expected it as the run saved it; restore the folder from a backup"
+        )
 
 
 def _reject_other_folders(run: Path) -> None:
