@@ -43,7 +43,7 @@ def key_of(here: Machines, name: str) -> str:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("h")
-    here = make_tiny(folder, rounds=2, clients_per_round=3, max_samples=100)
+    here = make_tiny(folder, method="", rounds=2, clients_per_round=3, max_samples=100)
     keys = "\n".join(key_of(here, name) for name in (*NAMES, HELPER))
     for path in (here.app / "federation.toml", folder / "sim.toml"):
         path.write_text(path.read_text() + HELPED_BY.format(keys=keys))

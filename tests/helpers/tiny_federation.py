@@ -56,7 +56,13 @@ def write_data(folder: Path) -> None:
 
 
 def make_tiny(
-    folder: Path, every: int = 2, here: Machines | None = None, rank: int = 4, timeout_s: int = 120, **federation: Any
+    folder: Path,
+    every: int = 2,
+    here: Machines | None = None,
+    rank: int = 4,
+    timeout_s: int = 120,
+    method: str = '[method]\npreset = "paper"',
+    **federation: Any,
 ) -> Machines:
     """Backbone, data, the federation's folder, and `sim.toml` for the simulator; keys of [federation] on top of both."""
     here = here or Machines(folder)
@@ -71,7 +77,7 @@ def make_tiny(
         (here.app / "federation.toml", "", f'partition = "machines"\nround_timeout_s = {timeout_s}.0'),
         (folder / "sim.toml", data, 'partition = "column"'),
     ):
-        text = COMMON.format(backbone=folder / "backbone", every=every, data=data_keys, federation=f"{keys}\n{more}")
+        text = COMMON.format(backbone=folder / "backbone", every=every, data=data_keys, federation=f"{keys}\n{more}\n{method}")
         path.write_text(text.replace("rank = 4", f"rank = {rank}"))
     return here
 
