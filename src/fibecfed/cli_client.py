@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .deploy.superlink import SuperLink
 
 
+_Config = Annotated[Path | None, path_option("The federation's configuration, the same file on every machine. [required]")]
+_Json = Annotated[bool, typer.Option("--json", help="With --status: as JSON.")]
 _Superlink = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="The server's address: starts the SuperNode as well. [default: another process does]"),
@@ -45,7 +47,7 @@ def add(app: Commands) -> None:
 
 
 def client(
-    config: Annotated[Path | None, path_option("The federation's configuration, the same file on every machine. [required]")] = None,
+    config: _Config = None,
     data: Annotated[Path | None, path_option("This client's CSV, JSON lines or parquet file. [required]")] = None,
     test_data: Annotated[Path | None, path_option("A file with its test examples; without it, some of --data are held out.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
@@ -74,7 +76,7 @@ def client(
     status: Annotated[
         bool, typer.Option("--status", help="Only say what the client with this --socket or --folder is doing; 1 if it is not well.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
+    json: _Json = False,
     verbose: Verbose = 0,
 ) -> None:
     """Run one client of a federation across machines.
@@ -115,7 +117,7 @@ def client(
 
 
 def helper(
-    config: Annotated[Path | None, path_option("The federation's configuration, the same file on every machine. [required]")] = None,
+    config: _Config = None,
     socket: Annotated[Path, path_option("Socket through which the SuperNode reaches it. [default: fibecfed.sock]")] = Path("fibecfed.sock"),
     folder: Annotated[Path | None, path_option("Folder for its key and what it has answered. [default: beside the socket]")] = None,
     superlink: _Superlink = None,
@@ -128,7 +130,7 @@ def helper(
     status: Annotated[
         bool, typer.Option("--status", help="Only say what the helper with this --socket or --folder is doing; 1 if it is not well.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="With --status: as JSON.")] = False,
+    json: _Json = False,
     verbose: Verbose = 0,
 ) -> None:
     """Run the helper of a federation across machines.

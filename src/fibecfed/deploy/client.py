@@ -86,16 +86,8 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
         UserError: whatever the user can fix; nothing was answered then.
     """
     config, say = federation_config(options), logged(say)
-    ends = None if options.link is None else look_at(options.link, options.socket, say)
     with contextlib.ExitStack() as held:
-        with writable(options.folder):
-            held.enter_context(run_lock(options.folder))
-            name, identity = who(options, config)
-            status = Status(options.folder, superlink=options.link and options.link.address, certificate_ends=ends)
-            status.update(name=name, connected=None if options.link is None else False)
-        if options.metrics_port is not None:
-            port = held.enter_context(served(status, options.metrics_port))
-            say(f"client {name}: metrics at http://{HOST}:{port}/metrics")
+        name, identity, status = moved_in(options, config, "client {name}", say, held)
         _check_key(options, config, name)  # before what takes long
         held.enter_context(threads(config.resources.threads))
         held.enter_context(kept_memory())
@@ -117,6 +109,30 @@ def run(options: ClientArguments, say: Callable[[str], None], console: Console) 
                     serve(server, resident.answer, say)
         except SocketError as error:
             raise UserError(f"--socket: {error}") from None
+
+
+def moved_in(
+    options: ClientArguments, config: Config | None, title: str, say: Callable[[str], None], held: contextlib.ExitStack
+) -> tuple[ClientId, str, Status]:
+    """Name, identity and status of what lives in a folder, which is held from now on, with its metrics where they are asked for.
+
+    Args:
+        config: as for `who`.
+        title: what it is called when it speaks; `{name}` stands for its name.
+
+    Raises:
+        UserError: the connection cannot be made as it is asked for, or the folder is another one's, in use or not writable.
+    """
+    ends = None if options.link is None else look_at(options.link, options.socket, say)
+    with writable(options.folder):
+        held.enter_context(run_lock(options.folder))
+        name, identity = who(options, config)
+        status = Status(options.folder, superlink=options.link and options.link.address, certificate_ends=ends)
+        status.update(name=name, connected=None if options.link is None else False)
+    if options.metrics_port is not None:
+        port = held.enter_context(served(status, options.metrics_port))
+        say(f"{title.format(name=name)}: metrics at http://{HOST}:{port}/metrics")
+    return name, identity, status
 
 
 def look_at(link: SuperLink, client_socket: Path, say: Callable[[str], None]) -> float | None:

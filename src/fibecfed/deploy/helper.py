@@ -11,7 +11,6 @@ from typing import Any
 
 from ..config import Config, common
 from ..core.errors import UserError
-from ..engine.checkpoint import run_lock
 from ..engine.flower.helper import OF_THE_MODEL, ResidentHelper
 from ..engine.flower.sockets import SocketError, listening, serve
 from ..engine.helped import HelpedSums
@@ -22,8 +21,7 @@ from ..private_run import raw_keys
 from ..saving import versions
 from ..secure import identity as pinned_key
 from ..secure.helper import Limits
-from .client import ClientArguments, connected, federation_config, logged, look_at, who, writable
-from .metrics import HOST, served
+from .client import ClientArguments, connected, federation_config, logged, moved_in
 from .status import IDLE, Status
 
 COMMAND = "fibecfed helper"
@@ -40,16 +38,8 @@ def run(options: ClientArguments, say: Callable[[str], None]) -> None:
     """
     config, say = federation_config(options), logged(say)
     limits = limits_of(config)
-    ends = None if options.link is None else look_at(options.link, options.socket, say)
     with contextlib.ExitStack() as held:
-        with writable(options.folder):
-            held.enter_context(run_lock(options.folder))
-            name, identity = who(options, None)
-            status = Status(options.folder, superlink=options.link and options.link.address, certificate_ends=ends)
-            status.update(name=name, connected=None if options.link is None else False)
-        if options.metrics_port is not None:
-            port = held.enter_context(served(status, options.metrics_port))
-            say(f"helper: metrics at http://{HOST}:{port}/metrics")
+        _, identity, status = moved_in(options, None, "helper", say, held)
         resident = resident_helper(config, limits, identity, options.folder, say, status)
         try:
             with listening(options.socket) as server:
