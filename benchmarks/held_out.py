@@ -37,7 +37,7 @@ SETTINGS = (
 )  # fmt: skip
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
-    "fibecfed": ("method.kind=fibecfed",),
+    "fibecfed": ("method.kind=fibecfed", "method.preset=best"),
     "local": ("method.kind=local",),
     "pooled": ("method.kind=lora", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1"),
 }

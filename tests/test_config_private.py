@@ -189,7 +189,11 @@ def test_the_helpers_key_is_beside_those_of_the_clients() -> None:
     [
         (DIGITS, {}, 'privacy.keys: got no key of the helper, expected an entry "helper"; add the line that `fibecfed helper --show-key`'),
         ({**DIGITS, "helper": "a" * 64}, {}, "privacy.keys: got one key for two names"),
-        ({**DIGITS, "helper": "0"}, {}, "privacy.keys: got 'helper' = '0', expected a client's name and 64 hexadecimal digits"),
+        (
+            {**DIGITS, "helper": "0"},
+            {},
+            "privacy.keys: got 'helper' = '0', expected .* 64 .* digits; copy the line that `fibecfed helper --show-key`",
+        ),
         ({"helper": "f" * 64}, {}, "privacy.keys: got 0 keys for 5 clients"),
         (
             {**DIGITS, "helper": "f" * 64},
@@ -201,6 +205,21 @@ def test_the_helpers_key_is_beside_those_of_the_clients() -> None:
 def test_a_helper_is_pinned_and_no_client(keys: dict[str, str], federation: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         helped(keys, **federation)
+
+
+def test_across_machines_a_sum_is_kept_after_every_round() -> None:
+    table = {
+        "data": {"labels": ["x", "y"]},
+        "method": {"kind": "lora"},
+        "federation": {"partition": "machines", "clients": 5, "max_samples": 9},
+    }
+    privacy = {"secure_aggregation": True, "keys": DIGITS}
+    from_table({**table, "privacy": privacy, "resources": {"checkpoint_every": 1}})
+    from_table({**table, "resources": {"checkpoint_every": 2}})
+    with pytest.raises(
+        UserError, match=r"resources\.checkpoint_every: got 2 with `privacy.secure_aggregation` across machines, where a round"
+    ):
+        from_table({**table, "privacy": privacy, "resources": {"checkpoint_every": 2}})
 
 
 def test_pinned_keys_are_a_table_and_written_again() -> None:

@@ -165,7 +165,7 @@ def home() -> str:
     names = {
         "local training alone": "each client alone",
         "FedAvg-LoRA": "FedAvg-LoRA: everything averaged",
-        "... plus curriculum = FibecFed": "FibecFed",
+        "... plus curriculum = FibecFed": "FibecFed as published",
     }
     kept = {row[0]: [names[row[0]], *(row[place] for place in shown[1:])] for row in rows if row[0] in names}
     lines = [[header[place] for place in shown], ["---"] * len(shown), *(kept[name] for name in names)]

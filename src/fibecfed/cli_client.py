@@ -147,15 +147,14 @@ def helper(
         if config is None:
             raise UserError("--config: not given; give the federation's configuration with it")
         from .deploy.client import ClientArguments
-        from .deploy.client import show_key as own_key
-        from .deploy.helper import COMMAND
         from .deploy.helper import run as be_helper
+        from .deploy.helper import show_key as own_key
         from .privacy.options import HELPER
 
         link = _link(superlink, root_certificates, key, allow_plain_http)
         options = ClientArguments(config, (), socket, place, HELPER, link, metrics_port)
         if show_key:
-            typer.echo(own_key(options, COMMAND))
+            typer.echo(own_key(options))
         else:
             be_helper(options, _nothing if as_json else _now)
 

@@ -12,6 +12,7 @@ from .core.files import RECORDS
 from .core.json_text import to_json
 from .core.records import EvalRecord, RoundRecord
 from .core.rng import Key
+from .core.trees import checksum
 from .core.types import ClientId
 from .engine.log import rounds_recorded
 from .engine.pooled import MeanPool
@@ -81,7 +82,8 @@ def sums_of(prepared: Prepared, run: str | None) -> SumPool | None:
     if keys.helper_key is not None:
         from .engine.helping import Helped
 
-        return SumPool(adding, cohorts, Helped(adding, cohorts, run, raw_keys(keys.pinned), bytes.fromhex(keys.helper_key)))
+        start = checksum(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))  # as deploy.server sends it
+        return SumPool(adding, cohorts, Helped(adding, cohorts, run, raw_keys(keys.pinned), bytes.fromhex(keys.helper_key), start))
     from .engine.masking import Masked
 
     return SumPool(adding, cohorts, Masked(adding, cohorts, run, raw_keys(keys.pinned)))

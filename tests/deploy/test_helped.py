@@ -30,7 +30,7 @@ from fibecfed.deploy.status import Status
 from fibecfed.engine.checkpoint import Checkpoints
 from fibecfed.engine.flower.envelope import Reply, Request, packed
 from fibecfed.engine.flower.helper import ResidentHelper
-from fibecfed.engine.helped import HELPED
+from fibecfed.engine.helped import HELPED, HelpedSums
 from fibecfed.privacy.options import HELPER
 from fibecfed.secure import identity
 
@@ -82,6 +82,7 @@ class Parties:
         for name in (*NAMES, HELPER):
             (folder / name).mkdir()
             (folder / name / identity.KEY).write_bytes((here / name / identity.KEY).read_bytes())
+        HelpedSums.begin(folder / HELPER)
         self.clients = {name: resident(here, name, folder / name) for name in NAMES}
         self.helper = self.started_helper()
 
@@ -192,7 +193,10 @@ def test_what_a_helper_cannot_start_with_is_said(here: Path, tmp_path: Path) -> 
     folder.mkdir()
     (folder / identity.KEY).write_bytes((here / HELPER / identity.KEY).read_bytes())
     (folder / HELPED).write_text("{}\n")
-    with pytest.raises(UserError, match=r"helped.jsonl: line 1 is damaged, and says which sums this helper must not add up again; restore"):
+    with pytest.raises(UserError, match=r"helped.jsonl: line 1 is damaged, and says which sums .* give the helper a new --folder"):
+        started(here / "federation.toml", folder)
+    (folder / HELPED).unlink()
+    with pytest.raises(UserError, match=r"helped.jsonl: is missing, and says which sums .* give the helper a new --folder"):
         started(here / "federation.toml", folder)
 
 
@@ -220,4 +224,5 @@ def test_a_mistake_on_the_command_line_is_a_sentence(options: tuple[str, ...], t
 def test_the_command_prints_the_line_that_pins_the_key(tmp_path: Path) -> None:
     command = ["helper", "--config", str(tmp_path / "not-yet.toml"), "--folder", str(tmp_path / "own"), "--show-key"]
     first, again = (CliRunner().invoke(app, command).output for _ in range(2))
+    assert (tmp_path / "own" / HELPED).read_bytes() == b""
     assert first == again and first.startswith('"helper" = "') and len(first) == len('"helper" = ""\n') + 64

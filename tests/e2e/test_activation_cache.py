@@ -120,6 +120,7 @@ def test_a_budget_that_holds_no_batch_is_a_sentence_before_anything_is_written(f
             {"depth": 0},
             r'method\.depth: got 0 with `method\.kind` = "fibecfed", which chooses among trained blocks; set 1 or more, or lora',
         ),
+        ({"kind": "fedsa-lora", "depth": 0}, r'method\.depth: got 0 with `method\.head` = "personal", so that nothing is shared'),
         ({"depth": 1.5}, r"method\.depth: got 1\.5, expected"),
         ({"depth": "half"}, r'method\.depth: got "half", expected'),
         ({"depth": 2, "depth_rule": "coverage"}, r'method\.depth: got 2 with `method\.depth_rule` = "coverage", expected a fraction'),

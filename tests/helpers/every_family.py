@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from published import published
 from rich.console import Console
 from saved import run_config, save_tokenizer, write_reviews
 from texts import noisy
@@ -135,7 +136,7 @@ def config_of_run(folder: Path, kind: str) -> Config:
     """One short round with the model in `folder`."""
     return run_config(
         folder,
-        method={"kind": kind},
+        method=published({"kind": kind}),
         model={"rank": 2},
         federation={"clients": 2, "clients_per_round": 2, "rounds": 1},
         evaluation={"every": 1},

@@ -21,6 +21,7 @@ from fibecfed.secure.helper import Limits
 from fibecfed.secure.signed import Misled
 
 RUN = "0123456789abcdef"
+START = "as the server"
 IDENTITY = Ed25519PrivateKey.from_private_bytes(b"helper".ljust(32, b"x"))
 PUBLIC = IDENTITY.public_key().public_bytes_raw()
 
@@ -50,13 +51,13 @@ class Parties(InTurn):
 
     def restart_helper(self) -> None:
         """As a new process does, with what is on its disk."""
-        (self.folder / HELPER).mkdir(exist_ok=True)
+        HelpedSums.begin(self.folder / HELPER)
         limits = Limits(self.cohorts.least, self.cohorts.colluders, self.adding.dtype(0).itemsize * 8)
         self.helping = Helping(IDENTITY, self.pinned, limits, HelpedSums(self.folder / HELPER))
 
     def pool(self) -> SumPool:
         """As a new process of the server has it."""
-        return SumPool(self.adding, self.cohorts, Helped(self.adding, self.cohorts, RUN, self.pinned, PUBLIC))
+        return SumPool(self.adding, self.cohorts, Helped(self.adding, self.cohorts, RUN, self.pinned, PUBLIC, START))
 
     def answer(self, ticket: Ticket, blob: bytes) -> bytes | Failure:
         changed = self.change(ticket, blob)
@@ -78,7 +79,7 @@ class Parties(InTurn):
             now,
             blob,
             self.folder / client,
-            lambda: self.starts.get(client, "as the server"),
+            lambda: self.starts.get(client, START),
             lambda sent: self._trained(client, sent, now),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,30 @@ def test_a_preset_fills_in_its_keys_and_nothing_else(name: str):
     assert {key: with_it[key] for key in PRESETS[name]} == PRESETS[name]
     others = with_it.keys() - PRESETS[name].keys() - {"method.preset"}
     assert {key: with_it[key] for key in others} == {key: without[key] for key in others}
+
+
+@pytest.mark.parametrize(
+    ("made", "pairs", "found"),
+    [
+        ([], ["method.layers.rule=share"], ("shared", False)),
+        ([], ["data.validation_fraction=0"], ("agreement", False)),
+        ([], ["seed=3"], ("agreement", "validated")),
+        (["method.layers.rule=share"], ["method.layers.rule=agreement"], ("agreement", "validated")),
+        (["method.layers.rule=share"], ["method.layers.rule=agreement", "method.head=shared"], ("shared", "validated")),
+        (["method.layers.rule=share"], ["method.kind=lora-finetune"], ("shared", True)),
+        (["method.layers.rule=share"], ["method.kind=fedsa-lora"], ("personal", False)),
+        (["method.finetune=true"], ["method.layers.rule=share"], ("shared", True)),
+    ],
+)
+def test_defaults_that_a_run_wrote_out_follow_what_is_changed(made: list[str], pairs: list[str], found: Any, tmp_path: Path):
+    file = tmp_path / "file.toml"
+    file.write_text('[data]\ntask = "sst2"\n')
+    file.write_text(to_toml(load(file, made).config))
+    loaded = load(file, pairs)
+    head, last = (loaded.config.method.model_dump()[name] for name in ("head", "finetune"))
+    assert (head, last) == found
+    changed = [note for note in loaded.notes if "dropped from the file's settings" in note]
+    assert bool(changed) == (pairs != ["seed=3"])
 
 
 def test_best_is_the_default():
@@ -92,6 +117,7 @@ def test_what_is_trained_otherwise_without_validation_examples_is_said(tmp_path:
         (["method.layers.importance=increment"], 'method.layers.importance: no effect with method.layers.rule = "agreement"; set that to'),
         (["method.neurons.momentum=0.5"], 'method.neurons.momentum: no effect with method.neurons.rule = "all"; set that to "share"'),
         (["method.curriculum.labels=model"], 'method.curriculum.labels: no effect with method.curriculum.pace = "none"'),
+        (["method.depth=2", "method.layers.norm=3"], 'method.layers.norm: no effect with method.layers.rule = "agreement"; set that to'),
     ],
 )
 def test_a_key_that_has_nothing_to_do_beside_the_defaults_is_named(pairs: list[str], note: str, tmp_path: Any):
@@ -101,6 +127,18 @@ def test_a_key_that_has_nothing_to_do_beside_the_defaults_is_named(pairs: list[s
     (said,) = load(file, pairs).notes
     assert said.startswith(note) and said.endswith('or method.preset = "paper"')
     assert load(file, ["method.preset=paper", *pairs]).notes == ()
+
+
+def test_what_only_a_measured_curvature_uses_is_named(tmp_path: Any):
+    data, file = tmp_path / "a.csv", tmp_path / "run.toml"
+    data.write_text("text,label\na,0\n")
+    file.write_text(f'[data]\npath = "{data}"\n')
+    for preset in ("best", "paper"):
+        (said,) = load(file, [f"method.preset={preset}", "method.layers.mu=0.5", "method.layers.spectrum_clients=2"]).notes
+        assert said.startswith("method.layers.spectrum_clients, method.layers.mu: no effect with method.layers.rule = ")
+        assert said.endswith('; set that to "layer_gap"')
+    assert load(file, ["method.preset=paper", "method.layers.rule=plateau", "method.layers.mu=0.5"]).notes == ()
+    assert load(file, ["method.depth=2", "method.layers.importance_clients=3"]).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from fibecfed.core.errors import UserError
 from fibecfed.privacy.gaussian import epsilon_of
-from fibecfed.privacy.ledger import LEDGER, SECRET, BudgetSpent, Ledger, Release, Terms, forget
+from fibecfed.privacy.ledger import LEDGER, LEDGERS, SECRET, BudgetSpent, Ledger, Release, Terms, epsilon_of_clients, forget
 
 TERMS = Terms("client", 4, 2, 4, 2.0, 0.1, 1e-3, None)
 
@@ -184,3 +184,11 @@ def test_a_lost_secret_and_other_terms_are_rejected(tmp_path: Path) -> None:
     forget(tmp_path)
     with pytest.raises(UserError, match="secret of the run's noise is missing"):
         Ledger(tmp_path, TERMS)
+
+
+def test_the_largest_epsilon_of_clients_whose_first_line_may_be_half_written(tmp_path: Path):
+    for client, text in {"a": b'{"epsilon_max": 1.5}\n{"epsilon_max": 2.5}\n{"eps', "b": b'{"eps', "c": b""}.items():
+        (tmp_path / LEDGERS / client).mkdir(parents=True)
+        (tmp_path / LEDGERS / client / LEDGER).write_bytes(text)
+    assert epsilon_of_clients(tmp_path) == 2.5
+    assert epsilon_of_clients(tmp_path / "none") == 0

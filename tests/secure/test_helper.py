@@ -192,16 +192,22 @@ def test_the_server_sees_what_is_not_of_its_sum() -> None:
     (_, offer), (_, other), words = sealing(), sealing(), np.zeros(37, np.uint32)
     statements = masked(offer)
     good = statements["000"]
-    assert why_not(good, "000", PINNED, context(COHORT), offer, words) is None
+    told = json.loads(good[128:])
+    assert why_not(good, "000", PINNED, context(COHORT), "", offer, words) is None
     for reason in (
-        why_not(good, "000", PINNED, context(COHORT, round=4), offer, words),
-        why_not(good, "000", PINNED, context(COHORT), other, words),
-        why_not(good, "000", PINNED, context(COHORT), offer, words[:5]),
-        why_not(stated(KEYS["000"], {"kind": "keys"}), "000", PINNED, context(COHORT), offer, words),
+        why_not(good, "000", PINNED, context(COHORT, round=4), "", offer, words),
+        why_not(good, "000", PINNED, context(COHORT), "", other, words),
+        why_not(good, "000", PINNED, context(COHORT), "later", offer, words),
+        why_not(good, "000", PINNED, context(COHORT), "", offer, words[:5]),
+        why_not(stated(KEYS["000"], {"kind": "keys"}), "000", PINNED, context(COHORT), "", offer, words),
+        why_not(stated(KEYS["000"], {**told, "more": 1}), "000", PINNED, context(COHORT), "", offer, words),
     ):
         assert reason == "its seed is for another sum"
-    assert "signature" in str(why_not(good, "001", PINNED, context(COHORT), offer, words))
-    assert "cannot be used" in str(why_not(good, "999", PINNED, context(COHORT), offer, words))
+    assert "signature" in str(why_not(good, "001", PINNED, context(COHORT), "", offer, words))
+    for sealed in (None, 5, "00", told["sealed"][:-1] + "x", told["sealed"] + "00"):
+        unsealed = stated(KEYS["000"], {**told, "sealed": sealed})
+        assert why_not(unsealed, "000", PINNED, context(COHORT), "", offer, words) == "its seed is not sealed"
+    assert "cannot be used" in str(why_not(good, "999", PINNED, context(COHORT), "", offer, words))
 
 
 @pytest.mark.parametrize(

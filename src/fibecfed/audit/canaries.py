@@ -35,8 +35,9 @@ def trained_with(config: Config, each: int) -> tuple[Task, Sequence[Observed], P
     Returns:
         Its task, its first and last round, the global model before the first round and after the last, and the canaries.
     """
-    # by how many noised evaluations there are, an epsilon says how much noise a round gets
-    every = config.evaluation.every if config.privacy.evaluation == "noised" else config.federation.rounds
+    # by how many noised evaluations there are, an epsilon says how much noise a round gets; and by evaluations early stopping ends a run
+    needed = config.privacy.evaluation == "noised" or config.evaluation.patience is not None
+    every = config.evaluation.every if needed else config.federation.rounds
     tables = {
         "tracking": (),
         "tracking_by_client": False,

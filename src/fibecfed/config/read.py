@@ -19,7 +19,7 @@ from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
 from ..data.options import template_text
 from ..methods.catalogue import BROKEN, METHODS
-from ..methods.presets import KEY, PRESETS, copied, fill, follow
+from ..methods.presets import FOLLOWING, KEY, PRESETS, copied, fill, follow
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
@@ -56,9 +56,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         way_out = f"run it with: fibecfed compare {shlex.quote(str(path))}"
         raise UserError(f"{path}: got the file of a comparison, expected that of a single run; {way_out}")
     pairs, mistakes = read_pairs(overrides)
+    original = copied(table)
     kind = pairs.get("method.kind")
     notes = [] if kind is None else _drop_foreign(table, read_value(kind) if kind.strip() else DEFAULT_KIND)
     notes += _drop_preset(table, pairs)
+    notes += _drop_followed(table, original, pairs)
     for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):  # which keys there are hangs on the kind
         _put(table, name, text, mistakes)
     config, found = examine(table)
@@ -201,6 +203,34 @@ def _drop_preset(table: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
         delete(table, name)
     notes = [f"{KEY}={preset} sets {', '.join(dropped)}: dropped from the file's settings"] if dropped else []
     return [*notes, *([f"the file's own preset had set {', '.join(before)}: dropped from its settings"] if before else [])]
+
+
+def _drop_followed(table: dict[str, Any], original: Mapping[str, Any], pairs: Mapping[str, str]) -> list[str]:
+    """Takes out defaults that a run wrote out, where they hang on keys that the pairs change; a note if there were any."""
+    changed = copied(original)
+    for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):
+        if name not in FOLLOWING:
+            _put(changed, name, text, {})
+    before, after, given = _followed(original), _followed(changed), dict(leaves(table))
+    dropped = [name for name in FOLLOWING if name in given.keys() - pairs.keys() and given[name] == before.get(name) != after.get(name)]
+    for name in dropped:
+        delete(table, name)
+    return [f"{', '.join(dropped)}: dropped from the file's settings, as defaults that hang on what was changed"] if dropped else []
+
+
+def _followed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults in force for the keys whose defaults hang on others; empty where the method is none."""
+    bare = copied(table)
+    method = bare.setdefault("method", {})
+    kind = method.get("kind", DEFAULT_KIND) if isinstance(method, dict) else None
+    if not isinstance(kind, str) or kind not in OPTIONS:
+        return {}
+    for name in FOLLOWING:
+        delete(bare, name)
+    fill(bare)
+    follow(bare)
+    defaults, found = {key.name: key.default for key in keys(kind)}, dict(leaves(bare))
+    return {name: found.get(name, defaults.get(name)) for name in FOLLOWING}
 
 
 def _put(table: dict[str, Any], name: str, text: str, mistakes: dict[str, str]) -> None:

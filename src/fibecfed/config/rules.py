@@ -71,6 +71,8 @@ def _depth(method: MethodOptions, config: Tables) -> Iterator[str]:
             yield f'method.depth: got 0 with `{why}", which trains no head, so that nothing would be trained; set 1 or more'
         if isinstance(getattr(method, "layers", None), LayerOptions):
             yield f'method.depth: got 0 with `method.kind` = "{method.kind}", which chooses among trained blocks; set 1 or more, or lora'
+        elif getattr(method, "head", None) == "personal":
+            yield 'method.depth: got 0 with `method.head` = "personal", so that nothing is shared; set 1 or more, or `head` shared'
     if depth is None and rule != "fisher":
         yield f'method.depth_rule: got "{rule}" without `method.depth`, so that every block is trained; set it, or remove the rule'
     if rule == "coverage" and isinstance(depth, int):

@@ -34,6 +34,11 @@ def secure(config: Tables) -> Iterator[str]:
                 )
         return
     yield from _pinned(options, federation)
+    if federation.partition == "machines" and (every := config.resources.checkpoint_every) > 1:
+        yield (
+            f"resources.checkpoint_every: got {every} {_WITH} across machines, where a round that is repeated must be of the same clients "
+            "with the same numbers, which a client keeps of its last round alone; set 1"
+        )
     if options.unit == "client":
         return  # whose own rules say the rest
     for name, why in _NOT_USED.items():
@@ -63,7 +68,7 @@ def _pinned(options: PrivacyOptions, federation: FederationOptions) -> Iterator[
         if not re.fullmatch(CLIENT_NAME, name) or not re.fullmatch("[0-9a-f]{64}", key):
             yield (
                 f"privacy.keys: got {name[:80]!r} = {key[:80]!r}, expected a client's name and 64 hexadecimal digits; copy the line that "
-                "`fibecfed client --show-key` prints there"
+                f"`fibecfed {'helper' if name == HELPER else 'client'} --show-key` prints there"
             )
     if len(set(options.keys_by_name.values())) < len(options.keys_by_name):
         yield "privacy.keys: got one key for two names, expected one for each client; have each make its own"

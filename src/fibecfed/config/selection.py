@@ -24,7 +24,9 @@ def selection(config: Tables) -> Iterator[str]:
 
 _OF_ORDER = ("order", "beta", "alpha", "order_within_round", "rescore_every")
 _OF_INFORMATION = ("normalise", "labels", "fisher_over", "scoring")
-_OF_IMPORTANCE = ("importance", "noise_scale", "norm", "importance_examples", "importance_clients")
+_OF_SAMPLE = ("importance_examples", "importance_clients")
+_OF_IMPORTANCE = ("importance", "noise_scale", "norm")
+_OF_CURVATURE = ("spectrum_clients", "mu")
 
 
 def without_effect(config: Tables, given: Set[str]) -> Iterator[str]:
@@ -41,15 +43,18 @@ def without_effect(config: Tables, given: Set[str]) -> Iterator[str]:
     if method.curriculum.pace == "none":
         names = [f"method.curriculum.{name}" for name in (*_OF_ORDER, *(() if measures else _OF_INFORMATION))]
         unused["method.curriculum.pace"] = [*names, *(() if measures else ("method.score_after",))]
-    if method.depth is None and method.layers.rule in ("last", "first", "random", "all", "agreement"):
-        unused["method.layers.rule"] = [f"method.layers.{name}" for name in _OF_IMPORTANCE]
+    measured = method.layers.rule not in ("last", "first", "random", "all", "agreement")
+    sampled = measured or method.depth is not None  # by whom the blocks that are trained are measured
+    without = (*(() if measured else _OF_IMPORTANCE), *(() if sampled else _OF_SAMPLE))
+    curved = () if method.layers.rule in ("layer_gap", "plateau") else _OF_CURVATURE
+    unused["method.layers.rule"] = [f"method.layers.{name}" for name in (*without, *curved)]
     if not measures:
         unused["method.neurons.rule"] = ["method.neurons.momentum"]
     for cause, names in unused.items():
         if found := [name for name in names if name in given and _value(method, name) != _value(FibecFedOptions(), name)]:
-            instead = "linear" if cause.endswith("pace") else "share"
-            now = f'{cause} = "{_value(method, cause)}"'
-            yield f'{", ".join(found)}: no effect with {now}; set that to "{instead}", or method.preset = "paper"'
+            instead = "linear" if cause.endswith("pace") else "layer_gap" if found[0].rpartition(".")[2] in _OF_CURVATURE else "share"
+            now, paper = f'{cause} = "{_value(method, cause)}"', method.preset == "paper" or instead == "layer_gap"
+            yield f'{", ".join(found)}: no effect with {now}; set that to "{instead}"' + ("" if paper else ', or method.preset = "paper"')
 
 
 def _value(method: FibecFedOptions, name: str) -> object:

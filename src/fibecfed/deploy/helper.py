@@ -21,7 +21,8 @@ from ..private_run import raw_keys
 from ..saving import versions
 from ..secure import identity as pinned_key
 from ..secure.helper import Limits
-from .client import ClientArguments, connected, federation_config, logged, moved_in
+from . import client
+from .client import ClientArguments, connected, federation_config, logged, moved_in, writable
 from .status import IDLE, Status
 
 COMMAND = "fibecfed helper"
@@ -51,13 +52,25 @@ def run(options: ClientArguments, say: Callable[[str], None]) -> None:
             raise UserError(f"--socket: {error}") from None
 
 
+def show_key(options: ClientArguments) -> str:
+    """The line that pins the helper's key, as `client.show_key` gives it for a client; before a new key, the file of what it answers.
+
+    Raises:
+        UserError: whatever the user can fix.
+    """
+    with writable(options.folder):
+        if not (options.folder / pinned_key.KEY).exists():
+            HelpedSums.begin(options.folder)
+    return client.show_key(options, COMMAND)
+
+
 def resident_helper(
     config: Config, limits: Limits, identity: str, folder: Path, say: Callable[[str], None], status: Status
 ) -> ResidentHelper:
     """The helper, with its pinned key and what it has answered.
 
     Raises:
-        UserError: the key is lost, or not the pinned one, or the file of what it has answered is damaged.
+        UserError: the key is lost, or not the pinned one, or the file of what it has answered is missing or damaged.
     """
     pinned = config.privacy.keys_by_name
     helping = Helping(pinned_key.own(folder, HELPER, pinned, COMMAND), raw_keys(config.privacy.pinned), limits, HelpedSums(folder))

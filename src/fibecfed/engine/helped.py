@@ -12,6 +12,11 @@ from ..secure.helper import Answered
 
 HELPED = "helped.jsonl"
 
+NEW_KEY = (
+    "an older copy of it would let it add them up again, so give the helper a new --folder, have `fibecfed helper --show-key` make a new "
+    "key there, and pin that in place of this one"
+)
+
 
 class HelpedSums:
     """The sums, by run and round.
@@ -20,15 +25,25 @@ class HelpedSums:
         folder: the helper's.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / HELPED
+        if not self.path.exists():
+            raise UserError(f"{self.path}: is missing, and says which sums this helper must not add up again; {NEW_KEY}")
         self._known: dict[tuple[str, int], Answered] = {}
         whole, self._end = self._lines()
         for number, line in enumerate(whole, start=1):
             self._read(number, line)
+
+    @staticmethod
+    def begin(folder: Path) -> None:
+        """Make the file of a helper that has not answered yet. It lies there before the helper's key does, so that one without the other
+        is a loss."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / HELPED).touch(mode=0o600)
+        sync_folder(folder)
 
     def of(self, run: str, round_number: int) -> Answered | None:
         """The sum of a round; None: there was none."""
@@ -40,7 +55,6 @@ class HelpedSums:
             return
         assert self.of(run, round_number) is None, "another sum of a round is rejected before"
         line = to_json({"run": run, "round": round_number, "sum": answered.sum, "survivors": list(answered.survivors)}) + "\n"
-        new = not self.path.exists()
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
             os.ftruncate(file, self._end)  # half a line, whose sum never left
@@ -48,14 +62,12 @@ class HelpedSums:
             os.fsync(file)
         finally:
             os.close(file)
-        if new:
-            sync_folder(self.path.parent)
         self._end += len(line.encode())
         self._known[run, round_number] = answered
 
     def _lines(self) -> tuple[list[bytes], int]:
         """The whole lines, and where they end: behind them there may be half a line, of when the helper was killed."""
-        blob = self.path.read_bytes() if self.path.exists() else b""
+        blob = self.path.read_bytes()
         end = blob.rfind(b"\n") + 1
         return blob[:end].splitlines(), end
 
@@ -66,6 +78,5 @@ class HelpedSums:
             self._known[place] = Answered(str(table["sum"]), tuple(map(str, table["survivors"])))
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"{self.path}: line {number} is damaged, and says which sums this helper must not add up again; restore the file from a "
-                "backup, or give the helper another --folder with a new key, and pin that in place of this one"
+                f"{self.path}: line {number} is damaged, and says which sums this helper must not add up again; {NEW_KEY}"
             ) from None

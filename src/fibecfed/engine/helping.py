@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 HELPS: tuple[Action, ...] = ("key", "unmask")
 """Actions of the helper."""
 
-STATEMENT_BYTES = 4096
-"""At most, of a seed or a key with its signature."""
+
+def statement_bytes(clients: int) -> int:
+    """Of a seed or a key with its signature, at most: it names every client of the sum."""
+    return 2048 + 400 * clients
 
 
 @message
@@ -96,6 +98,7 @@ class Helped:
         run: its name; clients and helper keep different runs apart.
         pinned: name -> raw public key of each client.
         helper: the helper's raw public key.
+        start: a checksum of the tensors that the run started from.
     """
 
     adding: Adding
@@ -103,6 +106,7 @@ class Helped:
     run: str
     pinned: Mapping[ClientId, bytes]
     helper: bytes
+    start: str
     _next: tuple[int, str] | None = field(default=None, init=False)  # the helper's key, and for which round
 
     def __call__(
@@ -133,11 +137,12 @@ class Helped:
     def _sum(self, asked: SumRequest, blob: bytes, context: Context, with_helper: SumPost, post: SumPost) -> Sum | None:
         """The sum; None: the helper did not add up the masks."""
         now = post.now
-        statement, offer = self._offered(with_helper)
+        statement, offer = self._offered(with_helper, statement_bytes(len(asked.cohort)))
         clients = [client for client in asked.cohort if not offer.before or client in offer.before]
         wrong = dict.fromkeys(set(asked.cohort) - set(clients), f"round {now.number} was summed before, without it")
         length = self.adding.length(asked.sent)
-        longest = summand_bytes(self.adding, asked.sent) + STATEMENT_BYTES + OVERHEAD_BYTES
+        at_most, request = statement_bytes(len(asked.cohort)), request_of(now, self.start)
+        longest = summand_bytes(self.adding, asked.sent) + at_most + OVERHEAD_BYTES
         total, seeds = np.zeros(length, self.adding.dtype), dict[ClientId, str]()
         opening = encode(HelpedOpening(as_tensor(blob), asked.cohort, context.attempt, statement))
         for client, reply in post.ask("train", dict.fromkeys(clients, opening), longest):
@@ -147,7 +152,8 @@ class Helped:
             except WireError as error:
                 wrong[client] = str(error)
                 continue
-            if (why := why_not(given.seed, client, self.pinned, context, offer, words)) is not None:
+            long = f"its seed has {len(given.seed):,} characters, expected at most {at_most:,}" if len(given.seed) > at_most else None
+            if (why := long or why_not(given.seed, client, self.pinned, context, request, offer, words)) is not None:
                 wrong[client] = why
                 continue
             total += words
@@ -181,13 +187,13 @@ class Helped:
                 f"adds up the masks of one sum in a round; have the same clients take part. {USABLE}"
             )
 
-    def _offered(self, post: SumPost) -> tuple[str, Offer]:
+    def _offered(self, post: SumPost, at_most: int) -> tuple[str, Offer]:
         """The helper's key for a round, as it signed it and what it is; it came with the masks of the last one, or is asked for."""
         now = post.now
         if self._next is not None and self._next[0] == now.number:
             statement = self._next[1]
         else:
-            reply = _answer(post, "key", b"", STATEMENT_BYTES)
+            reply = _answer(post, "key", b"", at_most)
             if reply is None:
                 raise _helpless(post)
             statement = reply.decode(errors="replace")
@@ -257,7 +263,7 @@ class GivenSums:
         digest, known = begun(folder, now, broadcast, opening.cohort, self.cohorts)
         context = Context(run, now.number, opening.attempt, opening.cohort, digest, self.cohorts.least, self.cohorts.colluders)
         offer = self._may(context, opening.offer)
-        words, about = own_words(train(broadcast), self.adding, now, digest, known)
+        words, about = own_words(folder, train(broadcast), self.adding, now, digest, known)
         remember(folder, now.number, about, ())  # before anything of it leaves
         try:
             seed = mask(words, self.name, self.identity, context, request_of(now, start()), offer)

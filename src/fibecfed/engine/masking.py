@@ -172,7 +172,7 @@ class OwnSums:
         context = Context(run, now.number, opening.attempt, opening.cohort, digest, least, colluders)
         before = tuple(known.get("survivors", ()))
         sum_ = SumClient(self.name, self.identity, self.pinned, context, before, request_of(now, start))
-        words, about = own_words(train(broadcast), self.adding, now, digest, known)
+        words, about = own_words(folder, train(broadcast), self.adding, now, digest, known)
         return _Open(sum_, words, about)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from .transport import Action, Transport, exchange
 
 SUMS = "sums.json"
 """In a client's folder of a run: which sums its numbers are in."""
+
+SUMMAND = "summand.safetensors"
+"""And there: its numbers in the last one. Trained again they may differ in the last bits, and their difference would tell of the client."""
 
 
 @message
@@ -71,6 +75,8 @@ class SumPost:
             silent.pop(client, None)
             if isinstance(reply, Failure):
                 self.failures[client] = reply.reason
+            elif len(reply) > longest:
+                self.failures[client] = f"client {client}: its answer has {len(reply):,} bytes, expected at most {longest:,}"
             else:
                 self.up[client] = self.up.get(client, 0) + len(reply)
                 yield client, reply
@@ -108,20 +114,38 @@ def begun(folder: Path, now: Round, broadcast: bytes, cohort: tuple[str, ...], c
     return digest, known
 
 
-def own_words(blob: bytes, adding: Adding, now: Round, digest: str, known: Mapping[str, Any]) -> tuple[Words, dict[str, str]]:
-    """What a client adds to a sum, of its `Summand`, and what it has to remember of that.
+def own_words(folder: Path, blob: bytes, adding: Adding, now: Round, digest: str, known: Mapping[str, Any]) -> tuple[Words, dict[str, str]]:
+    """What a client adds to a sum, and what it has to remember of that: of its `Summand`, or of the one that it had in this round before.
 
     Args:
+        folder: the client's, of this run.
         digest, known: as `begun` gave them.
 
     Raises:
-        Misled: it had other numbers in an earlier sum of this round.
+        Misled: it had other numbers in an earlier sum of this round, and does not have these any more.
     """
-    words = words_of(blob, adding, len(decode(Summand, blob, copy=False).words)).copy()
-    about = {"broadcast": digest, "words": hashlib.sha256(words.tobytes()).hexdigest()}
-    if known and known["words"] != about["words"]:
-        raise Misled(f"a second sum of round {now.number} would have other numbers of this client in it: one round is summed once")
+    words, about = _words(blob, adding, digest)
+    if not known:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / SUMMAND, blob)
+    elif known["words"] != about["words"]:
+        words, about = _kept(folder, adding, digest)
+        if known["words"] != about["words"]:
+            raise Misled(f"a second sum of round {now.number} would have other numbers of this client in it: one round is summed once")
     return words, about
+
+
+def _words(blob: bytes, adding: Adding, digest: str) -> tuple[Words, dict[str, str]]:
+    words = words_of(blob, adding, len(decode(Summand, blob, copy=False).words)).copy()
+    return words, {"broadcast": digest, "words": hashlib.sha256(words.tobytes()).hexdigest()}
+
+
+def _kept(folder: Path, adding: Adding, digest: str) -> tuple[Words, dict[str, str]]:
+    """What `own_words` wrote; no words where that is gone or damaged."""
+    try:
+        return _words((folder / SUMMAND).read_bytes(), adding, digest)
+    except (OSError, WireError):
+        return np.zeros(0, adding.dtype), {"words": ""}
 
 
 def request_of(now: Round, start: str) -> str:

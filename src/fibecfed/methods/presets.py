@@ -10,6 +10,8 @@ from typing import Any
 
 KEY = "method.preset"
 LAYERS = "method.layers.rule"
+FOLLOWING = ("method.head", "method.finetune")
+"""Keys whose defaults hang on others (`follow`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {

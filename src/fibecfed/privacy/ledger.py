@@ -314,8 +314,8 @@ def forget(folder: Path) -> None:
 
 def epsilon_of_clients(folder: Path) -> float:
     """The largest epsilon in the ledgers that the clients of a simulation keep in its folder; 0 where there are none."""
-    last = (path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")[2] for path in (folder / LEDGERS).glob(f"*/{LEDGER}"))
-    return max((float(from_json(line)["epsilon_max"]) for line in last), default=0.0)
+    whole = (path.read_bytes().rpartition(b"\n")[0] for path in (folder / LEDGERS).glob(f"*/{LEDGER}"))  # none while the first is written
+    return max((float(from_json(lines.rpartition(b"\n")[2])["epsilon_max"]) for lines in whole if lines), default=0.0)
 
 
 def _lost(path: Path, what: str) -> UserError:

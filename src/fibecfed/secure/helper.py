@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from .signed import BadStatement, Misled, read, stated
 
 SEED = 32
 _KEY = 32
+_SEALED = _KEY + SEED + 16
+"""Bytes of a sealed seed: a key, and the seed with its tag."""
 _ONCE = bytes(12)
 """The nonce of keys that seal one message each."""
 
@@ -104,15 +107,21 @@ def mask(words: Words, name: str, identity: Ed25519PrivateKey, context: Context,
 # ---- the server
 
 
-def why_not(statement: str, client: str, pinned: Mapping[str, bytes], context: Context, offer: Offer, words: Words) -> str | None:
-    """Why a client's seed does not belong to this sum; None: it does, as far as the server can tell."""
+def why_not(
+    statement: str, client: str, pinned: Mapping[str, bytes], context: Context, request: str, offer: Offer, words: Words
+) -> str | None:
+    """Why a client's seed does not belong to this sum; None: it does, as far as the server can tell.
+
+    The helper rejects all seeds of a sum for one that does not belong to it, so a client that sends such a one is left out before.
+    """
     try:
         told = read(statement, pinned[client])
     except (BadStatement, KeyError) as error:
         return f"its seed cannot be used: {error}"
-    expected = {"kind": "seed", "client": client, **_about(context, "", words), "sealing": offer.sealing.hex()}
-    del expected["request"]  # the clients' own: the helper compares them
-    return None if all(told.get(name) == value for name, value in expected.items()) else "its seed is for another sum"
+    sealed = told.pop("sealed", None)
+    if told != {"kind": "seed", "client": client, **_about(context, request, words), "sealing": offer.sealing.hex()}:
+        return "its seed is for another sum"
+    return None if isinstance(sealed, str) and re.fullmatch(f"[0-9a-f]{{{2 * _SEALED}}}", sealed) else "its seed is not sealed"
 
 
 # ---- the helper

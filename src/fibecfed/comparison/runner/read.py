@@ -117,7 +117,7 @@ def _leaf_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     left, right = dict(leaves(old)), dict(leaves(new))
     found = [name for name in left.keys() | right.keys() if name not in left or name not in right or left[name] != right[name]]
     found = [name for name in found if not was_moved(name, left.get(name), right.get(name)) and name.split(".")[-1] not in TRACKING]
-    return [name for name in found if not name.endswith(f".{KEY}")]  # what a preset stands for is compared run by run
+    return [name for name in found if not (name.endswith(f".{KEY}") and name not in left and right[name] == "paper")]  # the former default
 
 
 def was_moved(name: str, old: Any, new: Any) -> bool:
