@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fibecfed.comparison.runner.read import load
 from fibecfed.comparison.runner.sizes import Sizes
 from fibecfed.core.errors import UserError
 from fibecfed.models.shapes import config_of, shape_of
+from fibecfed.rehearsal import peak_memory
 
 PAPER = load(Path(__file__).parents[3] / "configs" / "compare-paper.toml", ["methods=lora"])
 
@@ -83,10 +85,14 @@ def test_a_reason_that_ends_with_a_full_stop_gets_no_second_one(
         price_comparison(compared("methods=lora"), Console(file=io.StringIO()))
 
 
-def test_one_run_is_one_run(compared: Callable[..., ComparisonOptions]) -> None:
-    console = Console(file=io.StringIO(), width=200)
-    price_comparison(compared("methods=lora"), console)
-    assert "M values; 1 run\n" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+def test_one_run_is_one_run_and_its_memory_is_measured(compared: Callable[..., ComparisonOptions]) -> None:
+    file = io.StringIO()
+    price_comparison(compared("methods=lora"), Console(file=file, width=200))
+    assert "M values; 1 run\n" in file.getvalue()
+    found = re.search(r"memory: about ([\d.]+) (MB|GB) in (each|its) process, the most that measuring took here", file.getvalue())
+    assert found is not None
+    said = float(found[1]) * {"MB": 1e6, "GB": 1e9}[found[2]]
+    assert said == pytest.approx(peak_memory(), rel=0.1) and said > 1e8
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from ...build import Prepared, build_method, max_length, prepare
 from ...check import plan_traffic
 from ...core.errors import UserError
 from ...core.metrics import primary
-from ...core.process import threads
+from ...core.process import kept_memory, threads
 from ...core.rng import Key
 from ...core.statistics import of_classes
 from ...core.terminal import escaped
@@ -37,6 +37,7 @@ from ...models.base_models import PretrainedConfig, find, load_config, load_mode
 from ...models.kept import KeptWeights
 from ...models.objectives import ClassHead
 from ...models.shapes import Shape, config_of, shape_of, shaped_task
+from ...rehearsal import peak_memory, rehearse
 from .conduct import workers
 from .left import Counts, Left, left
 from .options import ComparisonOptions
@@ -202,11 +203,12 @@ def _measured(sizes: Sizes, method: str, efforts: Mapping[str, Effort], weights:
     """Seconds of a run on each task, by a pace measured on the task with the longest texts."""
     longest = max(efforts, key=lambda task: efforts[task].step.tokens)
     inputs = sizes.inputs(longest, method)
-    with threads(inputs.config.resources.threads):
+    with threads(inputs.config.resources.threads), kept_memory():
         began = time.process_time()
         prepared = prepare(inputs.config, weights, lambda *_: inputs.data, trial=True)
         set_up = time.process_time() - began
         pace = measure(prepared)
+        rehearse(prepared)  # for the peak of memory
     return {task: sum(pace.seconds(one)) + set_up + sizes.seconds.get(task, 0.0) for task, one in efforts.items()}
 
 
@@ -232,19 +234,7 @@ def _model_config(comparison: ComparisonOptions, name: str) -> PretrainedConfig:
 
 
 def _notes(comparison: ComparisonOptions, model: Model, prices: Mapping[str, Price], time_taken: str) -> Iterator[str]:
-    shape = model.shape
-    configs = [job(comparison, _NOWHERE, task, comparison.methods[0], 0).config for task in comparison.tasks]
-    longest = max(max_length(config) for config in configs)
-    batch = configs[0].training.batch_size
-    per_layer = longest * batch * shape.hidden * (34 + 5 * shape.heads * longest / shape.hidden)
-    most = max((one.values for one in prices.values()), default=0)
-    needed = 2 * shape.values + 16 * most + shape.layers * per_layer
-    yield (
-        f"memory for tensors while training, beside what Python and torch take: about {decimal(round(needed))} = "
-        f"weights {decimal(2 * shape.values)} in bf16, "
-        f"activations {decimal(round(shape.layers * per_layer))} for {batch} x {longest} tokens, "
-        f"parameters of adapter and head with gradient and two moments at most {decimal(16 * most)}"
-    )
+    yield _memory(comparison, model, prices) if model.weights is None else _measured_memory(workers(comparison))
     yield f"all methods: {decimal(sum(one.bytes for one in prices.values()))}"
     yield time_taken
     if model.weights is not None:
@@ -252,6 +242,27 @@ def _notes(comparison: ComparisonOptions, model: Model, prices: Mapping[str, Pri
     else:
         yield f"time: operations at {comparison.resources.teraflops or _ELSEWHERE:g} x 10^12 per second (resources.teraflops)"
     yield "bytes and parameters of adapter and head are exact; all else is estimated (docs/comparison.md)"
+
+
+def _measured_memory(at_once: int) -> str:
+    each = "each process" if at_once > 1 else "its process"
+    return f"memory: about {decimal(peak_memory())} in {each}, the most that measuring took here, with Python and torch"
+
+
+def _memory(comparison: ComparisonOptions, model: Model, prices: Mapping[str, Price]) -> str:
+    shape = model.shape
+    configs = [job(comparison, _NOWHERE, task, comparison.methods[0], 0).config for task in comparison.tasks]
+    longest = max(max_length(config) for config in configs)
+    batch = configs[0].training.batch_size
+    per_layer = longest * batch * shape.hidden * (34 + 5 * shape.heads * longest / shape.hidden)
+    most = max((one.values for one in prices.values()), default=0)
+    needed = 2 * shape.values + 16 * most + shape.layers * per_layer
+    return (
+        f"memory for tensors while training, beside what Python and torch take: about {decimal(round(needed))} = "
+        f"weights {decimal(2 * shape.values)} in bf16, "
+        f"activations {decimal(round(shape.layers * per_layer))} for {batch} x {longest} tokens, "
+        f"parameters of adapter and head with gradient and two moments at most {decimal(16 * most)}"
+    )
 
 
 def _total(comparison: ComparisonOptions, prices: Mapping[str, Price], to_do: Left) -> Total:
