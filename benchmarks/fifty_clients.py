@@ -34,6 +34,10 @@ from saved import BAD, GOOD, save_backbone  # noqa: E402
 from tiny_federation import COMMON, rounds_of  # noqa: E402
 
 TIMEOUT_S = 120
+ASKS_EVERY_S = 5
+"""How often a client's SuperExec asks its SuperNode for work. By default each second, which 50 on two cores are busy with."""
+LOOKS_EVERY_S = 60
+"""At the memory of all processes, which takes seconds of a processor."""
 
 
 class Forked(Machines):
@@ -46,6 +50,7 @@ class Forked(Machines):
         self._parent = subprocess.Popen([sys.executable, str(HERE / "forked.py"), str(self.fork)], env=own, stdout=subprocess.PIPE)
         assert self._parent.stdout is not None and self._parent.stdout.readline() == b"ready\n"
         found = forked.commands(folder / "bin", self.fork, ["flower-superexec", "flwr-clientapp"])
+        own["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = str(ASKS_EVERY_S)
         self.of_clients = {**own, "PATH": f"{found}{os.pathsep}{self.environment['PATH']}"}
 
     def ask(self, log: str, *command: str) -> Any:
@@ -116,7 +121,7 @@ def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], dict[int, 
     seen, due, last, looked = -1, 0.0, time.monotonic(), 0.0
     chosen: list[str] = []
     while here.running["flwr"].poll() is None:
-        time.sleep(0.3)
+        time.sleep(0.5)
         rounds = completed(set(runs.glob("*")) - before)
         now = time.monotonic()
         if rounds > seen and rounds:
@@ -131,9 +136,9 @@ def watched(here: Forked, kill: int) -> tuple[Path, dict[str, float], dict[int, 
             killed.setdefault(rounds, set()).update(chosen)
             chosen = []
         for label, words in (("SuperLink", "flower-superlink"), ("server app", "flwr-serverapp")):
-            pids = here.pids(words) if now - looked > 3 else []
+            pids = here.pids(words) if now - looked > LOOKS_EVERY_S else []
             peak[label] = max([peak.get(label, 0.0), *(kilobytes(pid, "status", "VmHWM") / 1e3 for pid in pids)])
-        if now - looked > 3:
+        if now - looked > LOOKS_EVERY_S:
             everything = sum(kilobytes(pid, "smaps_rollup", "Pss:") for pid in here.pids()) / 1e3
             peak["all processes, PSS"] = max(peak.get("all processes, PSS", 0.0), everything)
             looked = now

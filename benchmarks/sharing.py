@@ -70,20 +70,23 @@ def mean(outcomes: list[Outcome], name: str) -> float:
 
 
 def presets(root: Path) -> None:
-    """Presets beside `lora` on the seeds that both have: scores at the end, bytes and clients' CPU seconds over those of `lora`."""
-    print("| data | clients | method | seeds | lora | lora + local training | this | global, lora | global, this | bytes | CPU | kept |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    """Presets beside `lora` on the seeds that both have: scores at the end, how far the personalised one is above the better of `lora` without
+    and with its local training (mean and standard deviation over the seeds), bytes and clients' CPU seconds over those of `lora`."""
+    print("| data | clients | method | seeds | lora | lora + local training | this | above the better | global, lora | global, this | bytes | CPU | kept |")
+    print("|---" * 13 + "|")
     for task, spread in DATA:
-        for method in ("lora validated", "best", "best, upper third"):
+        for method in ("lora validated", "best", "best, five of six blocks", "best, upper third"):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
             both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
             pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]
             if not pairs:
                 continue
             ours, lora = ([pair[k] for pair in pairs] for k in (0, 1))
-            scores = " | ".join(
-                f"{mean(*of):.1f}" for of in ((lora, "before"), (lora, "after"), (ours, "after"), (lora, "server"), (ours, "server"))
-            )
+            better = max(("before", "after"), key=lambda when: mean(lora, when))
+            above = [one.after - getattr(other, better) for one, other in zip(ours, lora, strict=True)]
+            spread_of = f" ± {statistics.stdev(above):.1f}" if len(above) > 1 else ""
+            scores = " | ".join(f"{mean(*of):.1f}" for of in ((lora, "before"), (lora, "after"), (ours, "after")))
+            scores += f" | {statistics.mean(above):+.1f}{spread_of} | {mean(lora, 'server'):.1f} | {mean(ours, 'server'):.1f}"
             kept = " / ".join(str(sum(one.kept[k] for one in ours)) for k in range(3))
             cost = " | ".join(f"{mean(ours, name) / mean(lora, name):.2f}" for name in ("megabytes", "seconds"))
             print(f"| {task} | {NAMES[spread]} | {method} | {len(pairs)} | {scores} | {cost} | {kept} |")

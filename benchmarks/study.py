@@ -115,7 +115,13 @@ SHARING = {
     "head kept": (PAPER, "method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
-    "best, five of six blocks": ("method.preset=best", "method.depth=5", "method.depth_rule=last", "resources.activation_cache_mb=512"),
+    "best, five of six blocks": (
+        "method.preset=best",
+        "method.finetune=validated",
+        "method.depth=5",
+        "method.depth_rule=last",
+        "resources.activation_cache_mb=512",
+    ),
     "best, upper third": (
         "method.preset=best",
         "method.finetune=validated",

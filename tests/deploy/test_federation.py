@@ -73,8 +73,8 @@ def test_a_node_whose_key_is_not_registered_gets_nothing(finished: Path, machine
     assert machines.log("node-stranger") and "SuperNode ID" not in machines.log("node-stranger")
 
 
-def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_part_again(simulated: Path, machines: Machines) -> None:
-    gone, other = next(r for r in rounds_of(simulated) if r.number == 2).cohort
+def test_a_client_killed_in_the_middle_of_a_round_and_started_again_is_asked_again_in_it(finished: Path, machines: Machines) -> None:
+    gone, other = next(r for r in rounds_of(finished) if r.number == 2).cohort
     out = machines.begun(2)
     for name in (gone, other):  # so that neither has answered when one of them dies
         machines.running[f"client-{name}"].send_signal(signal.SIGSTOP)
@@ -85,11 +85,9 @@ def test_a_client_killed_in_the_middle_of_a_round_is_left_out_of_it_and_takes_pa
     machines.running[f"client-{other}"].send_signal(signal.SIGCONT)
     machines.running.pop("flwr").wait(2 * WAIT_S)
     assert (out / "summary.json").is_file(), machines.log("flwr")
-    first, second, third, fourth = rounds_of(out)
-    assert set(third.failures) == {gone} and set(third.steps) == {other} and not first.failures | second.failures
-    assert not fourth.failures and fourth.cohort == rounds_of(simulated)[3].cohort
-    last = [record for record in read(out / "records.jsonl")[1] if isinstance(record, EvalRecord)][-1]
-    assert set(last.clients) == set(NAMES) and not last.failures
+    assert not any(record.failures for record in rounds_of(out))
+    assert facts(out) == facts(finished)
+    assert outcome(out) == outcome(finished)
 
 
 def test_a_killed_server_app_and_then_resume_end_with_the_same_adapters(finished: Path, machines: Machines) -> None:

@@ -49,6 +49,6 @@ def advice(partition: Iterable[Parts]) -> str | None:
             f'method.finetune = "validated" scored highest, and a model without a last local training less.{few} {_PAGE}'
         )
     return (
-        f"Clients are alike in their classes {spread}: where they are, a last local training that everybody keeps (method.finetune = true) "
-        f'cost points; method.kind = "lora", or FibecFed as by default, which asks the validation parts, did not lose them.{few} {_PAGE}'
+        f'Clients are alike in their classes {spread}: where they are, method.kind = "lora" scored highest, FibecFed as by default, whose '
+        f"clients choose by their validation parts, less than a point lower, and a last local training that everybody keeps lowest.{few} {_PAGE}"
     )

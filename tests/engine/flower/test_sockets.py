@@ -101,13 +101,37 @@ def test_without_a_client_the_error_says_what_to_start(path: Path) -> None:
         ask(str(path), b"", 5, patience_s=0)
 
 
-def test_a_client_that_dies_while_it_works_is_an_error_at_once(path: Path) -> None:
+def dies(server: socket.socket) -> None:
+    """As a client that is killed at its first request."""
+    server.accept()[0].close()
+    server.close()
+
+
+def test_a_client_that_dies_while_it_works_and_does_not_come_back_is_an_error(path: Path) -> None:
     with listening(path) as server:
-        threading.Thread(target=lambda: server.accept()[0].close(), daemon=True).start()
+        threading.Thread(target=dies, args=(server,), daemon=True).start()
         start = time.monotonic()
-        with pytest.raises(SocketError, match=r"closed after 0 of 8 bytes|closed the connection"):
-            ask(str(path), b"x", 60)
+        with pytest.raises(SocketError, match=r"client at c\.sock went away while it worked \(.*\) and did not come back within 1 s"):
+            ask(str(path), b"x", 60, return_s=1)
     assert time.monotonic() - start < 10
+
+
+def test_one_that_comes_back_is_asked_again(path: Path) -> None:
+    found: list[bytes] = []
+    with listening(path) as server:
+        asking = threading.Thread(target=lambda: found.append(ask(str(path), b"x", 60)))
+        asking.start()
+        dies(server)
+    with client(path, lambda request: request + b"!"):
+        asking.join(30)
+    assert found == [b"x!"]
+
+
+def test_but_only_once(path: Path) -> None:
+    with listening(path) as server:
+        threading.Thread(target=lambda: [server.accept()[0].close() for _ in range(2)], daemon=True).start()
+        with pytest.raises(SocketError, match="client at c.sock went away while it worked"):
+            ask(str(path), b"x", 60)
 
 
 def test_a_socket_left_behind_is_replaced_but_no_file_and_no_living_client(path: Path) -> None:

@@ -18,6 +18,9 @@ MAX_BYTES = 2**31
 STALL_S = 10.0
 """How long either side waits for the other to begin or to continue a message; both are on one machine."""
 
+RETURN_S = 20.0
+"""How long a relay waits for a client that went away while it worked, which whoever looks after it may be starting again."""
+
 _LENGTH = 8
 _PIECE = 2**20
 _LONGEST_PATH = 100  # the system's limit is 104 to 108 bytes
@@ -27,25 +30,49 @@ class SocketError(Exception):
     """The other side cannot be reached, went away, or sent something that is no message; the text says which."""
 
 
-def ask(path: str, request: bytes, timeout_s: float, patience_s: float = 5.0, max_bytes: int = MAX_BYTES) -> bytes:
-    """The answer to one request.
+class Absent(SocketError):
+    """Nobody listens."""
+
+
+class Broken(SocketError):
+    """The other side went away in the middle of an exchange."""
+
+
+def ask(
+    path: str, request: bytes, timeout_s: float, patience_s: float = 5.0, max_bytes: int = MAX_BYTES, return_s: float | None = None
+) -> bytes:
+    """The answer to one request. A client that goes away while it works on it is asked once more when it is back.
 
     Args:
         timeout_s: for the whole exchange.
         patience_s: how long to try to connect: the client may just be starting again.
+        return_s: how long one that went away may take to come back; `RETURN_S` by default.
 
     Raises:
-        SocketError: nobody listens, the answer did not come in time, or the connection broke.
+        SocketError: nobody listens, the answer did not come in time, or the connection broke twice, or for good.
     """
     end = time.monotonic() + timeout_s
+    try:
+        return _asked(path, request, timeout_s, end, patience_s, max_bytes)
+    except Broken as gone:
+        wait_s = min(RETURN_S if return_s is None else return_s, end - time.monotonic())
+        try:
+            return _asked(path, request, timeout_s, end, wait_s, max_bytes)
+        except Absent:
+            raise SocketError(f"{gone} and did not come back within {max(0.0, wait_s):.0f} s") from None
+
+
+def _asked(path: str, request: bytes, timeout_s: float, end: float, patience_s: float, max_bytes: int) -> bytes:
     with _connected(path, min(end, time.monotonic() + patience_s)) as connection:
         try:
             send(connection, request, end)  # the client may still be at work for another relay
             return receive(connection, max_bytes, end)
         except TimeoutError:
             raise SocketError(f"the client at {path} did not answer within {timeout_s:g} s") from None
+        except Broken as error:
+            raise Broken(f"the client at {path} went away while it worked ({error})") from None
         except OSError as error:
-            raise SocketError(f"the client at {path} closed the connection ({error.strerror or error})") from None
+            raise Broken(f"the client at {path} went away while it worked ({error.strerror or error})") from None
 
 
 def _connected(path: str, end: float) -> socket.socket:
@@ -59,7 +86,7 @@ def _connected(path: str, end: float) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() >= end:
-                raise SocketError(f"no client listens at {path} ({error.strerror}); start it with: fibecfed client ...") from None
+                raise Absent(f"no client listens at {path} ({error.strerror}); start it with: fibecfed client ...") from None
             time.sleep(0.2)
 
 
@@ -111,7 +138,7 @@ def _exactly(connection: socket.socket, size: int, wait: Callable[[], float]) ->
         connection.settimeout(wait())
         piece = connection.recv(min(_PIECE, size - len(pieces)))
         if not piece:
-            raise SocketError(f"the connection was closed after {len(pieces)} of {size} bytes")
+            raise Broken(f"the connection was closed after {len(pieces)} of {size} bytes")
         pieces += piece
     return bytes(pieces)
 
