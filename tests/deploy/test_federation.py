@@ -17,8 +17,6 @@ pytest.importorskip("flwr", reason="needs Flower: pip install fibecfed[flower], 
 from machines import BIN, WAIT_S, Machines
 from tiny_federation import NAMES, facts, make_tiny, outcome, rounds_of, start_tiny
 
-from fibecfed.core.records import EvalRecord, read
-
 pytestmark = [pytest.mark.flower, pytest.mark.slow]
 
 
