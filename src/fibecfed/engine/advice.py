@@ -50,5 +50,5 @@ def advice(partition: Iterable[Parts]) -> str | None:
         )
     return (
         f'Clients are alike in their classes {spread}: where they are, method.kind = "lora" scored highest, FibecFed as by default, whose '
-        f"clients choose by their validation parts, less than a point lower, and a last local training that everybody keeps lowest.{few} {_PAGE}"
+        f"clients choose by their validation parts, less than a point below, and a last local training that all keep lowest.{few} {_PAGE}"
     )
