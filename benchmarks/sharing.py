@@ -71,7 +71,7 @@ def mean(outcomes: list[Outcome], name: str) -> float:
 
 def presets(root: Path) -> None:
     """Presets beside `lora` on the seeds that both have: scores at the end, how far the personalised one is above the better of `lora`
-    without and with its local training (mean and standard deviation over the seeds), bytes and clients' CPU seconds over those of `lora`."""
+    without and with its local training (mean and standard deviation over the seeds), bytes and clients' CPU seconds over its own."""
     titles = ("data", "clients", "method", "seeds", "lora", "lora + local training", "this", "above the better", "global, lora")
     titles += ("global, this", "bytes", "CPU", "kept")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
