@@ -102,7 +102,7 @@ def test_without_a_client_the_error_says_what_to_start(path: Path) -> None:
 
 
 def dies(server: socket.socket) -> None:
-    """As a client that is killed at its first request."""
+    """As a client that is killed at its first request: of its sockets, the one that listens may be closed last."""
     server.accept()[0].close()
     server.close()
 

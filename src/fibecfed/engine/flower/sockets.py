@@ -21,6 +21,9 @@ STALL_S = 10.0
 RETURN_S = 20.0
 """How long a relay waits for a client that went away while it worked, which whoever looks after it may be starting again."""
 
+_GONE_S = 0.5
+"""After which the socket of a process that was killed is closed too: until then it can be connected to."""
+
 _LENGTH = 8
 _PIECE = 2**20
 _LONGEST_PATH = 100  # the system's limit is 104 to 108 bytes
@@ -55,11 +58,12 @@ def ask(
     try:
         return _asked(path, request, timeout_s, end, patience_s, max_bytes)
     except Broken as gone:
-        wait_s = min(RETURN_S if return_s is None else return_s, end - time.monotonic())
+        wait_s = max(0.0, min(RETURN_S if return_s is None else return_s, end - time.monotonic()))
+        time.sleep(min(_GONE_S, wait_s))
         try:
-            return _asked(path, request, timeout_s, end, wait_s, max_bytes)
+            return _asked(path, request, timeout_s, end, max(0.0, wait_s - _GONE_S), max_bytes)
         except Absent:
-            raise SocketError(f"{gone} and did not come back within {max(0.0, wait_s):.0f} s") from None
+            raise SocketError(f"{gone} and did not come back within {wait_s:.0f} s") from None
 
 
 def _asked(path: str, request: bytes, timeout_s: float, end: float, patience_s: float, max_bytes: int) -> bytes:
