@@ -18,7 +18,7 @@ from .core.process import environment
 from .core.rng import Key
 from .core.statistics import CONFUSION
 from .core.task import Use
-from .core.types import ClientId
+from .core.types import ClientId, Params
 from .data.federated import FederatedData, absent, federate, federate_one, made_up
 from .data.inspect import warnings
 from .data.instructions import AnswerDataset, encoder_of
@@ -99,6 +99,10 @@ class Prepared:
     privacy: PrivacyPlan | ExamplePlan | None = None
     cohorts: Cohorts | None = None
     adding: Adding | None = None
+
+    def start(self) -> Params:
+        """The trainable tensors that a run starts from, the same on every machine but for its rounding."""
+        return self.task.init_params(self.inputs.key.fold("run", "init"))
 
 
 _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=False)

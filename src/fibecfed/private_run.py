@@ -82,8 +82,8 @@ def sums_of(prepared: Prepared, run: str | None) -> SumPool | None:
     if keys.helper_key is not None:
         from .engine.helping import Helped
 
-        start = checksum(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))  # as deploy.server sends it
-        return SumPool(adding, cohorts, Helped(adding, cohorts, run, raw_keys(keys.pinned), bytes.fromhex(keys.helper_key), start))
+        helper, start = bytes.fromhex(keys.helper_key), checksum(prepared.start())
+        return SumPool(adding, cohorts, Helped(adding, cohorts, run, raw_keys(keys.pinned), helper, start))
     from .engine.masking import Masked
 
     return SumPool(adding, cohorts, Masked(adding, cohorts, run, raw_keys(keys.pinned)))

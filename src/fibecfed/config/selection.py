@@ -22,6 +22,9 @@ def selection(config: Tables) -> Iterator[str]:
         yield from _curriculum(curriculum)
 
 
+_UNMEASURED = ("last", "first", "random", "all", "agreement")
+"""Rules for layers that measure no importance."""
+
 _OF_ORDER = ("order", "beta", "alpha", "order_within_round", "rescore_every")
 _OF_INFORMATION = ("normalise", "labels", "fisher_over", "scoring")
 _OF_SAMPLE = ("importance_examples", "importance_clients")
@@ -43,7 +46,7 @@ def without_effect(config: Tables, given: Set[str]) -> Iterator[str]:
     if method.curriculum.pace == "none":
         names = [f"method.curriculum.{name}" for name in (*_OF_ORDER, *(() if measures else _OF_INFORMATION))]
         unused["method.curriculum.pace"] = [*names, *(() if measures else ("method.score_after",))]
-    measured = method.layers.rule not in ("last", "first", "random", "all", "agreement")
+    measured = method.layers.rule not in _UNMEASURED
     sampled = measured or method.depth is not None  # by whom the blocks that are trained are measured
     without = (*(() if measured else _OF_IMPORTANCE), *(() if sampled else _OF_SAMPLE))
     curved = () if method.layers.rule in ("layer_gap", "plateau") else _OF_CURVATURE
@@ -66,7 +69,7 @@ def _value(method: FibecFedOptions, name: str) -> object:
 
 def _layers(layers: LayerOptions, federation: FederationOptions, head: str) -> Iterator[str]:
     value, rule = layers.value, layers.rule
-    if layers.importance_round == "first" and rule in ("last", "first", "random", "all", "agreement"):
+    if layers.importance_round == "first" and rule in _UNMEASURED:
         yield (
             f'method.layers.importance_round: got "first", but `method.layers.rule` = "{rule}" measures no importance; set that to '
             '"share", or remove it'

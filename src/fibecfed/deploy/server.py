@@ -116,7 +116,7 @@ def _run(grid: Any, settings: Mapping[str, Any], progress: Progress) -> None:
     clients = tuple(name for name in here if not (config.privacy.helped and name == HELPER))
 
     def connect(prepared: Prepared, states: ClientStates | HeldStates, out: Path, completed: int) -> Machines:
-        transport.start_from(prepared.task.init_params(prepared.inputs.key.fold("run", "init")))
+        transport.start_from(prepared.start())
         told = {"run": run, "clients": list(clients), "app": settings.get("app", ""), "connection": settings.get("connection", "")}
         write_atomically(out / FLOWER, (to_json(told, indent=2) + "\n").encode())
         return Machines(transport, clients, run)

@@ -200,7 +200,7 @@ def price(comparison: ComparisonOptions, method: str, model: Model, sizes: Sizes
 
 
 def _measured(sizes: Sizes, method: str, efforts: Mapping[str, Effort], weights: KeptWeights) -> dict[str, float]:
-    """Seconds of a run on each task, by a pace measured on the task with the longest texts."""
+    """Seconds of a run on each task, by a pace measured on the task with the longest texts; what that takes is in `peak_memory`."""
     longest = max(efforts, key=lambda task: efforts[task].step.tokens)
     inputs = sizes.inputs(longest, method)
     with threads(inputs.config.resources.threads), kept_memory():
@@ -208,7 +208,7 @@ def _measured(sizes: Sizes, method: str, efforts: Mapping[str, Effort], weights:
         prepared = prepare(inputs.config, weights, lambda *_: inputs.data, trial=True)
         set_up = time.process_time() - began
         pace = measure(prepared)
-        rehearse(prepared)  # for the peak of memory
+        rehearse(prepared)
     return {task: sum(pace.seconds(one)) + set_up + sizes.seconds.get(task, 0.0) for task, one in efforts.items()}
 
 
