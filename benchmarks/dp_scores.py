@@ -143,7 +143,8 @@ def table(folder: Path) -> None:
                 done[epsilon] = json.loads(path.read_text(encoding="utf-8"))
         cells = [score(done[epsilon], "global") if epsilon in done else "-" for epsilon in EPSILONS]
         any_of = next(iter(done.values()), None)
-        nothing = "-" if any_of is None else score(any_of, "majority" if "majority" in any_of["scores"] else "untrained")
+        known = any_of is not None and any_of["scores"]["majority"] is not None
+        nothing = "-" if any_of is None else score(any_of, "majority" if known else "untrained")
         print(f"| {task} | {' | '.join(cells)} | {nothing} |")
 
 

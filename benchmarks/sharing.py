@@ -76,7 +76,7 @@ def presets(root: Path) -> None:
     titles += ("global, this", "bytes", "CPU", "kept")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for task, spread in DATA:
-        for method in ("lora validated", "best", "best, five of six blocks", "best, upper third"):
+        for method in ("best", "best, all blocks", "best, upper third", "lora validated"):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
             both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
             pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]

@@ -115,13 +115,7 @@ SHARING = {
     "head kept": (PAPER, "method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
-    "best, five of six blocks": (
-        "method.preset=best",
-        "method.finetune=validated",
-        "method.depth=5",
-        "method.depth_rule=last",
-        "resources.activation_cache_mb=512",
-    ),
+    "best, all blocks": ("method.preset=best", "method.finetune=validated", "method.depth=1.0"),
     "best, upper third": (
         "method.preset=best",
         "method.finetune=validated",
@@ -146,7 +140,7 @@ def sharing() -> Iterator[Job]:
         for name, overrides in SHARING.items():
             if sites is not None:
                 files = (f"data.path={sites / 'train.parquet'}", f"data.test_path={sites / 'test.parquet'}")
-                mean = ("method.layers.mean_every=4",) if name == "agreement" or name.startswith("best") else ()
+                mean = ("method.layers.mean_every=4",) if name == "agreement" else ()
                 yield Job(f"sharing/icd6/sites/{name}/{seed}", "configs/my-data.toml", (*files, *_SITES, f"seed={seed}", *overrides, *mean))
         for spread, how in SPREAD.items():
             for task in ("sst2", "trec"):

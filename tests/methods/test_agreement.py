@@ -26,7 +26,7 @@ HEAD = 4
 
 
 def rule(rounds: int = 6, head: str = "agreement", **more: Any) -> Any:
-    return made_method(rounds=rounds, layers={**RULE, **more}, head=head)
+    return made_method(rounds=rounds, layers={**RULE, **more}, head=head, depth=1.0)
 
 
 def answers(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import pytest
@@ -10,26 +12,37 @@ from made import federation, made_data, made_method, made_options, made_task
 
 from fibecfed.core.trees import placed
 from fibecfed.local.batches import PASS_BATCH, batches
-from fibecfed.methods.finetune import VALIDATED, between
+from fibecfed.methods.finetune import VALIDATED, between, chosen_step
 
 TASK, DATA = made_task(2), made_data(validation_per_client=4)
 
 
-def loss(params: Any, examples: Any) -> float:
-    """Mean loss, in the order of the examples."""
+def losses_of(params: Any, examples: Any) -> list[float]:
+    """The loss of each, in the order of the examples."""
     some = batches(examples, torch.arange(len(examples)), PASS_BATCH)
-    return float(torch.cat([TASK.losses(placed(params, TASK.device), one).detach() for one in some]).double().mean())
+    return torch.cat([TASK.losses(placed(params, TASK.device), one).detach() for one in some]).tolist()
 
 
-def ended(kind: str, how: Any) -> tuple[Any, Any]:
+def by_hand(losses: dict[float, list[float]]) -> float:
+    """The mean of both, unless an end is better by more than half a standard error, slowly."""
+    found = 0.5
+    for step in (0.0, 1.0):
+        less = [a - b for a, b in zip(losses[0.5], losses[step], strict=True)]
+        sure = len(less) > 1 and statistics.fmean(less) > statistics.stdev(less) / len(less) ** 0.5 / 2
+        if sure and statistics.fmean(losses[step]) < statistics.fmean(losses[found]):
+            found = step
+    return found
+
+
+def ended(kind: str, how: Any, data: Any = DATA) -> tuple[Any, Any]:
     """A federation behind its last round, and the broadcast of it."""
-    world = federation(made_method(kind, finetune=how), TASK, DATA)
+    world = federation(made_method(kind, finetune=how), TASK, data)
     *_, last = world.run()
     return world, world.method.phases[-1].broadcast(world.server, last.now)
 
 
 @pytest.mark.parametrize("kind", ["lora", "fibecfed"])
-def test_each_client_keeps_the_step_with_the_lowest_loss_on_its_validation_part(kind: str):
+def test_each_client_keeps_the_mean_of_both_unless_its_validation_part_is_sure_of_an_end(kind: str):
     (whole, down), (chosen, _) = ended(kind, True), ended(kind, "validated")
     kept = set()
     for client in DATA.clients:
@@ -38,14 +51,41 @@ def test_each_client_keeps_the_step_with_the_lowest_loss_on_its_validation_part(
         inner = whole.method.inner
         own = whole.state(client)
         before = inner.personalise(down, inner.client_state(**{n: getattr(own, n) for n in inner.client_state.__wire_fields__}))
-        losses = {step: loss(between(before, trained, step), examples) for step in VALIDATED}
-        best = min(losses, key=lambda step: losses[step])
+        best = by_hand({step: losses_of(between(before, trained, step), examples) for step in VALIDATED})
         kept.add(best)
         found = chosen.method.personalise(down, state)
         expected = between(before, trained, best)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert bool(state.tuned) == bool(best)
     assert kind == "lora" or len(kept) > 1  # here clients differ in what they keep, so that it is a choice
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([[1.0, 1.2, 0.8, 1.0], [0.5, 0.7, 0.3, 0.5], [0.4, 0.6, 0.2, 0.4]], 1.0),  # the same gain for everyone: nothing to doubt
+        ([[1.0, 1.2, 0.8, 1.0], [0.9, 1.2, 0.7, 1.0], [0.1, 1.8, 0.2, 1.3]], 0.5),  # 0.1 on average, which hangs on two of four
+        ([[0.4, 0.6, 0.2, 0.4], [0.5, 0.7, 0.3, 0.5], [1.5, 1.7, 1.3, 1.5]], 0.0),  # worse for everyone
+        ([[0.4, 0.9, 0.2, 0.4], [0.5, 0.7, 0.3, 0.5], [1.5, 1.7, 1.3, 1.5]], 0.5),  # not for the second
+        ([[0.1, 0.2, 0.3], [0.9, 0.9, 0.9], [0.0, 0.1, 0.2]], 1.0),  # both ends are sure: the better one
+        ([[0.0, 0.1, 0.2], [0.9, 0.9, 0.9], [0.1, 0.2, 0.3]], 0.0),
+        ([[1.0, 1.2], [1.0, 1.2], [1.0, 1.2]], 0.5),
+        ([[1.0], [0.5], [0.1]], 0.5),  # how far a single example is to be trusted cannot be told
+    ],
+)
+def test_an_end_is_kept_where_it_is_better_by_more_than_half_a_standard_error(losses: list[list[float]], kept: float):
+    found = dict(zip(VALIDATED, losses, strict=True))
+    assert by_hand(found) == kept
+    order = torch.randperm(len(losses[0]), generator=torch.Generator().manual_seed(0))
+    for steps in (VALIDATED, VALIDATED[::-1]):
+        assert chosen_step({step: torch.tensor(found[step], dtype=torch.float64)[order] for step in steps}) == kept
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"), [([[1.0, 1.2], [math.nan, 1.0], [math.nan] * 2], 0.0), ([[1.0, 1.2], [0.9, 1.1], [math.inf, 0.2]], 0.5)]
+)
+def test_a_last_training_that_diverged_is_not_kept(losses: list[list[float]], kept: float):
+    assert chosen_step({step: torch.tensor(one) for step, one in zip(VALIDATED, losses, strict=True)}) == kept
 
 
 @pytest.mark.parametrize("kind", ["hetlora", "slora", "fedalt", "fedex-lora", "prompt-tuning", "scaffold"])
@@ -67,11 +107,10 @@ def test_the_ends_of_the_way_are_the_models_themselves():
     assert between(a, b, 0.5)["x"].tolist() == [1.5, 4.0]
 
 
-def test_a_client_without_validation_examples_keeps_its_training():
+def test_a_client_without_validation_examples_keeps_the_mean_of_both():
     data = made_data(validation_per_client=0)
-    ends = []
-    for how in (True, "validated"):
-        world = federation(made_method("lora", finetune=how), TASK, data)
-        world.finish()
-        ends.append([world.state(client).tuned for client in data.clients])
-    assert all(torch.equal(a[name], b[name]) for a, b in zip(*ends, strict=True) for name in a)
+    (whole, down), (chosen, _) = (ended("lora", how, data) for how in (True, "validated"))
+    for client in data.clients:
+        trained, kept = whole.state(client).tuned, chosen.state(client).tuned
+        expected = between(down.shared, trained, 0.5)
+        assert kept.keys() == trained.keys() and all(torch.equal(kept[name], expected[name]) for name in kept)

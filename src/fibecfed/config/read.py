@@ -207,7 +207,7 @@ def _drop_preset(table: dict[str, Any], pairs: Mapping[str, str]) -> list[str]:
 
 def _drop_followed(table: dict[str, Any], original: Mapping[str, Any], pairs: Mapping[str, str]) -> list[str]:
     """Takes out defaults that a run wrote out, where they hang on keys that the pairs change; a note if there were any."""
-    changed = copied(original)
+    changed = copied(table)
     for name, text in sorted(pairs.items(), key=lambda pair: pair[0] != "method.kind"):
         if name not in FOLLOWING:
             _put(changed, name, text, {})

@@ -1,17 +1,19 @@
 """One local training of every client after a method's last round, for any method (`method.finetune`).
 
-With "validated" a client keeps, of the method's model, its own and the point halfway between them, the one that its validation part
-speaks for: alike clients lose by a training on their few examples, one-sided ones gain.
+With "validated" a client keeps the point halfway between the method's model and its own, unless its validation part speaks for one of
+these by more than chance: alike clients lose by a training on their few examples, one-sided ones gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..core.method import ClientView, Load, Method, Phase, Received, Update
 from ..core.rng import Key
@@ -131,23 +133,51 @@ class Finetuned:
         return Update(Done(), _outer(self.inner, inner, kept), work_of(result), notes)
 
     def _chosen(self, client: ClientView[Any], before: Params, after: Params) -> tuple[Params, dict[str, Any]]:
-        """What the client keeps, nothing where that is the method's model; and the losses that it was chosen by, nat."""
-        examples = client.data.validation
-        if self.steps == (1.0,) or not len(examples):
+        """What the client keeps, nothing where that is the method's model; and the mean losses that it was chosen by, nat."""
+        if self.steps == (1.0,):
             return after, {}
+        examples = client.data.validation
         found = {step: between(before, after, step) for step in self.steps}
-        losses = {step: float(losses_per_token(client.task, params, examples).double().mean()) for step, params in found.items()}
-        best = min(losses, key=lambda step: (losses[step], step))
-        return found[best] if best else {}, {"kept_step": best, "validation_losses": [round(loss, 6) for loss in losses.values()]}
+        if not len(examples):
+            return found[middle(self.steps)], {}
+        losses = {step: losses_per_token(client.task, params, examples).double() for step, params in found.items()}
+        kept = chosen_step(losses)
+        notes = {"kept_step": kept, "validation_losses": [round(float(one.mean()), 6) for one in losses.values()]}
+        return found[kept] if kept else {}, notes
 
 
 VALIDATED = (0.0, 0.5, 1.0)
 """[C] What `method.finetune` = "validated" chooses between."""
+SURE = 0.5
+"""[C] Standard errors by which the loss on a client's validation part must be lower than that of the step halfway."""
 
 
 def finetuned(method: Any, how: bool | str, num_clients: int) -> Finetuned:
     """A method with the last training that `method.finetune` asks for."""
     return Finetuned(method, num_clients, VALIDATED) if how == "validated" else Finetuned(method, num_clients)
+
+
+def chosen_step(losses: Mapping[float, Float[Tensor, " examples"]]) -> float:
+    """The middle one of some steps, or another one whose mean loss is lower by more than half a standard error; of several the lowest.
+
+    A mean of two models is seldom far from the better one, so a few examples that say otherwise have to agree.
+
+    Args:
+        losses: step -> loss of each example, in one order. The error is that of the differences, example by example, and unknown of a
+            single example. Where the training diverged, so that the middle has no finite losses, it is the first step.
+    """
+    center = middle(losses)
+    if not torch.isfinite(losses[center]).all():
+        return min(losses)
+    less = {step: losses[center] - one for step, one in losses.items()}
+    sure = [step for step, one in less.items() if len(one) > 1 and one.mean() > SURE * one.std() / len(one) ** 0.5]
+    return max(sure, key=lambda step: float(less[step].mean()), default=center)
+
+
+def middle(steps: Iterable[float]) -> float:
+    """Of an odd number of steps; of an even one the next above."""
+    ordered = sorted(steps)
+    return ordered[len(ordered) // 2]
 
 
 def between(before: Params, after: Params, step: float) -> Params:

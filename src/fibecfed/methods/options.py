@@ -36,8 +36,8 @@ class MethodOptions(Options):
     kind: Any = Field(default="", description="The method.")  # each has its own name here; first in its table
     finetune: bool | Literal["validated"] = Field(
         default=False,
-        description="[C] After the last round, every client trains once more and keeps the result; validated: of the model before, the one "
-        "after and the mean of both, it keeps the one with the lowest loss on its validation part.",
+        description="[C] After the last round, every client trains once more and keeps the result; validated: it keeps the mean of the "
+        "models before and after, or one of these, where its loss on the validation part is lower by over half a standard error.",
     )
     needs_classes: ClassVar[bool] = False
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
@@ -104,6 +104,12 @@ class FibecFedOptions(LoraParts):
         description=f"{MethodOptions.model_fields['finetune'].description} Default: false with another rule of "
         "`method.layers`, and with `data.validation_fraction` = 0.",
     )
+    depth: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
+        "nor updated. 0: none, the classification head alone. Default: the upper five sixths; all with another rule of `method.layers`, "
+        "and where `method.depth_rule` or `model.layers_to_transform` is set.",
+    )
     head: Literal["shared", "personal", "agreement"] = Field(  # type: ignore[assignment]
         default="agreement",
         description="[C] Whether the classification head is aggregated or kept by each client; agreement: as the layers' rule decides. "
@@ -140,8 +146,8 @@ class LoraFinetuneOptions(LoraParts):
     kind: Literal["lora-finetune"] = Field(default="lora-finetune", description="The method.")
     finetune: bool | Literal["validated"] = Field(
         default=True,
-        description="[C] After the last round, every client trains once more and keeps the result; validated: of the model before, the one "
-        "after and the mean of both, it keeps the one with the lowest loss on its validation part.",
+        description="[C] After the last round, every client trains once more and keeps the result; validated: it keeps the mean of the "
+        "models before and after, or one of these, where its loss on the validation part is lower by over half a standard error.",
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 KEY = "method.preset"
 LAYERS = "method.layers.rule"
-FOLLOWING = ("method.head", "method.finetune")
+DEPTH = 0.83
+"""[C] The part of the blocks, the upper ones, that is trained with the agreement rule: five of six."""
+FOLLOWING = ("method.head", "method.finetune", "method.depth", "method.depth_rule")
 """Keys whose defaults hang on others (`follow`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,7 +89,10 @@ def follow(table: dict[str, Any]) -> dict[str, str]:
     )
     found: dict[str, str] = {}
     other = layers.get("rule", "agreement") != "agreement"  # a file of an earlier version names the rule, and not all of these keys
+    whole = other or "depth" in method or "depth_rule" in method or model.get("layers_to_transform") is not None
     for name, value, holds, why in (
+        ("depth", DEPTH, not whole, f"{LAYERS} is agreement"),
+        ("depth_rule", "last", not whole, f"{LAYERS} is agreement"),
         ("head", "shared", other, f"{LAYERS} is not agreement"),
         ("head", "shared", model.get("head") == "label-words", "label words need no new head"),
         ("finetune", False, other, f"{LAYERS} is not agreement"),

@@ -142,7 +142,8 @@ def look(one: Job) -> Held:
     moved = [name for name in PLACES if before.get(name) != new[name]]
     changed = {name for name in differences(held, one.config) if name != KEY}
     if changed := sorted({*changed, *(name for name in moved if not same_name(name, before.get(name), new[name]))}):
-        paper = all(name in PRESETS["paper"] and flat(held).get(name) == PRESETS["paper"][name] for name in changed)
+        of_preset = [name for name in changed if name not in ("method.depth", "method.depth_rule")]  # which follow from the others
+        paper = all(name in PRESETS["paper"] and flat(held).get(name) == PRESETS["paper"][name] for name in of_preset)
         how = f' (method.{one.method}.{KEY} = "paper", the default of earlier versions)' if paper else ""
         raise UserError(
             f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back{how}, move "
