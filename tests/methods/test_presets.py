@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made import federation, made_data, made_method, made_task, same
 
 from fibecfed.config import flat, from_table, load, to_toml
 from fibecfed.core.errors import UserError
+from fibecfed.core.rng import Key
 from fibecfed.local.options import CurriculumOptions, LayerOptions, NeuronOptions
+from fibecfed.local.selection import trained_blocks
 from fibecfed.methods.options import FibecFedOptions
-from fibecfed.methods.presets import FOLLOWING, PRESETS, in_force
+from fibecfed.methods.presets import DEPTH, FOLLOWING, PRESETS, in_force
 
 DATA = {"data": {"path": "a.csv"}}
 
@@ -97,6 +100,30 @@ def test_the_options_of_other_methods_and_of_python_keep_their_defaults():
 def test_two_defaults_follow_from_other_keys(method: dict[str, Any], more: dict[str, Any], finetune: Any, head: str):
     values = config(method, **more)
     assert (values["method.finetune"], values["method.head"]) == (finetune, head)
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "depth", "rule"),
+    [
+        ({}, {}, 0.83, "last"),
+        ({"preset": "best"}, {}, 0.83, "last"),
+        ({"preset": "fast"}, {}, 0.5, "last"),
+        ({"preset": "paper"}, {}, None, "fisher"),
+        ({"layers": {"rule": "share"}}, {}, None, "fisher"),
+        ({"depth": 1.0}, {}, 1.0, "fisher"),
+        ({"depth_rule": "fisher"}, {}, None, "fisher"),  # as in the folders of runs before there was this default
+        ({}, {"layers_to_transform": [0]}, None, "fisher"),
+        ({"kind": "lora"}, {}, None, "fisher"),
+    ],
+)
+def test_with_the_agreement_rule_the_upper_five_sixths_of_the_blocks_are_trained(method: Any, model: Any, depth: Any, rule: str):
+    values = config(method, model=model)
+    assert (values["method.depth"], values["method.depth_rule"]) == (depth, rule)
+
+
+@pytest.mark.parametrize(("blocks", "trained"), [(1, 1), (2, 2), (6, 5), (12, 10), (24, 20), (30, 25), (32, 27)])
+def test_five_sixths_of_so_many_blocks(blocks: int, trained: int):
+    assert tuple(trained_blocks(DEPTH, "last", torch.ones(blocks), Key(0))) == tuple(range(blocks - trained, blocks))
 
 
 def test_what_is_trained_otherwise_without_validation_examples_is_said(tmp_path: Any):

@@ -148,7 +148,7 @@ class Finetuned:
 
 VALIDATED = (0.0, 0.5, 1.0)
 """[C] What `method.finetune` = "validated" chooses between."""
-SURE = 0.5
+SURE = 0.25
 """[C] Standard errors by which the loss on a client's validation part must be lower than that of the step halfway."""
 
 
@@ -158,7 +158,7 @@ def finetuned(method: Any, how: bool | str, num_clients: int) -> Finetuned:
 
 
 def chosen_step(losses: Mapping[float, Float[Tensor, " examples"]]) -> float:
-    """The middle one of some steps, or another one whose mean loss is lower by more than half a standard error; of several the lowest.
+    """The middle one of some steps, or the best of those whose mean loss is lower by more than a quarter of a standard error.
 
     A mean of two models is seldom far from the better one, so a few examples that say otherwise have to agree.
 

@@ -89,10 +89,11 @@ def follow(table: dict[str, Any]) -> dict[str, str]:
     )
     found: dict[str, str] = {}
     other = layers.get("rule", "agreement") != "agreement"  # a file of an earlier version names the rule, and not all of these keys
-    whole = other or "depth" in method or "depth_rule" in method or model.get("layers_to_transform") is not None
+    named, blocks = "depth" in method or "depth_rule" in method, model.get("layers_to_transform") is not None
     for name, value, holds, why in (
-        ("depth", DEPTH, not whole, f"{LAYERS} is agreement"),
-        ("depth_rule", "last", not whole, f"{LAYERS} is agreement"),
+        ("depth", None, blocks, "model.layers_to_transform says which blocks"),
+        ("depth", DEPTH, not (other or named), f"{LAYERS} is agreement"),
+        ("depth_rule", "last", not (other or named or blocks), f"{LAYERS} is agreement"),
         ("head", "shared", other, f"{LAYERS} is not agreement"),
         ("head", "shared", model.get("head") == "label-words", "label words need no new head"),
         ("finetune", False, other, f"{LAYERS} is not agreement"),
