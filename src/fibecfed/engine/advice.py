@@ -49,6 +49,6 @@ def advice(partition: Iterable[Parts]) -> str | None:
             f'method.finetune = "validated" scored highest, and a model without a last local training less.{few} {_PAGE}'
         )
     return (
-        f'Clients are alike in their classes {spread}: where they are, method.kind = "lora" scored highest, FibecFed as by default, whose '
-        f"clients choose by their validation parts, less than a point below, and a last local training that all keep lowest.{few} {_PAGE}"
+        f'Clients are alike in their classes {spread}: where they are, method.kind = "lora" scored highest, FibecFed as by default, with '
+        f"fewer bytes, within a third of a point of it, and a last local training that everybody keeps lowest.{few} {_PAGE}"
     )
