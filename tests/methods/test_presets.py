@@ -58,6 +58,26 @@ def test_defaults_that_a_run_wrote_out_follow_what_is_changed(made: list[str], p
     assert bool(changed) == (pairs != ["seed=3"])
 
 
+@pytest.mark.parametrize(
+    ("pair", "depth", "rule"),
+    [
+        ("seed=3", 0.83, "last"),
+        ("method.layers.rule=share", None, "fisher"),
+        ("method.preset=paper", None, "fisher"),
+        ("method.preset=fast", 0.5, "last"),
+        ("method.kind=lora", None, "fisher"),
+        ("model.layers_to_transform=[1,2]", None, "fisher"),
+        ("method.depth=1.0", 1.0, "last"),
+    ],
+)
+def test_how_many_blocks_a_run_wrote_out_follows_what_is_changed(pair: str, depth: float | None, rule: str, tmp_path: Path):
+    file = tmp_path / "file.toml"
+    file.write_text('[data]\ntask = "sst2"\n')
+    file.write_text(to_toml(load(file).config))
+    values = flat(load(file, [pair]).config)
+    assert (values["method.depth"], values["method.depth_rule"]) == (depth, rule)
+
+
 def test_best_is_the_default():
     assert config({"preset": "best"}) == {**config({}), "method.preset": "best"}
     assert FibecFedOptions.model_validate({"preset": "best"}) == FibecFedOptions(preset="best")
