@@ -66,6 +66,7 @@ UPPER = (*VALIDATED, "method.depth=13", "method.depth_rule=last", "method.layers
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "best": ("method.kind=fibecfed", "method.preset=best"),
+    "all": ("method.kind=fibecfed", "method.preset=best", "method.depth=1.0"),
     "untrained": (
         "method.kind=lora",
         "federation.rounds=1",
@@ -94,6 +95,7 @@ TITLES: Mapping[str, str] = {
     "lora": "FedAvg with LoRA",
     "lora-finetune": "the same, then a local training",
     "best": "FibecFed, `best`",
+    "all": "FibecFed, `best`, all 30 blocks",
     "paper": "FibecFed, `paper`",
     "fast": "FibecFed, `fast`",
     "upper": "FibecFed, upper 13 blocks trained and shared",
