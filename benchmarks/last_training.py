@@ -88,7 +88,7 @@ def always(step: float, rows: Sequence[Row]) -> list[float]:
 
 
 def lowest(rows: Sequence[Row]) -> list[float]:
-    """The lowest loss on a client's own validation part, which published versions before took."""
+    """The lowest loss on a client's own validation part, which was kept before the rule *halfway*."""
     return [min(VALIDATED, key=lambda step: mean(row[f"val{step}"])) for row in rows]
 
 

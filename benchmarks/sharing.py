@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fibecfed.core.records import EvalRecord, RoundRecord, read
+from fibecfed.engine.summary import LAST_TRAINING
 
 from study import SHARING, SPREAD  # isort: skip
 
@@ -24,7 +25,8 @@ NAMES = {"a1": "Dirichlet 1", "a0.3": "Dirichlet 0.3", "even": "even", "sites": 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: accuracies in per cent before and after the last local training, and what left."""
+    """One run: accuracies in per cent before and after the last local training, what was sent and computed, and what of it before that
+    training, and which layers left."""
 
     before: float
     after: float
@@ -33,6 +35,8 @@ class Outcome:
     validation_after: float
     megabytes: float
     seconds: float
+    megabytes_before: float
+    seconds_before: float
     steps: int
     left: dict[str, int] | None
     kept: tuple[int, int, int]
@@ -49,7 +53,9 @@ def outcome(folder: Path) -> Outcome:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     records = read(folder / "records.jsonl")[1]
     before, after = [record for record in records if isinstance(record, EvalRecord)][-2:]
-    notes = [note for record in records if isinstance(record, RoundRecord) for note in record.notes.values()]
+    rounds = [record for record in records if isinstance(record, RoundRecord)]
+    notes = [note for record in rounds for note in record.notes.values()]
+    training = [record for record in rounds if record.phase != LAST_TRAINING]
     steps = [note["kept_step"] for note in notes if "kept_step" in note]
     return Outcome(
         before=accuracy(before.pooled),
@@ -59,6 +65,8 @@ def outcome(folder: Path) -> Outcome:
         validation_after=accuracy(after.pooled_validation),
         megabytes=(summary["bytes_up"] + summary["bytes_down"]) / 1e6,
         seconds=summary["compute_s"],
+        megabytes_before=sum(sum(one.values()) for record in training for one in (record.bytes_up, record.bytes_down)) / 1e6,
+        seconds_before=sum(sum(record.compute_s.values()) for record in training),
         steps=summary["steps"],
         left=summary["selected"].get("left_after_round"),
         kept=(steps.count(0.0), steps.count(0.5), steps.count(1.0)),
@@ -72,6 +80,7 @@ def mean(outcomes: list[Outcome], name: str) -> float:
 def presets(root: Path) -> None:
     """Presets beside `lora` on the seeds that both have: scores at the end, how far the personalised one is above the better of `lora`
     without and with its local training (mean and standard deviation over the seeds), bytes and clients' CPU seconds over its own."""
+    beside = list[str]()
     titles = ("data", "clients", "method", "seeds", "lora", "lora + local training", "this", "above the better", "global, lora")
     titles += ("global, this", "bytes", "CPU", "kept")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
@@ -91,6 +100,9 @@ def presets(root: Path) -> None:
             kept = " / ".join(str(sum(one.kept[k] for one in ours)) for k in range(3))
             cost = " | ".join(f"{mean(ours, name) / mean(lora, name):.2f}" for name in ("megabytes", "seconds"))
             print(f"| {task} | {NAMES[spread]} | {method} | {len(pairs)} | {scores} | {cost} | {kept} |")
+            cost = [mean(ours, name) / mean(lora, f"{name}_before") for name in ("megabytes", "seconds")]
+            beside.append(f"{task}, {NAMES[spread]}, {method}: {cost[0]:.2f} of the bytes, {cost[1]:.2f} of the CPU seconds")
+    print("\nBeside `lora` before its local training:", *beside, sep="\n")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from fibecfed.core.rng import Key
 from fibecfed.local.options import CurriculumOptions, LayerOptions, NeuronOptions
 from fibecfed.local.selection import trained_blocks
 from fibecfed.methods.options import FibecFedOptions
-from fibecfed.methods.presets import DEPTH, FOLLOWING, PRESETS, in_force
+from fibecfed.methods.presets import DEPTH, DEPTH_KEYS, PRESETS, in_force
 
 DATA = {"data": {"path": "a.csv"}}
 
@@ -30,7 +30,7 @@ def config(method: dict[str, Any], **more: Any) -> dict[str, Any]:
 def test_a_preset_fills_in_its_keys_and_nothing_else(name: str):
     with_it, without = config({"preset": name}), config({})
     assert {key: with_it[key] for key in PRESETS[name]} == PRESETS[name]
-    others = with_it.keys() - PRESETS[name].keys() - {"method.preset"} - set(FOLLOWING)
+    others = with_it.keys() - PRESETS[name].keys() - {"method.preset", *DEPTH_KEYS}
     assert {key: with_it[key] for key in others} == {key: without[key] for key in others}
 
 
@@ -88,7 +88,7 @@ def test_best_is_the_default():
 def test_a_preset_names_every_key_in_which_it_differs_from_the_defaults(name: str):
     """So that its name takes the place of whatever a run has written out, whichever preset that run was of."""
     with_it, without = config({"preset": name}), config({})
-    assert {key for key in with_it if with_it[key] != without.get(key)} <= PRESETS[name].keys() | {"method.preset", *FOLLOWING}
+    assert {key for key in with_it if with_it[key] != without.get(key)} <= PRESETS[name].keys() | {"method.preset", *DEPTH_KEYS}
     assert {"method.finetune", "method.head", "method.curriculum.pace", "method.layers.rule", "method.neurons.rule"} <= PRESETS[name].keys()
 
 

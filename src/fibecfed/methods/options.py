@@ -48,10 +48,13 @@ class MethodOptions(Options):
         return "adapter" not in cls.model_fields and not cls.needs_classes
 
 
+Blocks = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None  # a number, or a fraction
+
+
 class DepthParts(MethodOptions):
     """Options of methods that can leave whole blocks of the model as pre-trained: those that train LoRA of one rank on all of them."""
 
-    depth: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+    depth: Blocks = Field(
         default=None,
         description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
         "nor updated. 0: none, the classification head alone. Default: all.",
@@ -104,11 +107,10 @@ class FibecFedOptions(LoraParts):
         description=f"{MethodOptions.model_fields['finetune'].description} Default: false with another rule of "
         "`method.layers`, and with `data.validation_fraction` = 0.",
     )
-    depth: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None = Field(
+    depth: Blocks = Field(
         default=None,
-        description="[C] How many blocks are trained: a number, or a fraction of them; the others stay as pre-trained and are neither sent "
-        "nor updated. 0: none, the classification head alone. Default: the upper five sixths; all with another rule of `method.layers`, "
-        "and where `method.depth_rule` or `model.layers_to_transform` is set.",
+        description=f"{DepthParts.model_fields['depth'].description} With the rule agreement of `method.layers` the upper five sixths, "
+        "unless `method.depth_rule` or `model.layers_to_transform` is set.",
     )
     head: Literal["shared", "personal", "agreement"] = Field(  # type: ignore[assignment]
         default="agreement",
@@ -144,11 +146,7 @@ class LoraFinetuneOptions(LoraParts):
     """FedAvg-LoRA, then one local training of every client, which keeps the result."""
 
     kind: Literal["lora-finetune"] = Field(default="lora-finetune", description="The method.")
-    finetune: bool | Literal["validated"] = Field(
-        default=True,
-        description="[C] After the last round, every client trains once more and keeps the result; validated: it keeps the mean of the "
-        "models before and after, or one of these, where its loss on the validation part is lower by over a quarter of a standard error.",
-    )
+    finetune: bool | Literal["validated"] = Field(default=True, description=MethodOptions.model_fields["finetune"].description)
 
 
 class FedProxOptions(LoraParts):

@@ -1,6 +1,7 @@
 """`method.preset`: keys of FibecFed that go together, under one name. A preset fills in what the user did not set.
 
-A preset names every key in which it differs from another one or from the defaults, which are those of "best".
+A preset names every key in which it differs from another one or from the defaults, which are those of "best"; but for how many blocks
+are trained, which follows from the rule for layers where a preset says nothing of it (`follow`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ KEY = "method.preset"
 LAYERS = "method.layers.rule"
 DEPTH = 0.83
 """[C] The part of the blocks, the upper ones, that is trained with the agreement rule: five of six."""
-FOLLOWING = ("method.head", "method.finetune", "method.depth", "method.depth_rule")
+DEPTH_KEYS = ("method.depth", "method.depth_rule")
+FOLLOWING = ("method.head", "method.finetune", *DEPTH_KEYS)
 """Keys whose defaults hang on others (`follow`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from ...core.files import CONFIG, RECORDS, SUMMARY
 from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
 from ...methods.catalogue import CATALOGUE
-from ...methods.presets import KEY, PRESETS
+from ...methods.presets import DEPTH_KEYS, KEY, PRESETS
 from ..report.recorded import ASIDE, Damaged, Place
 from ..report.runs import read_results, read_run
 from .options import ComparisonOptions
@@ -142,8 +142,9 @@ def look(one: Job) -> Held:
     moved = [name for name in PLACES if before.get(name) != new[name]]
     changed = {name for name in differences(held, one.config) if name != KEY}
     if changed := sorted({*changed, *(name for name in moved if not same_name(name, before.get(name), new[name]))}):
-        of_preset = [name for name in changed if name not in ("method.depth", "method.depth_rule")]  # which follow from the others
-        paper = all(name in PRESETS["paper"] and flat(held).get(name) == PRESETS["paper"][name] for name in of_preset)
+        of_paper = [name for name in changed if name not in DEPTH_KEYS]  # which follow from the others
+        values = flat(held)
+        paper = bool(of_paper) and all(name in PRESETS["paper"] and values.get(name) == PRESETS["paper"][name] for name in of_paper)
         how = f' (method.{one.method}.{KEY} = "paper", the default of earlier versions)' if paper else ""
         raise UserError(
             f"{path} is a run of another comparison: {', '.join(changed)} differ; set them back{how}, move "
