@@ -111,6 +111,15 @@ def test_a_run_of_another_comparison_is_refused_by_its_keys(compared: Callable[.
         look(job(compared(), tmp_path, "reviews", "lora", 0))
 
 
+def test_a_run_that_trained_other_blocks_is_not_sent_to_another_preset(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
+    one = job(compared(), tmp_path, "reviews", "fibecfed", 0)
+    begun(one)
+    file = one.folder / "config.toml"  # as of a version whose default trained every block
+    file.write_text(file.read_text().replace("depth = 0.83\n", "").replace('depth_rule = "last"', 'depth_rule = "fisher"'))
+    with pytest.raises(UserError, match=r"method\.depth, method\.depth_rule differ; set them back, move"):
+        look(one)
+
+
 def test_a_run_whose_data_were_moved_counts_as_done_and_its_old_place_is_said(
     compared: Callable[..., ComparisonOptions], finished: Callable[..., dict[str, Any]], inputs: Path, tmp_path: Path
 ) -> None:
