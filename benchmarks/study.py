@@ -111,7 +111,7 @@ def scoring() -> Iterator[Job]:
 SHARING = {
     "lora": ("method.kind=lora",),
     "default": (PAPER,),  # as it was then
-    "agreement": (PAPER, "method.layers.rule=agreement", "method.head=agreement"),
+    "agreement": (PAPER, "method.layers.rule=agreement", "method.head=agreement", "method.depth=1.0"),
     "head kept": (PAPER, "method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
