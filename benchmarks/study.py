@@ -101,7 +101,7 @@ SCORING = {
 
 
 def scoring() -> Iterator[Job]:
-    """Scoring in a pass of its own and by the backward passes of training, four tasks in the setting of compare-quick.toml, three seeds."""
+    """Scoring in a pass of its own and by the backward passes of training, four tasks as in compare-one-sided.toml, three seeds."""
     for seed in range(3):
         for task in ("sst2", "trec", "subj", "mr"):
             for name, overrides in SCORING.items():
@@ -134,7 +134,7 @@ _SITES = (
 
 
 def sharing() -> Iterator[Job]:
-    """Clients of three kinds in the setting of compare-quick.toml; and six sites, where FIBECFED_SITES names the folder of icd6."""
+    """Clients of three kinds in the setting of compare-one-sided.toml; and six sites, where FIBECFED_SITES names the folder of icd6."""
     sites = Path(os.environ["FIBECFED_SITES"]) / "icd6" if "FIBECFED_SITES" in os.environ else None
     for seed in range(3):
         for name, overrides in SHARING.items():
@@ -153,7 +153,7 @@ FAST = {"lora": ("method.kind=lora",), "fast": ("method.preset=fast",)}
 
 
 def fast() -> Iterator[Job]:
-    """The preset "fast" beside `lora`, four tasks, five seeds, in the setting of compare-quick.toml with the default number of rounds; and
+    """The preset "fast" beside `lora`, four tasks, five seeds, as in compare-one-sided.toml with the default number of rounds; and
     two tasks, one seed, with even clients."""
     long = ("federation.rounds=40", "evaluation.every=40", "resources.workers=1")
     for seed in range(5):

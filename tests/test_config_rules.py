@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fibecfed.config import Config, from_table
+from fibecfed.config import Config, from_table, keys, load
 from fibecfed.core.errors import UserError
+from fibecfed.methods.catalogue import CATALOGUE, METHODS
 
 WITH_WORDS: dict[str, Any] = {"model": {"head": "label-words"}}
 
@@ -140,3 +142,19 @@ def config(**data: Any) -> Config:
 def test_what_does_not_fit_is_refused(tables: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         config(**tables)
+
+
+@pytest.mark.parametrize("kind", list(METHODS))
+def test_without_a_learning_rate_a_run_has_that_of_its_method(kind: str) -> None:
+    found = from_table({"data": {"task": "sst2"}, "method": {"kind": kind}})
+    assert found.training.learning_rate == CATALOGUE[kind].learning_rate
+    assert {key.name: key.default for key in keys(kind)}["training.learning_rate"] == CATALOGUE[kind].learning_rate
+
+
+def test_another_method_on_the_command_line_brings_its_rate_unless_one_was_chosen(tmp_path: Path) -> None:
+    for rate, own in ((0.002, 3e-4), (0.005, 0.005)):  # the first is what every method that trains LoRA has: a file may write it out
+        path = tmp_path / "a.toml"
+        path.write_text(f'data.task = "sst2"\ntraining.learning_rate = {rate}\n', encoding="utf-8")
+        assert load(path, ["method.kind=adapter"]).config.training.learning_rate == own
+        assert load(path, ["method.kind=lora"]).config.training.learning_rate == rate
+        assert load(path, ["method.kind=adapter", "training.learning_rate=0.002"]).config.training.learning_rate == 0.002

@@ -28,7 +28,7 @@ from fibecfed.core.wire import describe, encode
 from fibecfed.engine.runtime import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
-from fibecfed.methods.catalogue import METHODS, FibecFedOptions, MethodContext, make
+from fibecfed.methods.catalogue import CATALOGUE, METHODS, FibecFedOptions, MethodContext, make
 from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -151,7 +151,7 @@ def comparison(name: str) -> str:
 
 def lead() -> str:
     """The columns of "Methods over all tasks" that a reader asks for first."""
-    methods = overview.methods(standings(from_lines(ROOT / "benchmarks" / "results" / "comparison.jsonl")))
+    methods = overview.methods(standings(from_lines(ROOT / "benchmarks" / "results" / "one-sided.jsonl")))
     shown = ("method", "mean rank", "95 % interval", "personalised %", "global %", "MB per run", "steps per run")
     rows = report_tables.without(methods, [name for name in methods.header if name not in shown])
     return report_tables.to_markdown(rows).partition(f"{rows.note}\n\n")[2]
@@ -174,11 +174,11 @@ def home() -> str:
 
 def methods() -> str:
     """Every method with a link to its page."""
-    rows = ["| `method.kind` | what it is |", "|---|---|"]
+    rows = ["| `method.kind` | what it is | learning rate |", "|---|---|---|"]
     for kind, options in METHODS.items():
         about = " ".join((options.__doc__ or "").split("\n\n")[0].split())
         page = ROOT / "docs" / "methods" / f"{kind}.md"
-        rows.append(f"| {f'[`{kind}`]({kind}.md)' if page.is_file() else f'`{kind}`'} | {about} |")
+        rows.append(f"| {f'[`{kind}`]({kind}.md)' if page.is_file() else f'`{kind}`'} | {about} | {CATALOGUE[kind].learning_rate:g} |")
     return "\n".join(rows)
 
 
@@ -189,8 +189,8 @@ PARTS = {
     "leaves-a-client": leaves_a_client,
     "by-aggregation": by_aggregation,
     "comparison-lead": lead,
-    "comparison": lambda: comparison("comparison"),
-    "comparison-seeds": lambda: comparison("comparison-seeds"),
+    "one-sided": lambda: comparison("one-sided"),
+    "one-sided-seeds": lambda: comparison("one-sided-seeds"),
     "trial": lambda: tables.trial(tables.known("trial")),
     "sweeps": lambda: tables.sweeps(tables.known("sweeps")),
 }

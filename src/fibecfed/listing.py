@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from .methods.catalogue import BROKEN, METHODS, discover
+from .methods.catalogue import BROKEN, CATALOGUE, METHODS, discover
 
 Listing = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def methods() -> Listing:
-    """The values of `method.kind`, those of installed packages among them."""
+    """The values of `method.kind`, those of installed packages among them, with the learning rate that each has unless one is given."""
     discover()
-    return ("method.kind", "what it is"), [
-        (kind, " ".join((options.__doc__ or "").split("\n\n")[0].split())) for kind, options in METHODS.items()
+    return ("method.kind", "what it is", "learning rate"), [
+        (kind, " ".join((options.__doc__ or "").split("\n\n")[0].split()), f"{CATALOGUE[kind].learning_rate:g}")
+        for kind, options in METHODS.items()
     ]
 
 

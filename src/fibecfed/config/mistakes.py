@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ..core.options import Options, entries_of
 from ..methods import presets
 from ..methods.catalogue import BROKEN, METHODS
+from ..methods.defaults import follow
 from .kinds import default_partition
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves
 from .rules import contradictions
@@ -37,7 +38,7 @@ def examine(table: Mapping[str, Any]) -> tuple[Config | None, dict[str, str]]:
             mistakes[name] = f"{name}: got {strange} (a {type(strange).__name__}), which no key accepts; put strings in quotes"
             delete(rest, name)
     by_preset = presets.fill(rest)
-    presets.follow(rest)
+    follow(rest)
     config: Config | None = None
     general: list[str] = []
     while True:
@@ -172,5 +173,7 @@ def get(table: Mapping[str, Any], name: str) -> Any:
 def delete(table: dict[str, Any], name: str) -> bool:
     """Takes a key out of a table; says whether it was there."""
     *above, leaf = name.split(".")
-    inner: Any = get(table, ".".join(above)) if above else table
+    inner: Any = table
+    for part in above:
+        inner = inner.get(part) if isinstance(inner, dict) else None
     return isinstance(inner, dict) and inner.pop(leaf, None) is not None

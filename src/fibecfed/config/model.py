@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,8 @@ from ..core.options import Options
 from ..data.options import DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import TrainingOptions
-from ..methods.catalogue import METHODS, discover
+from ..methods.catalogue import CATALOGUE, METHODS, discover
+from ..methods.defaults import RATE
 from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
 from ..privacy.options import PrivacyOptions
@@ -101,7 +103,12 @@ def keys(kind: str) -> tuple[ConfigKey, ...]:
     Raises:
         KeyError: there is no such method.
     """
-    common = tuple(key for key in keys_of(Config) if not key.name.startswith("method"))
+    rate = CATALOGUE[kind].learning_rate if kind in CATALOGUE else None
+    common = tuple(
+        replace(key, default=rate) if rate is not None and key.name == RATE else key
+        for key in keys_of(Config)
+        if not key.name.startswith("method")
+    )
     return common + tuple(keys_of(OPTIONS[kind], "method.", kind))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from ..core.errors import UserError
 from ..core.files import expanded
 from ..engine.options import ResourceOptions
-from ..methods.presets import copied, follow
+from ..methods.defaults import follow
+from ..methods.presets import copied
 from .model import Config, flat, keys, leaves
 from .read import read_pairs, read_toml
 from .text import show

@@ -19,7 +19,8 @@ from ..core.files import TOO_LONG, expanded, kind_of
 from ..core.terminal import one_line
 from ..data.options import template_text
 from ..methods.catalogue import BROKEN, METHODS
-from ..methods.presets import FOLLOWING, KEY, PRESETS, copied, fill, follow
+from ..methods.defaults import FOLLOWING, follow
+from ..methods.presets import KEY, PRESETS, copied, fill
 from ..models.packaged import PACKAGED
 from .mistakes import delete, examine, get
 from .model import DEFAULT_KIND, OPTIONS, Config, keys, leaves

@@ -28,7 +28,13 @@ class TrainingOptions(Options):
         "their labelled tokens, or by their examples. Examples with a class have one token each.",
     )
     max_steps: int = Field(default=0, ge=0, description="Maximum number of optimiser steps per local training; 0 = no limit.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1e37, description="Peak learning rate; see schedule and warmup.")
+    learning_rate: float = Field(
+        default=2e-3,
+        gt=0,
+        le=1e37,
+        description="Peak learning rate; see schedule and warmup. A configuration that does not give it has that of its method: 0.002 for "
+        "those that train LoRA, others in `fibecfed list methods`.",
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="Learning-rate schedule over the rounds: constant, or linear or cosine decay to near 0.",

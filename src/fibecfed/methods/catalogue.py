@@ -64,7 +64,7 @@ class Row:
         options: its table in a configuration.
         file: the module of this package whose `build(options, context)` makes it, or that function itself.
         paper: where it comes from.
-        learning_rate: centre of the rates that a comparison tries; `rate_source` says who uses it.
+        learning_rate: default of `training.learning_rate` and centre of the rates that a comparison tries; `rate_source` says who uses it.
         server_rate_power: when a comparison tries f times the learning rate, it tries f to this power times the method's server rate. -1
             where the server's step is that rate times the clients', so that its size stays that of the paper; 1 where it corrects the
             clients' step by a term that does not grow with theirs, so that the two keep their proportion [C].
@@ -83,7 +83,9 @@ class Row:
     beforehand: str | None = None
 
 
-_LORA_RATE = "Hu et al. 2022, table of hyperparameters for RoBERTa base on GLUE: 4e-4 to 5e-4"
+_LORA = 2e-3
+"""[C] Of all methods that train LoRA with AdamW and whose papers give no rate for it: few rounds on small models want more than theirs."""
+_LORA_RATE = "few rounds on small models (docs/results.md) want more than Hu et al. 2022 use for RoBERTa base on GLUE, 4e-4 to 5e-4"
 
 _TRAINS_LORA = f"its paper trains no LoRA, so that of LoRA: {_LORA_RATE}"
 _LORA_ADAMW = f"its paper's rates are of plain SGD, and AdamW trains here, so that of LoRA: {_LORA_RATE}"
@@ -106,21 +108,21 @@ _PROMPT_RATE = (
 )
 
 CATALOGUE: dict[str, Row] = {
-    "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", 5e-4, _LORA_RATE, whole_lora=True),
-    "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", 5e-4, _LORA_RATE, whole_lora=True),
-    "lora-finetune": Row(LoraFinetuneOptions, "fedavg", "FedAvg-LoRA, then one local training", 5e-4, _LORA_RATE, whole_lora=True),
-    "fedprox": Row(FedProxOptions, "fedavg", "Li et al., MLSys 2020", 5e-4, _TRAINS_LORA, whole_lora=True),
+    "fibecfed": Row(FibecFedOptions, "fibecfed", "Liu et al., EMNLP 2024", _LORA, _LORA_RATE, whole_lora=True),
+    "lora": Row(LoraOptions, "fedavg", "Hu et al., ICLR 2022; McMahan et al., AISTATS 2017", _LORA, _LORA_RATE, whole_lora=True),
+    "lora-finetune": Row(LoraFinetuneOptions, "fedavg", "FedAvg-LoRA, then one local training", _LORA, _LORA_RATE, whole_lora=True),
+    "fedprox": Row(FedProxOptions, "fedavg", "Li et al., MLSys 2020", _LORA, _TRAINS_LORA, whole_lora=True),
     "scaffold": Row(ScaffoldOptions, "scaffold", "Karimireddy et al., ICML 2020", 1e-1, _SCAFFOLD_RATE, whole_lora=True),
-    "fedavgm": Row(FedAvgMOptions, "fedavg", "Hsu et al., 2019", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "fedadam": Row(FedAdamOptions, "fedavg", "Reddi et al., ICLR 2021", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "fedyogi": Row(FedYogiOptions, "fedavg", "Reddi et al., ICLR 2021", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "local": Row(LocalOptions, "fedavg", "no federation", 5e-4, _LORA_RATE),
-    "voc": Row(VocOptions, "fedavg", "Platanios et al., NAACL 2019", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", 5e-4, _TRAINS_LORA, whole_lora=True),
+    "fedavgm": Row(FedAvgMOptions, "fedavg", "Hsu et al., 2019", _LORA, _TRAINS_LORA, whole_lora=True),
+    "fedadam": Row(FedAdamOptions, "fedavg", "Reddi et al., ICLR 2021", _LORA, _TRAINS_LORA, whole_lora=True),
+    "fedyogi": Row(FedYogiOptions, "fedavg", "Reddi et al., ICLR 2021", _LORA, _TRAINS_LORA, whole_lora=True),
+    "local": Row(LocalOptions, "fedavg", "no federation", _LORA, _LORA_RATE),
+    "voc": Row(VocOptions, "fedavg", "Platanios et al., NAACL 2019", _LORA, _TRAINS_LORA, whole_lora=True),
+    "slw": Row(SlwOptions, "fedavg", "Li et al., NeurIPS 2022", _LORA, _TRAINS_LORA, whole_lora=True),
+    "shortformer": Row(ShortformerOptions, "fedavg", "Press et al., ACL 2021", _LORA, _TRAINS_LORA, whole_lora=True),
+    "self-evolution": Row(SelfEvolutionOptions, "fedavg", "Zhong et al., Findings of ACL 2023", _LORA, _TRAINS_LORA, whole_lora=True),
     "ffa-lora": Row(FFALoraOptions, "fedavg", "Sun et al., ICLR 2024", 1e-3, _FFA),
-    "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", 5e-4, _LORA_ADAMW),
+    "fedsa-lora": Row(FedSALoraOptions, "fedavg", "Guo et al., ICLR 2025", _LORA, _LORA_ADAMW),
     "adapter": Row(AdapterOptions, "fedavg", "Houlsby et al., ICML 2019", 3e-4, "its paper, on GLUE: 3e-5, 3e-4, 3e-3"),
     "prompt-tuning": Row(PromptTuningOptions, "fedavg", "Lester et al., EMNLP 2021", 7e-3, _PROMPT_RATE),
     "fedprompt": Row(FedPromptOptions, "fedavg", "Zhao et al., ICASSP 2023", 7e-3, _FEDPROMPT_RATE),
@@ -128,10 +130,10 @@ CATALOGUE: dict[str, Row] = {
     "idpg": Row(IdpgOptions, "fedavg", "Wu et al., NAACL 2022", 1e-3, "its published scripts: 5e-3, 1e-3, 5e-4, 1e-4"),
     "attempt": Row(AttemptOptions, "fedavg", "Asai et al., EMNLP 2022", 7e-3, _MIXED_RATE, beforehand="fibecfed.source_prompts"),
     "lpt": Row(LptOptions, "fedavg", "Liu et al., Findings of EMNLP 2022", 1e-3, "its published scripts: 1e-3 on RoBERTa, 5e-4 on GPT-2"),
-    "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", 5e-4, _TRAINS_LORA, whole_lora=True),
-    "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", 5e-4, _LORA_NOT_FOUND),
+    "fedalt": Row(FedAltOptions, "fedalt", "Pillutla et al., ICML 2022", _LORA, _TRAINS_LORA, whole_lora=True),
+    "slora": Row(SLoraOptions, "slora", "Babakniya et al., 2023", _LORA, _LORA_NOT_FOUND),
     "fedex-lora": Row(FedExLoraOptions, "fedavg", "Singhal et al., ACL 2025", 1e-3, _FEDEX, whole_lora=True),
-    "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", 5e-4, _LORA_NOT_FOUND),
+    "hetlora": Row(HetLoraOptions, "hetlora", "Cho et al., EMNLP 2024", _LORA, _LORA_NOT_FOUND),
     "fedpeptao": Row(
         FedPepTaoOptions, "fedpeptao", "Che et al., EMNLP 2023", 4e-2, "its published script for RoBERTa large: 4e-2", server_rate_power=1
     ),
@@ -140,11 +142,11 @@ CATALOGUE: dict[str, Row] = {
 }
 
 COMPARED = (
-    "fibecfed", "lora", "lora-finetune", "adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "idpg", "attempt", "lpt", "fedpeptao",
-    "momd", "moms-adamw", "fedalt", "slora", "voc", "slw", "shortformer", "self-evolution",
+    "fibecfed", "lora", "lora-finetune", "fedprox", "fedadam", "adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "idpg", "attempt",
+    "lpt", "fedpeptao", "momd", "moms-adamw", "fedalt", "slora", "voc", "slw", "shortformer", "self-evolution",
 )  # fmt: skip
-"""What `methods = "all"` means in a comparison: FibecFed, the seventeen methods it is compared with, and FedAvg-LoRA with a local training
-at the end."""
+"""What `methods = "all"` means in a comparison: FibecFed, the seventeen methods it is compared with, FedAvg-LoRA with a local training at
+the end, FedProx and FedAdam."""
 
 METHODS: dict[str, type[MethodOptions]] = {kind: row.options for kind, row in CATALOGUE.items()}
 """`method.kind` -> its options."""

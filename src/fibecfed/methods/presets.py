@@ -1,7 +1,7 @@
 """`method.preset`: keys of FibecFed that go together, under one name. A preset fills in what the user did not set.
 
 A preset names every key in which it differs from another one or from the defaults, which are those of "best"; but for how many blocks
-are trained, which follows from the rule for layers where a preset says nothing of it (`follow`).
+are trained, which follows from the rule for layers where a preset says nothing of it (`follow_parts`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ LAYERS = "method.layers.rule"
 DEPTH = 0.83
 """[C] The part of the blocks, the upper ones, that is trained with the agreement rule: five of six."""
 DEPTH_KEYS = ("method.depth", "method.depth_rule")
-FOLLOWING = ("method.head", "method.finetune", *DEPTH_KEYS)
-"""Keys whose defaults hang on others (`follow`)."""
+PARTS = ("method.head", "method.finetune", *DEPTH_KEYS)
+"""Keys of FibecFed whose defaults hang on others (`follow_parts`)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -74,7 +74,7 @@ def fill(table: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def follow(table: dict[str, Any]) -> dict[str, str]:
+def follow_parts(table: dict[str, Any]) -> dict[str, str]:
     """Sets in the table of a run of FibecFed the defaults that hang on other keys, after `fill`.
 
     Args:
@@ -111,7 +111,7 @@ def filled_options(method: Mapping[str, Any]) -> dict[str, Any]:
     """The table [method] alone with what its preset stands for."""
     table: dict[str, Any] = {"method": copied(method)}
     fill(table)
-    follow(table)
+    follow_parts(table)
     return table["method"]
 
 

@@ -33,10 +33,10 @@ def shown(comparison: ComparisonOptions, out: Path) -> tuple[int, str]:
 def test_a_comparison_is_made_in_processes_and_reports_what_failed(compared: Callable[..., ComparisonOptions], tmp_path: Path) -> None:
     pairs = ("tuning.trials=1", "tuning.extend=false", "method.fibecfed.training.learning_rate=1e30")
     failed, text = shown(compared(*pairs), tmp_path)
-    assert failed == 1 and "reviews/lora/rate 0.0005: personalised" in text and "reviews/fibecfed/seed 0: failed: client" in text
+    assert failed == 1 and "reviews/lora/rate 0.002: personalised" in text and "reviews/fibecfed/seed 0: failed: client" in text
     assert "reviews/fibecfed/0: no result, diverged: client" in text
     assert re.search(r"2 run now in [^,]+, 1 of 2 runs done, 1 failed; the report", text) and (tmp_path / "report.md").is_file()
-    trial, run = tmp_path / "tuning/reviews/lora/0.0005", tmp_path / "runs/reviews/lora/0"
+    trial, run = tmp_path / "tuning/reviews/lora/0.002", tmp_path / "runs/reviews/lora/0"
     assert (trial / "summary.json").read_bytes() == (run / "summary.json").read_bytes()  # the same run is not made twice
     assert json.loads((tmp_path / "runs/reviews/fibecfed/0/failure.json").read_text())["why"] == "diverged"
 
@@ -67,8 +67,8 @@ def test_tuning_tries_the_same_rates_and_one_more_at_an_edge_and_is_never_repeat
     trials = [name for name in scripted if "rate" in name]
     assert len(trials) == 2 * 4  # 3, and one beyond the highest, which is the best
     tuned = json.loads((tmp_path / "tuning.json").read_text())
-    assert {kind: row["rates"]["training.learning_rate"] for kind, row in tuned.items()} == {"fibecfed": 0.0045, "lora": 0.0045}
-    assert load(tmp_path / "runs/reviews/lora/1/config.toml").config.training.learning_rate == 0.0045
+    assert {kind: row["rates"]["training.learning_rate"] for kind, row in tuned.items()} == {"fibecfed": 0.018, "lora": 0.018}
+    assert load(tmp_path / "runs/reviews/lora/1/config.toml").config.training.learning_rate == 0.018
     assert [name for name in scripted if "rate" not in name] == ["reviews/fibecfed/seed 1", "reviews/lora/seed 1"]
     scripted.clear()
     shown(both, tmp_path)
@@ -123,7 +123,7 @@ def test_refused_runs_are_counted_apart_and_told_once(compared: Callable[..., Co
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert (len(left.failed), len(left.rejected), len(left.unusable)) == (0, 1, 0)
     assert re.search(r"0 run now in [^,]+, 0 of 1 run done, 1 rejected; the report", text)
-    assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.0005 was rejected" in text
+    assert text.count(reason) == 1 and "not tuned: no rate was chosen, because the trial reviews/lora/rate 0.002 was rejected" in text
     assert left.unfinished("fibecfed compare x") == (
         "1 run rejected: change what the reasons above name, or remove these methods: the same command would reject them again"
     )
@@ -189,8 +189,8 @@ def test_a_method_at_a_rate_of_its_own_does_not_stand_for_its_kind(
     assert row["chosen"] == 0.25 and row["tried"] == []
     assert shown(compared("methods=lora,slow", *own, "method.slow.method.kind=lora"), tmp_path)[0] == 0
     row = json.loads((tmp_path / "tuning.json").read_text())["lora"]
-    assert row["chosen"] == 0.0045 and len(row["tried"]) == 4
-    assert load(tmp_path / "runs/reviews/slow/0/config.toml").config.training.learning_rate == 0.0045
+    assert row["chosen"] == 0.018 and len(row["tried"]) == 4
+    assert load(tmp_path / "runs/reviews/slow/0/config.toml").config.training.learning_rate == 0.018
     assert shown(compared("methods=fibecfed", *own), tmp_path)[0] == 0
     assert set(json.loads((tmp_path / "tuning.json").read_text())) == {"lora", "fibecfed"}
 
@@ -211,7 +211,7 @@ def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_
 ) -> None:
     one = compared("methods=lora,local", "tuning.trials=1", "tuning.extend=false")
     write_down(one, tmp_path)
-    trial = tmp_path / "tuning/reviews/lora/0.0005"
+    trial = tmp_path / "tuning/reviews/lora/0.002"
     trial.mkdir(parents=True)
     (trial / "failure.json").write_text('{"why": "diverged", "reason": "the loss is nan"}')
     failed, text = shown(one, tmp_path)
@@ -220,7 +220,7 @@ def test_a_method_whose_every_trial_diverged_has_its_reason_in_the_folder_until_
     trial.rmdir()
     (tmp_path / "tuning.json").unlink()
     assert shown(one, tmp_path)[0] == 0
-    assert not (tmp_path / "runs/reviews/lora/0/failure.json").exists() and scripted[-1] == "reviews/lora/rate 0.0005"  # taken over
+    assert not (tmp_path / "runs/reviews/lora/0/failure.json").exists() and scripted[-1] == "reviews/lora/rate 0.002"  # taken over
 
 
 @pytest.mark.parametrize(

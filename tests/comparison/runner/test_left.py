@@ -47,7 +47,7 @@ def test_trials_come_before_runs_and_one_of_them_is_a_run(compared: Make, tmp_pa
     assert dict(found.trials) == {("reviews", "fibecfed"): 3, ("reviews", "lora"): 3}
     assert dict(found.more_trials) == {("reviews", "fibecfed"): 1, ("reviews", "lora"): 1}
     assert dict(found.runs) == {("reviews", "fibecfed"): 1, ("reviews", "lora"): 1}  # that with seed 0 is one of the trials
-    done(job(comparison, tmp_path, "reviews", "lora", 0, {"training.learning_rate": 5e-4}, "0.0005"))
+    done(job(comparison, tmp_path, "reviews", "lora", 0, {"training.learning_rate": 2e-3}, "0.002"))
     assert left(comparison, tmp_path).trials["reviews", "lora"] == 2
     own = compared("tuning.trials=3", "method.lora.training.learning_rate=0.1")
     assert left(own, tmp_path / "none").trials["reviews", "lora"] == 0

@@ -33,13 +33,13 @@ from fibecfed.core.metrics import METRICS
 from fibecfed.methods.catalogue import CATALOGUE
 
 
-def test_every_method_gets_the_same_steps_around_its_papers_rate() -> None:
+def test_every_method_gets_the_same_steps_around_the_rate_that_a_run_of_it_has() -> None:
     assert grid(TuningOptions(trials=3)) == (-1, 0, 1) and grid(TuningOptions(trials=5)) == (-2, -1, 0, 1, 2)
     assert grid(TuningOptions(trials=1)) == (0,)
     for kind, row in CATALOGUE.items():
         found = [rates(kind, step, 3.0)["training.learning_rate"] for step in (-1, 0, 1)]
         assert found == pytest.approx([row.learning_rate / 3, row.learning_rate, row.learning_rate * 3], rel=0.005)
-    assert label(rates("lora", -1, 3.0)) == "0.000167"
+    assert label(rates("lora", -1, 3.0)) == "0.000667"
 
 
 def test_a_server_rate_keeps_the_size_of_the_step_or_its_proportion_to_the_clients_as_the_catalogue_says() -> None:
@@ -121,7 +121,7 @@ def test_a_method_whose_table_names_its_rate_is_not_tuned(compared: Callable[...
     both = compared("tuning.trials=3", "method.lora.training.learning_rate=0.25")
     assert is_tuned(both, "fibecfed") and not is_tuned(both, "lora") and not is_tuned(compared(), "fibecfed")
     assert fixed(both, "lora").rates == {"training.learning_rate": 0.25} and fixed(both, "lora").source == "given by the comparison"
-    assert fixed(compared(), "lora").source == "the default of training.learning_rate"
+    assert fixed(compared(), "lora").source == CATALOGUE["lora"].rate_source
     assert fixed(compared(), "lora").rates == {"training.learning_rate": 0.002}
 
 

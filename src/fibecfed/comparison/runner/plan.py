@@ -15,7 +15,6 @@ from ...core.errors import UserError
 from ...core.files import CONFIG, RECORDS, SUMMARY
 from ...data.instruction_sets import INSTRUCTION_SETS
 from ...data.tasks import TASKS
-from ...methods.catalogue import CATALOGUE
 from ...methods.presets import DEPTH_KEYS, KEY, PRESETS
 from ..report.recorded import ASIDE, Damaged, Place
 from ..report.runs import read_results, read_run
@@ -50,21 +49,13 @@ class Job:
 def table_of(comparison: ComparisonOptions, task: str, method: str, seed: int, rates: Mapping[str, float] | None = None) -> dict[str, Any]:
     """A run's configuration as a table: the base, over it the task's, over both the method's, then the rates.
 
-    Without `rates` the learning rate is what the tables say, else in a comparison that tunes the centre that the method's own paper uses,
-    else the default that a single run has.
+    Without `rates` the learning rate is what the tables say, else the method's default.
     """
     kind = {"kind": "instruction"} if task in INSTRUCTION_SETS else {}
     named = {"data": {"task": task, **kind}} if kind or task in TASKS else {}
     table = _laid_over({}, comparison.base, named, comparison.task.get(task, {}), comparison.method.get(method, {}))
     table.setdefault("method", {})["kind"] = comparison.kind(method)
     table["seed"] = seed
-    if (
-        rates is None
-        and comparison.tuning.trials
-        and comparison.kind(method) in CATALOGUE
-        and "learning_rate" not in table.get("training", {})
-    ):
-        rates = {"training.learning_rate": CATALOGUE[comparison.kind(method)].learning_rate}
     for name, value in (rates or {}).items():
         above, _, leaf = name.partition(".")
         table.setdefault(above, {})[leaf] = value

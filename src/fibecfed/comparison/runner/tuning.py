@@ -1,6 +1,6 @@
 """The learning rate that each method is compared at: the same number of trials for all, on validation parts, done once.
 
-A trial is a step on a line: step 0 is the rate that the method's own paper uses, step i is factor^i times it. A server rate, where the
+A trial is a step on a line: step 0 is the method's default rate (catalogue.py), step i is factor^i times it. A server rate, where the
 method has one, moves along the same line by the catalogue's `server_rate_power`, so that it costs no trials of its own [C].
 """
 
@@ -180,6 +180,8 @@ def write_tuning(out: Path, tuned: Mapping[str, TuningRow]) -> None:
 def fixed(comparison: ComparisonOptions, method: str) -> TuningRow:
     """The rate of a method that is not tuned, in the form of one that is."""
     rate = table_of(comparison, comparison.tasks[0], method, 0).get("training", {}).get("learning_rate")
-    source = "the default of training.learning_rate" if rate is None else "given by the comparison"
-    rate = TrainingOptions().learning_rate if rate is None else rate
+    row = CATALOGUE.get(comparison.kind(method))
+    source = "given by the comparison" if rate is not None else "the default of training.learning_rate" if row is None else row.rate_source
+    if rate is None:
+        rate = TrainingOptions().learning_rate if row is None else row.learning_rate
     return TuningRow(chosen=rate, source=source, tried=(), rates={RATE: rate})
