@@ -24,6 +24,8 @@ from fibecfed.core.files import AUDIT, CONFIG, SUMMARY
 
 CLIENTS = ("federation.on_failure=drop", "privacy.unit=client", "privacy.epsilon=8", "privacy.clip_norm=1", "privacy.delta=0.01")
 EXAMPLES = ("training.dropout=0", "privacy.unit=example", "privacy.epsilon=8", "privacy.clip_norm=1", "privacy.delta=0.001")
+ONE_STEP = ("federation.rounds=132", "training.max_steps=1", "evaluation.every=66")
+"""Every step sent by itself: 660 of them, where the 12 rounds of the configuration have about 1,560."""
 LAST = ("method.layers.rule=last", "method.layers.value=2")
 SETTINGS: Mapping[str, Sequence[str]] = {
     "lora": ("method.kind=lora",),
@@ -35,6 +37,8 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "fibecfed-clients-8": ("method.kind=fibecfed", "method.preset=paper", *LAST, *CLIENTS),
     "lora-examples-8": ("method.kind=lora", *EXAMPLES),
     "fibecfed-examples-8": ("method.kind=fibecfed", "method.preset=paper", *LAST, *EXAMPLES),
+    "lora-examples-8-one-step": ("method.kind=lora", *EXAMPLES, *ONE_STEP),
+    "fibecfed-examples-8-one-step": ("method.kind=fibecfed", "method.preset=paper", *LAST, *EXAMPLES, *ONE_STEP),
 }
 
 
