@@ -39,7 +39,13 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "fibecfed": ("method.kind=fibecfed", "method.preset=best"),
     "local": ("method.kind=local",),
-    "pooled": ("method.kind=lora", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1"),
+    "pooled": (
+        "method.kind=lora",
+        "data.client_column=",
+        "federation.partition=iid",
+        "federation.clients=1",
+        "federation.clients_per_round=1",
+    ),
 }
 """Runs. That of `lora` ends with a local training, and gives the rows of `lora` and of `lora-finetune`."""
 
