@@ -116,8 +116,10 @@ def table(out: Path) -> None:
         found = [outcome(path.parent) for path in sorted((out / name).glob("*/summary.json"))]
         if found:
             cells = [spread_of([getattr(one, key) for one in found]) for key in (own, "server")]
-            size, seconds = (statistics.mean(getattr(one, key) for one in found) for key in ("megabytes", "seconds"))
-            print(f"| {title} | {len(found)} | {cells[0]} | {cells[1] if name != 'local' else '-'} | {size:.1f} | {seconds:.0f} |")
+            costs = ("megabytes_before", "seconds_before") if own == "before" else ("megabytes", "seconds")
+            size, seconds = (statistics.mean(getattr(one, key) for one in found) for key in costs)
+            whole = "-" if name in ("local", "pooled") else cells[1]  # no global model; the one model is that of the first column
+            print(f"| {title} | {len(found)} | {cells[0]} | {whole} | {size:.1f} | {seconds:.0f} |")
 
 
 def spread_of(values: Sequence[float]) -> str:
