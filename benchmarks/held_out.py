@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharing import outcome  # isort: skip
+from study import POOLED  # isort: skip
 
 SITES = {"tweets": "tweets", "editorials": "nytEditorialSnippets", "products": "amazonReviewSnippets"}
 TRAIN, TEST, SEEDS = 1200, 600, 3
@@ -39,13 +40,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "fibecfed": ("method.kind=fibecfed", "method.preset=best"),
     "local": ("method.kind=local",),
-    "pooled": (
-        "method.kind=lora",
-        "data.client_column=",
-        "federation.partition=iid",
-        "federation.clients=1",
-        "federation.clients_per_round=1",
-    ),
+    "pooled": POOLED,
 }
 """Runs. That of `lora` ends with a local training, and gives the rows of `lora` and of `lora-finetune`."""
 

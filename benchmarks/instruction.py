@@ -29,6 +29,8 @@ from fibecfed.core.metrics import METRICS
 from fibecfed.core.records import EvalRecord, RoundRecord, read
 from fibecfed.engine.evaluation import worst_decile
 
+from study import POOLED  # isort: skip
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "instruction.jsonl"
 TASKS = ("nl2bash", "shakespeare", "medquad")
@@ -75,13 +77,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
         "training.max_steps=1",
     ),
     "local": ("method.kind=local",),
-    "pooled": (
-        "method.kind=lora",
-        "data.client_column=",
-        "federation.partition=iid",
-        "federation.clients=1",
-        "federation.clients_per_round=1",
-    ),
+    "pooled": POOLED,
     "paper": ("method.kind=fibecfed", "method.preset=paper"),
     "fast": ("method.kind=fibecfed", "method.preset=fast"),
     "upper": UPPER,

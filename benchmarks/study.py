@@ -30,6 +30,8 @@ class Job:
 
 
 PAPER = "method.preset=paper"
+POOLED = ("method.kind=lora", "data.client_column=", "federation.partition=iid", "federation.clients=1", "federation.clients_per_round=1")
+"""Training on all clients' data in one place."""
 PARTS = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "fibecfed": (PAPER,),

@@ -32,8 +32,8 @@ class TrainingOptions(Options):
         default=2e-3,
         gt=0,
         le=1e37,
-        description="Peak learning rate; see schedule and warmup. A configuration that does not give it has that of its method: 0.002 for "
-        "those that train LoRA, others in `fibecfed list methods`.",
+        description="Peak learning rate; see schedule and warmup. A configuration that does not give it has that of its method, which "
+        "`fibecfed list methods` shows: 0.002 for FibecFed and most that train LoRA.",
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
