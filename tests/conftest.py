@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_weights() -> None:
+    """Models that a test makes with random weights have the same ones each time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, no run starts worker processes by itself: many tests look at what happens in their own process."""
     from fibecfed.engine import workers

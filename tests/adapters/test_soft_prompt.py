@@ -67,7 +67,7 @@ def test_a_model_that_takes_no_embeddings_or_positions_is_refused() -> None:
 def test_a_model_whose_blocks_cut_the_text_into_windows_is_refused() -> None:
     config = LongformerConfig(
         vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, attention_window=4,
-        max_position_embeddings=64, num_labels=2,
+        max_position_embeddings=64, num_labels=2, initializer_range=0.5,  # so large that attention, and so its windows, weigh
     )  # fmt: skip
     model = LongformerForSequenceClassification(config)
     add_adapter(model, PromptAdapter(num_tokens=2), key=Key(0))
