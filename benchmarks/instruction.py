@@ -65,10 +65,11 @@ SIZES: Mapping[str, Size] = {
 VALIDATED = ("method.kind=fibecfed", "method.curriculum.pace=none", "method.neurons.rule=all", "method.finetune=validated")
 """As many steps as FedAvg with LoRA, and the last training of the preset `best`; 13 of the 30 blocks are then 0.49 of the bytes."""
 UPPER = (*VALIDATED, "method.depth=13", "method.depth_rule=last", "method.layers.rule=all", "resources.activation_cache_mb=512")
+ALL = ("method.kind=fibecfed", "method.preset=best", "method.depth=1.0")
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "best": ("method.kind=fibecfed", "method.preset=best"),
-    "all": ("method.kind=fibecfed", "method.preset=best", "method.depth=1.0"),
+    "all": ALL,
     "untrained": (
         "method.kind=lora",
         "federation.rounds=1",
@@ -83,6 +84,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "upper": UPPER,
     "half": (*VALIDATED, "method.layers.rule=last", "method.layers.value=13"),
     "nf4": (*UPPER, "model.quantization=nf4"),
+    "long": (*ALL, "federation.rounds=20", "evaluation.generate=16", "evaluation.max_new_tokens=64"),
 }
 """Runs. That of `lora` ends with a local training of every client, and gives the rows `lora` (its global model) and `lora-finetune`.
 `untrained` takes one step that changes nothing, as answers are generated behind training alone."""
@@ -92,6 +94,7 @@ TITLES: Mapping[str, str] = {
     "lora-finetune": "the same, then a local training",
     "best": "FibecFed, `best`",
     "all": "FibecFed, `best`, all 30 blocks",
+    "long": "the same, 20 rounds",
     "paper": "FibecFed, `paper`",
     "fast": "FibecFed, `fast`",
     "upper": "FibecFed, upper 13 blocks trained and shared",
