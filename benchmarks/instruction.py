@@ -82,12 +82,15 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "paper": ("method.kind=fibecfed", "method.preset=paper"),
     "fast": ("method.kind=fibecfed", "method.preset=fast"),
     "upper": UPPER,
-    "half": (*VALIDATED, "method.layers.rule=last", "method.layers.value=13"),
+    "half": (*VALIDATED, "method.layers.rule=last", "method.layers.value=12"),
     "nf4": (*UPPER, "model.quantization=nf4"),
     "long": (*ALL, "federation.rounds=20", "evaluation.generate=16", "evaluation.max_new_tokens=64"),
+    "wide": (*ALL, "evaluation.generate=16", "evaluation.max_new_tokens=64"),
 }
 """Runs. That of `lora` ends with a local training of every client, and gives the rows `lora` (its global model) and `lora-finetune`.
 `untrained` takes one step that changes nothing, as answers are generated behind training alone."""
+ROWS: Mapping[str, int] = {"wide": 160}
+"""Of a client at most, other than its set's `Size` says."""
 TITLES: Mapping[str, str] = {
     "untrained": "untrained",
     "lora": "FedAvg with LoRA",
@@ -95,11 +98,12 @@ TITLES: Mapping[str, str] = {
     "best": "FibecFed, `best`",
     "all": "FibecFed, `best`, all 30 blocks",
     "long": "the same, 20 rounds",
+    "wide": "the same, 8 rounds, up to 160 training rows of a client",
     "paper": "FibecFed, `paper`",
     "fast": "FibecFed, `fast`",
     "upper": "FibecFed, upper 13 blocks trained and shared",
     "nf4": "the same on a base in 4 bit",
-    "half": "FibecFed, all blocks trained, upper 13 shared",
+    "half": "FibecFed, all blocks trained, upper 12 shared",
     "local": "each client alone",
     "pooled": "pooled training",
 }
@@ -177,8 +181,12 @@ def outcome(folder: Path, name: str, trained_last: bool = True) -> Row:
     )
 
 
-def smaller(task: str, out: Path) -> Path:
-    """The folder of the data sets with the rows that are used of one of them."""
+def smaller(task: str, out: Path, rows: int | None = None) -> Path:
+    """The folder of the data sets with the rows that are used of one of them.
+
+    Args:
+        rows: for training, of a client at most; None: as many as the set's size says.
+    """
     size, source = SIZES[task], Path(os.environ["FIBECFED_DATA"]) / task
     whole = {part: pq.read_table(source / f"{part}.parquet") for part in ("train", "test")}
     counts = Counter(whole["train"]["client"].to_pylist())
@@ -187,7 +195,7 @@ def smaller(task: str, out: Path) -> Path:
         places = list[int]()
         for client in chosen:
             own = [place for place, name in enumerate(table["client"].to_pylist()) if name == client]
-            number = min(len(own), getattr(size, part))
+            number = min(len(own), rows if rows and part == "train" else getattr(size, part))
             places += [own[place * len(own) // number] for place in range(number)]
         (out / task).mkdir(parents=True, exist_ok=True)
         pq.write_table(table.take(pa.array(places)), out / task / f"{part}.parquet")
@@ -233,7 +241,9 @@ def run(only: str, out: Path) -> None:
             continue
         folder = out / name
         if not (folder / "summary.json").exists():
-            command = ["run", str(ROOT / "configs" / f"{task}.toml"), *overrides(task, method, seed, smaller(task, out / "data"))]
+            rows = ROWS.get(method)
+            data = smaller(task, out / (f"data-{rows}" if rows else "data"), rows)
+            command = ["run", str(ROOT / "configs" / f"{task}.toml"), *overrides(task, method, seed, data)]
             command = ["resume", str(folder)] if (folder / "config.toml").exists() else [*command, "--out", str(folder)]
             folder.parent.mkdir(parents=True, exist_ok=True)
             with Path(f"{folder}.log").open("w") as log:
