@@ -29,6 +29,7 @@ from fibecfed.engine.runtime import Scored, frame
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import fibecfed as method
 from fibecfed.methods.catalogue import CATALOGUE, METHODS, FibecFedOptions, MethodContext, make
+from fibecfed.methods.depth import Information
 from fibecfed.models.base_models import build_task, find
 from fibecfed.models.objectives import ClassHead
 from fibecfed.models.options import ModelOptions
@@ -118,11 +119,13 @@ def leaves_a_client() -> str:
     messages = [
         ("once, 10 clients", method.Importance(torch.zeros(num_layers), 72)),
         ("once, 4 clients, only for the rules `layer_gap` and `plateau`", method.Ratio(0.5, 72)),
+        ("once, 10 clients, only for the depth rules `fisher` and `coverage`", Information(torch.zeros(num_layers), 72)),
         ("every round", method.LocalLayers(shared, 72)),
         ("once, only with `closing_round`", method.AllLayers(server.params, 72)),
     ]
     shapes = {
         ("Importance", "importance"): f"({num_layers},)",
+        ("Information", "information"): f"({num_layers},)",
         ("LocalLayers", "shared"): f"{len(shared)} tensors, {num_values(shared.values()):,} numbers",
         ("AllLayers", "shared"): f"{len(server.params)} tensors, {num_values(server.params.values()):,} numbers",
     }

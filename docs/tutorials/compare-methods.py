@@ -27,7 +27,7 @@ reviews[["text", "label"]].to_csv("reviews.csv", index=False)
 # ## One file
 #
 # `[base]` is the configuration of every run; `[method.NAME]` changes it for one method, `[task.NAME]` for one data set. `local` trains each client alone: what federating is worth is the distance to it. With
-# `tuning.trials = 0` the learning rate is the given one; leave it out and each method gets a search of the same size.
+# `tuning.trials = 0`, as where it is not set, the learning rate is the given one; with `trials = 3` and `tasks = ["reviews"]` each method gets a search of the same size.
 
 # %%
 Path("compare.toml").write_text("""
@@ -111,5 +111,5 @@ plt.show()
 #
 # - Are the curves flat at the end? If they still rise, more rounds may change the order.
 # - At least three seeds (`seeds = [0, 1, 2]`), and differences beyond their spread.
-# - Was every method tuned alike? Leave out `tuning.trials`, and it will be.
+# - Was every method tuned alike? With `tuning.trials = 3` and `tuning.tasks = ["reviews"]` it will be.
 # - [What every number means](../report.md); [what we measured](../results.md).

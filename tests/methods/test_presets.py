@@ -130,7 +130,9 @@ def test_two_defaults_follow_from_other_keys(method: dict[str, Any], more: dict[
         ({"preset": "fast"}, {}, 0.5, "last"),
         ({"preset": "paper"}, {}, None, "fisher"),
         ({"layers": {"rule": "share"}}, {}, None, "fisher"),
-        ({"depth": 1.0}, {}, 1.0, "fisher"),
+        ({"depth": 1.0}, {}, 1.0, "last"),
+        ({"preset": "best", "depth": 0.5}, {}, 0.5, "last"),
+        ({"depth": 0.5, "depth_rule": "fisher"}, {}, 0.5, "fisher"),
         ({"depth_rule": "fisher"}, {}, None, "fisher"),  # as in the folders of runs before there was this default
         ({}, {"layers_to_transform": [0]}, None, "fisher"),
         ({"kind": "lora"}, {}, None, "fisher"),

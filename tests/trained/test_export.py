@@ -192,7 +192,7 @@ def test_nothing_is_overwritten_and_half_a_folder_is_not_left(run: Path, tmp_pat
 
 def test_without_the_extra_it_says_what_to_install(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert 'run: pip install "fibecfed[onnx]"' in rejected(run, "--onnx", tmp_path / "out")
+    assert "run in a clone of fibecfed: pip install '.[onnx]'" in rejected(run, "--onnx", tmp_path / "out")
 
 
 def test_a_card_that_somebody_wrote_anew_is_kept_whole() -> None:

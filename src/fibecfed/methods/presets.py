@@ -95,7 +95,7 @@ def follow_parts(table: dict[str, Any]) -> dict[str, str]:
     for name, value, holds, why in (
         ("depth", None, blocks, "model.layers_to_transform says which blocks"),
         ("depth", DEPTH, not (other or named), f"{LAYERS} is agreement"),
-        ("depth_rule", "last", not (other or named or blocks), f"{LAYERS} is agreement"),
+        ("depth_rule", "last", not (other or blocks) and method.get("depth", DEPTH) is not None, f"{LAYERS} is agreement"),
         ("head", "shared", other, f"{LAYERS} is not agreement"),
         ("head", "shared", model.get("head") == "label-words", "label words need no new head"),
         ("finetune", False, other, f"{LAYERS} is not agreement"),

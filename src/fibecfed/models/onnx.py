@@ -29,7 +29,7 @@ def reject_without_onnx() -> None:
         UserError: the extra is missing.
     """
     if missing := [name for name in _MODULES if importlib.util.find_spec(name) is None]:
-        raise UserError(f'--onnx: the packages {" and ".join(missing)} are not installed; run: pip install "fibecfed[onnx]"')
+        raise UserError(f"--onnx: the packages {' and '.join(missing)} are missing; run in a clone of fibecfed: pip install '.[onnx]'")
 
 
 class _Logits(nn.Module):

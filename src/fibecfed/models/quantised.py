@@ -29,7 +29,8 @@ def reject_unpacked(wanted: Quantization | None, published: str, config: Pretrai
     """
     if wanted is not None and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f'model.quantization: got "{wanted}", which needs the package bitsandbytes; run: pip install "fibecfed[qlora]", or remove it'
+            f'model.quantization: got "{wanted}", which needs the package bitsandbytes; remove it, or run in a clone of fibecfed: '
+            "pip install '.[qlora]'"
         )
     table: Any = getattr(config, "quantization_config", None)
     if table is not None:
