@@ -90,6 +90,14 @@ def test_the_report_shows_model_data_messages_and_estimates_and_writes_nothing(f
     assert sorted(folder.rglob("*")) == before
 
 
+def test_layers_that_are_not_trained_are_marked(folder: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    report(config(folder, depth=3, depth_rule="last", finetune="validated"), console)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert "layer 0, not trained 4 128 512 bytes" in lines and "layer 1 4 128 512 bytes" in lines
+    assert "together 18 546 2.2 kB" in lines and "of these trained 14 418 1.7 kB" in lines
+
+
 def test_a_preset_is_shown_with_the_values_that_it_stands_for(folder: Path, tmp_path: Path) -> None:
     wanted = config(folder, preset="best", neurons={"rule": "random"})
     console = Console(file=io.StringIO(), width=200)

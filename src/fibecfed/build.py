@@ -18,16 +18,11 @@ from .core.process import environment
 from .core.rng import Key
 from .core.statistics import CONFUSION
 from .core.task import Use
-from .core.types import ClientId, Params
-from .data.federated import FederatedData, absent, federate, federate_one, made_up
+from .core.types import Params
+from .data.federated import FederatedData
 from .data.inspect import warnings
-from .data.instructions import AnswerDataset, encoder_of
-from .data.instructions import load as load_answers
-from .data.options import DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH_ANSWERS, DEFAULT_MAX_LENGTH_PAIRS, NO_TEMPLATE, template_text
+from .data.options import NO_TEMPLATE, template_text
 from .data.prompt import Prompt, make_prompt, template_and_words
-from .data.sources import TextDataset
-from .data.sources import load as load_data
-from .data.tasks import TASKS
 from .engine.schedules import reject_schedule
 from .engine.worker_count import most_workers as _most_workers
 from .fits import num_clients, reject_misfits
@@ -57,6 +52,7 @@ from .privacy.cohorts import Cohorts
 from .privacy.example_plan import ExamplePlan
 from .privacy.fixed import Adding
 from .privacy.plan import PrivacyPlan
+from .reading import ReadData, everyone, is_instruction, max_length
 
 
 @dataclass(frozen=True)
@@ -109,10 +105,6 @@ _one_tokenizer_thread = environment("TOKENIZERS_PARALLELISM", "false", replace=F
 """Tokenizers look at this variable each time; a fork after they had threads of their own warns."""
 
 MakeMethod: TypeAlias = Callable[[catalogue.MethodContext], Method[Any, Any]]
-PromptFor: TypeAlias = Callable[[Sequence[str] | None], Prompt | None]
-ReadData: TypeAlias = Callable[[Config, PreTrainedTokenizerBase, Key, PromptFor], FederatedData]
-"""What a process knows of the data: everybody's, one client's, or none; from the configuration, its tokenizer, the key of the run, and the
-prompt for the names of the classes."""
 
 
 @_one_tokenizer_thread
@@ -148,75 +140,6 @@ def read_inputs(config: Config, read_data: ReadData | None = None) -> Inputs:
     prompt = prompt_for(data.label_names)
     _known(tokenizer, model_config, data, prompt, source)
     return Inputs(config, source, model_config, tokenizer, data, key, prompt)
-
-
-def everyone(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
-    """The data of all clients, in one place: for the simulator.
-
-    Raises:
-        UserError: whatever the user can fix about them, or a configuration whose clients are machines of their own.
-    """
-    options = config.federation
-    if options.partition == "machines":
-        raise UserError(
-            'federation.partition: got "machines", which is a federation across machines and is started with `flwr run` (docs/deploy.md); '
-            "for a simulation on this machine set another partition and `data.path`"
-        )
-    dataset = _dataset(config, tokenizer, key)
-    return federate(
-        dataset,
-        tokenizer,
-        config.data,
-        clients=options.clients,
-        partition=options.partition,
-        alpha=options.alpha,
-        size_alpha=options.size_alpha,
-        shards_per_client=options.shards_per_client,
-        key=key.fold("data"),
-        prompt=prompt_for(dataset.label_names),
-    )
-
-
-def _dataset(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, min_classes: int = 2) -> TextDataset | AnswerDataset:
-    """What the table [data] names, as texts with classes or as tokens with answers."""
-    if not is_instruction(config):
-        return load_data(config.data, key.fold("source"), min_classes=min_classes, unit_column=config.privacy.unit_column)
-    stops, bare = stop_ids(find(config.model), tokenizer), getattr(getattr(config.method, "curriculum", None), "order", None) == "ira"
-    weighs_tokens = config.training.objective == "token"
-    encoder = encoder_of(config.data, tokenizer, stops, max_length(config), weighs_tokens=weighs_tokens, bare=bare)
-    return load_answers(config.data, encoder, key.fold("source"))
-
-
-def is_instruction(config: Config) -> bool:
-    """Whether examples have answers that are written, and no classes."""
-    return config.data.kind == "instruction"
-
-
-def only(client: ClientId) -> ReadData:
-    """The data of the one client that this machine is."""
-
-    def read(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
-        dataset = _dataset(config, tokenizer, key, min_classes=1)
-        return federate_one(dataset, tokenizer, config.data, client, key.fold("data"), prompt_for(dataset.label_names))
-
-    return read
-
-
-def nobody(clients: Sequence[ClientId]) -> ReadData:
-    """No data, only the clients' ids: for a server whose clients are machines of their own."""
-    return lambda config, tokenizer, key, prompt_for: absent(clients, None if is_instruction(config) else config.data.labels or ())
-
-
-def assumed(each: int) -> ReadData:
-    """Clients that are machines of their own as they may be, for estimates: each with so many training examples, as long as may be."""
-
-    def read(config: Config, tokenizer: PreTrainedTokenizerBase, key: Key, prompt_for: PromptFor) -> FederatedData:
-        labels, options = config.data.labels or (), config.federation
-        clients = options.client_names or [f"client-{number}" for number in range(1, options.clients + 1)]
-        different = max(config.training.batch_size, len(labels))
-        return made_up(clients, labels, tokenizer, config.data, different=different, each=each, prompt=prompt_for(labels))
-
-    return read
 
 
 def data_warnings(inputs: Inputs) -> tuple[str, ...]:
@@ -381,16 +304,3 @@ def _leaves_room(inputs: Inputs, method: Method[Any, Any]) -> None:
         raise UserError(
             f"{key}: got texts of {cut} tokens in the first rounds, of which the template takes {template}; expected more; raise {key}"
         )
-
-
-def max_length(config: Config) -> int:
-    """Tokens that an example is cut to."""
-    if is_instruction(config):
-        return config.data.max_length or DEFAULT_MAX_LENGTH_ANSWERS
-    return config.data.max_length or (DEFAULT_MAX_LENGTH_PAIRS if reads_pairs(config) else DEFAULT_MAX_LENGTH)
-
-
-def reads_pairs(config: Config) -> bool:
-    """Whether an example has two texts."""
-    named = None if config.data.task is None else TASKS.get(config.data.task)
-    return config.data.pair_column is not None or (named is not None and named.pair)

@@ -47,27 +47,28 @@ def chat_card(
     who = "the global model" if adapter.client is None else f"client {' '.join(adapter.client.split())}"
     weights = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in files.items()) or f"- loaded by its id{at_revision(base)}"
     learned = "the answers" if chat.loss_on == "answers" else "the whole text"
+    what = "LoRA adapter" if adapter.own_kind is None else f"{adapter.own_kind} (an adapter that fibecfed loads)"
     asked = "in the chat template that lies beside it" if chat.template else "as it is, without a chat template"
     return f"""---
 base_model: {json.dumps(base.published)}
-library_name: peft
+library_name: {"peft" if adapter.own_kind is None else "fibecfed"}
 pipeline_tag: text-generation
-tags: [text-generation, federated-learning, lora, fibecfed]
+tags: [text-generation, federated-learning{", lora" if adapter.own_kind is None else ""}, fibecfed]
 ---
 
 # Adapter of {who}
 
-A LoRA adapter for `{base.published}` that answers prompts, made by federated fine-tuning with fibecfed (method `{summary["method"]}`): the
+A {what} for `{base.published}` that answers prompts, made by federated fine-tuning with fibecfed (method `{summary["method"]}`): the
 training texts stayed with their clients. It was trained on {learned} of examples of at most {chat.max_length} tokens, on the mean loss of
 a step's {chat.objective}s, and is asked {asked}.
 {other_weights(base)}
 ## Use it
 
 In this folder{", with the base model's folder in it," if base.local else ""} where torch, transformers and peft are installed\
-{", and fibecfed" if base.packaged or adapter.beside_weights else ""}:
+{", and fibecfed" if base.packaged or adapter.beside_weights or adapter.own_kind else ""}:
 
 ```python
-{_snippet(base, chat, beside_weights=adapter.beside_weights)}
+{_snippet(base, chat, own_adapter=adapter.own_kind is not None, beside_weights=adapter.beside_weights)}
 ```
 
 ## How it did
@@ -92,18 +93,19 @@ Settings; what is not named has its default:
 """
 
 
-def _snippet(base: Base, chat: Chat, *, beside_weights: bool) -> str:
+def _snippet(base: Base, chat: Chat, *, own_adapter: bool, beside_weights: bool) -> str:
     """Python that ends in an answer. It is run in the adapter's folder."""
-    imports = ["import torch", *(["import fibecfed"] if base.packaged else []), "from peft import PeftModel"]
-    imports += ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    imports = ["import torch", *(["import fibecfed"] if base.packaged else []), *([] if own_adapter else ["from peft import PeftModel"])]
+    imports += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{', GenerationConfig' if own_adapter else ''}"]
     imports += ["from fibecfed.models.export import add_delta"] if beside_weights else []
+    imports += ["from fibecfed.models.own_adapters import load_answers"] if own_adapter else []
     load = [
         'folder = "."  # of this card',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         "base = AutoModelForCausalLM.from_pretrained(",
         *(f"    {line}" for line in arguments(base, of_classes=False)),
         ")",
-        "model = PeftModel.from_pretrained(base, folder).eval()",
+        "task = load_answers(base, folder)" if own_adapter else "model = PeftModel.from_pretrained(base, folder).eval()",
     ]
     load += ["add_delta(model, folder)  # once: what this method adds to the frozen weights, beside the adapter"] if beside_weights else []
     if chat.template:
@@ -112,11 +114,19 @@ def _snippet(base: Base, chat: Chat, *, beside_weights: bool) -> str:
         ask += ['batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")']
     else:
         ask = ['batch = tokenizer("a prompt", return_tensors="pt")']
-    ask += [
-        "with torch.no_grad():",
-        "    tokens = model.generate(**batch, do_sample=False, max_new_tokens=256)",
-        'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]
+    if own_adapter:
+        ask += [
+            "stops = GenerationConfig.from_pretrained(folder).eos_token_id",
+            'prompts = batch["input_ids"].tolist()',
+            "(tokens,) = task.generate(task.params(), prompts, stop_ids=stops, max_new_tokens=256)",
+            "print(tokenizer.decode(tokens, skip_special_tokens=True))",
+        ]
+    else:
+        ask += [
+            "with torch.no_grad():",
+            "    tokens = model.generate(**batch, do_sample=False, max_new_tokens=256)",
+            'print(tokenizer.decode(tokens[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
     return "\n".join([*imports, "", *load, "", *ask])
 
 

@@ -84,7 +84,7 @@ def model_section(prepared: Prepared, params: Params) -> Section:
         f"Model: {published}, {frozen:,} frozen parameters in {takes}, {task.num_layers} layers; {task.device.type}, {task.precision}; "
         f"trained: {_adapter(prepared.inputs.config)}"
     )
-    return title, as_table(("trained", "tensors", "values", "bytes"), _by_layer(prepared, params))
+    return title, as_table(("adapter and head", "tensors", "values", "bytes"), _by_layer(prepared, params))
 
 
 def _adapter(config: Config) -> str:
@@ -118,13 +118,19 @@ def _is_norm(name: str) -> bool:
 
 
 def _by_layer(prepared: Prepared, params: Params) -> list[tuple[str, ...]]:
-    task = prepared.task
-    parts: dict[str, list[Tensor]] = {f"layer {layer}": [] for layer in range(task.num_layers)}
+    task, method = prepared.task, getattr(prepared.method, "inner", prepared.method)  # without the local training at the end
+    depth = getattr(method, "depth", None)
+    trained = () if depth is None else depth.at_start(task.num_layers)
+    left = set(range(task.num_layers)) - set(trained) if trained else set[int]()
+    titles = [f"layer {layer}{', not trained' if layer in left else ''}" for layer in range(task.num_layers)]
+    parts: dict[str, list[Tensor]] = {title: [] for title in titles}
     for name, value in params.items():
         layer = task.layer_of(name)
         outside = "adapter" if name.startswith("adapter.") else "norms outside the layers" if _is_norm(name) else "head"
-        parts.setdefault(outside if layer is None else f"layer {layer}", []).append(value)
+        parts.setdefault(outside if layer is None else titles[layer], []).append(value)
     parts["together"] = list(params.values())
+    if left:
+        parts["of these trained"] = [value for name, value in params.items() if task.layer_of(name) not in left]
     return [
         (title, str(len(tensors)), f"{num_values(tensors):,}", decimal(sum(tensor.nbytes for tensor in tensors)))
         for title, tensors in parts.items()

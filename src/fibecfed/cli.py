@@ -264,15 +264,19 @@ def init(
 
 
 @flower.command("init")
-def flower_init(folder: Annotated[Path, path_argument("FOLDER", "A new or empty folder.")]) -> None:
+def flower_init(
+    folder: Annotated[Path, path_argument("FOLDER", "A new or empty folder.")],
+    task: Annotated[Kind, typer.Option(help="What the data are: texts with classes, or prompts with answers.")] = Kind.classification,
+) -> None:
     """Write the Flower app of a federation and its configuration."""
     with exit_codes():
         from .deploy import folder as deploy_folder
 
-        deploy_folder.make(folder)
+        deploy_folder.make(folder, task)
         config, environment = folder / deploy_folder.CONFIG, folder / deploy_folder.ENVIRONMENT
+        first = "data.labels" if task is Kind.classification else "model.name"
         typer.echo(
-            f"{folder} written. Set data.labels in {config} and copy that file to every client; then, as in docs/deploy.md:\n"
+            f"{folder} written. Set {first} in {config} and copy that file to every client; then, as in docs/deploy.md:\n"
             f"  . {environment}\n  flwr run {folder} production --stream"
         )
 

@@ -53,6 +53,9 @@ def client(
     text_column: Annotated[str | None, typer.Option(help="Column of the (first) text. [default: as in the configuration]")] = None,
     pair_column: Annotated[str | None, typer.Option(help="Column of the second text, for tasks on pairs.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the label. [default: as in the configuration]")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="For answers: column of the prompts.")] = None,
+    completion_column: Annotated[str | None, typer.Option(help="For answers: column of what is to be answered.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="For answers: column of conversations.")] = None,
     socket: Annotated[Path, path_option("Socket through which the SuperNode reaches this client. [default: fibecfed.sock]")] = Path(
         "fibecfed.sock"
     ),
@@ -102,6 +105,9 @@ def client(
             "data.text_column": text_column,
             "data.pair_column": pair_column,
             "data.label_column": label_column,
+            "data.prompt_column": prompt_column,
+            "data.completion_column": completion_column,
+            "data.messages_column": messages_column,
             "training.device": device,
             "resources.threads": threads,
         }

@@ -57,6 +57,8 @@ def data_section(prepared: Prepared) -> Section:
         spread = ", ".join(f"{length:,}" for length in quantiles(lengths))
         cut = int((lengths > data.max_length).sum())
         rows.append((part, f"{len(examples):,}", _by_class(data, part), spread, f"{cut:,}"))
+    if data.label_names is None:
+        header, rows = (*header[:2], *header[3:]), [(*row[:2], *row[3:]) for row in rows]
     return "\n".join(("Data", *data.read)), as_table(header, rows)
 
 

@@ -20,7 +20,7 @@ from .core.files import CONFIG, FLOWER, RECORDS, SUMMARY
 from .core.metrics import METRICS
 from .core.terminal import escaped
 from .core.units import count, duration
-from .engine.baselines import metric_of, remarks
+from .engine.baselines import metric_of, other_scores, remarks
 from .engine.events import DataInspected, Evaluated, Event, Finished, PhaseStarted, RoundDone, Started, StoppedEarly, Warned
 from .methods.selected import in_short, in_words
 from .privacy.statement import rounded_up
@@ -233,6 +233,8 @@ def _scores(summary: Mapping[str, Any]) -> Table:
     for name, row in rows.items():
         if row is not None:
             table.add_row(name, *(metric.text(row[key]) for key in ("pooled_personalised", "global", "worst_decile")))
+    for other, own, server in other_scores(summary):
+        table.add_row(other.title, other.text(own), other.text(server), "-")
     if metric.unit == "%" and (saved := summary.get("saved")) and saved["majority"] is not None:
         table.add_row("above majority class", *(_gain(saved[a], saved[b]) for a, b in _BESIDE), "-")
     return table

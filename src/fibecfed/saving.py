@@ -16,7 +16,7 @@ from urllib.parse import quote
 from safetensors import SafetensorError
 
 from .adapters.options import called
-from .build import Prepared, is_instruction, max_length, num_clients, reads_pairs
+from .build import Prepared, num_clients
 from .chat_card import Chat, chat_card
 from .config import Config, flat, keys, show
 from .core.errors import RunFailed
@@ -32,6 +32,7 @@ from .models.export import link_tokenizer, save_adapter, save_generation, save_t
 from .models.packaged import PACKAGED
 from .models.revision import commit_of
 from .models.tokenizers import stop_ids
+from .reading import is_instruction, max_length, reads_pairs
 from .snippet import Base, Reading, about_labels
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ def save(
         if is_instruction(config):
             save_generation(folder, stop_ids(source, inputs.tokenizer), inputs.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         if tokenizer_in is None or not link_tokenizer(tokenizer_in, folder):
-            save_tokenizer(inputs.tokenizer, folder, max_length(config))
+            # a class is told from as much of a text as was trained with; a prompt may be as long as the model reads
+            save_tokenizer(inputs.tokenizer, folder, None if is_instruction(config) else max_length(config))
     except SafetensorError as error:  # what its writer makes of a full disk
         raise RunFailed(f"{folder} could not be written: {error}") from error
     logger.debug("%s written", folder)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .build import MakeMethod, Prepared, ReadData, prepare
+from .build import MakeMethod, Prepared, prepare
 from .client_manager import Connect, simulated
 from .config import Config, changed_settings, flat, load, lost, reject_lasting, to_toml
 from .core.errors import RunFailed, UserError
@@ -41,6 +41,7 @@ from .models.kept import KeptWeights
 from .privacy.ledger import forget
 from .private_run import ends_after, held_by, kept_of, private_of, reject_nothing, scores_nothing, scores_with_noise
 from .provenance import changed_conditions, header_of, reject_other_inputs, reject_other_settings
+from .reading import ReadData
 from .tracking.contract import TrackedRun
 from .tracking.feed import Tracking
 from .tracking.sinks import reject_missing

@@ -15,7 +15,7 @@ from chats import CHATML, DONE, SAID, as_messages, chat_tokenizer
 from fibecfed.core.errors import UserError
 from fibecfed.data.answers import AnswerSplit, Cuts, Encoder
 from fibecfed.data.conversations import Conversation, Joined, Message, Rows, rows_of
-from fibecfed.data.options import DataOptions
+from fibecfed.data.options import DataOptions, template_text
 from fibecfed.data.rendering import Template, Unfit
 
 TRL = json.loads((Path(__file__).parents[1] / "references" / "trl-labels.json").read_text(encoding="utf-8"))
@@ -185,6 +185,8 @@ NO_END = CHATML.replace("<|im_end|>", "")
 TWICE = "<s><s>" + CHATML
 CHANGES = CHATML.replace("message['content']", "message['content'] | upper")
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('Only user and assistant') }}{% endif %}" + CHATML
+DEAF = CHATML.replace("message['content']", "(message['content'] if message['role'] != 'system' else '')")
+SHOUTS = CHATML.replace("message['content']", "(message['content'] if message['role'] == 'assistant' else message['content'] | upper)")
 BAD: list[tuple[str, list[dict[str, Any]], str]] = [
     (
         REWRITES,
@@ -203,6 +205,9 @@ BAD: list[tuple[str, list[dict[str, Any]], str]] = [
     ),
     (TWICE, [{"prompt": "a", "completion": "ls"}], "row 1 .* the text begins with '<s>' twice, expected it once"),
     (CHANGES, [{"prompt": "a", "completion": "ls"}], "row 1 .* does not hold the answer of message 2 as it is written"),
+    (DEAF, [of(("system", "s s"), ("user", "u"), ("assistant", "a"))], r"row 1 .* does not hold message 1 \(system\) as it is written"),
+    (SHOUTS, [of(("user", "list it"), ("assistant", "a"))], r"row 1 .* does not hold message 1 \(user\) as it is written"),
+    (CHATML, [of(("assistant", "a"), ("user", "u"), ("assistant", "b"))], "row 1 .* begins with an assistant's message, .* put a user's"),
     (STRICT, [of(("system", "s"), ("user", "u"), ("assistant", "a"))], "row 1 .* rejects the conversation .*: Only user and assistant"),
 ]
 
@@ -211,6 +216,18 @@ BAD: list[tuple[str, list[dict[str, Any]], str]] = [
 def test_a_template_that_cannot_be_learned_from_is_refused_with_the_row(template: str, table: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         encoder(template).encode(read(table))
+
+
+@pytest.mark.parametrize("source", ["{{", "{% for m in messages %}{{ m.content }}"])
+def test_a_template_that_is_no_jinja_is_refused_before_a_row(source: str) -> None:
+    with pytest.raises(Unfit, match=r"got a template that is no Jinja \(.*, line 1\); fix it"):
+        Template(chat_tokenizer(CHATML), source)
+
+
+def test_a_file_without_a_template_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.jinja").touch()
+    with pytest.raises(UserError, match=r"data.chat_template: .*empty.jinja holds no template, expected Jinja"):
+        template_text(str(tmp_path / "empty.jinja"))
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:
@@ -245,6 +262,16 @@ WRONG: list[tuple[list[dict[str, Any]], str]] = [
         "column 'completion', row 1 .*: got a message of the role 'user'",
     ),
     ([{"prompt": "a", "answer": "b"}], "there is no column 'completion'; the file has 'prompt', 'answer'"),
+    (
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}],
+        "column 'messages', row 1 .*, message 2: got tool_calls, which cannot be learned from here",
+    ),
+    (
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}],
+        "row 1 .*, message 2: got weight 0, expected none or 1",
+    ),
+    ([{"messages": "[{'role': 'user', 'content': 'x'}]"}], r"text that is no JSON, with double quotes \(json.dumps writes it\): Expect"),
+    ([{"messages": '[{"role": "user", "content": "x"'}], r"got text that is no JSON: Expecting ',' delimiter: line 1 column 33"),
     ([{"prompt": "a", "completion": "half \ud800"}], "an unpaired surrogate"),
 ]  # fmt: skip
 
@@ -265,6 +292,19 @@ def test_no_message_of_an_error_shows_a_whole_text() -> None:
         with pytest.raises(UserError) as error:
             read(table)
         assert secret not in str(error.value)
+
+
+def test_keys_of_messages_that_are_not_read_are_told() -> None:
+    user = {"role": "user", "content": "a", "name": "ann", "weight": 0, "tool_calls": None}
+    found = read([{"messages": [user, {"role": "assistant", "content": "b", "weight": 1, "thinking": "", "function_call": {}}]}])
+    assert found.notes == ("rows.jsonl: of messages role and content alone are read, and not 'name'",)
+
+
+def test_plain_text_with_a_template_is_refused_since_the_model_would_be_asked_by_it() -> None:
+    with pytest.raises(UserError, match=r"got plain text in 'text', which is trained on as it is, .* set `data.chat_template` = \"none\""):
+        read([{"text": "a"}])
+    split = encoder(None).encode(read([{"text": "a b c"}], joined=True))
+    assert split.plain and not encoder(None).encode(read([{"prompt": "a", "completion": "b"}], joined=True)).plain
 
 
 def test_one_of_two_shapes_can_be_chosen() -> None:

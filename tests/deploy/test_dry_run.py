@@ -11,11 +11,12 @@ from saved import save_backbone
 from tiny_federation import COMMON
 from typer.testing import CliRunner
 
-from fibecfed.build import assumed, prepare
+from fibecfed.build import prepare
 from fibecfed.check import plan_traffic
 from fibecfed.cli import app
 from fibecfed.config import load
 from fibecfed.deploy import client as client_module
+from fibecfed.reading import assumed
 
 FEDERATION = 'rounds = 3\nclients_per_round = 2\npartition = "machines"'
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from saved import adapter_files, interrupted_at, save_backbone
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import fibecfed
 from fibecfed import check, session
 from fibecfed.comparison.report.comparison import read_report, write_report
 from fibecfed.comparison.report.one.report import show
@@ -22,7 +23,9 @@ from fibecfed.core.errors import UserError
 from fibecfed.core.files import ANSWERS
 from fibecfed.core.metrics import METRICS
 from fibecfed.methods.catalogue import METHODS as METHOD_KINDS
+from fibecfed.progress import show_summary
 from fibecfed.trained.answers import load as load_answers
+from fibecfed.trained.export import export
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora"},
@@ -35,9 +38,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-UNFIT = (
-    "self-evolution", "adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "idpg", "attempt", "lpt", "fedpeptao", "momd", "moms-adamw",
-)  # fmt: skip
+UNFIT = ("self-evolution", "idpg", "attempt", "lpt")
+OWN = ("adapter", "prompt-tuning", "fedprompt", "p-tuning-v2", "fedpeptao", "momd", "moms-adamw")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,31 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_method_on_lora_trains_on_answers(kind: str, folder: Path, tmp_path: Path) -> None:
     summary = session.start(chat_config(folder, method={"kind": kind}, federation={"rounds": 2}), tmp_path / "run", adapters=False)
     assert summary["scores"]["pooled_personalised"] < summary["scores"]["untrained"]["pooled_personalised"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "prompt-tuning", "p-tuning-v2"])
+def test_other_adapters_answer_by_their_card_and_by_generate_and_are_not_merged(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    session.start(chat_config(folder, method={"kind": kind}, evaluation={"generate": 2, "max_new_tokens": 6}), out)
+    expected = load_answers(out).answer(["a prompt"], 16)[0]
+    card = (out / "global" / "README.md").read_text()
+    assert "LoRA" not in card and "peft" not in card.partition("## Use it")[0]
+    code = card.partition("```python\n")[2].partition("```")[0]
+    (out / "global" / "model").symlink_to(folder / "model")
+    monkeypatch.chdir(out / "global")
+    printed: list[str] = []
+    exec(compile(code.replace("=256", "=16"), "card", "exec"), {"print": lambda text: printed.append(text)})
+    assert printed == [expected.text]
+    (out / "global" / "model").unlink()
+    with pytest.raises(UserError, match=f"--merged: got an adapter of the method {kind}, which is no part of the weights"):
+        export(out, None, {"merged": tmp_path / "merged"})
+    with pytest.raises(
+        UserError, match="it cannot be merged into the weights of the base model, but a pipeline needs that; use `fibecfed gen"
+    ):
+        fibecfed.load_model(out)
+    assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize("kind", UNFIT)
@@ -181,13 +208,9 @@ RULES: list[tuple[dict[str, Any], str]] = [
         {"federation": {"partition": "dirichlet"}, "data": {"client_column": None}},
         'federation.partition: got "dirichlet" for examples without',
     ),
-    (
-        {"federation": {"partition": "machines"}, "data": {"client_column": None, "path": None}},
-        'got "machines" with `data.kind` = "instruc',
-    ),
     ({"method": {"kind": "lora", "head": "personal"}}, 'method.head: got "personal" with `data.kind` = "instruction"'),
     ({"method": {"kind": "self-evolution"}}, 'method.kind: got "self-evolution", which needs the probabilities of classes'),
-    ({"method": {"kind": "prompt-tuning"}}, 'method.kind: got "[a-z-]+", whose adapter is trained with a classification head'),
+    ({"method": {"kind": "idpg"}}, 'method.kind: got "idpg", which makes its prompt from the whole text, with'),
     ({"evaluation": {"generate": 2}, "data": {"loss_on": "all"}}, 'evaluation.generate: got 2 with `data.loss_on` = "all"'),
     ({"model": {"head": "last"}}, 'model.head: got "last" with `data.kind` = "instruction", which trains no head'),
     (
@@ -203,11 +226,27 @@ def test_keys_that_do_not_go_with_answers_are_refused(tables: dict[str, Any], sa
         chat_config(folder, **tables)
 
 
+def test_plain_text_has_no_prompts_to_answer(folder: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "text.jsonl", [{"text": row["completion"], "client": row["client"]} for row in rows()])
+    data = {"path": str(tmp_path / "text.jsonl"), "chat_template": "none"}
+    with pytest.raises(UserError, match=r"evaluation.generate: got 2 with plain text .*, which has no prompts to answer"):
+        session.start(chat_config(folder, data=data, evaluation={"generate": 2}), tmp_path / "run")
+    assert session.start(chat_config(folder, data=data, method=METHODS["lora"]), tmp_path / "other")["scores"]["global"] > 0
+
+
 def test_answers_are_generated_after_the_last_round_and_only_sums_are_recorded(folder: Path, tmp_path: Path) -> None:
     plain = chat_config(folder, method=METHODS["fibecfed"])
     config = chat_config(folder, method=METHODS["fibecfed"], evaluation={"generate": 2, "max_new_tokens": 6})
     summary = session.start(config, tmp_path / "run")
     assert summary["adapters"] == session.start(plain, tmp_path / "plain")["adapters"]
+    console = Console(file=io.StringIO(), width=80)
+    show_summary(console, summary, tmp_path / "run")
+    show(read_report(tmp_path / "run"), console)
+    shown = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # pyright: ignore[reportAttributeAccessIssue]
+    for name, title in (("rouge_l", "Rouge-L"), ("stop_rate", "stop rate"), ("perplexity", "perplexity")):
+        own, server = (METRICS[name].text(summary["scores"]["metrics"][whose][name]) for whose in ("personalised", "global"))
+        assert f"{title} {own} {server} -" in shown and f"{title} {own} {server}" in shown
+    assert not any("ost frequent class" in line for line in shown)
     metrics = summary["scores"]["metrics"]
     for whose in ("personalised", "global"):
         assert all(0 <= metrics[whose][name] <= 1 for name in ("exact_match", "rouge_l", "stop_rate"))

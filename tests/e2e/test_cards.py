@@ -18,11 +18,12 @@ from made_gguf import write_gguf
 from saved import run_config, save_backbone, save_language_model, write_reviews
 
 from fibecfed import session
-from fibecfed.build import max_length, read_inputs
+from fibecfed.build import read_inputs
 from fibecfed.config import Config
 from fibecfed.data.sources import TextSplit
 from fibecfed.data.tokenise import tokenise
 from fibecfed.models import packaged
+from fibecfed.reading import max_length
 
 TEXTS = {"good": "great story is great is witty", "bad": "bad the scene bad stale"}  # of reviews.csv
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from fibecfed import check, session
 from fibecfed.build import prepare
+from fibecfed.config import load
 from fibecfed.core.errors import UserError
 
 FIBECFED = {"kind": "fibecfed", "score_after": 1, "layers": {"importance_clients": 2}}
@@ -72,6 +73,17 @@ def test_in_bfloat16_what_is_trained_norms_and_the_output_layer_are_in_float32(f
 def test_bfloat16_weights_compute_in_nothing_else(folder: Path) -> None:
     with pytest.raises(UserError, match=r'model.dtype: got "bfloat16" with `training.precision` = "float32"'):
         chat_config(folder, model={"dtype": "bfloat16"})
+
+
+def test_check_prices_the_configuration_of_a_model_of_8_billion_parameters_on_a_small_one_in_its_place(folder: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra qlora")
+    file = Path(__file__).parents[2] / "configs" / "llama-8b.toml"
+    small = (f"model.name={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}", "federation.clients_per_round=2")
+    console = Console(file=io.StringIO(), width=200)
+    check.report(load(file, (*small, "training.device=cpu")).config, console)
+    said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "(nf4), 2 layers; cpu, bf16; trained: LoRA of rank 16 on all-linear" in said
+    assert all(text in said for text in ("optimiser steps", "memory", "up, each", "a step"))
 
 
 def test_check_says_what_the_frozen_part_takes(folder: Path) -> None:

@@ -12,13 +12,14 @@ from rich.console import Console
 from saved import save_backbone
 from tiny_federation import COMMON, NAMES, write_data
 
-from fibecfed.build import only, prepare
+from fibecfed.build import prepare
 from fibecfed.config import load
 from fibecfed.deploy import server
 from fibecfed.deploy.client import _resident
 from fibecfed.engine.flower.resident import Resident
 from fibecfed.privacy.options import HELPER
 from fibecfed.progress import Progress
+from fibecfed.reading import only
 
 
 class Killed(BaseException):

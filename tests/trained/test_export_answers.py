@@ -15,8 +15,9 @@ import pytest
 import safetensors.torch
 import torch
 from answer_runs import save_chats, trained
-from chats import CHATML
+from chats import CHATML, chat_tokenizer
 from peft import PeftModel
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer.testing import CliRunner
 
@@ -244,6 +245,26 @@ def test_a_modelfile_has_the_chat_template_as_ollama_writes_it(
     messages = [{"role": role, "content": said} for pair in turns for role, said in zip(("user", "assistant"), pair, strict=True)]
     messages = messages if system is None else [{"role": "system", "content": system}, *messages]
     assert ollama(found[1], found[2], turns) == reading.tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_a_modelfile_keeps_the_first_token_unless_the_tokenizer_writes_it_itself(tmp_path: Path) -> None:
+    save_chats(tmp_path)
+    tokenizer = chat_tokenizer(CHATML, bos_token="<|im_start|>")
+    tokenizer.save_pretrained(tmp_path / "model")
+    reading = load_reading(find(trained(tmp_path, "run", federation={"rounds": 1})))
+    assert 'TEMPLATE """{{ if .System }}<|im_start|>system\n' in modelfile(reading, "./model")
+    adding = chat_tokenizer("<s>" + CHATML)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    adding.save_pretrained(tmp_path / "model")
+    reading = load_reading(find(trained(tmp_path, "adding", federation={"rounds": 1})))
+    assert 'TEMPLATE """{{ if .System }}<|im_start|>system\n' in modelfile(reading, "./model")
+
+
+def test_a_prompt_may_be_longer_than_the_examples_of_training(run: Path, chats: Path, tmp_path: Path) -> None:
+    base = AutoTokenizer.from_pretrained(chats / "model").model_max_length
+    assert call(run, "--merged", tmp_path / "merged")[0] == 0
+    for folder in (run / "global", run / "clients" / "c1", tmp_path / "merged"):
+        assert AutoTokenizer.from_pretrained(folder).model_max_length == base > 64
 
 
 def test_load_model_is_a_text_generation_pipeline(run: Path) -> None:

@@ -115,6 +115,16 @@ class Adapter(Protocol):
         """The body's last hidden state with the adapter at work, (batch, num_positions + token, hidden)."""
         ...
 
+    def go_on(self, body: Body, inputs: Inputs) -> Tensor:
+        """The hidden states of tokens that follow a text which `run` has read into inputs["past_key_values"], (batch, token, hidden).
+
+        Of those in `adapters.options.ANSWERING` alone.
+
+        Args:
+            inputs: of the new tokens, with the mask and the positions of the text and of them.
+        """
+        ...
+
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:
         """What its tensor `name`, now `value`, starts from; `vocabulary` are the body's embeddings of words, (words, hidden)."""
         ...
@@ -140,6 +150,14 @@ def before_text(inputs: Inputs, front: Tensor, embeddings: Tensor, *, first_posi
         kinds = inputs["token_type_ids"]
         new["token_type_ids"] = torch.cat([kinds.new_zeros(size, m), kinds], 1)
     return new
+
+
+def behind(inputs: Inputs, front: int, *, shift: int) -> dict[str, Any]:
+    """Arguments of a call on tokens that follow a text in the cache, before which stand `front` positions; positions move by `shift`."""
+    mask = inputs["attention_mask"]
+    seen = torch.cat([mask.new_ones(len(mask), front), mask], 1)
+    moved = {"position_ids": inputs["position_ids"] + shift} if "position_ids" in inputs else {}
+    return {**inputs, "attention_mask": seen, **moved}
 
 
 def run_with_prompts(body: Body, inputs: Inputs, prompts: Tensor, embeddings: Tensor) -> Tensor:

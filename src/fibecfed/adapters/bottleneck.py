@@ -55,6 +55,9 @@ class Bottlenecks(nn.Module):
             for handle in handles:
                 handle.remove()
 
+    def go_on(self, body: Body, inputs: Inputs) -> Tensor:
+        return self.run(body, inputs)
+
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:
         if value.ndim == 1:
             return torch.zeros_like(value)

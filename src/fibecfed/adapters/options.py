@@ -72,6 +72,10 @@ ADAPTERS: dict[str, type[Options]] = {
 """What an adapter is called in files and messages -> its options."""
 
 
+ANSWERING = ("bottleneck", "prompt", "prefix")
+"""Adapters that answers can be trained with: the others make their prompt from the whole text, the answer in it."""
+
+
 def called(adapter: Options) -> str:
     """The name of an adapter's kind."""
     return next(name for name, kind in ADAPTERS.items() if kind is type(adapter))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..core.errors import UserError
-from .body import Body, Inputs
+from .body import Body, Inputs, behind
 
 
 class Prefix(nn.Module):
@@ -38,7 +40,7 @@ class Prefix(nn.Module):
 
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         mask = inputs["attention_mask"]
-        cache = DynamicCache()
+        cache: Any = DynamicCache() if inputs.get("past_key_values") is None else inputs["past_key_values"]
         for number, layer in enumerate(self.layers):
             cache.update(self._by_head(layer.key, len(mask)), self._by_head(layer.value, len(mask)), number)  # pyright: ignore[reportArgumentType]
         length = cache.get_seq_length()
@@ -47,6 +49,9 @@ class Prefix(nn.Module):
         if any(cache.get_seq_length(number) != seen.shape[1] for number in range(len(self.layers))):
             raise UserError(f"method.kind: a prefix cannot be used with a {type(body.module).__name__}: its blocks pass by past_key_values")
         return hidden
+
+    def go_on(self, body: Body, inputs: Inputs) -> Tensor:
+        return body(behind(inputs, len(self.layers[0].key), shift=0))  # pyright: ignore[reportArgumentType]
 
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:
         return (torch.randn(value.shape, generator=generator) * self.spread).to(value.dtype)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .body import Body, Inputs, run_with_prompts
+from .body import Body, Inputs, behind, run_with_prompts
 
 
 class SoftPrompt(nn.Module):
@@ -38,6 +38,9 @@ class SoftPrompt(nn.Module):
     def run(self, body: Body, inputs: Inputs) -> Tensor:
         embeddings = body.embeddings(inputs)
         return run_with_prompts(body, inputs, self.prompt.expand(len(embeddings), -1, -1), embeddings)
+
+    def go_on(self, body: Body, inputs: Inputs) -> Tensor:
+        return body(behind(inputs, self.num_positions, shift=self.num_positions))
 
     def draw(self, name: str, value: Tensor, generator: torch.Generator, vocabulary: Tensor) -> Tensor:
         return drawn_prompt(value, self.start, generator, vocabulary)

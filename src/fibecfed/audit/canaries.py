@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import session
-from ..build import everyone, prepare
+from ..build import prepare
 from ..config import Config
 from ..core.rng import Key
 from ..core.task import Task
 from ..core.types import ClientId, Examples, Params
 from ..data.federated import FederatedData
+from ..reading import everyone
 from . import attacks
 from .figures import Interval, mean
 from .planting import Canaries, planted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from ..adapters.options import ANSWERING, called
 from ..core.metrics import OF_WRITTEN
 from ..data.instruction_sets import INSTRUCTION_SETS
 from ..data.options import NO_TEMPLATE, DataOptions
@@ -109,20 +110,15 @@ def of_kind(config: Tables) -> Iterator[str]:
             yield f"data.{name}: got {column!r}, which is `data.{columns[column]}` already; name another column"
         elif column is not None:
             columns[column] = name
-    if config.federation.partition == "machines":
-        yield (
-            'federation.partition: got "machines" with `data.kind` = "instruction", which only clients on one machine are trained on so '
-            'far; set "column" or "iid"'
-        )
     if config.model.head != "full":
         yield f'model.head: got "{config.model.head}" with `data.kind` = "instruction", which trains no head; remove it'
     kind = config.method.model_dump()["kind"]
     if getattr(config.method, "head", None) == "personal" != type(config.method).model_fields["head"].default:
         yield 'method.head: got "personal" with `data.kind` = "instruction", which trains no head; remove it'
-    if getattr(config.method, "adapter", None) is not None:
+    if (adapter := getattr(config.method, "adapter", None)) is not None and called(adapter) not in ANSWERING:
         yield (
-            f'method.kind: got "{kind}", whose adapter is trained with a classification head, with `data.kind` = "instruction"; choose a '
-            "LoRA method"
+            f'method.kind: got "{kind}", which makes its prompt from the whole text, with `data.kind` = "instruction", where the answer is '
+            'part of that; choose a LoRA method, "adapter", "prompt-tuning" or "p-tuning-v2"'
         )
 
 

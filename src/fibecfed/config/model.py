@@ -140,19 +140,32 @@ _FOR_MACHINES = (
 )  # fmt: skip
 
 
-def federation_toml() -> str:
-    """A commented configuration for a federation across machines."""
-    chosen = [key for key in keys(DEFAULT_KIND) if key.name in _FOR_MACHINES]
-    values = {key.name: key.default for key in chosen} | {
-        "data.labels": ("negative", "positive"),
-        "federation.clients": 3,
-        "federation.clients_per_round": 3,
-        "federation.partition": "machines",
-        "federation.on_failure": "drop",
-        "federation.round_timeout_s": 600.0,  # what Flower loses would else be waited for a day
-        "federation.max_samples": 100_000,
-        "federation.max_update_norm": 1000.0,
-    }
+_FOR_MACHINES_ANSWERS = ("data.kind", "data.system", "data.loss_on", "data.chat_template", "training.objective")
+
+
+def federation_toml(kind: str = "classification") -> str:
+    """A commented configuration for a federation across machines.
+
+    Args:
+        kind: of the data, as `data.kind`.
+    """
+    answers = kind == "instruction"
+    names = {*_FOR_MACHINES, *_FOR_MACHINES_ANSWERS} - {"data.labels"} if answers else _FOR_MACHINES
+    chosen = [key for key in keys(DEFAULT_KIND) if key.name in names]
+    own = {"data.kind": kind, "model.name": "smollm2-135m", "training.learning_rate": 1e-3}
+    values = (
+        {key.name: key.default for key in chosen}
+        | (own if answers else {"data.labels": ("negative", "positive")})
+        | {
+            "federation.clients": 3,
+            "federation.clients_per_round": 3,
+            "federation.partition": "machines",
+            "federation.on_failure": "drop",
+            "federation.round_timeout_s": 600.0,  # what Flower loses would else be waited for a day
+            "federation.max_samples": 10_000_000 if answers else 100_000,
+            "federation.max_update_norm": 1000.0,
+        }
+    )
     title = (
         "A configuration of fibecfed for a federation across machines: the same file on the server and on every client.\n"
         "The location of a client's data is given to `fibecfed client`; it is not part of this file."

@@ -43,12 +43,14 @@ class AnswerSplit:
     Attributes:
         clients: the client each example belongs to; None without `data.client_column`.
         notes: what the user has to be told, as sentences.
+        plain: they are plain text, without prompts.
     """
 
     table: TokenTable
     clients: list[str] | None
     cuts: Cuts = Cuts()
     notes: tuple[str, ...] = ()
+    plain: bool = False
 
     labels = None
 
@@ -141,7 +143,8 @@ class Encoder:
         )
         clients = None if rows.clients is None else [rows.clients[place] for place in kept]
         cuts = Cuts(len(cut["prompt"]), len(cut["answer"]), len(rows.examples) - len(kept), len(cut["end"]))
-        return AnswerSplit(table, clients, cuts, tuple(self._told(rows, cut)))
+        plain = all(isinstance(one, Joined) and not one.prompt for one in rows.examples)
+        return AnswerSplit(table, clients, cuts, tuple(self._told(rows, cut)), plain)
 
     def _bare(self, rows: Rows, kept: Sequence[int]) -> TokenTable:
         """The examples at `kept` with empty prompts; of one that is cut other tokens may be left than of the whole."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from ..core.errors import UserError
@@ -15,6 +15,10 @@ from .user_files import check_columns
 from .values import Located, all_missing, clients_of, is_missing, reject_halves
 
 ROLES = ("system", "user", "assistant")
+CALLS = ("tool_calls", "function_call")
+"""Keys of an assistant's message that calls a tool."""
+READ = ("role", "content", "weight", *CALLS)
+"""Keys of a message that are looked at."""
 Shape: TypeAlias = Literal["prompt", "messages", "text"]
 KEYS = (
     "`data.prompt_column`, `data.completion_column`, `data.messages_column`, `data.text_column`, `data.system_column` or "
@@ -105,6 +109,11 @@ def rows_of(
     client = None if options.client_column is None else canonical(options.client_column)
     system = None if options.system_column is None else canonical(options.system_column)
     check_columns(source, [name for name in (*texts, system, client) if name is not None], names, KEYS)
+    if shape == "text" and not joined:
+        raise UserError(
+            f"{source}: got plain text in {shown(texts[0])}, which is trained on as it is, while the model would be asked by a chat "
+            'template; set `data.chat_template` = "none"'
+        )
     total = len(table[texts[0]])
     if not total:
         raise UserError(f"{source}: the file has no rows. Expected at least one example.")
@@ -130,6 +139,8 @@ def rows_of(
             examples.append(reader.messages(row, before, texts[0], held[texts[0]][row]))
         else:
             examples.append(Joined("", reader.text(row, texts[0], held[texts[0]][row])))
+    if reader.unread:
+        notes = (*notes, f"{source}: of messages role and content alone are read, and not {listed(reader.unread)}")
     clients, told = (None, []) if client is None else clients_of(place, client, held[client])
     if left_out:
         numbers = listed(row + 1 for row in sorted(left_out))
@@ -172,11 +183,13 @@ class _Reader:
 
     Attributes:
         where: names the place of a cell in errors.
+        unread: keys of messages that hold something and are not read, in order.
     """
 
     where: Located
     options: DataOptions
     joined: bool
+    unread: dict[str, None] = field(default_factory=dict)
 
     def system(self, row: int, column: str | None, value: Any) -> str | None:
         """The system message of a row, which may have none."""
@@ -217,7 +230,7 @@ class _Reader:
         """A conversation, of which every answer is learned."""
         value = _parsed(value)
         if not isinstance(value, list):
-            raise UserError(f"{self.where(column, row)}: got {_kind(value)}, expected a list of messages with role and content; fix it")
+            raise UserError(f"{self.where(column, row)}: got {_no_list(value)}, expected a list of messages with role and content; fix it")
         return self._whole(row, column, system, self._turns(row, column, value), None)
 
     def _whole(self, row: int, column: str, system: str | None, turns: tuple[Message, ...], last: int | None) -> Conversation:
@@ -246,6 +259,7 @@ class _Reader:
             where = f"{self.where(column, row)}, message {number}"
             if not isinstance(one, Mapping):
                 raise UserError(f"{where}: got {_kind(one)}, expected an object with role and content; fix it")
+            self._check_others(where, one)
             for name in ("role", "content"):
                 if not isinstance(one.get(name), str):
                     other = f" (it has {listed(one)})" if name not in one else ""
@@ -261,12 +275,45 @@ class _Reader:
             found.append(Message(role, content))
         return tuple(found)
 
+    def _check_others(self, where: str, message: Mapping[str, Any]) -> None:
+        """Reject keys that say what is to be learned and are not read; remember those that only are not read."""
+        self.unread.update({str(name): None for name, value in message.items() if name not in READ and _named(value)})
+        for name in CALLS:
+            if _named(message.get(name)):
+                raise UserError(
+                    f"{where}: got {name}, which cannot be learned from here, expected content alone; write the call into content as the "
+                    "model is to write it, or remove the row"
+                )
+        weight = message.get("weight")
+        if message.get("role") == "assistant" and _named(weight) and weight != 1:
+            raise UserError(
+                f"{where}: got weight {shown(weight)}, expected none or 1, since every answer counts the same; remove the key, or leave "
+                "out the messages from this one on"
+            )
+
+
+def _named(value: Any) -> bool:
+    """Whether a key of a message holds something."""
+    return not (is_missing(value) or value in ([], {}))
+
 
 def _kind(value: Any) -> str:
     """What a value is, without saying what is in it."""
     if isinstance(value, bool | int | float):
         return f"{shown(value)} (a number)"
     return {str: "text", list: "a list", dict: "an object", type(None): "nothing (null)"}.get(type(value), f"a {type(value).__name__}")
+
+
+def _no_list(value: Any) -> str:
+    """What stands where a list of messages is expected."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return _kind(value)
+    try:
+        json.loads(value)
+    except ValueError as error:
+        hint = ", with double quotes (json.dumps writes it)" if isinstance(error, json.JSONDecodeError) and "'" in value else ""
+        return f"text that is no JSON{hint}: {error}"
+    return _kind(value)
 
 
 def _parsed(value: Any) -> Any:

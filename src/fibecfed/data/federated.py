@@ -230,31 +230,32 @@ def absent(clients: Sequence[ClientId], label_names: Sequence[str] | None) -> Fe
 
 def made_up(
     clients: Sequence[ClientId],
-    label_names: Sequence[str],
+    dataset: TextDataset | AnswerDataset,
     tokenizer: Any,
     options: DataOptions,
     *,
-    different: int,
     each: int,
     prompt: Prompt | None = None,
 ) -> FederatedData:
-    """Training examples as long as `options` lets them be, for estimates where the data lie elsewhere.
+    """Training examples for estimates where the data lie elsewhere: every client holds those of `dataset` over and over.
 
     Args:
-        different: so many texts are made; a client holds them over and over.
+        dataset: as `made_up_texts` or `instructions.made_up_answers` make it.
         each: training examples of a client.
     """
-    length = options.max_length or DEFAULT_MAX_LENGTH_PAIRS
-    texts = ["data " * length] * different
-    labels = torch.arange(different) % len(label_names)
-    split = TextSplit(texts, texts if options.pair_column is not None else None, labels, None)
-    dataset = TextDataset(split, split, tuple(label_names), options.pair_column is not None, None, "synthetic")
     plain = options.model_copy(update={"max_train": None, "max_test": None, "validation_fraction": 0.0, "label_noise": 0.0})
     whole = federate(dataset, tokenizer, plain, clients=1, partition="iid", key=Key(0), prompt=prompt)
-    held = {"train": torch.arange(each) % different}
+    held = {"train": torch.arange(each) % len(dataset.train)}
     indices = {part: dict.fromkeys(clients, held.get(part, torch.empty(0, dtype=torch.int64))) for part in PARTS}
-    counts = {part: np.zeros((len(clients), len(label_names)), dtype=np.int64) for part in PARTS}
+    counts = {part: np.zeros((len(clients), len(dataset.label_names or " ")), dtype=np.int64) for part in PARTS}
     return replace(whole, partition=Partition("column", tuple(sorted(clients)), indices, counts))
+
+
+def made_up_texts(label_names: Sequence[str], options: DataOptions, different: int) -> TextDataset:
+    """So many texts as long as `options` lets them be, the classes in turn."""
+    texts = ["data " * (options.max_length or DEFAULT_MAX_LENGTH_PAIRS)] * different
+    split = TextSplit(texts, texts if options.pair_column is not None else None, torch.arange(different) % len(label_names), None)
+    return TextDataset(split, split, tuple(label_names), options.pair_column is not None, None, "synthetic")
 
 
 def with_noise(examples: TableExamples, num_classes: int, share: float, key: Key) -> tuple[TableExamples, Tensor]:

@@ -13,7 +13,7 @@ from ..core.errors import UserError
 from ..core.files import expanded
 from ..core.rng import Key
 from .answers import AnswerSplit, Cuts, Encoder
-from .conversations import Rows, columns_of, rows_of
+from .conversations import Conversation, Joined, Message, Rows, columns_of, rows_of
 from .cuts import stratified_cut
 from .instruction_sets import INSTRUCTION_SETS, InstructionSet
 from .options import NO_TEMPLATE, DataOptions, template_text
@@ -61,17 +61,51 @@ def load(options: DataOptions, encoder: Encoder, key: Key) -> AnswerDataset:
     if options.path is not None:
         return _own_files(options, encoder, expanded(options.path), key)
     found = find_set(str(options.task))
+    paths = find_files(options)
     options = _of_set(options, found)
+    if paths is None:
+        return _hub(found, options, encoder)
+    train, test = (_read(path, options, encoder) for path in paths)
+    return _dataset(encoder, str(paths[0].parent), train, test)
+
+
+def find_files(options: DataOptions) -> tuple[Path, Path] | None:
+    """The training and test file of a set; None where it is to come from the hub.
+
+    Raises:
+        UserError: they are nowhere, or there is no such set.
+    """
+    found = find_set(str(options.task))
     environment = os.environ.get(ENVIRONMENT)
     if options.root is not None:
-        return _folder(found, expanded(options.root), options, encoder, f"`data.root` = {options.root!r}")
-    if environment and not Path(environment).is_dir():
+        root, origin = expanded(options.root), f"`data.root` = {options.root!r}"
+    elif environment and not Path(environment).is_dir():
         raise UserError(f"${ENVIRONMENT} = {environment!r} is not a folder. Expected one with {found.name}/train.parquet; set or unset it.")
-    if found.hub is None or (environment and (Path(environment) / found.name / "train.parquet").is_file()):
-        if not environment:
-            raise UserError(f"data.task = {found.name!r}: {_by_hand(found)}; it is on no hub in this form")
-        return _folder(found, Path(environment), options, encoder, f"${ENVIRONMENT} = {environment!r}")
-    return _hub(found, options, encoder)
+    elif environment and (found.hub is None or (Path(environment) / found.name / "train.parquet").is_file()):
+        root, origin = Path(environment), f"${ENVIRONMENT} = {environment!r}"
+    elif found.hub is None:
+        raise UserError(f"data.task = {found.name!r}: {_by_hand(found)}; it is on no hub in this form")
+    else:
+        return None
+    train, test = (root / found.name / f"{part}.parquet" for part in ("train", "test"))
+    for path in (train, test):
+        if not path.is_file():
+            raise UserError(f"{path}: the file does not exist. Expected it in {origin}; {_by_hand(found)}")
+    return train, test
+
+
+def made_up_answers(options: DataOptions, encoder: Encoder, different: int) -> AnswerDataset:
+    """So many examples as long as they may be, for estimates where the data lie elsewhere; all but a short prompt is answer.
+
+    Raises:
+        UserError: what stands before an answer leaves no room for it.
+    """
+    prompt, answer = "data " * (encoder.max_length // 16), "data " * encoder.max_length
+    system = () if options.system is None else (Message("system", options.system),)
+    turns = (*system, Message("user", prompt), Message("assistant", answer))
+    example = Joined(prompt, answer) if encoder.template is None else Conversation(turns, (len(turns) - 1,))
+    split = encoder.encode(Rows("examples as long as data.max_length", [example] * different, None, range(different), ""))
+    return AnswerDataset(split, split, "synthetic", (), (), encoder.max_length, {})
 
 
 def encoder_of(
@@ -141,15 +175,6 @@ def _read(path: Path, options: DataOptions, encoder: Encoder) -> Rows:
     table = read_table(path, columns_of(options))
     joined = encoder.template is None
     return rows_of(str(path), options, table.names, table.values, joined=joined, about=table.about, notes=table.notes)
-
-
-def _folder(found: InstructionSet, root: Path, options: DataOptions, encoder: Encoder, origin: str) -> AnswerDataset:
-    paths = [root / found.name / f"{part}.parquet" for part in ("train", "test")]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: the file does not exist. Expected it in {origin}; {_by_hand(found)}")
-    train, test = (_read(path, options, encoder) for path in paths)
-    return _dataset(encoder, str(root / found.name), train, test)
 
 
 def _by_hand(found: InstructionSet) -> str:

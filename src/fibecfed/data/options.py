@@ -29,7 +29,10 @@ def template_text(value: str) -> str:
     if value == NO_TEMPLATE or "{" in value:
         return value
     try:
-        return expanded(value).read_text(encoding="utf-8")
+        text = expanded(value).read_text(encoding="utf-8")
+        if "{" not in text:
+            raise UserError(f"data.chat_template: {value} holds no template, expected Jinja, which has braces; name another file")
+        return text
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from .conversations import Conversation, Joined, Message
 from .names import shown
 
@@ -55,15 +57,21 @@ class Template:
         if source is None and not getattr(tokenizer, "chat_template", None):
             raise Unfit(
                 "the tokenizer has no chat template, as most base models have none; choose a model that follows instructions, or set "
-                '`data.chat_template` to a template or a file with one, or to "none", which joins prompt and completion as they are'
+                '`data.chat_template` to a template or a file with one, or to "none", which takes plain text as it is, and joins prompt '
+                "and completion"
             )
+        try:
+            self._text([{"role": "user", "content": "a"}])
+        except Unfit as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):
+                raise Unfit(f"got a template that is no Jinja ({error.__cause__.message}, line {error.__cause__.lineno}); fix it") from None
 
     def of(self, conversation: Conversation) -> Rendered:
         """The text of a conversation; each answer begins where the text of what stands before it ends, with its generation prompt.
 
         Raises:
-            Unfit: the template rejects the conversation, renders an earlier turn in another way once later ones follow, or has no
-                generation prompt.
+            Unfit: the template rejects the conversation, renders an earlier turn in another way once later ones follow, has no
+                generation prompt, or leaves a message out.
         """
         turns = [{"role": one.role, "content": one.content} for one in conversation.messages]
         whole = self._text(turns)
@@ -80,6 +88,11 @@ class Template:
             if found < 0:
                 raise Unfit(f"the chat template does not hold the answer of message {place + 1} as it is written; choose another one")
             between = said[:found]
+            if between.strip() and not place:
+                raise Unfit(
+                    "the conversation begins with an assistant's message, which answers nothing; put a user's message before it, or set "
+                    "`data.system`"
+                )
             if between.strip() and (before == without or any(token in between for token in self._special)):
                 raise Unfit(
                     f"the chat template has no generation prompt: between what stands before message {place + 1} and its answer comes "
@@ -87,6 +100,9 @@ class Template:
                 )
             start = len(before)
             spans.append(AnswerSpan(start, start + found + len(content), len(through)))
+        for place, one in enumerate(conversation.messages):
+            if place not in conversation.answers and one.content.strip() not in whole:
+                raise Unfit(f"the chat template does not hold message {place + 1} ({one.role}) as it is written; choose another one")
         return Rendered(whole, tuple(spans))
 
     def text(self, messages: Sequence[Message]) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from .. import check
 from ..answers_shown import answers_sections
-from ..build import Prepared, assumed, max_length, prepare
+from ..build import Prepared, prepare
 from ..config import Config
 from ..core.clock import Network
 from ..core.process import threads
@@ -19,6 +19,7 @@ from ..effort import plan_effort
 from ..engine.flower.pace import ASKS_EVERY_S, FLOWER_S, network_seconds
 from ..estimate import measure
 from ..inspection import Section, as_table, data_section, show, warnings_section
+from ..reading import assumed, max_length
 from ..rehearsal import rehearse
 from ..tracking.sinks import reject_missing
 
@@ -87,7 +88,7 @@ def _clients(config: Config) -> list[tuple[str, ...]]:
     who = f"{options.clients}: {', '.join(names)}" if names else f"the first {options.clients} that answer"
     return [
         ("clients", who),
-        ("classes", ", ".join(config.data.labels or ())),
+        ("learned", f"classes: {', '.join(config.data.labels or ())}" if config.data.kind == "classification" else "answers to prompts"),
         ("data", "on the clients, not read here; each shows what it has read when it starts, or with: fibecfed client --check"),
         ("assumed below", f"{EXAMPLES:,} training examples at each client, of {max_length(config)} tokens, the longest (data.max_length)"),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from ..build import Prepared, only, prepare
+from ..build import Prepared, prepare
 from ..config import Config, common, load
 from ..core.errors import UserError
 from ..core.files import read_table, write_atomically
@@ -39,6 +39,7 @@ from ..privacy.examples import ClientLedgers
 from ..privacy.options import HELPER
 from ..privacy.plan import PrivacyPlan
 from ..private_run import raw_keys, scores_nothing
+from ..reading import only
 from ..saving import checksum_of_files, save, versions
 from ..secure import identity as pinned_key
 from .check import data_sections, site_sections, states_kept

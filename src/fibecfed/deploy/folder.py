@@ -12,8 +12,11 @@ from ..core.errors import UserError
 CONFIG, ENVIRONMENT = "federation.toml", "flower.env"
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, kind: str = "classification") -> None:
     """Write the Flower app, a commented configuration, and the environment for Flower's commands.
+
+    Args:
+        kind: of the data, as `data.kind`.
 
     Raises:
         UserError: the folder holds something already, or cannot be written.
@@ -22,18 +25,18 @@ def make(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not an empty folder; nothing was changed; choose another one")
     try:
         (folder / ".flwr").mkdir(parents=True)
-        for name, text in files(folder.resolve()).items():
+        for name, text in files(folder.resolve(), kind).items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def files(folder: Path) -> dict[str, str]:
+def files(folder: Path, kind: str = "classification") -> dict[str, str]:
     """Name -> text of what is in a federation's folder."""
     config, runs, app = (_text(path) for path in (folder / CONFIG, folder / "runs", folder))
     return {
         "pyproject.toml": _APP.format(config=config, runs=runs, app=app),
-        CONFIG: federation_toml(),
+        CONFIG: federation_toml(kind),
         ENVIRONMENT: _ENVIRONMENT.format(home=shlex.quote(str(folder / ".flwr"))),
         ".flwr/config.toml": _CONNECTIONS.format(ca=_text(folder / "certificates" / "ca.crt")),
     }

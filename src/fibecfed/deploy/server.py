@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from .. import session
-from ..build import Prepared, nobody
+from ..build import Prepared
 from ..client_manager import NOTHING_USED, Messages, Summary
 from ..config import Config, common, load
 from ..core.errors import RunFailed, UserError
@@ -35,6 +35,7 @@ from ..engine.states import ClientStates
 from ..models.base_models import find
 from ..privacy.options import HELPER
 from ..progress import Progress
+from ..reading import nobody
 from ..saving import checksum_of_files, versions
 from .again import about
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..core.metrics import Metric, metric_named
+from ..core.metrics import METRICS, Metric, metric_named
 from ..core.records import EvalRecord
 from ..core.statistics import CONFUSION, Sums
 from ..core.units import count
@@ -56,6 +56,19 @@ def _always(groups: Sequence[tuple[Sequence[int], Sequence[int]]], metric: Metri
 def metric_of(summary: Mapping[str, Any]) -> Metric:
     """The primary metric of a summary; of one of version 0.1 accuracy."""
     return metric_named(summary.get("metric", "accuracy"), summary.get("classes", {}).get("labels", ()))
+
+
+def other_scores(summary: Mapping[str, Any]) -> list[tuple[Metric, float | None, float | None]]:
+    """The last round's scores of a run on answers under the metrics beside the primary one: of the clients' own models, of the global one.
+
+    Nothing for classes, which have tables of their own.
+    """
+    found: Any = summary["scores"].get("metrics") or {}
+    own, server = (found.get(name) or {} for name in ("personalised", "global"))
+    if "token_accuracy" not in own and "token_accuracy" not in server:
+        return []
+    names = [name for name in METRICS if name != summary.get("metric") and (own.get(name) is not None or server.get(name) is not None)]
+    return [(METRICS[name], own.get(name), server.get(name)) for name in names]
 
 
 def remarks(summary: Mapping[str, Any]) -> list[str]:

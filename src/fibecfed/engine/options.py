@@ -111,9 +111,10 @@ class FederationOptions(Options):
     max_samples: int = Field(
         default=0,
         ge=0,
-        description="Reject updates and evaluations of clients that report more training, validation or test examples than this; "
-        "0 = no limit. With privacy.secure_aggregation updates are not rejected for it: clients with more training examples weigh as much "
-        "as one with so many.",
+        description="Reject updates and evaluations of clients that report more training, validation or test examples than this "
+        '(with `training.objective` = "token" more labelled tokens of their training examples); 0 = no limit. With '
+        "privacy.secure_aggregation updates are not rejected for it: clients with more training examples weigh as much as one with so "
+        "many.",
     )
     max_update_norm: float = Field(
         default=0.0,

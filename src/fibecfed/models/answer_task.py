@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import DynamicCache
 
 from ..core.answers import IGNORED
 from ..core.types import Batch, Examples, Params
@@ -107,14 +108,14 @@ class _Writer(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, stops: Tensor, max_new_tokens: int) -> Tensor:
         """(batch, token) of prompts -> (batch, new token), until all rows have stopped; what stands behind a row's end says nothing."""
-        network, cache, written = self._network[0], None, list[Tensor]()
+        network, written = self._network[0], list[Tensor]()
+        cache: Any = None if network.adapter is None else DynamicCache()
         stopped = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         while True:
             keywords = network.placed({"input_ids": ids, "attention_mask": mask}, positions)
-            out = network.body(**keywords, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            chosen = network.head.head(out.last_hidden_state[:, -1]).argmax(-1)
+            hidden, cache = network.read_on({**keywords, "past_key_values": cache, "use_cache": True}, begun=bool(written))
+            chosen = network.head.head(hidden[:, -1]).argmax(-1)
             written.append(chosen)
             stopped |= torch.isin(chosen, stops)
             if len(written) == max_new_tokens or bool(stopped.all()):

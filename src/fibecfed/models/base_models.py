@@ -290,7 +290,7 @@ def build_task(
     """The task of a configuration: base model, adapter and head, on its device, in its precision.
 
     Args:
-        objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words"; it and `Answers` with LoRA alone.
+        objective: what is predicted: `LabelWords` if and only if `options.head` is "label-words"; it with LoRA alone.
         adapter: one of `adapters.options`; None: LoRA as `options` say.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
         weights: as for `load_model`.
@@ -321,9 +321,8 @@ def build_task(
             draws = objective.draws_head
             adapted = add_lora(model, options, drawn=drawn, dropout=training.dropout, key=key.fold("lora"), draws_head=draws)
         else:
-            add_adapter(
-                model, adapter, head="last" if options.head == "last" else "full", drawn=drawn, key=key.fold("adapter"), sources=sources
-            )
+            trained = None if not objective.draws_head else "last" if options.head == "last" else "full"
+            add_adapter(model, adapter, head=trained, drawn=drawn, key=key.fold("adapter"), sources=sources)
             adapted = model
         kind = TransformerTask if hasattr(objective, "num_classes") else AnswerTask
         task = kind(adapted, precision=precision, device=device, dropout=training.dropout, objective=cast("ClassObjective", objective))

@@ -123,14 +123,14 @@ def save_generation(folder: Path, stop_ids: Sequence[int], pad_id: int) -> None:
     GenerationConfig(eos_token_id=list(stop_ids), pad_token_id=pad_id).save_pretrained(folder)
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
-    """Write a tokenizer that cuts a text to `max_length` tokens where it is asked to cut.
+def save_tokenizer(tokenizer: Any, folder: Path, max_length: int | None) -> None:
+    """Write a tokenizer that cuts a text to `max_length` tokens where it is asked to cut; None: where it did.
 
     Raises:
         RunFailed: the disk is full.
     """
     before = tokenizer.model_max_length
-    tokenizer.model_max_length = max_length
+    tokenizer.model_max_length = before if max_length is None else max_length
     try:
         tokenizer.save_pretrained(folder)
     except OSError:

@@ -60,6 +60,19 @@ class AdaptedNetwork(nn.Module):
             keywords["position_ids"] = positions + self._first_position
         return keywords
 
+    def read_on(self, keywords: Mapping[str, Any], *, begun: bool) -> tuple[Tensor, Any]:
+        """The last hidden states of tokens, and the cache with their keys and values.
+
+        Args:
+            keywords: as `placed` has them, with the cache of what was read before.
+            begun: whether something was.
+        """
+        if self.adapter is None:
+            out = self.body(**keywords)
+            return out.last_hidden_state, out.past_key_values
+        read = self.adapter.go_on if begun else self.adapter.run
+        return read(self._frozen, keywords), keywords["past_key_values"]
+
     def few_tokens(self, masked: int | None, device: torch.device) -> Tensor:
         """One example of four tokens, with the token `masked` among them where there is one."""
         pad, number = self.config.pad_token_id or 0, self.body.get_input_embeddings().num_embeddings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +24,8 @@ from ..core.json_text import from_json, to_json
 from ..core.options import Options
 from ..core.rng import Key
 from ..core.types import Params
+from .answer_task import AnswerTask
+from .answers import Answers
 from .heads import head_modules, last_linear
 from .transformer_task import TransformerTask
 
@@ -35,16 +37,16 @@ def add_adapter(
     model: Any,
     options: Options,
     *,
-    head: Literal["full", "last"] = "full",
+    head: Literal["full", "last"] | None = "full",
     drawn: Sequence[str] = (),
     key: Key,
     sources: Tensor | None = None,
 ) -> None:
-    """Freeze a Hugging Face classifier, give it an adapter drawn from `key`, and let the linear maps of its head be trained.
+    """Freeze a Hugging Face model, give it an adapter drawn from `key`, and let the linear maps of its head be trained.
 
     Args:
         options: one of `adapters.options`.
-        head: the whole head, or its last linear map alone.
+        head: the whole head, or its last linear map alone; None: a model that answers, whose head stays as it is.
         drawn: paths of modules that the model's file had no weights for; whatever of them is no part of the head is treated as if it were.
         sources: source prompts of a mixed prompt, (sources, tokens, hidden).
 
@@ -52,7 +54,7 @@ def add_adapter(
         UserError: sources that do not fit, or a model with two widths.
         UnsupportedModel: a classifier whose head is not known.
     """
-    beside = tuple(dict.fromkeys([*head_modules(model), *drawn]))
+    beside = () if head is None else tuple(dict.fromkeys([*head_modules(model), *drawn]))
     attach(model, options, key=key, sources=sources)
     model.adapter.beside = beside
     for path in [last_linear(model)] if head == "last" else beside:
@@ -83,6 +85,33 @@ def load_adapter(model: Any, folder: str | Path) -> TransformerTask:
     Raises:
         UserError: the folder holds no such adapter, or one that does not fit the model.
     """
+    fill(model, folder, head="full")
+    return TransformerTask(model)
+
+
+def load_answers(model: Any, folder: str | Path) -> AnswerTask:
+    """A causal language model with an adapter that a run saved: `task.generate(task.params(), prompts, ...)`.
+
+    Args:
+        model: the adapter's base model, as transformers loads it; it is changed.
+        folder: of the adapter.
+
+    Raises:
+        UserError: as `load_adapter`.
+    """
+    fill(model, folder, head=None)
+    return AnswerTask(model, objective=cast("Any", Answers()))
+
+
+def fill(model: Any, folder: str | Path, *, head: Literal["full"] | None) -> None:
+    """Give a model the adapter of a folder.
+
+    Args:
+        head: as in `add_adapter`.
+
+    Raises:
+        UserError: as `load_adapter`.
+    """
     folder = Path(folder)
     try:
         table = from_json((folder / TABLE).read_bytes())
@@ -93,16 +122,15 @@ def load_adapter(model: Any, folder: str | Path) -> TransformerTask:
         raise UserError(f"{folder}: got no adapter that fibecfed saved ({said}), expected {TABLE} and {TENSORS}") from error
     if hasattr(model, "adapter"):
         raise UserError(f"got a {type(model).__name__} that has an adapter, expected one as transformers loads it; load it again")
-    add_adapter(model, options, key=Key(0), sources=tensors.get(_SOURCES))
+    add_adapter(model, options, head=head, key=Key(0), sources=tensors.get(_SOURCES))
     state = model.state_dict()
     misfits = [name for name, value in tensors.items() if name not in state or state[name].shape != value.shape]
     missing = [name for name in state if name.startswith("adapter.") and name not in tensors]
     if misfits or missing:
         raise UserError(
             f"{folder}: got tensors that do not fit this {type(model).__name__}: {', '.join([*misfits, *missing][:3])}; expected those of "
-            f"an adapter for {table['base']}; load that model, with the same number of classes"
+            f"an adapter for {table['base']}; load that model" + (", with the same number of classes" if head else "")
         )
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)
-    return TransformerTask(model)

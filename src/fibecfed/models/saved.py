@@ -22,7 +22,7 @@ from .answers import Answers
 from .base_models import Source, load_config, load_model
 from .export import add_delta
 from .objectives import ClassObjective
-from .own_adapters import TABLE, load_adapter
+from .own_adapters import TABLE, fill, load_adapter
 from .tokenizers import load_tokenizer
 from .transformer_task import TransformerTask
 
@@ -80,6 +80,9 @@ def load_answer_task(source: Source, folder: Path, *, pad_token_id: int, device:
         UserError: as `load_task`.
     """
     model, _ = load_model(source, objective=Answers(), pad_token_id=pad_token_id, dropout=0.0, key=Key(0))
+    if not can_merge(folder):
+        fill(model, folder, head=None)
+        return AnswerTask(model, objective=Answers(), device=device)
     with _damaged(source, folder):
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, local_files_only=True)
         add_delta(adapted, folder)

@@ -63,6 +63,11 @@ def load_tokenizer(source: Source, config: PretrainedConfig | None = None) -> Pr
     return tokenizer
 
 
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts its first token before a text, as programs do that read it from the model's files."""
+    return tokenizer.bos_token_id is not None and list(tokenizer("a text", verbose=False)["input_ids"])[:1] == [tokenizer.bos_token_id]
+
+
 def stop_ids(source: Source, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens at which the model's generation stops: those of its generation_config.json, else of its config.json, else its tokenizer's.
 

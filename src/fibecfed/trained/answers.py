@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.options import positions_used
 from ..core.errors import UserError
 from ..core.process import threads
 from ..core.streams import quiet_libraries
@@ -71,6 +72,8 @@ class ReadingPrompts:
             UserError: a conversation without a template, or one that the template rejects; nothing to read.
         """
         for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
+            if not text.strip():
+                raise UserError("prompt: got an empty text, expected at least one character; write something")
             if text.encode(errors="replace").decode() != text:
                 raise UserError("prompt: got bytes or characters that are no UTF-8, expected whole characters; write it in UTF-8")
         if self.template is None:
@@ -185,7 +188,11 @@ def load_reading(found: FoundModel) -> ReadingPrompts:
             template = None if named == NO_TEMPLATE else Template(tokenizer, None if named is None else template_text(named))
         except Unfit as error:
             raise UserError(f"data.chat_template: {error}") from None
-        return ReadingPrompts(found, source, tokenizer, template, stop_ids(source, tokenizer), num_positions(load_config(source)))
+        positions = num_positions(load_config(source))
+        taken = positions_used(getattr(found.config.method, "adapter", None))
+        return ReadingPrompts(
+            found, source, tokenizer, template, stop_ids(source, tokenizer), None if positions is None else positions - taken
+        )
 
 
 def messages_of(text: str) -> list[Message]:

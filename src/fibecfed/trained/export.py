@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from ..build import is_instruction
 from ..core.errors import RunFailed, UserError
 from ..core.files import kind_of, new_folder, write_atomically, write_new
 from ..core.json_text import to_json
@@ -17,6 +16,7 @@ from ..model_card import merged_card
 from ..models.export import save_tokenizer
 from ..models.onnx import onnx_logits, reject_without_onnx, save_onnx
 from ..models.saved import save_plain
+from ..reading import is_instruction
 from ..snippet import Reading, about_labels, merged_snippet, onnx_snippet
 from .answers import load_reading
 from .export_answers import find_converter, modelfile, reject_forms, write_gguf, write_merged

@@ -17,7 +17,8 @@ from ..data.names import shown
 from ..data.rendering import Unfit
 from ..model_card import merged_card
 from ..models.export import DELTA_FILE, save_generation, tokenizer_files
-from ..models.saved import merged_answers, save_plain
+from ..models.saved import can_merge, merged_answers, save_plain
+from ..models.tokenizers import adds_bos
 from .answers import ReadingPrompts, load_reading
 from .find import FoundModel, reject_classes
 
@@ -38,6 +39,11 @@ def reject_forms(found: FoundModel, forms: Collection[str]) -> None:
         reject_classes(found, "export --gguf")
     elif "onnx" in forms:
         raise UserError(f"{found.run}: got a model that writes answers, but export --onnx needs one that predicts classes; take --merged")
+    if not can_merge(found.folder) and (wanted := sorted({"merged", "gguf", "adapter", "modelfile"} & {*forms})):
+        raise UserError(
+            f"--{wanted[0]}: got an adapter of the method {found.config.method.model_dump()['kind']}, which is no part of the weights and "
+            "which vLLM and llama.cpp do not know; ask it with `fibecfed generate`, or as its model card says"
+        )
     if "adapter" in forms and (found.folder / DELTA_FILE).is_file():
         raise UserError(
             f"--adapter: the method {found.config.method.model_dump()['kind']} changes the base model's weights as well, which vLLM and "
@@ -151,7 +157,7 @@ def _template(reading: ReadingPrompts) -> tuple[str, str | None]:
     made = f"{before}{_S}{between}{turn}{_U}{end}{opens}"
     if made != asked or again != f"{whole}{turn}{_U}{end}{opens}{_A}{closes}":
         raise UserError("--modelfile: the chat template writes a message in another way once others precede it; write a Modelfile by hand")
-    bos = reading.tokenizer.bos_token or ""  # Ollama writes it itself
+    bos = (reading.tokenizer.bos_token or "") if adds_bos(reading.tokenizer) else ""  # which Ollama then writes itself
     usual = alone.removesuffix(f"{turn}{_U}{end}{opens}").removeprefix(bos)
     before = before.removeprefix(bos)
     if own is None and usual:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..build import is_instruction
 from ..config import Config, load
 from ..core.errors import UserError
 from ..core.files import COMPARISON, CONFIG, RECORDS, SUMMARY, expanded, kind_of
@@ -17,6 +16,7 @@ from ..core.types import ClientId
 from ..data.names import listed, shown
 from ..engine.log import read_header, read_records
 from ..models.own_adapters import TABLE, TENSORS
+from ..reading import is_instruction
 from ..saving import folder_names
 
 
@@ -137,7 +137,10 @@ def reject_answers(found: FoundModel, what: str) -> None:
         UserError: it is one.
     """
     if is_instruction(found.config):
-        raise UserError(f"{found.run}: got a model that writes answers, but {what} needs one that predicts classes; see its model card")
+        raise UserError(
+            f"{found.run}: got a model that writes answers, but {what} needs one that predicts classes; ask it with: "
+            f"fibecfed generate {shlex.quote(str(found.run))} PROMPT"
+        )
 
 
 def reject_classes(found: FoundModel, what: str) -> None:

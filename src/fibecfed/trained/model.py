@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..build import max_length, reads_pairs
 from ..core.errors import UserError
 from ..core.files import read_table
 from ..core.json_text import from_json
@@ -30,6 +29,7 @@ from ..models.objectives import ClassHead
 from ..models.precision import choose_device
 from ..models.saved import load_task, saved_tokenizer
 from ..models.transformer_task import TransformerTask
+from ..reading import max_length, reads_pairs
 from .find import FoundModel, find, reject_answers
 
 BATCH = 64

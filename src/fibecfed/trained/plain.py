@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.options import called
-from ..build import is_instruction
 from ..core.errors import UserError
 from ..core.types import Batch, ClientId
 from ..data.tokenise import pair_separator
 from ..models.precision import choose_device
 from ..models.saved import answers_pipeline, can_merge, differs, merged_answers, pipeline_of, with_names
+from ..reading import is_instruction
 from .answers import load_reading
 from .find import FoundModel, find
 from .model import TrainedModel, load
@@ -37,6 +37,7 @@ def load_model(run: str | Path, client: ClientId | None = None, *, base: str | N
     """
     found = find(run, client, base)
     if is_instruction(found.config):
+        reject_unmerged(found, "a pipeline", "use `fibecfed generate`")
         reading = load_reading(found)
         merged = merged_answers(reading.source, found.folder, pad_token_id=reading.tokenizer.pad_token_id)
         return answers_pipeline(merged, reading.tokenizer, reading.stop_ids, choose_device(device))

@@ -97,7 +97,7 @@ def test_a_published_set_is_named_alone_and_all_methods_are_those_that_train_on_
             "tasks: got nl2bash, whose examples have answers, beside rte, whose examples have classes; a comparison has",
         ),
         (["tasks=nl2bsh"], 'tasks: got "nl2bsh", which is unknown; did you mean "nl2bash"'),
-        (["methods=lora,momd"], 'method.kind: got "momd", whose adapter is trained with a classification head'),
+        (["methods=lora,idpg"], 'method.kind: got "idpg", which makes its prompt from the whole text'),
         (
             ["tuning.trials=3", 'tuning.tasks=["nl2bash"]', "base.training.learning_rate=", "base.evaluation.metric=rouge_l"],
             'base.evaluation.metric: got "rouge_l", which is of answers to test examples, but rates are tuned by validation ones',

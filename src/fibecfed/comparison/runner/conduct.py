@@ -15,6 +15,7 @@ from ...core.errors import UserError
 from ...core.files import COMPARISON, FAILURE, SUMMARY, TUNING, is_aside, write_atomically
 from ...core.process import cores
 from ...core.units import count
+from ...data.instructions import find_files
 from ...methods.catalogue import CATALOGUE
 from ...models.precision import choose_device
 from ..report.recorded import ASIDE, RUNS, TRIALS, RecordedTrial, TuningRow
@@ -100,9 +101,11 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
     """Make every run that is not done yet; skips what is.
 
     Raises:
-        UserError: a folder of another comparison.
+        UserError: a folder of another comparison, or a set for instruction tuning that is not here.
         KeyboardInterrupt: stopped; the runs under way can be resumed.
     """
+    for task in comparison.tasks:
+        _reject_absent(comparison, out, task)
     with Pool(workers(comparison), watcher, clock, gpus=gpus(comparison)) as pool:
         tuned, not_tuned, trials = _tune(comparison, out, pool)
         jobs, failed, rejected = [], {}, {}
@@ -125,6 +128,14 @@ def conduct(comparison: ComparisonOptions, out: Path, watcher: Watcher, clock: C
             if outcome.summary is None:
                 (rejected if outcome.why == "refused" else failed)[one] = outcome.reason
     return Results(done, failed, rejected, unusable, trials + _made(outcomes))
+
+
+def _reject_absent(comparison: ComparisonOptions, out: Path, task: str) -> None:
+    """Reject a set that is not here at once, which each of its runs would be rejected for; one of which runs are done may have been."""
+    first = job(comparison, out, task, comparison.methods[0], comparison.seeds[0])
+    data = first.config.data
+    if data.kind == "instruction" and data.path is None and not any(first.folder.parent.parent.glob(f"*/*/{SUMMARY}")):
+        find_files(data)
 
 
 def workers(comparison: ComparisonOptions) -> int:

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from ...build import Prepared, build_method, max_length, prepare
+from ...build import Prepared, build_method, prepare
 from ...check import plan_traffic
 from ...core.errors import UserError
 from ...core.metrics import primary
@@ -37,6 +37,7 @@ from ...models.base_models import PretrainedConfig, find, load_config, load_mode
 from ...models.kept import KeptWeights
 from ...models.objectives import ClassHead
 from ...models.shapes import Shape, config_of, shape_of, shaped_task
+from ...reading import max_length
 from ...rehearsal import peak_memory, rehearse
 from .conduct import workers
 from .left import Counts, Left, left

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...build import Inputs, is_instruction, max_length, read_inputs
+from ...build import Inputs, read_inputs
 from ...config import Config
 from ...core.errors import UserError
 from ...core.rng import Key
@@ -19,6 +19,7 @@ from ...data.federated import FederatedData
 from ...data.partition import Partition, client_ids
 from ...data.tasks import TASKS
 from ...data.text import token_table
+from ...reading import is_instruction, max_length
 from .options import ComparisonOptions
 from .plan import UNKNOWN_EXAMPLES, job
 

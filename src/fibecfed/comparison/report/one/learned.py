@@ -9,7 +9,7 @@ from typing import Any
 
 from ....core.files import CONFIG
 from ....core.units import duration
-from ....engine.baselines import remarks
+from ....engine.baselines import other_scores, remarks
 from .. import tables
 from ..results import ComparisonResults, RunFiles
 from ..scores import ComparedMetric
@@ -38,7 +38,23 @@ def learned(comparison: ComparisonResults) -> Section:
         again = ["fibecfed", "run", str(files.folder / CONFIG), f"method.kind={ALONE}", "--out", str(beside(files.folder))]
         lines.append(f"Not measured: each client alone. This measures it, and the next report shows it here: {shlex.join(again)}")
     notes = remarks({**files.summary, "rising": None})  # which the next section says
-    return Section("learned", "What was learned", (*lines, *notes), (scores(comparison, alone),))
+    return Section("learned", "What was learned", (*lines, *notes), (scores(comparison, alone), *_others(files.summary)))
+
+
+def _others(summary: Mapping[str, Any]) -> list[Table]:
+    """Scores under other metrics; nothing where there are none."""
+    found = other_scores(summary)
+    columns = [
+        Column("metric", lambda row: words(row[0].title)),
+        Column("personalised", lambda row: words(row[0].text(row[1]))),
+        Column("global", lambda row: words(row[0].text(row[2]))),
+    ]
+    note = "After the last round. " + (
+        "Exact match, Rouge-L and stop rate: of the answers that were generated."
+        if any(one.name == "rouge_l" for one, _, _ in found)
+        else ""
+    )
+    return [tables.table("metrics", "Other metrics", note, columns, found)] if found else []
 
 
 def _is_simulated(files: RunFiles) -> bool:
@@ -93,9 +109,13 @@ def scores(comparison: ComparisonResults, alone: Alone | None) -> Table:
     ]
     note = (
         f"{of.what}. Personalised: every client predicts its own test examples with its own model, pooled. Global: the server's model on "
-        "all of them. Worst decile: what nine of ten clients reach. Most frequent class: of each client's own training examples, and of "
-        "all test examples; only what is above it was read from texts."
+        "all of them. Worst decile: what nine of ten clients reach."
     )
+    if "always the most frequent class" in rows:
+        note += (
+            " Most frequent class: of each client's own training examples, and of all test examples; only what is above it was read from "
+            "texts."
+        )
     found = tables.table("learned", "Scores", note, columns, rows)
     return found if own is not None else tables.without(found, (gain,))
 

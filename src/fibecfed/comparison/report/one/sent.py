@@ -70,7 +70,7 @@ def cost(comparison: ComparisonResults) -> Section:
     facts = [
         *_privacy(files.summary.get("privacy")),
         *([("Steps", f"{run.steps:,} optimiser steps on {run.examples:,} examples, all clients together")] if run.steps else []),
-        ("Trainable parameters", f"{run.trainable:,} of adapter and head on each client"),
+        ("Adapter and head", f"{run.trainable:,} parameters on each client, of which the method may train a part"),
         ("Time on this machine", f"{duration(run.measured_s)} of rounds, {duration(scoring)} of evaluations"),
     ]
     if sum(computed):
