@@ -67,6 +67,8 @@ VALIDATED = ("method.kind=fibecfed", "method.curriculum.pace=none", "method.neur
 12 of them 0.45."""
 UPPER = (*VALIDATED, "method.depth=13", "method.depth_rule=last", "method.layers.rule=all", "resources.activation_cache_mb=512")
 ALL = ("method.kind=fibecfed", "method.preset=best", "method.depth=1.0")
+HALF = (*VALIDATED, "method.layers.rule=last", "method.layers.value=12")
+FASTER = "training.learning_rate=3e-3"
 METHODS: Mapping[str, tuple[str, ...]] = {
     "lora": ("method.kind=lora", "method.finetune=true"),
     "best": ("method.kind=fibecfed", "method.preset=best"),
@@ -83,12 +85,16 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "paper": ("method.kind=fibecfed", "method.preset=paper"),
     "fast": ("method.kind=fibecfed", "method.preset=fast"),
     "upper": UPPER,
-    "half": (*VALIDATED, "method.layers.rule=last", "method.layers.value=12"),
+    "half": HALF,
     "nf4": (*UPPER, "model.quantization=nf4"),
     "long": (*ALL, "federation.rounds=20", "evaluation.generate=16", "evaluation.max_new_tokens=64"),
     "wide": (*ALL, "evaluation.generate=16", "evaluation.max_new_tokens=64"),
+    "3e-3-all": (*ALL, "evaluation.generate=16", "evaluation.max_new_tokens=64", FASTER),
+    "3e-3-lora": ("method.kind=lora", "method.finetune=true", FASTER),
+    "3e-3-half": (*HALF, FASTER),
 }
-"""Runs. That of `lora` ends with a local training of every client, and gives the rows `lora` (its global model) and `lora-finetune`.
+"""Runs, at the learning rate of the configuration, 1e-3, or 3e-3. That of `lora` ends with a local training of every client, and gives the
+rows `lora` (its global model) and `lora-finetune`.
 `untrained` takes one step that changes nothing, as answers are generated behind training alone."""
 ROWS: Mapping[str, int] = {"wide": 160}
 """Of a client at most, other than its set's `Size` says."""
@@ -105,6 +111,10 @@ TITLES: Mapping[str, str] = {
     "upper": "FibecFed, upper 13 blocks trained and shared",
     "nf4": "the same on a base in 4 bit",
     "half": "FibecFed, all blocks trained, upper 12 shared",
+    "3e-3-lora": "FedAvg with LoRA, rate 3e-3",
+    "3e-3-lora-finetune": "the same, then a local training",
+    "3e-3-half": "FibecFed, all blocks trained, upper 12 shared, rate 3e-3",
+    "3e-3-all": "FibecFed, `best`, all 30 blocks, rate 3e-3",
     "local": "each client alone",
     "pooled": "pooled training",
 }
