@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chats import CHATML, DONE, SAID, as_messages, chat_tokenizer
 
@@ -295,7 +296,7 @@ def test_no_message_of_an_error_shows_a_whole_text() -> None:
 
 
 def test_keys_of_messages_that_are_not_read_are_told() -> None:
-    user = {"role": "user", "content": "a", "name": "ann", "weight": 0, "tool_calls": None}
+    user = {"role": "user", "content": "a", "name": "ann", "weight": 0, "tool_calls": None, "function_call": np.array([])}
     found = read([{"messages": [user, {"role": "assistant", "content": "b", "weight": 1, "thinking": "", "function_call": {}}]}])
     assert found.notes == ("rows.jsonl: of messages role and content alone are read, and not 'name'",)
 

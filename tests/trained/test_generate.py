@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from fibecfed import cli
+from fibecfed.core.errors import UserError
 from fibecfed.trained.answers import load, messages_of
 
 TALKS = json.dumps(
@@ -159,6 +160,13 @@ def test_what_cannot_be_answered_is_a_sentence(run: Path, chats: Path, made: Cal
         ('[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]', "the last message is of the role assistant"),
     ):
         assert reason in rejected(run, text, "--messages")
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\n"])
+def test_an_empty_prompt_is_not_answered(prompt: str, run: Path) -> None:
+    assert "prompt: got an empty text, expected at least one character" in rejected(run, prompt)
+    with pytest.raises(UserError, match="prompt: got an empty text"):
+        load(run).answer([[]], 4)
 
 
 def test_a_damaged_adapter_and_other_base_weights_are_sentences(run: Path, chats: Path, tmp_path: Path) -> None:

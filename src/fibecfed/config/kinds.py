@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..adapters.options import ANSWERING, called
 from ..core.metrics import OF_WRITTEN
 from ..data.instruction_sets import INSTRUCTION_SETS
 from ..data.options import NO_TEMPLATE, DataOptions
@@ -115,7 +114,7 @@ def of_kind(config: Tables) -> Iterator[str]:
     kind = config.method.model_dump()["kind"]
     if getattr(config.method, "head", None) == "personal" != type(config.method).model_fields["head"].default:
         yield 'method.head: got "personal" with `data.kind` = "instruction", which trains no head; remove it'
-    if (adapter := getattr(config.method, "adapter", None)) is not None and called(adapter) not in ANSWERING:
+    if not config.method.needs_classes and not config.method.trains_on_answers():
         yield (
             f'method.kind: got "{kind}", which makes its prompt from the whole text, with `data.kind` = "instruction", where the answer is '
             'part of that; choose a LoRA method, "adapter", "prompt-tuning" or "p-tuning-v2"'

@@ -294,7 +294,7 @@ class _Reader:
 
 def _named(value: Any) -> bool:
     """Whether a key of a message holds something."""
-    return not (is_missing(value) or value in ([], {}))
+    return not is_missing(value) and not (hasattr(value, "__len__") and not len(value))
 
 
 def _kind(value: Any) -> str:

@@ -7,12 +7,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..adapters.options import (
+    ANSWERING,
     BottleneckAdapter,
     GeneratedPromptAdapter,
     LatePromptAdapter,
     MixedPromptAdapter,
     PrefixAdapter,
     PromptAdapter,
+    called,
 )
 from ..core.options import Options
 from .fibecfed_tables import FibecFedCurriculum, FibecFedLayers, FibecFedNeurons
@@ -44,8 +46,10 @@ class MethodOptions(Options):
 
     @classmethod
     def trains_on_answers(cls) -> bool:
-        """Whether examples with answers can be trained on: with LoRA, and without the probabilities of classes."""
-        return "adapter" not in cls.model_fields and not cls.needs_classes
+        """Whether examples with answers can be trained on: without the probabilities of classes, and without a prompt made from the whole
+        text, the answer in it."""
+        adapter = cls.model_fields.get("adapter")
+        return not cls.needs_classes and (adapter is None or called(adapter.default) in ANSWERING)
 
 
 Blocks = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None  # a number, or a fraction

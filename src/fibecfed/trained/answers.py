@@ -71,9 +71,10 @@ class ReadingPrompts:
         Raises:
             UserError: a conversation without a template, or one that the template rejects; nothing to read.
         """
+        asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
+        if not asked.strip():
+            raise UserError("prompt: got an empty text, expected at least one character; write something")
         for text in [prompt] if isinstance(prompt, str) else [message.content for message in prompt]:
-            if not text.strip():
-                raise UserError("prompt: got an empty text, expected at least one character; write something")
             if text.encode(errors="replace").decode() != text:
                 raise UserError("prompt: got bytes or characters that are no UTF-8, expected whole characters; write it in UTF-8")
         if self.template is None:

@@ -49,11 +49,9 @@ def _others(summary: Mapping[str, Any]) -> list[Table]:
         Column("personalised", lambda row: words(row[0].text(row[1]))),
         Column("global", lambda row: words(row[0].text(row[2]))),
     ]
-    note = "After the last round. " + (
-        "Exact match, Rouge-L and stop rate: of the answers that were generated."
-        if any(one.name == "rouge_l" for one, _, _ in found)
-        else ""
-    )
+    note = "After the last round."
+    if any(metric.name == "rouge_l" for metric, _, _ in found):
+        note += " Exact match, Rouge-L and stop rate: of the answers that were generated."
     return [tables.table("metrics", "Other metrics", note, columns, found)] if found else []
 
 
