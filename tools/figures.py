@@ -24,6 +24,8 @@ from fibecfed.local.curriculum import PACES
 from fibecfed.local.options import CurriculumOptions, TrainingOptions
 from fibecfed.methods.catalogue import FibecFedOptions, MethodContext, make
 
+import study_figures  # isort: skip
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"
 RECORDED = ROOT / "benchmarks" / "results" / "demo-selection.json"
@@ -150,7 +152,8 @@ def figures() -> dict[str, str]:
     found = selection()
     recorded = {"layers": drawn._importance, "difficulty": drawn._difficulty}
     made = {name: (draw(found, "the demo") or "").replace('"plot"', '"plot measured"', 1) for name, draw in recorded.items()}
-    return {"federation": federation(), "rounds": rounds(), "paces": paces(), **made}
+    studied = {name: draw() for name, draw in study_figures.FIGURES.items()}
+    return {"federation": federation(), "rounds": rounds(), "paces": paces(), **made, **studied}
 
 
 def standalone(text: str) -> str:
