@@ -66,10 +66,13 @@ def test_a_validated_training_counts_what_it_asks_of_the_validation_parts(folder
     assert chosen.predicted - plain.predicted == 3 * sum(map(len, parts))
 
 
-def test_steps_are_those_of_the_clients_that_are_asked(folder: Path, tmp_path: Path) -> None:
-    wanted = config(folder, method={"kind": "lora"})
+@pytest.mark.parametrize(("finetune", "per_round"), [(False, 2), (True, 2), ("validated", 2), ("validated", 5)])
+def test_steps_are_those_of_the_clients_that_are_asked(folder: Path, tmp_path: Path, finetune: Any, per_round: int) -> None:
+    federation = {"clients": 5, "clients_per_round": per_round, "rounds": 3}
+    changed: Any = {"data": {"max_length": 32, "validation_fraction": 0.3}, "federation": federation}
+    wanted = config(folder, method={"kind": "lora", "finetune": finetune}, **changed)
     effort = plan_effort(prepare(wanted))
     summary = session.start(wanted, tmp_path / "run", adapters=False)
     assert effort.steps == summary["steps"]
     records = [record for record in read(tmp_path / "run" / "records.jsonl")[1] if isinstance(record, RoundRecord)]
-    assert effort.parts["tune"].answers == sum(len(record.cohort) for record in records) == 6
+    assert effort.parts["tune"].answers == sum(len(record.cohort) for record in records if record.phase == "tune") == 3 * per_round

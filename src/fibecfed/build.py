@@ -290,7 +290,9 @@ def build_method(inputs: Inputs, custom: MakeMethod | None = None) -> Method[Any
     """The method of a configuration; `custom` makes the one whose kind is "custom"."""
     config = inputs.config
     key = inputs.key.fold("method")
-    context = catalogue.MethodContext(config.training, config.federation.rounds, num_clients(config, inputs.data), key, max_length(config))
+    clients, federation = num_clients(config, inputs.data), config.federation
+    asks_all = federation.cohort_size(clients) >= clients
+    context = catalogue.MethodContext(config.training, federation.rounds, clients, key, max_length(config), asks_all)
     return catalogue.make(config.method, context, custom)
 
 

@@ -106,8 +106,12 @@ def plan_effort(prepared: Prepared) -> Effort:
     key, per_round = prepared.inputs.key.fold("run"), config.federation.cohort_size(len(sizes))
     parts, evaluations = {phase.name: Part() for phase in method.phases}, 0
     validates, checked, compared = getattr(method, "validation_passes", None), Passes(), 0
+    trains_others = getattr(method, "trains_others", None)
+    before: Sequence[ClientId] = ()
     for phase, now, asked in planned(method, data.clients, per_round, key, config.federation, prepared.privacy is not None):
-        loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked]
+        rest = before if trains_others is not None and trains_others(now) else ()
+        loads = [method.load(sizes[client], now, min(1.0, per_round / len(sizes))) for client in asked if client not in rest]
+        before = asked
         if validates is not None and (times := validates(now)):
             own = [data.client(client).validation.lengths for client in asked]
             checked += sum(map(_passed, own), Passes()) * times

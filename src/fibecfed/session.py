@@ -34,6 +34,7 @@ from .engine.noised_evaluation import NoisedEvaluator
 from .engine.pooled import MeanPool
 from .engine.states import OnServer
 from .engine.stopping import EarlyStopping
+from .engine.summary import LAST_TRAINING
 from .engine.virtual import VirtualTime, devices
 from .finish import Final, best_of, finish, tracked_scores
 from .methods.catalogue import given
@@ -357,8 +358,10 @@ class _Session:
             ) from None
 
     def _due(self, step: Step) -> bool:
-        """After every so many rounds of a phase in which clients train, and after its last."""
-        if not any(step.record.steps.values()) and self.pool is None and self.prepared.cohorts is None:
+        """After every so many rounds of a phase in which clients train, and after its last; where each has its model of the last training
+        from the round before, it takes no step."""
+        trained = any(step.record.steps.values()) or step.now.phase == LAST_TRAINING
+        if not trained and self.pool is None and self.prepared.cohorts is None:
             return False
         return (step.now.index + 1) % self.config.evaluation.every == 0 or step.now.index + 1 == step.now.num_rounds
 

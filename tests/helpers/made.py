@@ -53,8 +53,16 @@ def made_data(clients: int = 5, examples: int = 11, **more: Any) -> FederatedDat
     return planted_federation(clients, examples, KEY.fold("data"), partition="dirichlet", **{"length": LENGTH, **more})
 
 
-def made_method(kind: str = "fibecfed", *, rounds: int = 4, clients: int = 5, training: TrainingOptions = TRAINING, **options: Any) -> Any:
-    return make(made_options(kind, **options), MethodContext(training, rounds, clients, KEY.fold("method"), LENGTH))
+def made_method(
+    kind: str = "fibecfed",
+    *,
+    rounds: int = 4,
+    clients: int = 5,
+    training: TrainingOptions = TRAINING,
+    asks_all: bool = False,
+    **options: Any,
+) -> Any:
+    return make(made_options(kind, **options), MethodContext(training, rounds, clients, KEY.fold("method"), LENGTH, asks_all))
 
 
 def federation(method: Any, task: Any = None, data: FederatedData | None = None, **more: Any) -> Federation:

@@ -11,6 +11,8 @@ import torch
 from made import federation, made_data, made_method, made_options, made_task
 
 from fibecfed.core.trees import placed
+from fibecfed.core.wire import decode
+from fibecfed.engine.runtime import unframe
 from fibecfed.local.batches import PASS_BATCH, batches
 from fibecfed.methods.finetune import VALIDATED, between, chosen_step
 
@@ -34,20 +36,39 @@ def by_hand(losses: dict[float, list[float]]) -> float:
     return found
 
 
-def ended(kind: str, how: Any, data: Any = DATA) -> tuple[Any, Any]:
+def ended(kind: str, how: Any, data: Any = DATA, *, per_round: int = 2, **options: Any) -> tuple[Any, Any]:
     """A federation behind its last round, and the broadcast of it."""
-    world = federation(made_method(kind, finetune=how), TASK, data)
+    made = made_method(kind, finetune=how, asks_all=per_round == len(data.clients), **options)
+    world = federation(made, TASK, data, per_round=per_round)
     *_, last = world.run()
     return world, world.method.phases[-1].broadcast(world.server, last.now)
 
 
+def trained_in_the_last_round(kind: str, **options: Any) -> dict[str, Any]:
+    """What each client had trained then, all of them asked, put together from its answer and from what stayed with it."""
+    world = federation(made_method(kind, finetune=False, **options), TASK, DATA, per_round=len(DATA.clients))
+    *_, last = world.run()
+    phase = world.method.phases[-1]
+    carried = [(client, reply) for client, _, now, _, reply in world.transport.carried if now == last.now]
+    answers = {client: decode(phase.up, unframe(reply)[0]) for client, reply in carried}
+    return {client: {**world.state(client).own, **answer.shared} for client, answer in answers.items()}
+
+
+WHOLE: dict[str, Any] = {"lora": {}, "scaffold": {}, "fibecfed": {"neurons": {"rule": "all"}}}
+"""Methods whose clients train as much in the last round as in a training for themselves."""
+
+
+@pytest.mark.parametrize("per_round", [2, len(DATA.clients)])
 @pytest.mark.parametrize("kind", ["lora", "fibecfed"])
-def test_each_client_keeps_the_mean_of_both_unless_its_validation_part_is_sure_of_an_end(kind: str):
-    (whole, down), (chosen, _) = ended(kind, True), ended(kind, "validated")
+def test_each_client_keeps_the_mean_of_both_unless_its_validation_part_is_sure_of_an_end(kind: str, per_round: int):
+    """The one after is that of a training of its own, or of the last round where that asked everybody."""
+    (whole, down), (chosen, _) = (ended(kind, how, per_round=per_round, **WHOLE[kind]) for how in (True, "validated"))
+    already = trained_in_the_last_round(kind, **WHOLE[kind]) if per_round > 2 else {c: whole.state(c).tuned for c in DATA.clients}
+    assert already.keys() == set(DATA.clients)
     kept = set()
     for client in DATA.clients:
         examples = DATA.client(client).validation
-        trained, state = whole.state(client).tuned, chosen.state(client)
+        trained, state = already[client], chosen.state(client)
         inner = whole.method.inner
         own = whole.state(client)
         before = inner.personalise(down, inner.client_state(**{n: getattr(own, n) for n in inner.client_state.__wire_fields__}))
@@ -57,7 +78,36 @@ def test_each_client_keeps_the_mean_of_both_unless_its_validation_part_is_sure_o
         expected = between(before, trained, best)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert bool(state.tuned) == bool(best)
+        assert not state.last
     assert kind == "lora" or len(kept) > 1  # here clients differ in what they keep, so that it is a choice
+
+
+def test_where_every_round_asks_everybody_nobody_trains_once_more():
+    for kind, options in WHOLE.items():
+        made = made_method(kind, finetune="validated", rounds=2, asks_all=True, **options)
+        *_, before, last = federation(made, TASK, DATA, per_round=len(DATA.clients)).run()
+        assert all(before.record.steps.values()) and last.now.phase == "finetune" and not any(last.record.steps.values())
+
+
+def test_a_client_that_missed_the_last_round_trains_once_more():
+    world = federation(made_method("lora", finetune="validated", rounds=2, asks_all=True), TASK, DATA, per_round=2)
+    *_, before, last = world.run()
+    assert {client for client, steps in last.record.steps.items() if steps} == set(DATA.clients) - set(before.record.steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("lora", {"finetune": True}),  # the training itself was asked for
+        ("fibecfed", {"finetune": "validated", "neurons": {"rule": "share", "value": 0.5}}),  # it trained half of its neurons
+        ("fedalt", {"finetune": "validated"}),
+    ],
+)
+def test_a_last_training_that_the_last_round_cannot_stand_for_is_made(kind: str, options: Any):
+    task = made_task(2, made_options(kind, **options))
+    world = federation(made_method(kind, rounds=2, asks_all=True, **options), task, DATA, per_round=len(DATA.clients))
+    *_, last = world.run()
+    assert last.now.phase == "finetune" and all(last.record.steps.values())
 
 
 @pytest.mark.parametrize(

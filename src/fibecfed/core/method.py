@@ -119,12 +119,15 @@ class Update(Generic[C, U]):
         work: counts; sent to the server.
         notes: internal values of interest to researchers (difficulties, eigenvalues), as JSON values. They are written to the records
             of a simulation and never sent over a network.
+        model: every parameter as the client's training left it, for what may keep it on the client (`methods.finetune`); engines drop
+            it. None where a method does not say.
     """
 
     message: U
     state: C
     work: Work = field(default_factory=Work)
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    model: Params | None = None
 
 
 @dataclass(frozen=True)

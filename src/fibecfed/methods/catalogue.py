@@ -232,6 +232,7 @@ class MethodContext:
     Attributes:
         key: the method's own random stream.
         max_length: tokens that texts are cut to by the configuration; None where that is not known.
+        asks_all: whether every client is asked in every round of training.
     """
 
     training: TrainingOptions
@@ -239,6 +240,7 @@ class MethodContext:
     num_clients: int
     key: Key
     max_length: int | None = None
+    asks_all: bool = False
 
     def longest(self) -> int:
         """`max_length`, for a method that cuts texts further.
@@ -301,4 +303,6 @@ def make(
     method: Any = build(context)
     if problem := import_module(f"{__package__}.contract").lacks(method):
         raise UserError(f"method: {problem}")
-    return import_module(f"{__package__}.finetune").finetuned(method, options.finetune, context.num_clients) if options.finetune else method
+    if not options.finetune:
+        return method
+    return import_module(f"{__package__}.finetune").finetuned(method, options.finetune, context.num_clients, context.asks_all)

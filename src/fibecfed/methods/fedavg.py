@@ -114,6 +114,7 @@ class FedAvg(Defaults):
 
     server_state = ServerModel
     client_state = OwnTensors
+    trains_whole = True
 
     @property
     def is_personal(self) -> bool:
@@ -252,7 +253,7 @@ def proximal_term(weight: float, start: Params) -> Callable[[Params], Tensor]:
 def answer(client: ClientView[OwnTensors], message: SharedModel, result: Fit) -> Update[OwnTensors, LocalModel]:
     """A client's update after a training: what it was sent goes back, what is its own stays."""
     shared, own = pick(result.params, message.shared.keys()), pick(result.params, client.state.own.keys() - message.shared.keys())
-    return Update(LocalModel(shared, client.data.train.weight), OwnTensors(own), work_of(result))
+    return Update(LocalModel(shared, client.data.train.weight), OwnTensors(own), work_of(result), model=result.params)
 
 
 def work_of(result: Fit) -> Work:

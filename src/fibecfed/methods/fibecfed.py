@@ -29,7 +29,7 @@ from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
 from .depth import BLOCKS, PHASE, Depth, Information, depth_of, ends, mean_information, untrained
 from .depth import summary as trained_blocks
-from .fibecfed_client import MEASURED, ClientPart, Own, Trained
+from .fibecfed_client import MEASURED, ClientPart, Own, Trained, default_score_after
 from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .fibecfed_private import Sums, can_be_private, train_private
 from .importance import NAME, Importance, Measuring, noted
@@ -72,6 +72,12 @@ class FibecFed(Defaults):
 
     server_state = Server
     client_state = Own
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether clients update every neuron of the layers that stay with them."""
+        return self.neurons.rule == "all"
+
     is_personal = True
 
     @property
@@ -306,13 +312,13 @@ class FibecFed(Defaults):
         found = self._train(client, message, now)
         sent = message.shared.keys() | (_kept(client.task, message) if message.all_sent else set[str]())
         answer = LocalLayers(pick(found.params, sent), client.data.train.weight, importance, found.halves)
-        return Update(answer, found.state, found.work, found.notes | notes)
+        return Update(answer, found.state, found.work, found.notes | notes, found.params)
 
     def _close(self, client: ClientView[Own], message: GlobalLayers, now: Round) -> Update[Own, AllLayers]:
         found = self._train(client, message, replace(now, index=self.num_rounds, num_rounds=self.num_rounds))
         sent = set(client.task.names) - set(untrained(client.task, message.trained))  # no residual of the frozen weights
         answer = AllLayers({name: value for name, value in found.params.items() if name in sent}, client.data.train.weight)
-        return Update(answer, found.state, found.work, found.notes)
+        return Update(answer, found.state, found.work, found.notes, found.params)
 
     def train(self, client: ClientView[Own], params: Params, now: Round) -> Fit:
         """Every tensor, on all examples: what a client does of a model for itself alone."""
@@ -371,11 +377,6 @@ def _all_layers(server: Server, now: Round) -> AllLayers:
     """What answers of the closing round look like: more than was sent."""
     kept = {*server.trained, -1} if server.trained else set(server.tensor_layers)
     return AllLayers(of_layers(server.params, server.tensor_layers, tuple(kept)), 1)
-
-
-def default_score_after(num_rounds: int) -> int:
-    """ceil(0.2 T) [C]: before that, gradients say more about the head that was just drawn than about the examples."""
-    return math.ceil(0.2 * num_rounds - 1e-9)
 
 
 def build(options: FibecFedOptions, context: MethodContext) -> FibecFed:

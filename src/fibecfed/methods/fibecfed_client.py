@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +44,11 @@ class Own:
     trainings: int
     since_scoring: int
     difficulty: Tensors = field(default_factory=dict[str, Tensor])
+
+
+def default_score_after(num_rounds: int) -> int:
+    """ceil(0.2 T) [C]: before that, gradients say more about the head that was just drawn than about the examples."""
+    return math.ceil(0.2 * num_rounds - 1e-9)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """One local training of every client after a method's last round, for any method (`method.finetune`).
 
 With "validated" a client keeps the point halfway between the method's model and its own, unless its validation part speaks for one of
-these by more than chance: alike clients lose by a training on their few examples, one-sided ones gain.
+these by more than chance: alike clients lose by a training on their few examples, one-sided ones gain. Where every client takes part in
+every round, each has a model of its own from the last one already, and nobody trains once more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.method import ClientView, Load, Method, Phase, Received, Update
+from ..core.method import ClientView, Load, Method, Phase, Received, Update, Work
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.types import ClientId, Params, Round
@@ -40,11 +41,13 @@ class Finetuned:
             says what is trained.
         num_clients: K.
         steps: fractions of the way from the method's model to the trained one, between which the client's validation part chooses.
+        asks_all: whether every round asks every client.
     """
 
     inner: Any
     num_clients: int
     steps: tuple[float, ...] = (1.0,)
+    asks_all: bool = False
 
     is_personal = True
 
@@ -66,8 +69,9 @@ class Finetuned:
     @property
     def phases(self) -> tuple[Phase[Any, Any, Any, Any], ...]:
         """The method's, and the last training, which gets what the method's last phase sends."""
-        rows = tuple(replace(phase, client_update=_on_inner(self.inner, phase.client_update)) for phase in self.inner.phases)
         last = self.inner.phases[-1]
+        keeps = last.name if self._reuses else None
+        rows = tuple(replace(phase, client_update=_on_inner(self.inner, phase.client_update, keeps)) for phase in self.inner.phases)
         row = (PHASE, 1, self.num_clients, last.down, Done, last.broadcast, self._finetune, _keep)
         alone = Phase(*row, address=last.address, sums=last.sums)
         return (*rows, alone)
@@ -78,7 +82,7 @@ class Finetuned:
 
     def init_client(self, task: Task, client: ClientId, key: Key) -> Any:
         """The method's; nothing is kept yet."""
-        return _outer(self.inner, self.inner.init_client(task, client, key), {})
+        return _outer(self.inner, self.inner.init_client(task, client, key))
 
     def personalise(self, message: Any, state: Any) -> Params:
         """What the client kept, or until then the method's model."""
@@ -95,6 +99,10 @@ class Finetuned:
     def load(self, size: int, now: Round, chance: float) -> Load:
         """The method's; the last training is one of its last rounds."""
         return self.inner.load(size, self._last(now) if now.phase == PHASE else now, chance)
+
+    def trains_others(self, now: Round) -> bool:
+        """Whether nobody trains in a round who did in the one before."""
+        return now.phase == PHASE and self._reuses
 
     def validation_passes(self, now: Round) -> int:
         """How often a client predicts its validation part in a round."""
@@ -117,6 +125,13 @@ class Finetuned:
         """The method's."""
         return self.inner.train(_with_inner_state(self.inner, client), params, now)
 
+    @property
+    def _reuses(self) -> bool:
+        """Whether a client's training of the last round is its last one: where all have one, and it trains all that a training alone
+        would, so that the method says so by `trains_whole` and hands over the model. Where few are asked, the others would train from
+        the last mean and these from the one before it, which scored lower."""
+        return self.asks_all and self.steps != (1.0,) and getattr(self.inner, "trains_whole", False)
+
     def _last(self, now: Round) -> Round:
         """As in the round behind the last one: the schedules of the method's parts have come to their ends."""
         last = self.inner.phases[-1]
@@ -125,12 +140,16 @@ class Finetuned:
     def _finetune(self, client: ClientView[Any], message: Any, now: Round) -> Update[Any, Done]:
         inner = _inner(self.inner, client.state)
         own, before = getattr(self.inner, "finetuned", None), self.inner.personalise(message, inner)
-        if own is None:
-            result = self.train(client, before, self._last(now))
+        if client.state.last:
+            after, work = client.state.last, Work()
         else:
-            result = own(_with_inner_state(self.inner, client), message, self._last(now))
-        kept, notes = self._chosen(client, before, result.params)
-        return Update(Done(), _outer(self.inner, inner, kept), work_of(result), notes)
+            if own is None:
+                result = self.train(client, before, self._last(now))
+            else:
+                result = own(_with_inner_state(self.inner, client), message, self._last(now))
+            after, work = result.params, work_of(result)
+        kept, notes = self._chosen(client, before, after)
+        return Update(Done(), _outer(self.inner, inner, tuned=kept), work, notes)
 
     def _chosen(self, client: ClientView[Any], before: Params, after: Params) -> tuple[Params, dict[str, Any]]:
         """What the client keeps, nothing where that is the method's model; and the mean losses that it was chosen by, nat."""
@@ -152,9 +171,9 @@ SURE = 0.25
 """[C] Standard errors by which the loss on a client's validation part must be lower than that of the step halfway."""
 
 
-def finetuned(method: Any, how: bool | str, num_clients: int) -> Finetuned:
+def finetuned(method: Any, how: bool | str, num_clients: int, asks_all: bool = False) -> Finetuned:
     """A method with the last training that `method.finetune` asks for."""
-    return Finetuned(method, num_clients, VALIDATED) if how == "validated" else Finetuned(method, num_clients)
+    return Finetuned(method, num_clients, VALIDATED if how == "validated" else (1.0,), asks_all)
 
 
 def chosen_step(losses: Mapping[float, Float[Tensor, " examples"]]) -> float:
@@ -189,31 +208,38 @@ def between(before: Params, after: Params, step: float) -> Params:
 
 @lru_cache
 def with_tuned(state: type[Any]) -> type[Any]:
-    """The message class of a client's state with a field `tuned` for the model it keeps; reads the bytes of `state` as well."""
-    body: dict[str, Any] = {"__annotations__": {**state.__wire_fields__, "tuned": Tensors}, "__doc__": state.__doc__}
+    """The message class of a client's state with a field `tuned` for the model it keeps, and `last` for the one that it trained in the last
+    round; reads the bytes of `state` as well."""
+    added = {"tuned": Tensors, "last": Tensors}
+    body: dict[str, Any] = {"__annotations__": {**state.__wire_fields__, **added}, "__doc__": state.__doc__}
     body |= {one.name: one.default for one in fields(state) if one.default is not MISSING}
     body |= {one.name: field(default_factory=one.default_factory) for one in fields(state) if one.default_factory is not MISSING}
-    return message(type(state.__name__, (), {**body, "tuned": field(default_factory=dict)}))
+    return message(type(state.__name__, (), {**body, **{name: field(default_factory=dict) for name in added}}))
 
 
 def _inner(method: Method[Any, Any], state: Any) -> Any:
     return method.client_state(**{one.name: getattr(state, one.name) for one in fields(method.client_state)})
 
 
-def _outer(method: Method[Any, Any], state: Any, tuned: Params) -> Any:
-    return with_tuned(method.client_state)(**{one.name: getattr(state, one.name) for one in fields(state)}, tuned=tuned)
+def _outer(method: Method[Any, Any], state: Any, **kept: Params) -> Any:
+    return with_tuned(method.client_state)(**{one.name: getattr(state, one.name) for one in fields(state)}, **kept)
 
 
 def _with_inner_state(method: Method[Any, Any], client: ClientView[Any]) -> ClientView[Any]:
     return replace(client, state=_inner(method, client.state))
 
 
-def _on_inner(method: Method[Any, Any], update: Callable[..., Update[Any, Any]]) -> Callable[..., Update[Any, Any]]:
-    """A client's update of the method, on the state that also holds what the client keeps."""
+def _on_inner(method: Method[Any, Any], update: Callable[..., Update[Any, Any]], keeps: str | None) -> Callable[..., Update[Any, Any]]:
+    """A client's update of the method, on the state that also holds what the client keeps.
+
+    Args:
+        keeps: the phase at whose last round the model that the client trained stays with it.
+    """
 
     def outer(client: ClientView[Any], message: Any, now: Round) -> Update[Any, Any]:
         found = update(_with_inner_state(method, client), message, now)
-        return replace(found, state=_outer(method, found.state, client.state.tuned))
+        model = found.model if now.phase == keeps and now.index == now.num_rounds - 1 else None
+        return replace(found, state=_outer(method, found.state, tuned=client.state.tuned, last=dict(model or {})), model=None)
 
     return outer
 

@@ -39,7 +39,8 @@ class MethodOptions(Options):
     finetune: bool | Literal["validated"] = Field(
         default=False,
         description="[C] After the last round, every client trains once more and keeps the result; validated: it keeps the mean of the "
-        "models before and after, or one of these, where its loss on the validation part is lower by over a quarter of a standard error.",
+        "models before and after, or one of these, where its loss on the validation part is lower by over a quarter of a standard error; "
+        "where every client takes part in every round, the one after is that of the last round.",
     )
     needs_classes: ClassVar[bool] = False
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes

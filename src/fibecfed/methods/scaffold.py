@@ -87,6 +87,7 @@ class Scaffold(Defaults):
 
     server_state = ScaffoldServer
     client_state = OwnControl
+    trains_whole = True
     is_personal = False
 
     @property
@@ -153,7 +154,9 @@ class Scaffold(Defaults):
         change = {name: (x - result.params[name]) / (result.steps * pace) - _or_zero(server, name, x) for name, x in message.shared.items()}
         after = {name: _or_zero(own, name, moved) + moved for name, moved in change.items()}
         shared, own = pick(result.params, message.shared.keys()), pick(params, client.state.own.keys() - message.shared.keys())
-        return Update(ControlledUpdate(shared, change, client.data.train.weight), OwnControl(after, own), work_of(result))
+        return Update(
+            ControlledUpdate(shared, change, client.data.train.weight), OwnControl(after, own), work_of(result), model=result.params
+        )
 
     def _aggregate(self, server: ScaffoldServer, received: Sequence[Received[ControlledUpdate]], now: Round) -> ScaffoldServer:
         mean, rate = mean_by_size(received), self.server_learning_rate
