@@ -85,7 +85,16 @@ def presets(root: Path) -> None:
     titles += ("global, this", "bytes", "CPU", "kept")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for task, spread in DATA:
-        for method in ("best", "best, all blocks", "best, upper third", "lora validated"):
+        for method in (
+            "best",
+            "best, all blocks",
+            "best, upper third",
+            "lora validated",
+            "best, 6e-3",
+            "best, 6e-3, decay",
+            "lora, 6e-3",
+            "lora, 6e-3, decay",
+        ):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
             both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
             pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]

@@ -117,6 +117,10 @@ SHARING = {
     "head kept": (PAPER, "method.layers.rule=all", "method.head=personal"),
     "lora validated": ("method.kind=lora", "method.finetune=validated"),
     "best": ("method.preset=best", "method.finetune=validated"),
+    "best, 6e-3": ("method.preset=best", "method.finetune=validated", "training.learning_rate=0.006"),
+    "best, 6e-3, decay": ("method.preset=best", "method.finetune=validated", "training.learning_rate=0.006", "training.schedule=linear"),
+    "lora, 6e-3": ("method.kind=lora", "training.learning_rate=0.006"),
+    "lora, 6e-3, decay": ("method.kind=lora", "training.learning_rate=0.006", "training.schedule=linear"),
     "best, all blocks": ("method.preset=best", "method.finetune=validated", "method.depth=1.0"),
     "best, upper third": (
         "method.preset=best",

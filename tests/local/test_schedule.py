@@ -37,4 +37,5 @@ def test_every_round_trains_at_most_at_the_rate_given_and_one_at_exactly_it(sche
 def test_a_round_behind_the_last_trains_as_the_last() -> None:
     options = TrainingOptions(schedule="linear", learning_rate=0.4)
     assert in_round(options, Round("finetune", 4, 4, 9)).learning_rate == pytest.approx(0.1)
+    assert in_round(options, Round("finetune", 4, 4, 9, alone=True)).learning_rate == 0.4  # a training of a client for itself
     assert in_round(TrainingOptions(), Round("tune", 3, 4, 3)) == TrainingOptions()

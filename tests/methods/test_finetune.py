@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from made import federation, made_data, made_method, made_options, made_task
+from made import TRAINING, client_view, federation, made_data, made_method, made_options, made_task, same
 
 from fibecfed.core.trees import placed
 from fibecfed.core.wire import decode
@@ -93,6 +93,24 @@ def test_a_client_that_missed_the_last_round_trains_once_more():
     world = federation(made_method("lora", finetune="validated", rounds=2, asks_all=True), TASK, DATA, per_round=2)
     *_, before, last = world.run()
     assert {client for client, steps in last.record.steps.items() if steps} == set(DATA.clients) - set(before.record.steps)
+
+
+def test_the_last_training_is_at_the_peak_rate_whatever_the_schedule():
+    """At the end of a decay it would hardly move a model."""
+    decaying = TRAINING.model_copy(update={"schedule": "linear"})
+    world = federation(made_method("lora", finetune=True, training=decaying), TASK, DATA)
+    *_, last = world.run()
+    down, now = world.method.phases[-1].broadcast(world.server, last.now), last.now
+    for client in DATA.clients:
+        view = client_view(world, client, now.number)
+        assert same(made_method("lora").train(view, down.shared, now).params, world.state(client).tuned)
+
+
+def test_behind_a_decay_the_last_round_does_not_stand_for_a_training():
+    decaying = TRAINING.model_copy(update={"schedule": "cosine"})
+    made = made_method("lora", finetune="validated", rounds=2, asks_all=True, training=decaying)
+    *_, last = federation(made, TASK, DATA, per_round=len(DATA.clients)).run()
+    assert all(last.record.steps.values())
 
 
 @pytest.mark.parametrize(

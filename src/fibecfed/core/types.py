@@ -96,12 +96,14 @@ class Round:
         index: t, 0-based number of the round inside its phase.
         num_rounds: T, rounds of the phase.
         number: 0-based number of the round over all phases of the run.
+        alone: whether a client trains for itself behind the last round, so that no schedule of the rounds holds for it.
     """
 
     phase: str
     index: int
     num_rounds: int
     number: int
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ def factor(options: TrainingOptions, t: int, num_rounds: int) -> float:
 
 
 def in_round(options: TrainingOptions, now: Round) -> TrainingOptions:
-    """The training of one round: as configured, with that round's learning rate."""
-    found = factor(options, now.index, now.num_rounds)
+    """The training of one round: as configured, with that round's learning rate; the peak rate where a client trains for itself behind
+    the last round, with which it would hardly move at the end of a decay."""
+    found = 1.0 if now.alone else factor(options, now.index, now.num_rounds)
     return options if found == 1.0 else options.model_copy(update={"learning_rate": found * options.learning_rate})

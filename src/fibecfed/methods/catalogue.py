@@ -305,4 +305,5 @@ def make(
         raise UserError(f"method: {problem}")
     if not options.finetune:
         return method
-    return import_module(f"{__package__}.finetune").finetuned(method, options.finetune, context.num_clients, context.asks_all)
+    stands = context.asks_all and context.training.schedule == "constant"  # at the end of a decay the last round trains hardly anything
+    return import_module(f"{__package__}.finetune").finetuned(method, options.finetune, context.num_clients, stands)

@@ -41,7 +41,7 @@ class Finetuned:
             says what is trained.
         num_clients: K.
         steps: fractions of the way from the method's model to the trained one, between which the client's validation part chooses.
-        asks_all: whether every round asks every client.
+        asks_all: whether every round asks every client, at one learning rate.
     """
 
     inner: Any
@@ -133,9 +133,9 @@ class Finetuned:
         return self.asks_all and self.steps != (1.0,) and getattr(self.inner, "trains_whole", False)
 
     def _last(self, now: Round) -> Round:
-        """As in the round behind the last one: the schedules of the method's parts have come to their ends."""
+        """As in the round behind the last one: the curriculum has come to its end, and the learning rate is at its peak once more."""
         last = self.inner.phases[-1]
-        return replace(now, phase=last.name, index=last.num_rounds, num_rounds=last.num_rounds)
+        return replace(now, phase=last.name, index=last.num_rounds, num_rounds=last.num_rounds, alone=True)
 
     def _finetune(self, client: ClientView[Any], message: Any, now: Round) -> Update[Any, Done]:
         inner = _inner(self.inner, client.state)
