@@ -3,6 +3,7 @@
 FIBECFED_SITES=FOLDER python benchmarks/study.py run sharing --workers 1 --out runs/study     # resumable; what is done is not made again
 python benchmarks/sharing.py runs/study                                                       # the table of what is done so far
 python benchmarks/sharing.py runs/study presets                                               # presets beside `lora`, seed by seed
+python benchmarks/sharing.py runs/study rates                                                 # learning rates and their decay
 """
 
 from __future__ import annotations
@@ -85,16 +86,7 @@ def presets(root: Path) -> None:
     titles += ("global, this", "bytes", "CPU", "kept")
     print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
     for task, spread in DATA:
-        for method in (
-            "best",
-            "best, all blocks",
-            "best, upper third",
-            "lora validated",
-            "best, 6e-3",
-            "best, 6e-3, decay",
-            "lora, 6e-3",
-            "lora, 6e-3, decay",
-        ):
+        for method in ("best", "best, all blocks", "best, upper third", "lora validated"):
             here = sorted((root / task / spread / method).glob("*/summary.json"))
             both = [(path.parent, root / task / spread / "lora" / path.parent.name) for path in here]
             pairs = [(outcome(a), outcome(b)) for a, b in both if (b / "summary.json").exists()]
@@ -114,9 +106,27 @@ def presets(root: Path) -> None:
     print("\nBeside `lora` before its local training:", *beside, sep="\n")
 
 
+RATES = ("best", "best, 6e-3", "best, 6e-3, decay", "lora", "lora, 6e-3", "lora, 6e-3, decay")
+
+
+def rates(root: Path) -> None:
+    """Learning rates and their decay on seed 0: scores before and after the last local training, and of the server's model."""
+    titles = "personalised | + local training | global | validation | + local training"
+    print(f"| data | clients | method | {titles} |\n|---|---|---|---|---|---|---|---|")
+    for task, spread in DATA:
+        for method in RATES:
+            folder = root / task / spread / method / "0"
+            if (folder / "summary.json").exists():
+                one = outcome(folder)
+                scores = (one.before, one.after, one.server, one.validation, one.validation_after)
+                print(f"| {task} | {NAMES[spread]} | {method} | {' | '.join(f'{value:.1f}' for value in scores)} |")
+
+
 def main() -> None:
     """See the module's text."""
     root = Path(sys.argv[1]) / "sharing"
+    if sys.argv[2:] == ["rates"]:
+        return rates(root)
     if sys.argv[2:] == ["presets"]:
         return presets(root)
     scores = "personalised | + local training | global | validation | + local training"
