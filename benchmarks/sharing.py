@@ -113,13 +113,19 @@ def rates(root: Path) -> None:
     """Learning rates and their decay on seed 0: scores before and after the last local training, and of the server's model."""
     titles = "personalised | + local training | global | validation | + local training"
     print(f"| data | clients | method | {titles} |\n|---|---|---|---|---|---|---|---|")
+    together = dict[str, list[tuple[float, ...]]]()
     for task, spread in DATA:
         for method in RATES:
             folder = root / task / spread / method / "0"
             if (folder / "summary.json").exists():
                 one = outcome(folder)
                 scores = (one.before, one.after, one.server, one.validation, one.validation_after)
+                if spread != "sites":
+                    together.setdefault(method, []).append(scores)
                 print(f"| {task} | {NAMES[spread]} | {method} | {' | '.join(f'{value:.1f}' for value in scores)} |")
+    for method, some in together.items():
+        means = " | ".join(f"{statistics.mean(column):.1f}" for column in zip(*some, strict=True))
+        print(f"| sst2 and trec | mean of {len(some)} | {method} | {means} |")
 
 
 def main() -> None:

@@ -118,6 +118,7 @@ def test_behind_a_decay_the_last_round_does_not_stand_for_a_training():
     [
         ("lora", {"finetune": True}),  # the training itself was asked for
         ("fibecfed", {"finetune": "validated", "neurons": {"rule": "share", "value": 0.5}}),  # it trained half of its neurons
+        ("fibecfed", {"finetune": "validated", "neurons": {"rule": "all"}, "aggregation": "ffa"}),  # it left A as it was
         ("fedalt", {"finetune": "validated"}),
     ],
 )

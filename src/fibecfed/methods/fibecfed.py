@@ -72,13 +72,12 @@ class FibecFed(Defaults):
 
     server_state = Server
     client_state = Own
+    is_personal = True
 
     @property
     def trains_whole(self) -> bool:
-        """Whether clients update every neuron of the layers that stay with them."""
-        return self.neurons.rule == "all"
-
-    is_personal = True
+        """Whether clients update all of what they have in a round: every neuron, and both factors of LoRA."""
+        return self.neurons.rule == "all" and self.still == NOTHING
 
     @property
     def phases(self) -> tuple[Phase[Server, Own, Any, Any], ...]:

@@ -6,16 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..adapters.options import (
-    ANSWERING,
-    BottleneckAdapter,
-    GeneratedPromptAdapter,
-    LatePromptAdapter,
-    MixedPromptAdapter,
-    PrefixAdapter,
-    PromptAdapter,
-    called,
-)
+from ..adapters import options as adapters
 from ..core.options import Options
 from .fibecfed_tables import FibecFedCurriculum, FibecFedLayers, FibecFedNeurons
 from .presets import filled_options
@@ -50,7 +41,7 @@ class MethodOptions(Options):
         """Whether examples with answers can be trained on: without the probabilities of classes, and without a prompt made from the whole
         text, the answer in it."""
         adapter = cls.model_fields.get("adapter")
-        return not cls.needs_classes and (adapter is None or called(adapter.default) in ANSWERING)
+        return not cls.needs_classes and (adapter is None or adapters.called(adapter.default) in adapters.ANSWERING)
 
 
 Blocks = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, le=1)] | None  # a number, or a fraction
@@ -273,42 +264,42 @@ class AdapterOptions(MethodOptions):
     """Bottleneck adapters in every block, and the layer norms, are trained and averaged (Houlsby et al. 2019)."""
 
     kind: Literal["adapter"] = Field(default="adapter", description="The method.")
-    adapter: BottleneckAdapter = BottleneckAdapter()
+    adapter: adapters.BottleneckAdapter = adapters.BottleneckAdapter()
 
 
 class PromptTuningOptions(MethodOptions):
     """Prompt tuning: soft tokens before the input are trained and averaged (Lester et al. 2021)."""
 
     kind: Literal["prompt-tuning"] = Field(default="prompt-tuning", description="The method.")
-    adapter: PromptAdapter = PromptAdapter()
+    adapter: adapters.PromptAdapter = adapters.PromptAdapter()
 
 
 class FedPromptOptions(MethodOptions):
     """FedPrompt: prompt and head are trained, only the prompt is averaged (Zhao et al. 2023)."""
 
     kind: Literal["fedprompt"] = Field(default="fedprompt", description="The method.")
-    adapter: PromptAdapter = PromptAdapter(start="random")
+    adapter: adapters.PromptAdapter = adapters.PromptAdapter(start="random")
 
 
 class PTuningOptions(MethodOptions):
     """P-tuning v2: prefixes in every layer are trained and averaged (Liu et al. 2022)."""
 
     kind: Literal["p-tuning-v2"] = Field(default="p-tuning-v2", description="The method.")
-    adapter: PrefixAdapter = PrefixAdapter()
+    adapter: adapters.PrefixAdapter = adapters.PrefixAdapter()
 
 
 class IdpgOptions(MethodOptions):
     """IDPG: a generator of instance-dependent prompts is trained and averaged (Wu et al. 2022)."""
 
     kind: Literal["idpg"] = Field(default="idpg", description="The method.")
-    adapter: GeneratedPromptAdapter = GeneratedPromptAdapter()
+    adapter: adapters.GeneratedPromptAdapter = adapters.GeneratedPromptAdapter()
 
 
 class AttemptOptions(MethodOptions):
     """ATTEMPT: a target prompt and an attention over frozen source prompts are trained and averaged (Asai et al. 2022)."""
 
     kind: Literal["attempt"] = Field(default="attempt", description="The method.")
-    adapter: MixedPromptAdapter = MixedPromptAdapter()
+    adapter: adapters.MixedPromptAdapter = adapters.MixedPromptAdapter()
     sources: tuple[str, ...] | None = Field(
         default=None,
         description="[C] Tasks whose training sets the source prompts are trained on. Default: qnli, sst2, boolq and subj, without the "
@@ -325,7 +316,7 @@ class LptOptions(MethodOptions):
     """Late prompt tuning: a generator of prompts at the middle layer is trained and averaged (Liu et al. 2022)."""
 
     kind: Literal["lpt"] = Field(default="lpt", description="The method.")
-    adapter: LatePromptAdapter = LatePromptAdapter()
+    adapter: adapters.LatePromptAdapter = adapters.LatePromptAdapter()
 
 
 class FedAltOptions(MethodOptions):
@@ -364,14 +355,14 @@ class HetLoraOptions(MethodOptions):
     same_shapes: ClassVar[bool] = False
 
 
-_FIVE = PrefixAdapter(num_tokens=5)
+_FIVE = adapters.PrefixAdapter(num_tokens=5)
 
 
 class FedPepTaoOptions(MethodOptions):
     """FedPepTAO: prefixes; the layers with the highest scores are averaged, with a server step corrected for drift (Che et al. 2023)."""
 
     kind: Literal["fedpeptao"] = Field(default="fedpeptao", description="The method.")
-    adapter: PrefixAdapter = _FIVE
+    adapter: adapters.PrefixAdapter = _FIVE
     rule: Literal["share", "plateau"] = Field(
         default="share",
         description="[C] How many layers are averaged. share: the fraction `layers`; plateau [S]: by the spectrum of clients' Hessians.",
@@ -392,7 +383,7 @@ class MomdOptions(MethodOptions):
     """Momentum on the clients: prefixes trained with SGD with momentum, then averaged (Yu et al. 2019)."""
 
     kind: Literal["momd"] = Field(default="momd", description="The method.")
-    adapter: PrefixAdapter = _FIVE
+    adapter: adapters.PrefixAdapter = _FIVE
     momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] Momentum of SGD; replaces `training.momentum`.")
 
 
@@ -400,6 +391,6 @@ class MomsAdamwOptions(MethodOptions):
     """Momentum on the server: prefixes trained with AdamW, server momentum on their mean (after Reddi et al. 2021)."""
 
     kind: Literal["moms-adamw"] = Field(default="moms-adamw", description="The method.")
-    adapter: PrefixAdapter = _FIVE
+    adapter: adapters.PrefixAdapter = _FIVE
     server_learning_rate: float = Field(default=0.3, gt=0, description="[C] Server learning rate.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] Server momentum.")
