@@ -54,7 +54,8 @@ def trained_in_the_last_round(kind: str, **options: Any) -> dict[str, Any]:
     return {client: {**world.state(client).own, **answer.shared} for client, answer in answers.items()}
 
 
-WHOLE: dict[str, Any] = {"lora": {}, "scaffold": {}, "fibecfed": {"neurons": {"rule": "all"}}}
+ALL: dict[str, Any] = {"neurons": {"rule": "all"}, "curriculum": {"pace": "none"}}
+WHOLE: dict[str, Any] = {"lora": {}, "scaffold": {}, "fibecfed": ALL}
 """Methods whose clients train as much in the last round as in a training for themselves."""
 
 
@@ -117,8 +118,10 @@ def test_behind_a_decay_the_last_round_does_not_stand_for_a_training():
     ("kind", "options"),
     [
         ("lora", {"finetune": True}),  # the training itself was asked for
-        ("fibecfed", {"finetune": "validated", "neurons": {"rule": "share", "value": 0.5}}),  # it trained half of its neurons
-        ("fibecfed", {"finetune": "validated", "neurons": {"rule": "all"}, "aggregation": "ffa"}),  # it left A as it was
+        ("fibecfed", {**ALL, "finetune": "validated", "neurons": {"rule": "share", "value": 0.5}}),  # it trained half of its neurons
+        ("fibecfed", {**ALL, "finetune": "validated", "aggregation": "ffa"}),  # it left A as it was
+        ("fibecfed", {**ALL, "finetune": "validated", "curriculum": {"pace": "linear", "beta": 0.2, "alpha": 1.0}}),  # on a part of them
+        ("slw", {"finetune": "validated"}),
         ("fedalt", {"finetune": "validated"}),
     ],
 )

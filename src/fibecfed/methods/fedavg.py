@@ -114,7 +114,11 @@ class FedAvg(Defaults):
 
     server_state = ServerModel
     client_state = OwnTensors
-    trains_whole = True
+
+    @property
+    def trains_whole(self) -> bool:
+        """Whether a round trains on all examples as they are; with a curriculum it may be on a part of them."""
+        return self.curriculum == ALL_DATA
 
     @property
     def is_personal(self) -> bool:

@@ -76,8 +76,8 @@ class FibecFed(Defaults):
 
     @property
     def trains_whole(self) -> bool:
-        """Whether clients update all of what they have in a round: every neuron, and both factors of LoRA."""
-        return self.neurons.rule == "all" and self.still == NOTHING
+        """Whether a round is on all examples and updates all that a client has: every neuron, and both factors of LoRA."""
+        return self.curriculum.pace == "none" and self.neurons.rule == "all" and self.still == NOTHING
 
     @property
     def phases(self) -> tuple[Phase[Server, Own, Any, Any], ...]:
