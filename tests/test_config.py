@@ -20,6 +20,7 @@ from fibecfed.config import Config, config_hash, differences, flat, from_table, 
 from fibecfed.config.rules import contradictions
 from fibecfed.core.errors import UserError
 from fibecfed.core.options import Options
+from fibecfed.local.options import TrainingOptions
 from fibecfed.methods.catalogue import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -316,3 +317,12 @@ def test_a_configuration_made_in_python_is_checked_too() -> None:
     with pytest.raises(ValidationError, match=r"expected at most `federation\.clients`"):
         Config(data=right.data, federation=right.federation.model_copy(update={"clients": 3, "clients_per_round": 5}))
     assert Config(data=right.data) == right
+
+
+def test_a_configuration_made_in_python_has_the_rate_of_its_method() -> None:
+    data = config().data
+    for kind in METHODS:
+        made = Config(data=data, method=METHODS[kind](), training=TrainingOptions(batch_size=4))
+        read = from_table({"data": data.model_dump(), "method": {"kind": kind}, "training": {"batch_size": 4}})
+        assert made.training == read.training, kind
+    assert Config(data=data, training=TrainingOptions(learning_rate=0.5)).training.learning_rate == 0.5

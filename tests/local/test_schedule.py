@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fibecfed.core.types import Round
 from fibecfed.local.options import TrainingOptions
-from fibecfed.local.schedule import factor, in_round
+from fibecfed.local.schedule import factor, in_round, mean_factor
 
 
 def factors(rounds: int, **options: object) -> list[float]:
@@ -37,5 +37,13 @@ def test_every_round_trains_at_most_at_the_rate_given_and_one_at_exactly_it(sche
 def test_a_round_behind_the_last_trains_as_the_last() -> None:
     options = TrainingOptions(schedule="linear", learning_rate=0.4)
     assert in_round(options, Round("finetune", 4, 4, 9)).learning_rate == pytest.approx(0.1)
-    assert in_round(options, Round("finetune", 4, 4, 9, alone=True)).learning_rate == 0.4  # a training of a client for itself
+    assert in_round(options, Round("finetune", 4, 4, 9, alone=True)).learning_rate == pytest.approx(0.25)  # a client for itself: the mean
     assert in_round(TrainingOptions(), Round("tune", 3, 4, 3)) == TrainingOptions()
+
+
+@given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 0.99), st.integers(1, 200))
+def test_a_training_of_a_client_for_itself_is_at_the_mean_rate(schedule: str, warmup: float, rounds: int) -> None:
+    found = factors(rounds, schedule=schedule, warmup=warmup)
+    assert mean_factor(schedule, warmup, rounds) == pytest.approx(sum(found) / rounds)
+    if schedule == "constant" and warmup == 0:
+        assert mean_factor(schedule, warmup, rounds) == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fibecfed.core.trees import placed
 from fibecfed.core.wire import decode
 from fibecfed.engine.runtime import unframe
 from fibecfed.local.batches import PASS_BATCH, batches
+from fibecfed.local.schedule import in_round
 from fibecfed.methods.finetune import VALIDATED, between, chosen_step
 
 TASK, DATA = made_task(2), made_data(validation_per_client=4)
@@ -96,7 +98,7 @@ def test_a_client_that_missed_the_last_round_trains_once_more():
     assert {client for client, steps in last.record.steps.items() if steps} == set(DATA.clients) - set(before.record.steps)
 
 
-def test_the_last_training_is_at_the_peak_rate_whatever_the_schedule():
+def test_the_last_training_is_at_the_mean_rate_of_the_rounds():
     """At the end of a decay it would hardly move a model."""
     decaying = TRAINING.model_copy(update={"schedule": "linear"})
     world = federation(made_method("lora", finetune=True, training=decaying), TASK, DATA)
@@ -104,7 +106,10 @@ def test_the_last_training_is_at_the_peak_rate_whatever_the_schedule():
     down, now = world.method.phases[-1].broadcast(world.server, last.now), last.now
     for client in DATA.clients:
         view = client_view(world, client, now.number)
-        assert same(made_method("lora").train(view, down.shared, now).params, world.state(client).tuned)
+        rounds = world.method.phases[0].num_rounds
+        rates = [in_round(decaying, replace(now, index=t, num_rounds=rounds)).learning_rate for t in range(rounds)]
+        plain = made_method("lora", training=TRAINING.model_copy(update={"learning_rate": sum(rates) / len(rates)}))
+        assert same(plain.train(view, down.shared, now).params, world.state(client).tuned)
 
 
 def test_behind_a_decay_the_last_round_does_not_stand_for_a_training():

@@ -17,7 +17,7 @@ from ..data.options import DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import TrainingOptions
 from ..methods.catalogue import CATALOGUE, METHODS, discover
-from ..methods.defaults import RATE
+from ..methods.defaults import RATE, follow
 from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
 from ..privacy.options import PrivacyOptions
@@ -58,10 +58,19 @@ class Config(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        self._take_the_rate_of_the_method()
         found = contradictions(self)
         if found:
             raise ValueError("\n".join(found))
         return self
+
+    def _take_the_rate_of_the_method(self) -> None:
+        """One made in Python has the learning rate of its method too, where it gives none; one that is read gives it."""
+        if "learning_rate" in self.training.model_fields_set:
+            return
+        table = {"method": self.method.model_dump(), "training": self.training.model_dump(exclude_unset=True)}
+        follow(table)
+        object.__setattr__(self, "training", TrainingOptions(**table["training"]))  # frozen for everybody else
 
 
 def to_toml(config: Config) -> str:

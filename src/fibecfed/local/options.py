@@ -38,7 +38,7 @@ class TrainingOptions(Options):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
         description="Learning-rate schedule over the rounds: constant, or linear or cosine decay to near 0. A last training of each "
-        "client (`method.finetune`) is at the peak.",
+        "client (`method.finetune`) is at the mean rate of the rounds.",
     )
     warmup: float = Field(default=0.0, ge=0, lt=1, description="Fraction of the rounds with linear warm-up of the learning rate.")
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay, with every optimiser.")

@@ -133,7 +133,7 @@ class Finetuned:
         return self.asks_all and self.steps != (1.0,) and getattr(self.inner, "trains_whole", False)
 
     def _last(self, now: Round) -> Round:
-        """As in the round behind the last one: the curriculum has come to its end, and the learning rate is at its peak once more."""
+        """As in the round behind the last one: the curriculum has come to its end, and the learning rate is the rounds' mean one."""
         last = self.inner.phases[-1]
         return replace(now, phase=last.name, index=last.num_rounds, num_rounds=last.num_rounds, alone=True)
 

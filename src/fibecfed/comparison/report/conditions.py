@@ -83,7 +83,7 @@ def short(names: Sequence[str], most: int = _MOST) -> str:
 def unlike(comparison: ComparisonResults) -> list[str]:
     """A warning where ranked methods ran one task with different settings: what differs, where, and who had what.
 
-    Nothing is said of a learning rate and of a method's own keys, which are expected to differ.
+    Nothing is said of a learning rate, its schedule and a method's own keys, which are expected to differ.
     """
     tasks: dict[tuple[str, str], list[str]] = {}  # (key, who had what) -> tasks
     for task in comparison.tasks:

@@ -54,6 +54,7 @@ class _Training(_Part):
     local_epochs: int
     batch_size: int
     optimizer: str
+    schedule: str = "constant"
     learning_rate: float
 
 

@@ -292,11 +292,12 @@ def _conditions(header: Header) -> dict[str, Any]:
     clients = f"{count(of, 'client')}, {sampled} per round, {count(federation.rounds, 'round')}"
     spread = f"Dirichlet {federation.alpha:g}" if federation.partition == "dirichlet" else str(federation.partition)
     tokens = data.max_length or f"{DEFAULT_MAX_LENGTH} ({DEFAULT_MAX_LENGTH_PAIRS} of two texts)"
+    decay = "" if training.schedule == "constant" else f", {training.schedule} decay"
     cores = f"{header.machine.get('cores')} cores, {count(header.threads or 1, 'thread')} per run, {header.precision}"
     return {
         "model": f"{_without_folder(model.name)}, head {model.head}",
         "federation": f"{clients}, {spread}{_slowness(federation)}",
-        "training": f"{count(training.local_epochs, 'local epoch')}, batches of {training.batch_size}, {training.optimizer}",
+        "training": f"{count(training.local_epochs, 'local epoch')}, batches of {training.batch_size}, {training.optimizer}{decay}",
         "learning_rate": training.learning_rate,
         "data": f"at most {data.max_train or 'all'} training and {data.max_test or 'all'} test examples, {tokens} tokens",
         "machine": f"{header.machine.get('processor')}, {cores}",
@@ -319,8 +320,9 @@ def _slowness(federation: Any) -> str:
 
 
 _NO_SETTINGS = (
-    "training.learning_rate", "training.device", "evaluation.batch_size", "evaluation.save", "data.task", "data.path", "data.test_path",
-    "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column", "federation.client_names",
+    "training.learning_rate", "training.schedule", "training.device", "evaluation.batch_size", "evaluation.save", "data.task", "data.path",
+    "data.test_path", "data.root", "data.text_column", "data.pair_column", "data.label_column", "data.client_column",
+    "federation.client_names",
 )  # fmt: skip
 """What says where or on what a run computes, or is expected to differ between methods, tasks and seeds."""
 

@@ -75,5 +75,7 @@ def _of_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _without_rate(table: Any) -> Any:
-    """A comparison tunes the rate of each method."""
-    return {name: value for name, value in table.items() if name != "learning_rate"} if isinstance(table, Mapping) else table
+    """A comparison tunes the rate of each method, and may give each a schedule."""
+    return (
+        {name: value for name, value in table.items() if name not in ("learning_rate", "schedule")} if isinstance(table, Mapping) else table
+    )
