@@ -44,6 +44,9 @@ def test_a_round_behind_the_last_trains_as_the_last() -> None:
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 0.99), st.integers(1, 200))
 def test_a_training_of_a_client_for_itself_is_at_the_mean_rate(schedule: str, warmup: float, rounds: int) -> None:
     found = factors(rounds, schedule=schedule, warmup=warmup)
-    assert mean_factor(schedule, warmup, rounds) == pytest.approx(sum(found) / rounds)
+    options = TrainingOptions.model_validate({"schedule": schedule, "warmup": warmup, "learning_rate": 0.4})
+    last = in_round(options, Round("tune", rounds, rounds, 9, alone=True))
+    assert last.learning_rate == pytest.approx(0.4 * sum(found) / rounds)
+    assert min(found) <= mean_factor(options, rounds) <= 1
     if schedule == "constant" and warmup == 0:
-        assert mean_factor(schedule, warmup, rounds) == 1.0
+        assert last is options

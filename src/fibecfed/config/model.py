@@ -17,7 +17,7 @@ from ..data.options import DataOptions
 from ..engine.options import EvaluationOptions, FederationOptions, ResourceOptions
 from ..local.options import TrainingOptions
 from ..methods.catalogue import CATALOGUE, METHODS, discover
-from ..methods.defaults import RATE, follow
+from ..methods.defaults import RATE
 from ..methods.options import CustomOptions
 from ..models.options import ModelOptions
 from ..privacy.options import PrivacyOptions
@@ -66,11 +66,10 @@ class Config(Options):
 
     def _take_the_rate_of_the_method(self) -> None:
         """One made in Python has the learning rate of its method too, where it gives none; one that is read gives it."""
-        if "learning_rate" in self.training.model_fields_set:
-            return
-        table = {"method": self.method.model_dump(), "training": self.training.model_dump(exclude_unset=True)}
-        follow(table)
-        object.__setattr__(self, "training", TrainingOptions(**table["training"]))  # frozen for everybody else
+        row = CATALOGUE.get(self.method.kind)
+        if row is not None and "learning_rate" not in self.training.model_fields_set:
+            training = self.training.model_copy(update={"learning_rate": row.learning_rate})
+            object.__setattr__(self, "training", training)  # frozen for everybody else
 
 
 def to_toml(config: Config) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 from ..core.types import Round
 from .options import TrainingOptions
@@ -29,12 +28,10 @@ def factor(options: TrainingOptions, t: int, num_rounds: int) -> float:
 def in_round(options: TrainingOptions, now: Round) -> TrainingOptions:
     """The training of one round: as configured, with that round's learning rate; the rounds' mean rate where a client trains for itself
     behind the last one: that of the last would hardly move it at the end of a decay, and the peak moves alike clients apart [C]."""
-    found = mean_factor(options.schedule, options.warmup, now.num_rounds) if now.alone else factor(options, now.index, now.num_rounds)
+    found = mean_factor(options, now.num_rounds) if now.alone else factor(options, now.index, now.num_rounds)
     return options if found == 1.0 else options.model_copy(update={"learning_rate": found * options.learning_rate})
 
 
-@lru_cache
-def mean_factor(schedule: str, warmup: float, num_rounds: int) -> float:
+def mean_factor(options: TrainingOptions, num_rounds: int) -> float:
     """Mean of `factor` over the rounds; exactly 1 where the rate is constant."""
-    options = TrainingOptions.model_validate({"schedule": schedule, "warmup": warmup})
     return math.fsum(factor(options, t, num_rounds) for t in range(num_rounds)) / num_rounds
