@@ -35,6 +35,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora, then personal": {"kind": "lora", "finetune": True},
     "lora-finetune": {"kind": "lora-finetune"},
     "lora, last training validated": {"kind": "lora", "finetune": "validated"},
+    "lora, last rounds averaged": {"kind": "lora", "tail_average": 0.5},
+    "fibecfed, last rounds averaged, closing round, then validated": {
+        "tail_average": 0.5,
+        "finetune": "validated",
+        "closing_round": True,
+        "layers": LAST,
+    },
     "lora, exact, personal head": {"kind": "lora", "aggregation": "exact", "head": "personal"},
     "exact global layers": {"aggregation": "exact", "layers": {"importance_clients": 2}},
     "exact global layers, closing round": {"aggregation": "exact", "closing_round": True, "layers": {"importance_clients": 2}},
@@ -130,10 +137,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hetlora": {"kind": "hetlora", "min_rank": 1, "decay": 0.5, "penalty": 10.0},
 }
 FIRST = [variant for variant in VARIANTS if variant.startswith("importance in the first round")]
+AVERAGED = [variant for variant in VARIANTS if "averaged" in variant]
 DEPTH = [variant for variant in VARIANTS if ", depth by" in variant and "by position, exact" not in variant]
 _SCORES = "not everything is shared: some layers stay on the client, and are trained in part"
 EXEMPT: dict[str, dict[str, str]] = {
+    "the_servers_state_does_not_grow_with_the_clients_that_took_part": dict.fromkeys(
+        AVERAGED, "from the first round that is averaged on it holds one model more, the mean so far: tests/methods/test_averaged.py"
+    ),
     "consecutive": {
+        **dict.fromkeys(AVERAGED, "its last model is the mean of several: tests/methods/test_averaged.py"),
         "fibecfed": _SCORES,
         "published order": _SCORES,
         "closing round": _SCORES,
@@ -166,6 +178,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "lora, then personal": "its last phase asks everybody",
         "lora-finetune": "its last phase asks everybody",
         "lora, last training validated": "its last phase asks everybody",
+        "fibecfed, last rounds averaged, closing round, then validated": "its last phase asks everybody",
         "ffa on global layers, personal head, then personal": "its last phase asks everybody",
         **dict.fromkeys(["fedpeptao", *(one for one in DEPTH if "position" not in one)], "its first phase asks everybody"),
         "importance in the first round, last layers, exact": "its last phase asks everybody",

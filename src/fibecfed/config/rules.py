@@ -20,7 +20,8 @@ from ..engine.options import (
 )
 from ..local.options import LayerOptions, TrainingOptions
 from ..methods.means import means_of
-from ..methods.options import LoraFinetuneOptions, LoraParts, MethodOptions, ServerOptions
+from ..methods.options import FedExLoraOptions, LocalOptions, LoraFinetuneOptions, LoraParts, MethodOptions
+from ..methods.server_options import ServerOptions
 from ..models.options import ModelOptions
 from ..tracking.sinks import SINKS
 from .adapting import adapting
@@ -50,6 +51,7 @@ def contradictions(config: Tables) -> list[str]:
         *selection(config),
         *_parts(config.method, config.model),
         *_finetune(config),
+        *_tail_average(config),
         *_depth(config.method, config),
         *_importance_under_way(config),
         *(needing_classes(config) if config.data.kind == "instruction" else ()),
@@ -317,3 +319,19 @@ def _finetune(config: Tables) -> Iterator[str]:
             'method.finetune: got "validated" with `data.validation_fraction` = 0, so that clients have nothing to choose by; '
             "set `data.validation_fraction` above 0, or this to true or false"
         )
+
+
+def _tail_average(config: Tables) -> Iterator[str]:
+    method, share = config.method, getattr(config.method, "tail_average", 0.0)
+    if not share:
+        return
+    got = f"method.tail_average: got {share}"
+    if isinstance(method, FedExLoraOptions) or getattr(method, "aggregation", "mean") == "exact":
+        yield (
+            f"{got} with the exact aggregation of products, of which the mean of the factors is another model; set it to 0, "
+            'or `method.aggregation` = "mean"'
+        )
+    if isinstance(method, LocalOptions):
+        yield f'{got} with `method.kind` = "local", where clients train alone and nothing is averaged; remove it'
+    if config.evaluation.patience is not None:
+        yield f"{got} with `evaluation.patience`, which ends a phase before the rounds that are averaged; remove one of them"

@@ -25,7 +25,7 @@ from ..core.trees import WeightedSum, weighted_mean
 from ..core.types import Params
 from ..core.wire import Tensors, message
 from ..local.lowrank import product
-from .options import ServerOptions
+from .server_options import ServerOptions
 
 FIRST, SECOND, RESIDUAL = "first/", "second/", "residual/"
 """What `extra` holds, in front of a tensor's name: first and second moment, and the residual of a weight."""
@@ -89,6 +89,21 @@ class FoldedMean:
     def state(self) -> Any:
         """As `finish` makes it."""
         return self._finish(*(total.mean() for total in self._sums.values()))
+
+
+class Then:
+    """As `inner`, and `change` makes the state after the round of the one that it makes."""
+
+    def __init__(self, inner: Folding[Any, Any], change: Callable[[Any], Any]) -> None:
+        self._inner, self._change = inner, change
+
+    def add(self, received: Received[Any], /) -> None:
+        """The next answer."""
+        self._inner.add(received)
+
+    def state(self) -> Any:
+        """The state after the round."""
+        return self._change(self._inner.state())
 
 
 class _OfMean:

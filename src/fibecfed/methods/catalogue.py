@@ -303,6 +303,8 @@ def make(
     method: Any = build(context)
     if problem := import_module(f"{__package__}.contract").lacks(method):
         raise UserError(f"method: {problem}")
+    if options.tail_average:
+        method = import_module(f"{__package__}.averaged").averaged(method, options.tail_average)
     if not options.finetune:
         return method
     stands = context.asks_all and context.training.schedule == "constant"  # at the end of a decay the last round trains hardly anything

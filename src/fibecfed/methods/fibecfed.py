@@ -24,7 +24,7 @@ from ..local.optimise import Fit, fit
 from ..local.options import CurriculumOptions, LayerOptions, NeuronOptions, TrainingOptions
 from ..local.private import fit_private
 from ..local.schedule import in_round
-from .aggregation import MEAN, Aggregation, aggregation_of, deltas, mean_by_size, pools, residual_ratio, schedules_of
+from .aggregation import MEAN, Aggregation, Then, aggregation_of, deltas, mean_by_size, pools, residual_ratio, schedules_of
 from .agreement import HALVES, Agreement, FoldedAgreement, agreement_of
 from .catalogue import MethodContext
 from .depth import BLOCKS, PHASE, Depth, Information, depth_of, ends, mean_information, untrained
@@ -34,7 +34,7 @@ from .fibecfed_messages import AllLayers, GlobalLayers, LocalLayers, Server
 from .fibecfed_private import Sums, can_be_private, train_private
 from .importance import NAME, Importance, Measuring, noted
 from .importance import PHASE as IMPORTANCE
-from .means import NO_MEANS, Marking, Means, means_of
+from .means import NO_MEANS, Means, marked, means_of
 from .options import FibecFedOptions
 from .parts import FROZEN_A, NOTHING, Names, of_layers, trained_on
 from .ratio import AskRatio, Ratio, ask_ratio, mean_ratio, measured, no_share
@@ -275,7 +275,7 @@ class FibecFed(Defaults):
         """Mean of what came back, weighted by n_k over the clients that answered [S], or another aggregation [C]."""
         after = self.aggregation.step(server, received)
         if self.means.all_sent(now):
-            after = replace(after, has_mean=True)
+            after = marked(after)
         if self._measuring.is_in(now):
             return self._measured(after, mean_by_size(received, "importance")[NAME])
         if self.agreement is None or now.phase != "tune":
@@ -292,7 +292,7 @@ class FibecFed(Defaults):
         if inner is None:
             return None
         if self.means.all_sent(now):
-            inner = Marking(inner)
+            inner = Then(inner, marked)
         if self.agreement is not None and now.phase == "tune":
             return FoldedAgreement(self.agreement, server, self._shared(server), inner, now)
         return self._measuring.folding(inner, self._measured) if self._measuring.is_in(now) else inner

@@ -8,8 +8,7 @@ every round, each has a model of its own from the last one already, and nobody t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from ..core.method import ClientView, Load, Method, Phase, Received, Update, Wor
 from ..core.rng import Key
 from ..core.task import Task, Use
 from ..core.types import ClientId, Params, Round
-from ..core.wire import Tensors, message
+from ..core.wire import message
 from ..local.difficulty import losses_per_token
+from .extended import extended, values_of
 from .fedavg import work_of
 
 PHASE = "finetune"
@@ -206,23 +206,17 @@ def between(before: Params, after: Params, step: float) -> Params:
     return {name: value if before[name] is value else torch.lerp(before[name], value, step) for name, value in after.items()}
 
 
-@lru_cache
 def with_tuned(state: type[Any]) -> type[Any]:
-    """The message class of a client's state with a field `tuned` for the model it keeps, and `last` for the one that it trained in the last
-    round; reads the bytes of `state` as well."""
-    added = {"tuned": Tensors, "last": Tensors}
-    body: dict[str, Any] = {"__annotations__": {**state.__wire_fields__, **added}, "__doc__": state.__doc__}
-    body |= {one.name: one.default for one in fields(state) if one.default is not MISSING}
-    body |= {one.name: field(default_factory=one.default_factory) for one in fields(state) if one.default_factory is not MISSING}
-    return message(type(state.__name__, (), {**body, **{name: field(default_factory=dict) for name in added}}))
+    """The message class of a client's state with `tuned`, the model that it keeps, and `last`, the one trained in the last round."""
+    return extended(state, "tuned", "last")
 
 
 def _inner(method: Method[Any, Any], state: Any) -> Any:
-    return method.client_state(**{one.name: getattr(state, one.name) for one in fields(method.client_state)})
+    return method.client_state(**values_of(state, method.client_state))
 
 
 def _outer(method: Method[Any, Any], state: Any, **kept: Params) -> Any:
-    return with_tuned(method.client_state)(**{one.name: getattr(state, one.name) for one in fields(state)}, **kept)
+    return with_tuned(method.client_state)(**values_of(state), **kept)
 
 
 def _with_inner_state(method: Method[Any, Any], client: ClientView[Any]) -> ClientView[Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Folding, Received
 from ..core.types import Params, Round
 from ..local.options import LayerOptions
 
@@ -57,19 +56,9 @@ class Means:
 NO_MEANS = Means(0, 0.0, 0)
 
 
-class Marking:
-    """The folding of a round in which clients send every layer: as `inner`, and the server has a mean then."""
-
-    def __init__(self, inner: Folding[Any, Any]) -> None:
-        self._inner = inner
-
-    def add(self, received: Received[Any], /) -> None:
-        """The next answer."""
-        self._inner.add(received)
-
-    def state(self) -> Any:
-        """The state after the round."""
-        return replace(self._inner.state(), has_mean=True)
+def marked(server: Any) -> Any:
+    """The state after a round in which clients sent every layer: the server has a mean then."""
+    return replace(server, has_mean=True)
 
 
 def means_of(options: LayerOptions, num_rounds: int) -> Means:

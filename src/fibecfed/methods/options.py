@@ -10,17 +10,7 @@ from ..adapters import options as adapters
 from ..core.options import Options
 from .fibecfed_tables import FibecFedCurriculum, FibecFedLayers, FibecFedNeurons
 from .presets import filled_options
-
-
-class ServerOptions(Options):
-    """`method.server`: the server optimiser of the aggregations fedavgm, fedadam and fedyogi."""
-
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="[C] eta, server learning rate. Default: 1 with fedavgm, 0.01 with fedadam and fedyogi."
-    )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="[S] beta_1, server momentum.")
-    beta2: float = Field(default=0.99, ge=0, lt=1, description="[S] beta_2 of fedadam and fedyogi, for the second moment.")
-    tau: float = Field(default=1e-3, gt=0, description="[S] tau of fedadam and fedyogi: the larger, the less adaptive their steps.")
+from .server_options import ServerOptions
 
 
 class MethodOptions(Options):
@@ -32,6 +22,13 @@ class MethodOptions(Options):
         description="[C] After the last round, every client trains once more and keeps the result; validated: it keeps the mean of the "
         "models before and after, or one of these, where its loss on the validation part is lower by over a quarter of a standard error; "
         "where every client takes part in every round, the one after is that of the last round.",
+    )
+    tail_average: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="[C] Fraction of the rounds, the last ones, whose models are averaged: behind the last round their mean takes the "
+        "place of its model. 0: none.",
     )
     needs_classes: ClassVar[bool] = False
     same_shapes: ClassVar[bool] = True  # all clients train tensors of the same shapes
