@@ -26,6 +26,7 @@ from fibecfed.engine.runtime import frame
 from fibecfed.engine.shared_fields import only_clipped, shared_of
 from fibecfed.local.options import TrainingOptions
 from fibecfed.methods import catalogue
+from fibecfed.methods.averaged import TailAveraged
 from fibecfed.methods.fedavg import FedAvg, ServerModel
 from fibecfed.privacy.clip import Integers, grid_step
 from fibecfed.privacy.ledger import Ledger, Terms
@@ -97,6 +98,21 @@ def test_no_answer_moves_the_mean_by_more_than_c_over_m(bad: str, tmp_path: Path
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def test_the_mean_of_the_last_rounds_is_that_of_the_noised_models(tmp_path: Path) -> None:
+    answers, averaged = {client: moved(0.01 * n) for n, client in enumerate(CLIENTS)}, TailAveraged(lora(), 0.5)
+    assert why_unpooled(averaged) is None
+    plain = state = ServerModel(dict(START))
+    seen: list[Params] = []
+    for number in (2, 3):
+        folders = [_made(tmp_path / f"{who}{number}") for who in ("plain", "averaged")]
+        plain = release(Replies(answers), folders[0], lora(), plain, number).after
+        state = release(Replies(answers), folders[1], averaged, state, number).after
+        seen.append(plain.params)
+    assert not torch.equal(seen[0]["u"], seen[1]["u"])
+    for name, value in state.params.items():
+        torch.testing.assert_close(value, (seen[0][name] + seen[1][name]) / 2)
 
 
 def test_neither_sizes_nor_work_count_nor_are_recorded(tmp_path: Path) -> None:
