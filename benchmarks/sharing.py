@@ -4,6 +4,7 @@ FIBECFED_SITES=FOLDER python benchmarks/study.py run sharing --workers 1 --out r
 python benchmarks/sharing.py runs/study                                                       # the table of what is done so far
 python benchmarks/sharing.py runs/study presets                                               # presets beside `lora`, seed by seed
 python benchmarks/sharing.py runs/study rates                                                 # learning rates and their decay
+python benchmarks/sharing.py runs/study server                                                # means of rounds, server momentum, pull
 """
 
 from __future__ import annotations
@@ -106,16 +107,18 @@ def presets(root: Path) -> None:
     print("\nBeside `lora` before its local training:", *beside, sep="\n")
 
 
+SERVER = ("best", "best, averaged", "best, 6e-3, averaged", "best, server momentum", "best, pull")
 RATES = ("best", "best, 6e-3", "best, 6e-3, decay", "lora", "lora, 6e-3", "lora, 6e-3, decay")
 
 
-def rates(root: Path) -> None:
-    """Learning rates and their decay on seed 0: scores before and after the last local training, and of the server's model."""
+def rates(root: Path, methods: tuple[str, ...] = RATES) -> None:
+    """Of some methods on seed 0, for learning rates and their decay: scores before and after the last local training, and of the server's
+    model."""
     titles = "personalised | + local training | global | validation | + local training"
     print(f"| data | clients | method | {titles} |\n|---|---|---|---|---|---|---|---|")
     together = dict[str, list[tuple[float, ...]]]()
     for task, spread in DATA:
-        for method in RATES:
+        for method in methods:
             folder = root / task / spread / method / "0"
             if (folder / "summary.json").exists():
                 one = outcome(folder)
@@ -133,6 +136,8 @@ def main() -> None:
     root = Path(sys.argv[1]) / "sharing"
     if sys.argv[2:] == ["rates"]:
         return rates(root)
+    if sys.argv[2:] == ["server"]:
+        return rates(root, SERVER)
     if sys.argv[2:] == ["presets"]:
         return presets(root)
     scores = "personalised | + local training | global | validation | + local training"
