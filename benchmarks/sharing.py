@@ -112,8 +112,8 @@ RATES = ("best", "best, 6e-3", "best, 6e-3, decay", "lora", "lora, 6e-3", "lora,
 
 
 def rates(root: Path, methods: tuple[str, ...] = RATES) -> None:
-    """Of some methods on seed 0, for learning rates and their decay: scores before and after the last local training, and of the server's
-    model."""
+    """Scores of some methods on seed 0 before and after the last local training, and of the server's model; by default of learning rates
+    and their decay."""
     titles = "personalised | + local training | global | validation | + local training"
     print(f"| data | clients | method | {titles} |\n|---|---|---|---|---|---|---|---|")
     together = dict[str, list[tuple[float, ...]]]()

@@ -32,7 +32,7 @@ def held(kind: str, **options: Any) -> tuple[Any, list[Any]]:
 def test_the_result_is_the_mean_of_the_last_rounds_models(share: float, number: int):
     (_, plain), (world, steps) = held("lora", finetune=False), held("lora", finetune=False, tail_average=share)
     for before, step in zip(plain[:-1], steps[:-1], strict=True):
-        same(before.server.params, step.server.params)
+        assert same(before.server.params, step.server.params)
     last = [step.server.params for step in plain[-number:]]
     for name, value in steps[-1].server.params.items():
         torch.testing.assert_close(value, torch.stack([one[name] for one in last]).double().mean(0).float(), rtol=1e-5, atol=1e-7)
@@ -49,7 +49,7 @@ def test_nothing_else_of_a_method_changes(kind: str):
         one, two = before.record, step.record
         assert (one.bytes_down, one.bytes_up, one.steps, one.loss) == (two.bytes_down, two.bytes_up, two.steps, two.loss)
     for before, step in zip(plain[:-1], steps[:-1], strict=True):
-        same(before.server.params, step.server.params)
+        assert same(before.server.params, step.server.params)
     rounds = plain[-1].now.num_rounds
     number = -(-rounds // 2)
     moved = 0
@@ -68,7 +68,7 @@ def test_the_last_training_begins_with_the_mean():
     _, plain = held("lora", finetune=False, tail_average=0.5)
     phase = world.method.phases[-1]
     assert phase.name == "finetune"
-    same(phase.broadcast(steps[-1].server, steps[-1].now).shared, plain[-1].server.params)
+    assert same(phase.broadcast(steps[-1].server, steps[-1].now).shared, plain[-1].server.params)
 
 
 def test_a_closing_round_begins_with_the_mean():
@@ -87,7 +87,7 @@ def test_its_state_is_a_message_and_it_can_be_copied():
     state = steps[-2].server
     assert state.tail
     read = decode(world.method.server_state, encode(state))
-    same(read.tail, state.tail)
+    assert same(read.tail, state.tail)
     for again in (copy.copy(world.method), pickle.loads(pickle.dumps(world.method))):
         assert isinstance(again, TailAveraged)
         assert again == world.method
